@@ -1,0 +1,1 @@
+"""Judge and time artifacts: parity with the oracle, latency against each other."""

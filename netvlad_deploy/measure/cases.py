@@ -1,0 +1,120 @@
+"""The inputs of a parity check: ordinary ones, and those where NetVLAD implementations go wrong.
+
+Every case is made from a seed. The constructed ones solve for features with chosen assignment logits, using the
+oracle's own affine map, so that they hit the same regime with any trained weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from netvlad_deploy.oracle import ReferenceParameters, assignment_projection
+from netvlad_deploy.runner import Array, Arrays
+from netvlad_deploy.spec import FEATURES, MASK, AxisRange, Profile
+
+DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
+"""Shapes to try where no optimization profile limits them."""
+
+SCALES = (1e-4, 1.0, 100.0, 1e4)
+GHOST_MARGINS = (30.0, 60.0, 100.0)
+EMPTY_MARGIN = 200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One input: features (B,N,D) float32 and optionally a mask (B,N)."""
+
+    name: str
+    features: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_] | None = None
+
+    def feeds(self, *, masked: bool) -> Arrays:
+        """Return what a runner takes; an unpadded case gets a mask of all valid rows if the runner wants one."""
+        if not masked:
+            return {FEATURES: self.features}
+        mask = np.ones(self.features.shape[:2], dtype=np.bool_) if self.mask is None else self.mask
+        return {FEATURES: self.features, MASK: mask}
+
+
+def default_cases(
+    parameters: ReferenceParameters, *, shapes: Profile | None = None, masked: bool = False, seed: int = 0
+) -> Iterator[Case]:
+    """Yield the cases of `validate`, one at a time, within the shapes of an optimization profile."""
+    shapes = shapes or DEFAULT_SHAPES
+    batch, length = shapes.batch, shapes.num_features
+    width = parameters.spec.feature_size
+    random = np.random.default_rng(seed)
+
+    def gaussian(items: int, rows: int) -> npt.NDArray[np.float32]:
+        return random.standard_normal((items, rows, width), dtype=np.float32)
+
+    usual = (batch.opt, length.opt)
+    yield Case(name="typical", features=gaussian(*usual))
+    yield Case(name="zero rows", features=zero_rows(unit_rows(gaussian(*usual))))
+    yield Case(name=f"num_features {length.min}", features=gaussian(batch.opt, length.min))
+    yield Case(name=f"num_features {length.max}", features=gaussian(batch.min, length.max))
+    yield Case(name=f"batch {batch.min}", features=unit_rows(gaussian(batch.min, length.opt)))
+    yield Case(name=f"batch {batch.max}", features=unit_rows(gaussian(batch.max, length.opt)))
+    for scale in SCALES:
+        name = "L2-normalised" + ("" if scale == 1 else f" x {scale:g}")
+        yield Case(name=name, features=unit_rows(gaussian(*usual)) * np.float32(scale))
+    yield Case(name="empty clusters", features=empty_clusters(parameters, *usual, random))
+    if parameters.spec.num_ghost_clusters:
+        for margin in GHOST_MARGINS:
+            features = ghosts_win(parameters, margin, *usual, random)
+            yield Case(name=f"ghosts win by {margin:g}", features=features)
+    if masked:
+        features = unit_rows(gaussian(max(batch.opt, min(2, batch.max)), length.opt))
+        lengths = random.integers(length.min, length.opt + 1, size=len(features))
+        lengths[-1] = 0
+        yield Case(name="padded", features=features, mask=np.arange(length.opt) < lengths[:, None])
+
+
+def unit_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the local descriptors L2-normalised."""
+    normalised: npt.NDArray[np.float32] = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    return normalised
+
+
+def zero_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the features with every other row zero, as dead image regions give them."""
+    features = features.copy()
+    features[:, ::2] = 0
+    return features
+
+
+def empty_clusters(
+    parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Return features of which cluster 0 wins every row, so that all the others stay empty."""
+    target = np.zeros(parameters.clusters.shape[1])
+    target[0] = EMPTY_MARGIN
+    return with_logits(parameters, target, items, rows, random)
+
+
+def ghosts_win(
+    parameters: ReferenceParameters, margin: float, items: int, rows: int, random: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Return features whose ghost logits exceed all others by `margin` in every row."""
+    target = np.zeros(parameters.clusters.shape[1])
+    target[parameters.spec.num_clusters :] = margin
+    return with_logits(parameters, target, items, rows, random)
+
+
+def with_logits(
+    parameters: ReferenceParameters, target: Array, items: int, rows: int, random: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Return features (items, rows, D) whose assignment logits are near `target`, up to what all columns share.
+
+    The least-squares solution is exact where D >= K+G and the columns are independent; rows differ by noise of a
+    tenth of a logit.
+    """
+    weight, bias = assignment_projection(parameters)
+    centred = weight - weight.mean(axis=1, keepdims=True)
+    wanted = target - bias
+    inverse = np.linalg.pinv(centred)  # (K+G, D)
+    solution = (wanted - wanted.mean()) @ inverse
+    noise = random.standard_normal((items, rows, len(target)))
+    return (solution + 0.1 * noise @ inverse).astype(np.float32)

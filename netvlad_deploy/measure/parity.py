@@ -1,0 +1,177 @@
+"""Compare a runner with the oracle, case by case and cluster by cluster.
+
+A case passes if every value is finite and the error of every cluster is within what the error model allows for
+this input. Where the oracle's descriptor is shorter than 0.5 (ghosts won nearly every row) a cosine means nothing;
+there the descriptor must match to 1e-6 absolute, and the report counts those rows apart. Intra-normalisation hides
+a uniform fault, so the probe outputs are compared too where the artifact has them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from netvlad_deploy.errors import ParityError
+from netvlad_deploy.oracle import Float64, ReferenceParameters
+from netvlad_deploy.runner import Array, Runner
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec import DESCRIPTOR, MASK, SOFT_ASSIGNMENT, NetVLADSpec, Verdict
+
+from .cases import Case, default_cases
+from .error_model import tolerances
+
+COSINE_NORM = 0.5
+"""A cosine counts only where the oracle's norm exceeds this."""
+
+SHORT_TOLERANCE = 1e-6
+"""Absolute tolerance where it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputParity:
+    """How one output of one case differs from the reference.
+
+    `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`. `cosine_min` and `cosine_p1` are
+    over the `cosine_rows` batch items whose reference norm exceeds 0.5, None if there is none.
+    """
+
+    output: str
+    verdict: Verdict
+    max_abs: float
+    cosine_min: float | None
+    cosine_p1: float | None
+    cosine_rows: int
+    short_rows: int
+    norm_error: float
+    non_finite: int
+    worst_cluster: int
+    worst_error: float
+    tolerance: float
+    worst_ratio: float
+    cluster_errors: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseParity:
+    """All compared outputs of one case."""
+
+    name: str
+    batch: int
+    num_features: int
+    outputs: tuple[OutputParity, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if any output failed."""
+        return Verdict.combine(output.verdict for output in self.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """The outcome of `compare`; `reason` says why nothing ran, if nothing did."""
+
+    candidate: str
+    reference: str
+    precision: str
+    cases: tuple[CaseParity, ...]
+    reason: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if any case failed, NOT_RUN if none ran."""
+        return Verdict.combine(case.verdict for case in self.cases)
+
+
+def compare(
+    candidate: Runner,
+    parameters: ReferenceParameters,
+    *,
+    against: Runner | None = None,
+    cases: Iterable[Case] | None = None,
+) -> ParityReport:
+    """Run every case through `candidate` and the reference (the oracle, or `against`), and judge the difference.
+
+    Raises: ParityError if the two have different shapes, or there is nothing to compare; InputError, RunError.
+    """
+    if candidate.spec != parameters.spec:
+        raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
+    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
+        raise ParityError(f"{candidate.name} and {against.name} have descriptors of different size")
+    masked = MASK in candidate.inputs
+    if cases is None:
+        cases = default_cases(parameters, shapes=candidate.profile, masked=masked)
+    with OracleRunner(parameters) as oracle:
+        results = tuple(_compare_case(case, candidate, oracle, against) for case in cases)
+    if not results:
+        raise ParityError("no case to compare: a comparison of nothing is not a pass")
+    name = (against or oracle).name
+    return ParityReport(candidate=candidate.name, reference=name, precision=candidate.precision, cases=results)
+
+
+def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: Runner | None) -> CaseParity:
+    feeds = case.feeds(masked=MASK in candidate.inputs)
+    got = candidate.run(feeds)
+    expected = oracle.run(feeds)
+    allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)
+    if against is not None:  # both sides round
+        expected = {**against.run(case.feeds(masked=MASK in against.inputs))}
+        allowed = {name: 2 * tolerance for name, tolerance in allowed.items()}
+    shared = [name for name in got if name in expected]
+    if not shared:
+        raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
+    outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec) for name in shared)
+    batch, num_features, _ = case.features.shape
+    return CaseParity(name=case.name, batch=batch, num_features=num_features, outputs=outputs)
+
+
+def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVLADSpec) -> OutputParity:
+    if got.shape != expected.shape:
+        raise ParityError(f"{name} has shape {got.shape}, the reference has {expected.shape}")
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    non_finite = int((~np.isfinite(got)).sum())
+    difference = np.where(np.isfinite(got), got - expected, np.inf)
+    errors = _cluster_errors(name, difference, spec)
+    ratios = errors / allowed
+    worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
+    flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
+    norms = np.linalg.norm(flat_expected, axis=1)
+    counted = norms > COSINE_NORM
+    cosines = _cosines(flat[counted], flat_expected[counted])
+    short_error = np.abs(difference[~counted]).max(initial=0.0) if name == DESCRIPTOR else 0.0
+    passed = non_finite == 0 and ratios[worst] <= 1 and short_error < SHORT_TOLERANCE
+    return OutputParity(
+        output=name,
+        verdict=Verdict.PASS if passed else Verdict.FAIL,
+        max_abs=float(np.abs(difference).max()),
+        cosine_min=float(cosines.min()) if len(cosines) else None,
+        cosine_p1=float(np.percentile(cosines, 1)) if len(cosines) else None,
+        cosine_rows=int(counted.sum()),
+        short_rows=int((~counted).sum()),
+        norm_error=float(np.abs(np.linalg.norm(flat, axis=1) - norms).max()),
+        non_finite=non_finite,
+        worst_cluster=int(worst[-1]),
+        worst_error=float(errors[worst]),
+        tolerance=float(allowed[worst]),
+        worst_ratio=float(ratios[worst]),
+        cluster_errors=tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
+    )
+
+
+def _cluster_errors(name: str, difference: Float64, spec: NetVLADSpec) -> Float64:
+    """Return errors with the clusters last: the norm over D (B,K), or absolute (B,N,K) for the assignments."""
+    if name == SOFT_ASSIGNMENT:
+        return np.abs(difference)
+    if name == DESCRIPTOR:  # index d*K + k
+        return np.linalg.norm(difference.reshape(-1, spec.feature_size, spec.num_clusters), axis=1)
+    return np.linalg.norm(difference, axis=2)
+
+
+def _cosines(got: Float64, expected: Float64) -> Float64:
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    cosines: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return cosines
+
+
+def outputs_of(report: ParityReport) -> Iterable[tuple[CaseParity, OutputParity]]:
+    """Yield every case with each of its outputs, in order."""
+    return ((case, output) for case in report.cases for output in case.outputs)

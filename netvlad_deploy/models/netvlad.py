@@ -1,0 +1,81 @@
+"""The torch reference: NetVLAD with ghost clusters and BatchNorm on the assignments.
+
+Constructor and parameter names are those of the collaborative-experts module (also shipped by towhee), so that
+its checkpoints load with `strict=True` and give the same descriptors. It stays close to the equations; what makes
+it fast on a GPU happens in `netvlad_deploy.export.fold`.
+
+Source: Arandjelovic et al. 2016 (NetVLAD); Miech et al. 2017 (BatchNorm instead of a bias on the assignment);
+Zhong et al. 2018 (ghost clusters).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from netvlad_deploy.spec import NetVLADSpec
+
+
+class NetVLAD(nn.Module):
+    """Aggregate local descriptors (B,N,D) into a descriptor (B, D*K), index d*K + k.
+
+    Args:
+        cluster_size: number of clusters K.
+        feature_size: width D of a local descriptor.
+        ghost_clusters: number of ghost clusters G, which take part in the softmax and are then dropped.
+        add_batch_norm: normalise the assignment logits; without it they have no bias at all.
+
+    Raises: InputError if a size is out of range.
+    """
+
+    def __init__(
+        self, cluster_size: int, feature_size: int, ghost_clusters: int = 0, add_batch_norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.spec = NetVLADSpec(
+            num_clusters=cluster_size,
+            feature_size=feature_size,
+            num_ghost_clusters=ghost_clusters,
+            batch_norm=add_batch_norm,
+        )
+        self.cluster_size = cluster_size
+        self.feature_size = feature_size
+        self.ghost_clusters = ghost_clusters
+        self.add_batch_norm = add_batch_norm
+        self.out_dim = self.spec.descriptor_size
+        scale = 1.0 / math.sqrt(feature_size)
+        self.clusters = nn.Parameter(scale * torch.randn(feature_size, cluster_size + ghost_clusters))
+        self.batch_norm = nn.BatchNorm1d(cluster_size + ghost_clusters) if add_batch_norm else None
+        self.clusters2 = nn.Parameter(scale * torch.randn(1, feature_size, cluster_size))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the L2-normalised descriptor (B, D*K) of local descriptors x (B,N,D).
+
+        `mask` (B,N) bool marks the valid rows; padded rows must be finite and change nothing, a batch item
+        without a valid row gives zeros. Without a mask this is the original layer exactly.
+
+        Raises: ValueError if x is on another device than the parameters, or x or mask has another shape.
+        """
+        if x.device != self.clusters.device:
+            raise ValueError(f"x is on {x.device}, the parameters are on {self.clusters.device}: move one of them")
+        if x.ndim != 3 or x.shape[2] != self.feature_size:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, num_features, {self.feature_size})")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(x.shape[:2])}")
+        assignment = self._soft_assignment(x, mask)  # (B,N,K)
+        centroid_sum = assignment.sum(dim=1, keepdim=True) * self.clusters2  # (B,1,K) * (1,D,K)
+        residual_sum = (assignment.transpose(1, 2) @ x).transpose(1, 2) - centroid_sum  # (B,D,K)
+        intra_normalized = functional.normalize(residual_sum, dim=1)
+        return functional.normalize(intra_normalized.reshape(-1, self.out_dim), dim=1)
+
+    def _soft_assignment(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        logits = x.reshape(-1, self.feature_size) @ self.clusters  # (B*N, K+G)
+        if self.batch_norm is not None:
+            if mask is not None and self.training:  # batch statistics of the valid rows alone
+                valid = mask.reshape(-1)
+                logits = logits.masked_scatter(valid[:, None], self.batch_norm(logits[valid]))
+            else:
+                logits = self.batch_norm(logits)
+        assignment = logits.softmax(dim=1)[:, : self.cluster_size].reshape(*x.shape[:2], self.cluster_size)
+        return assignment if mask is None else assignment * mask[..., None]

@@ -1,0 +1,23 @@
+"""Run the unfolded torch module as a runner, to compare with and to time against."""
+
+import torch
+
+from netvlad_deploy.runner import Arrays, Runner
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
+
+from .netvlad import NetVLAD
+
+
+class TorchRunner(Runner):
+    """Run a reference module on the CPU in `inference_mode`, with as many threads as asked."""
+
+    def __init__(self, module: NetVLAD, *, threads: int | None = None) -> None:
+        super().__init__("torch", module.spec, inputs=(FEATURES,), optional_inputs=(MASK,), outputs=(DESCRIPTOR,))
+        self.module = module.eval()
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(array) for array in feeds.values()]
+            return {DESCRIPTOR: self.module(*tensors).numpy()}

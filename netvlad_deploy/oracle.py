@@ -1,0 +1,149 @@
+"""The oracle: NetVLAD in float64, equation by equation, in NumPy.
+
+It reads the unfolded parameters that `export` writes beside an ONNX file and applies BatchNorm itself. It
+shares no code with the torch module, the fold or the graph, so a fault in one of those cannot validate itself.
+
+    l = (x W - mean) / sqrt(var + eps) * gamma + beta     assignment_logits   (B,N,K+G)
+    a = softmax(l) over K+G, first K columns, times mask   soft_assignment     (B,N,K)
+    V_k = sum_n a_nk (x_n - c_k)                           residual_sum        (B,K,D)
+    V_k / max(|V_k|, 1e-12), flattened d*K + k, again      descriptor          (B,D*K)
+
+Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
+"""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ArtifactError, InputError
+from .spec import NORM_FLOOR, NetVLADSpec
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm:
+    """BatchNorm over the assignment logits: four (K+G,) vectors and epsilon."""
+
+    weight: Float64
+    bias: Float64
+    running_mean: Float64
+    running_var: Float64
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceParameters:
+    """Unfolded parameters of a NetVLAD layer: clusters (D,K+G), centroids (K,D), optional BatchNorm."""
+
+    clusters: Float64
+    centroids: Float64
+    batch_norm: BatchNorm | None
+
+    @property
+    def spec(self) -> NetVLADSpec:
+        """Return the sizes these parameters imply."""
+        num_clusters, feature_size = self.centroids.shape
+        return NetVLADSpec(
+            num_clusters=num_clusters,
+            feature_size=feature_size,
+            num_ghost_clusters=self.clusters.shape[1] - num_clusters,
+            batch_norm=self.batch_norm is not None,
+        )
+
+
+def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
+    """Read the parameters from arrays under the reference's own names (`clusters`, `clusters2`, `batch_norm.*`).
+
+    Raises: InputError if an array is missing, has another shape or is not finite.
+    """
+    wanted = ["clusters", "clusters2"]
+    has_batch_norm = any(name.startswith("batch_norm.") for name in arrays)
+    if has_batch_norm:
+        wanted += [f"batch_norm.{key}" for key in BATCH_NORM_KEYS]
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise InputError(f"reference parameters lack {', '.join(missing)}")
+    values = {name: np.asarray(arrays[name], dtype=np.float64) for name in wanted}
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"reference parameter {name} is not finite")
+    clusters, clusters2 = values["clusters"], values["clusters2"]
+    columns = clusters.shape[-1]
+    if clusters2.ndim != 3 or clusters.shape[0] != clusters2.shape[1] or columns < clusters2.shape[2]:
+        raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
+    batch_norm = None
+    if has_batch_norm:
+        vectors = {key: values[f"batch_norm.{key}"] for key in BATCH_NORM_KEYS}
+        eps = float(vectors.pop("eps"))
+        for key, vector in vectors.items():
+            if vector.shape != (columns,):
+                raise InputError(f"batch_norm.{key} has shape {vector.shape}, expected ({columns},)")
+        batch_norm = BatchNorm(**vectors, eps=eps)
+    return ReferenceParameters(clusters=clusters, centroids=clusters2[0].T.copy(), batch_norm=batch_norm)
+
+
+def load_reference(path: Path) -> ReferenceParameters:
+    """Read `NAME.reference.npz`.
+
+    Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return parameters_from_arrays({name: archive[name] for name in archive.files})
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, InputError) as error:
+        raise ArtifactError(f"{path} is not a readable reference file ({error}): export again") from error
+
+
+def write_reference(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """Write unfolded parameters under the reference's own names; the same arrays give the same bytes."""
+    np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+
+
+def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float64:
+    """Return l (B,N,K+G) of local descriptors (B,N,D), BatchNorm applied with its running statistics."""
+    logits: Float64 = features.astype(np.float64) @ parameters.clusters
+    if (norm := parameters.batch_norm) is not None:
+        normalised = (logits - norm.running_mean) / np.sqrt(norm.running_var + norm.eps)
+        logits = normalised * norm.weight + norm.bias
+    return logits
+
+
+def assignment_projection(parameters: ReferenceParameters) -> tuple[Float64, Float64]:
+    """Return the weight (D,K+G) and bias (K+G,) of the affine map that `assignment_logits` is."""
+    origin = assignment_logits(parameters, np.zeros((1, parameters.spec.feature_size)))[0]
+    return assignment_logits(parameters, np.eye(parameters.spec.feature_size)) - origin, origin
+
+
+def soft_assignment(logits: Float64, num_clusters: int, mask: Array | None = None) -> Float64:
+    """Return a (B,N,K): softmax over all K+G columns, ghosts dropped, rows outside the mask zero."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    assignment: Float64 = (exponentials / exponentials.sum(axis=-1, keepdims=True))[..., :num_clusters]
+    return assignment if mask is None else assignment * mask[..., None]
+
+
+def residual_sum(assignment: Float64, features: Array, centroids: Float64) -> Float64:
+    """Return V (B,K,D): the sum over n of a_nk (x_n - c_k)."""
+    weighted: Float64 = assignment.swapaxes(1, 2) @ features.astype(np.float64)
+    return weighted - assignment.sum(axis=1)[..., None] * centroids
+
+
+def l2_normalize(values: Float64) -> Float64:
+    """Divide by the norm over the last axis, clamped to at least 1e-12."""
+    norm = np.sqrt((values * values).sum(axis=-1, keepdims=True))
+    normalised: Float64 = values / np.maximum(norm, NORM_FLOOR)
+    return normalised
+
+
+def descriptor(residuals: Float64) -> Float64:
+    """Return the descriptor (B, D*K) of V (B,K,D): intra-normalise, flatten d*K + k, L2-normalise."""
+    intra_normalized = l2_normalize(residuals)
+    return l2_normalize(intra_normalized.swapaxes(1, 2).reshape(len(residuals), -1))

@@ -1,0 +1,131 @@
+"""The one way to run anything: feeds in, arrays out.
+
+A runner is a context manager over something that can compute a descriptor. It owns what it returns, checks
+what it is given, and says in one line what is wrong. Whether the features are finite is checked where they
+enter (`check_finite`): a runner that timed it would time NumPy. Padded rows are the exception, because
+0 * NaN is NaN: with a mask they must be finite, and the runner names the row that is not.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError, RunError
+from .spec import FEATURES, MASK, NetVLADSpec, Profile
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+Feeds = Mapping[str, Array]
+RunnerType = TypeVar("RunnerType", bound="Runner")
+
+
+class Runner(ABC):
+    """Compute the outputs of one artifact, checkpoint or oracle.
+
+    Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid.
+    Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: NetVLADSpec,
+        *,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        optional_inputs: tuple[str, ...] = (),
+        dtype: npt.DTypeLike = np.float32,
+        profile: Profile | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.inputs = inputs
+        self.optional_inputs = optional_inputs
+        self.outputs = outputs
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.profile = profile
+        self.precision = precision
+        self._open = True
+
+    def run(self, feeds: Feeds) -> Arrays:
+        """Return a fresh array for each output.
+
+        Raises: InputError if the feeds are not what the runner takes; RunError if it was closed or failed.
+        """
+        if not self._open:
+            raise RunError(f"{self.name} is closed: open it again before running it")
+        return self._run(self.check_feeds(feeds))
+
+    def check_feeds(self, feeds: Feeds) -> Arrays:
+        """Return the feeds as contiguous arrays after checking names, rank, width, dtype and padding.
+
+        Raises: InputError naming what was got, what was expected and what to do.
+        """
+        if not set(self.inputs) <= set(feeds) <= {*self.inputs, *self.optional_inputs}:
+            hint = ": export with --masked" if MASK in feeds else ""
+            raise InputError(f"{self.name} takes {', '.join(self.inputs)}, got {', '.join(feeds) or 'nothing'}{hint}")
+        features = feeds[FEATURES]
+        check_features(features, self.spec.feature_size, dtype=self.dtype)
+        if self.profile is not None:
+            for axis, length, bounds in (
+                ("batch", features.shape[0], self.profile.batch),
+                ("num_features", features.shape[1], self.profile.num_features),
+            ):
+                if not bounds.min <= length <= bounds.max:
+                    raise InputError(f"{axis} is {length}, outside the profile {bounds}: rebuild with a wider range")
+        if MASK in feeds:
+            check_mask(feeds[MASK], features)
+        return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+
+    def close(self) -> None:
+        """Release what the runner holds; closing twice is fine."""
+        self._open = False
+
+    def __enter__(self: RunnerType) -> RunnerType:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _run(self, feeds: Arrays) -> Arrays:
+        """Compute the outputs of checked feeds."""
+
+
+def check_features(features: Array, feature_size: int, *, dtype: npt.DTypeLike = np.float32) -> None:
+    """Raise InputError unless `features` is a (B, N, feature_size) array of `dtype` with B and N at least 1."""
+    if features.ndim != 3 or features.shape[2] != feature_size:
+        raise InputError(f"features have shape {features.shape}, expected (batch, num_features, {feature_size})")
+    if 0 in features.shape:
+        raise InputError(f"features have shape {features.shape}: batch and num_features must be at least 1")
+    if features.dtype != dtype:
+        raise InputError(f"features are {features.dtype}, expected {np.dtype(dtype)}: convert with features.astype")
+
+
+def check_mask(mask: Array, features: Array) -> None:
+    """Raise InputError unless `mask` is a bool (B,N) array and the rows it pads are finite."""
+    if mask.dtype != np.bool_ or mask.shape != features.shape[:2]:
+        raise InputError(
+            f"mask is {mask.dtype} {mask.shape}, expected bool {features.shape[:2]}: True marks valid rows"
+        )
+    padded = ~mask
+    if padded.any():
+        finite = np.isfinite(features[padded]).all(axis=-1)
+        if not finite.all():
+            batch, row = (int(index[np.argmin(finite)]) for index in np.nonzero(padded))
+            raise InputError(f"padded row {row} of batch item {batch} is not finite: pad with zeros (0 * NaN is NaN)")
+
+
+def check_finite(features: Array) -> None:
+    """Raise InputError naming the first local descriptor that holds NaN or infinity."""
+    finite = np.isfinite(features).all(axis=-1)
+    if not finite.all():
+        batch, row = (int(index[0]) for index in np.nonzero(~finite))
+        raise InputError(f"features are not finite: first at batch item {batch}, row {row}")

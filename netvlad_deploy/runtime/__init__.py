@@ -1,0 +1,1 @@
+"""What runs artifacts. Nothing here imports torch, so a device without it can still embed, validate and measure."""

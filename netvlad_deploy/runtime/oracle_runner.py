@@ -1,0 +1,22 @@
+"""Run the float64 oracle as a runner."""
+
+from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, descriptor, residual_sum, soft_assignment
+from netvlad_deploy.runner import Arrays, Runner
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
+
+
+class OracleRunner(Runner):
+    """Compute the descriptor and both probes in float64 from unfolded parameters; the mask is optional."""
+
+    def __init__(self, parameters: ReferenceParameters) -> None:
+        super().__init__(
+            "oracle", parameters.spec, inputs=(FEATURES,), optional_inputs=(MASK,), outputs=(DESCRIPTOR, *PROBES)
+        )
+        self.parameters = parameters
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        features, mask = feeds[FEATURES], feeds.get(MASK)
+        logits = assignment_logits(self.parameters, features)
+        assignment = soft_assignment(logits, self.spec.num_clusters, mask)
+        residuals = residual_sum(assignment, features, self.parameters.centroids)
+        return {DESCRIPTOR: descriptor(residuals), SOFT_ASSIGNMENT: assignment, RESIDUAL_SUM: residuals}
