@@ -208,7 +208,8 @@ def load_artifact(path: Path) -> OnnxArtifact | EngineArtifact:
     if not path.is_file():
         raise ArtifactError(f"{path} is not a file")
     record = _read_sidecar(sidecar_path(path))
-    kind = {"onnx": OnnxArtifact, "engine": EngineArtifact}.get(record.pop("kind", ""))
+    kinds: dict[str, type[OnnxArtifact | EngineArtifact]] = {"onnx": OnnxArtifact, "engine": EngineArtifact}
+    kind = kinds.get(record.pop("kind", ""))
     if kind is None or set(record) != {item.name for item in fields(kind)} - {"path"}:
         raise ArtifactError(f"{sidecar_path(path)} has fields of another version: export or build again")
     found = sha256_file(path)

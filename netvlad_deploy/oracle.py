@@ -127,13 +127,16 @@ def soft_assignment(logits: Float64, num_clusters: int, mask: Array | None = Non
     """Return a (B,N,K): softmax over all K+G columns, ghosts dropped, rows outside the mask zero."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     assignment: Float64 = (exponentials / exponentials.sum(axis=-1, keepdims=True))[..., :num_clusters]
-    return assignment if mask is None else assignment * mask[..., None]
+    if mask is not None:
+        assignment = assignment * mask[..., None]
+    return assignment
 
 
 def residual_sum(assignment: Float64, features: Array, centroids: Float64) -> Float64:
     """Return V (B,K,D): the sum over n of a_nk (x_n - c_k)."""
-    weighted: Float64 = assignment.swapaxes(1, 2) @ features.astype(np.float64)
-    return weighted - assignment.sum(axis=1)[..., None] * centroids
+    residuals: Float64 = assignment.swapaxes(1, 2) @ features.astype(np.float64)
+    residuals -= assignment.sum(axis=1)[..., None] * centroids
+    return residuals
 
 
 def l2_normalize(values: Float64) -> Float64:

@@ -123,9 +123,9 @@ def check_mask(mask: Array, features: Array) -> None:
             raise InputError(f"padded row {row} of batch item {batch} is not finite: pad with zeros (0 * NaN is NaN)")
 
 
-def check_finite(features: Array) -> None:
-    """Raise InputError naming the first local descriptor that holds NaN or infinity."""
+def check_finite(features: Array, *, first_item: int = 0) -> None:
+    """Raise InputError naming the first local descriptor of (B,N,D) that holds NaN or infinity."""
     finite = np.isfinite(features).all(axis=-1)
     if not finite.all():
-        batch, row = (int(index[0]) for index in np.nonzero(~finite))
-        raise InputError(f"features are not finite: first at batch item {batch}, row {row}")
+        item, row = (int(index[0]) for index in np.nonzero(~finite))
+        raise InputError(f"features are not finite: first at batch item {first_item + item}, row {row}")

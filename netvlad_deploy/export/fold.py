@@ -61,6 +61,12 @@ class FoldedNetVLAD(nn.Module):
     Args: assignment_weight (D,K+G); assignment_bias (K+G,) or None; centroids (K,D), all rounded here to FP32.
     """
 
+    assignment_weight: Tensor
+    assignment_bias: Tensor | None
+    centroids: Tensor
+    norm_floor: Tensor
+    assignment_floor: Tensor
+
     def __init__(
         self, assignment_weight: Tensor, assignment_bias: Tensor | None, centroids: Tensor, spec: NetVLADSpec
     ) -> None:

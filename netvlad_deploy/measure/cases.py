@@ -117,4 +117,5 @@ def with_logits(
     inverse = np.linalg.pinv(centred)  # (K+G, D)
     solution = (wanted - wanted.mean()) @ inverse
     noise = random.standard_normal((items, rows, len(target)))
-    return (solution + 0.1 * noise @ inverse).astype(np.float32)
+    features: npt.NDArray[np.float32] = (solution + 0.1 * noise @ inverse).astype(np.float32)
+    return features

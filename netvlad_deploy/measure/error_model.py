@@ -6,7 +6,7 @@ oracle's values. With unit roundoff u, e = LAMBDA u, and sums over n written S_n
 
     logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
     assignment       rho_nk = dl_nk + S_j a_nj dl_nj + 4 e                        relative error of a_nk
-    mean residual    E_k = 2 R_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)            with w_nk = a_nk / A_k, m_k = S_n w_nk x_n
+    mean residual    E_k = 2 R_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)            w_nk = a_nk / A_k, m_k = S_n w_nk x_n
                      R_k^2 = S_n w_nk rho_nk^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
     descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                          d_k = r_k / g

@@ -162,8 +162,9 @@ def _cluster_errors(name: str, difference: Float64, spec: NetVLADSpec) -> Float6
     if name == SOFT_ASSIGNMENT:
         return np.abs(difference)
     if name == DESCRIPTOR:  # index d*K + k
-        return np.linalg.norm(difference.reshape(-1, spec.feature_size, spec.num_clusters), axis=1)
-    return np.linalg.norm(difference, axis=2)
+        difference = difference.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
+    errors: Float64 = np.linalg.norm(difference, axis=-1)
+    return errors
 
 
 def _cosines(got: Float64, expected: Float64) -> Float64:

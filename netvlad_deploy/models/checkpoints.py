@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from netvlad_deploy.artifact import REFERENCE_SUFFIX
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
@@ -113,8 +112,3 @@ def _infer_spec(tensors: Mapping[str, torch.Tensor], path: Path) -> NetVLADSpec:
         num_ghost_clusters=clusters.shape[1] - clusters2.shape[2],
         batch_norm=any(name.startswith("batch_norm.") for name in tensors),
     )
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a file's name says that it is a checkpoint (a reference file is one, too)."""
-    return path.suffix in SUFFIXES or path.name.endswith(REFERENCE_SUFFIX)

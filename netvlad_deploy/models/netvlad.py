@@ -17,6 +17,13 @@ from torch.nn import functional
 from netvlad_deploy.spec import NetVLADSpec
 
 
+def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":
+    """Return an untrained module of this shape in eval mode; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NetVLAD(spec.num_clusters, spec.feature_size, spec.num_ghost_clusters, spec.batch_norm).eval()
+
+
 class NetVLAD(nn.Module):
     """Aggregate local descriptors (B,N,D) into a descriptor (B, D*K), index d*K + k.
 

@@ -1,0 +1,87 @@
+"""Open anything that can compute a descriptor, on the backend that was asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact, check_file, load_artifact
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
+
+BACKENDS: Final = ("onnxruntime", "tensorrt", "torch", "oracle")
+CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".pt", ".pth", ".tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A file and the backend to run it on, None for the file's own."""
+
+    path: Path
+    backend: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return how reports call it."""
+        return self.path.name if self.backend is None else f"{self.path.name} on {self.backend}"
+
+    def open(self, *, threads: int | None = None, prefix: str = "") -> Runner:
+        """Open the runner; see `open_runner`."""
+        return open_runner(self.path, backend=self.backend, threads=threads, prefix=prefix)
+
+
+def open_runner(
+    source: Artifact | Path | str, *, backend: str | None = None, threads: int | None = None, prefix: str = ""
+) -> Runner:
+    """Open an artifact or a checkpoint for running.
+
+    Args:
+        source: an artifact, its file, or a checkpoint file.
+        backend: `onnxruntime` (ONNX files), `tensorrt` (engines), `torch` or `oracle` (either's unfolded
+            parameters, or a checkpoint); by default the first that fits the file. There is no fallback.
+        threads: CPU threads of one operator, by default all cores.
+        prefix: what stands before the layer's names in a checkpoint.
+
+    Raises: UsageError if the backend cannot run this file; ArtifactError, InputError, MissingDependencyError,
+        DeviceUnavailableError.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if is_checkpoint(path):
+            return _open_parameters(path, backend or "torch", threads, prefix)
+        source = load_artifact(path)
+    natural = "tensorrt" if isinstance(source, EngineArtifact) else "onnxruntime"
+    backend = backend or natural
+    if backend in ("torch", "oracle"):
+        reference = check_file(source.path.parent, source.reference)
+        return _open_parameters(reference, backend, threads, "")
+    if backend != natural:
+        raise UsageError(f"{source.path} cannot run on {backend}: leave --backend out for {natural}")
+    if isinstance(source, OnnxArtifact):
+        from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(source, threads=threads)
+    if not isinstance(source, EngineArtifact):
+        raise UsageError(f"{source.path} is neither an ONNX artifact nor an engine")
+    from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
+
+    return TensorRTRunner(source)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file's name says that it holds a checkpoint; a reference file is one, too."""
+    return path.suffix in CHECKPOINT_SUFFIXES
+
+
+def _open_parameters(path: Path, backend: str, threads: int | None, prefix: str) -> Runner:
+    if backend == "oracle":
+        return OracleRunner(load_reference(path))
+    if backend != "torch":
+        raise UsageError(f"{path} cannot run on {backend}: choose torch or oracle")
+    from netvlad_deploy.models.checkpoints import load_checkpoint
+    from netvlad_deploy.models.torch_runner import TorchRunner
+
+    return TorchRunner(load_checkpoint(path, prefix=prefix), threads=threads)

@@ -1,0 +1,91 @@
+"""Turn feature files into descriptors: one (B,N,D) array, or ragged sequences through the mask."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.runner import Array, Arrays, Runner, check_features, check_finite
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
+
+SUFFIXES = (".npy", ".npz")
+
+
+def load_features(path: Path) -> Array | Arrays:
+    """Read one array (B,N,D) from `.npy`, or named sequences (N_i,D) from `.npz`; pickles are refused.
+
+    Raises: InputError if the file is missing, unreadable or holds something else.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} is no feature file: expected {' or '.join(SUFFIXES)}")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return np.asarray(loaded)
+        with loaded as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}): save float32 features with numpy.save") from error
+
+
+def check_target(source: Path, target: Path) -> None:
+    """Raise UsageError unless the target is of the source's kind: array to array, sequences to sequences."""
+    if source.suffix != target.suffix:
+        raise UsageError(f"{source.name} becomes a {source.suffix} file, the target is {target.name}")
+
+
+def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
+    """Return the descriptors (B, D*K) of features (B,N,D), computed `batch` at a time.
+
+    Raises: InputError naming the first item that is wrong.
+    """
+    check_features(features, runner.spec.feature_size)
+    parts = []
+    for start in range(0, len(features), batch):
+        part = features[start : start + batch]
+        check_finite(part, first_item=start)
+        parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_)))
+    return np.concatenate(parts)
+
+
+def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: int) -> Arrays:
+    """Return a descriptor (D*K,) for each sequence (N_i,D): sorted by length, padded with zeros, masked.
+
+    Raises: InputError if the artifact takes no mask, there is no sequence, or naming the sequence that is wrong.
+    """
+    if MASK not in (*runner.inputs, *runner.optional_inputs):
+        raise InputError(f"sequences of different length need a mask, which {runner.name} does not take: --masked")
+    if not sequences:
+        raise InputError("no sequence to embed")
+    for name, sequence in sequences.items():
+        try:
+            check_features(sequence[None], runner.spec.feature_size)
+            check_finite(sequence[None])
+        except InputError as error:
+            raise InputError(f"sequence {name}: {error}") from error
+    shortest = runner.profile.num_features.min if runner.profile else 1
+    by_length = sorted(sequences, key=lambda name: len(sequences[name]))
+    results: Arrays = {}
+    for start in range(0, len(by_length), batch):
+        names = by_length[start : start + batch]
+        padded, mask = pad([sequences[name] for name in names], shortest=shortest)
+        results.update(zip(names, _run(runner, padded, mask), strict=True))
+    return {name: results[name] for name in sequences}
+
+
+def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
+    """Return sequences (N_i,D) as one zero-padded array (B,N,D) and its mask (B,N), N at least `shortest`."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    longest = max(int(lengths.max()), shortest)
+    padded = np.zeros((len(sequences), longest, sequences[0].shape[1]), dtype=sequences[0].dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded, np.arange(longest) < lengths[:, None]
+
+
+def _run(runner: Runner, features: Array, mask: Array) -> Array:
+    masked = MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all())
+    feeds = {FEATURES: features, MASK: mask} if masked else {FEATURES: features}
+    return runner.run(feeds)[DESCRIPTOR]

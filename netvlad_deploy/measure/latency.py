@@ -1,0 +1,213 @@
+"""Measure latency fairly: each candidate in a process of its own, one active at a time, in random order.
+
+Candidates in one process disturb each other through their spinning thread pools. So every candidate gets a worker,
+rounds of one block for each worker run in a new random order, and two candidates are compared round by round: the
+ratio of block medians stays fair while the machine's speed drifts. The interval is a bootstrap over the rounds.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from netvlad_deploy.errors import DeviceUnavailableError, ParityError, RunError
+from netvlad_deploy.runner import Feeds
+from netvlad_deploy.spec import FEATURES, Verdict
+
+from .candidate import Candidate
+from .machine import available_cores, describe_machine
+
+LOG = logging.getLogger(__name__)
+
+BOOTSTRAP_SAMPLES: Final = 2000
+INTERVAL: Final = (2.5, 97.5)
+UNAVAILABLE: Final = DeviceUnavailableError.exit_code
+WORKER: Final = "netvlad_deploy.measure.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """Time over the first candidate's: median over the rounds, and its 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateLatency:
+    """Latency of one candidate, over all its runs; `reason` says why it has none, or which budget it broke."""
+
+    name: str
+    verdict: Verdict
+    reason: str = ""
+    warmup_runs: int = 0
+    runs: int = 0
+    mean_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    variation: float | None = None
+    descriptors_per_s: float | None = None
+    ratio: Ratio | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyReport:
+    """The outcome of `measure`. `variation` is the standard deviation over the mean."""
+
+    batch: int
+    num_features: int
+    threads: int
+    rounds: int
+    block_ms: float
+    warmup_ms: float
+    machine: dict[str, str]
+    candidates: tuple[CandidateLatency, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if a budget was broken, NOT_RUN if a candidate could not run."""
+        return Verdict.combine(candidate.verdict for candidate in self.candidates)
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    feeds: Feeds,
+    *,
+    rounds: int = 10,
+    block_ms: float = 300.0,
+    warmup_ms: float = 500.0,
+    threads: int | None = None,
+    budget_p99_ms: float | None = None,
+    seed: int = 0,
+) -> LatencyReport:
+    """Time every candidate on the same feeds, of which each takes the inputs it has, and compare it with the first.
+
+    A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on.
+
+    Raises: ParityError if there is no candidate; RunError if a worker fails.
+    """
+    if not candidates:
+        raise ParityError("no candidate to measure")
+    threads = threads or available_cores()
+    with ExitStack() as stack:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netvlad-bench-"))) / "feeds.npz"
+        np.savez(path, allow_pickle=False, **feeds)
+        workers = []
+        for candidate in candidates:
+            LOG.info("warming up %s", candidate.name)
+            workers.append(stack.enter_context(_Worker(candidate, path, threads=threads, warmup_ms=warmup_ms)))
+        running = [worker for worker in workers if not worker.reason]
+        random = np.random.default_rng(seed)
+        for number in range(rounds if running else 0):
+            LOG.info("round %d of %d", number + 1, rounds)
+            for index in random.permutation(len(running)):
+                running[index].run_block(block_ms)
+        batch, num_features = feeds[FEATURES].shape[:2]
+        results = [worker.result(batch, workers[0], random) for worker in workers]
+    return LatencyReport(
+        batch=batch,
+        num_features=num_features,
+        threads=threads,
+        rounds=rounds,
+        block_ms=block_ms,
+        warmup_ms=warmup_ms,
+        machine=describe_machine(),
+        candidates=tuple(_within_budget(result, budget_p99_ms) for result in results),
+    )
+
+
+class _Worker:
+    """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
+
+    def __init__(self, candidate: Candidate, feeds: Path, *, threads: int, warmup_ms: float) -> None:
+        self.candidate = candidate
+        self.blocks: list[npt.NDArray[np.float64]] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        answer = self._ask(
+            {
+                "path": str(candidate.path),
+                "backend": candidate.backend,
+                "feeds": str(feeds),
+                "threads": threads,
+                "warmup_ms": warmup_ms,
+            }
+        )
+        self.reason: str = answer.get("error", "")
+        self.warmup_runs: int = answer.get("warmup_runs", 0)
+        if self.reason and answer["exit_code"] != UNAVAILABLE:
+            raise RunError(f"{candidate.name}: {self.reason}")
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return dict(json.loads(self._process.stdout.readline()))
+        except (OSError, ValueError) as error:
+            raise RunError(f"the worker of {self.candidate.name} died with {self._process.wait()}") from error
+
+    def run_block(self, block_ms: float) -> None:
+        """Run for at least `block_ms` and keep each run's time."""
+        self.blocks.append(np.array(self._ask({"block_ms": block_ms})["samples_ms"]))
+
+    def result(self, batch: int, first: "_Worker", random: np.random.Generator) -> CandidateLatency:
+        """Return the statistics over all blocks, and the ratio to the first candidate."""
+        if self.reason:
+            return CandidateLatency(name=self.candidate.name, verdict=Verdict.NOT_RUN, reason=self.reason)
+        samples = np.concatenate(self.blocks)
+        p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
+        return CandidateLatency(
+            name=self.candidate.name,
+            verdict=Verdict.PASS,
+            warmup_runs=self.warmup_runs,
+            runs=len(samples),
+            mean_ms=float(samples.mean()),
+            p50_ms=p50,
+            p90_ms=p90,
+            p95_ms=p95,
+            p99_ms=p99,
+            variation=float(samples.std() / samples.mean()),
+            descriptors_per_s=float(1e3 * batch * len(samples) / samples.sum()),
+            ratio=None if self is first or first.reason else bootstrap_ratio(self.blocks, first.blocks, random),
+        )
+
+
+def bootstrap_ratio(
+    blocks: Sequence[npt.NDArray[np.float64]],
+    baseline: Sequence[npt.NDArray[np.float64]],
+    random: np.random.Generator,
+) -> Ratio:
+    """Return the median over the rounds of the ratio of block medians, with its 95 % bootstrap interval."""
+    ratios = np.array([np.median(own) / np.median(other) for own, other in zip(blocks, baseline, strict=True)])
+    resampled = np.median(random.choice(ratios, size=(BOOTSTRAP_SAMPLES, len(ratios))), axis=1)
+    low, high = np.percentile(resampled, INTERVAL)
+    return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
+
+
+def _within_budget(result: CandidateLatency, budget_p99_ms: float | None) -> CandidateLatency:
+    if budget_p99_ms is None or result.p99_ms is None or result.p99_ms <= budget_p99_ms:
+        return result
+    reason = f"p99 is {result.p99_ms:.3f} ms, the budget is {budget_p99_ms:g} ms"
+    return replace(result, verdict=Verdict.FAIL, reason=reason)

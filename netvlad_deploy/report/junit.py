@@ -1,0 +1,26 @@
+"""A parity report as JUnit XML, for a CI that shows test results."""
+
+from xml.etree import ElementTree as ET
+
+from netvlad_deploy.measure.parity import ParityReport, outputs_of
+from netvlad_deploy.spec import Verdict
+
+
+def parity_junit(report: ParityReport) -> str:
+    """Return one test case for each output of each case; NOT_RUN is skipped, with its reason."""
+    suite = ET.Element("testsuite", name=f"parity of {report.candidate} against {report.reference}")
+    for case, output in outputs_of(report):
+        element = ET.SubElement(suite, "testcase", classname=f"parity.{output.output}", name=case.name)
+        if output.verdict is Verdict.FAIL:
+            message = (
+                f"error {output.worst_error:.3e} in cluster {output.worst_cluster}, tolerance {output.tolerance:.3e}; "
+                f"max abs {output.max_abs:.3e}, {output.non_finite} values not finite"
+            )
+            ET.SubElement(element, "failure", message=message)
+    if report.reason:
+        element = ET.SubElement(suite, "testcase", classname="parity", name="all cases")
+        ET.SubElement(element, "skipped", message=report.reason)
+    for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
+        suite.set(attribute, str(len(list(suite.iter(tag)))))
+    ET.indent(suite)
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

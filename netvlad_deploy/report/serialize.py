@@ -1,0 +1,36 @@
+"""Results as JSON, under a versioned schema."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+
+
+def to_json(verb: str, result: Any) -> str:
+    """Return a result dataclass as JSON text; `schema` names the verb and the version of the layout."""
+    return json.dumps({"schema": f"netvlad-deploy/{verb}/{VERSION}", **plain(result)}, indent=2)
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses as dictionaries (with their verdict), and numbers that JSON cannot say as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        record = {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+        if hasattr(value, "verdict"):
+            record["verdict"] = plain(value.verdict)
+        return record
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

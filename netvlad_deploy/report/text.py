@@ -1,0 +1,110 @@
+"""Results for a person at a terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
+from netvlad_deploy.measure.latency import CandidateLatency, LatencyReport
+from netvlad_deploy.measure.parity import OutputParity, ParityReport, outputs_of
+
+MIB = 2**20
+
+PARITY_HEADER = ("verdict", "case", "B x N", "output", "max abs", "1-cos", "norm error", "error/tolerance", "cluster")
+LATENCY_HEADER = ("verdict", "candidate", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "CV", "descriptors/s", "time ratio")
+
+
+def artifact_lines(artifact: Artifact) -> list[str]:
+    """Return what was written and what it is."""
+    spec = artifact.spec
+    lines = [
+        f"{artifact.path}  {artifact.precision}, {artifact.size_bytes} bytes, SHA-256 {artifact.sha256[:16]}",
+        f"  K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}, descriptor "
+        f"{spec.descriptor_size}, weights: {artifact.origin}",
+        f"  {', '.join(artifact.inputs)} -> {', '.join(artifact.outputs)}",
+    ]
+    if isinstance(artifact, OnnxArtifact):
+        lines.append(f"  opset {artifact.opset}, oracle's reference: {artifact.reference.name}")
+    if isinstance(artifact, EngineArtifact):
+        figures = artifact.figures
+        lines += [
+            f"  {artifact.flavor} {artifact.versions[artifact.flavor]} for {', '.join(artifact.targets)}, "
+            f"TF32 {'on' if artifact.tf32 else 'off'}",
+            f"  profile: {artifact.profile}",
+            f"  built in {figures.build_ms:.0f} ms: {len(figures.kernels)} kernels, activations "
+            f"{mebibytes(figures.activation_bytes)}, weights {mebibytes(figures.weight_bytes)}",
+        ]
+    return lines
+
+
+def mebibytes(size_bytes: int | None) -> str:
+    """Return a size in MiB, or say that it is unknown."""
+    return "unknown" if size_bytes is None else f"{size_bytes / MIB:.2f} MiB"
+
+
+def parity_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each output of each case, under PARITY_HEADER."""
+    for case, output in outputs_of(report):
+        yield (
+            output.verdict.value,
+            case.name,
+            f"{case.batch} x {case.num_features}",
+            output.output,
+            f"{output.max_abs:.1e}",
+            _cosine(output),
+            f"{output.norm_error:.1e}",
+            f"{output.worst_ratio:.2g}" + (f", {output.non_finite} not finite" if output.non_finite else ""),
+            str(output.worst_cluster),
+        )
+
+
+def _cosine(output: OutputParity) -> str:
+    """Return the worst 1 - cosine, and how many items were too short for one."""
+    short = f" ({output.short_rows} short)" if output.short_rows else ""
+    return ("-" if output.cosine_min is None else f"{max(0.0, 1 - output.cosine_min):.1e}") + short
+
+
+def parity_lines(report: ParityReport) -> list[str]:
+    """Return the verdict and a table of all cases."""
+    title = f"{report.verdict.value}  {report.candidate} against {report.reference}, {report.precision}"
+    if report.reason:
+        return [f"{title}: {report.reason}"]
+    return [f"{title}, {len(report.cases)} cases", *table(PARITY_HEADER, list(parity_rows(report)))]
+
+
+def latency_rows(report: LatencyReport) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each candidate, under LATENCY_HEADER."""
+    return (_latency_row(candidate) for candidate in report.candidates)
+
+
+def _latency_row(candidate: CandidateLatency) -> tuple[str, ...]:
+    ratio = candidate.ratio
+    milliseconds = (candidate.p50_ms, candidate.p90_ms, candidate.p95_ms, candidate.p99_ms)
+    return (
+        candidate.verdict.value,
+        candidate.name + (f": {candidate.reason}" if candidate.reason else ""),
+        *("-" if value is None else f"{value:.3f}" for value in milliseconds),
+        "-" if candidate.variation is None else f"{candidate.variation:.1%}",
+        "-" if candidate.descriptors_per_s is None else f"{candidate.descriptors_per_s:.0f}",
+        "-" if ratio is None else f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+    )
+
+
+def latency_title(report: LatencyReport) -> str:
+    """Return what was measured, how and where."""
+    return (
+        f"batch {report.batch}, num_features {report.num_features}, {report.threads} threads, {report.rounds} rounds "
+        f"of {report.block_ms:g} ms after {report.warmup_ms:g} ms, {report.machine['processor']}"
+    )
+
+
+def latency_lines(report: LatencyReport) -> list[str]:
+    """Return the conditions and a table of all candidates; the ratio is time over the first candidate's."""
+    return [latency_title(report), *table(LATENCY_HEADER, list(latency_rows(report)))]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows in columns, two spaces apart."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
