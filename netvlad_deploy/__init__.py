@@ -1,1 +1,59 @@
-"""netvlad-deploy: from a trained NetVLAD in PyTorch to a verified TensorRT engine."""
+"""netvlad-deploy: from a trained NetVLAD in PyTorch to a verified TensorRT engine.
+
+The public API below is loaded on first use, so that importing this package costs nothing and needs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifact import load_artifact
+    from .export.engine import build_engine
+    from .export.onnx_model import export_onnx
+    from .measure.candidate import Candidate, open_runner
+    from .measure.latency import measure
+    from .measure.parity import compare
+    from .models.checkpoints import load_checkpoint
+    from .models.netvlad import NetVLAD
+    from .oracle import load_reference
+    from .spec import Profile, Verdict
+
+_HOMES = {
+    "Candidate": "measure.candidate",
+    "NetVLAD": "models.netvlad",
+    "Profile": "spec",
+    "Verdict": "spec",
+    "build_engine": "export.engine",
+    "compare": "measure.parity",
+    "export_onnx": "export.onnx_model",
+    "load_artifact": "artifact",
+    "load_checkpoint": "models.checkpoints",
+    "load_reference": "oracle",
+    "measure": "measure.latency",
+    "open_runner": "measure.candidate",
+}
+
+__all__ = [
+    "Candidate",
+    "NetVLAD",
+    "Profile",
+    "Verdict",
+    "build_engine",
+    "compare",
+    "export_onnx",
+    "load_artifact",
+    "load_checkpoint",
+    "load_reference",
+    "measure",
+    "open_runner",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

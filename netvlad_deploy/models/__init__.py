@@ -1,1 +1,5 @@
-"""The torch side: the reference module, its checkpoints, and a runner over it. The only floor where torch lives."""
+"""The torch side: the reference module, its checkpoints, and a runner over it."""
+
+from .netvlad import NetVLAD
+
+__all__ = ["NetVLAD"]

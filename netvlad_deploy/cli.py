@@ -1,0 +1,296 @@
+"""The command line: parse, call the workflow, render, exit.
+
+Results go to standard output, as text or as JSON; progress and errors go to standard error.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from .errors import NetVLADDeployError, UsageError
+from .spec import AxisRange, Profile, Verdict
+
+if TYPE_CHECKING:
+    from .workflow import GraphOptions, Source
+
+app = typer.Typer(
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Export a trained NetVLAD to ONNX, build a TensorRT engine, prove parity, measure latency.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+
+Checkpoint = Annotated[
+    Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Trained weights; without it, untrained from the seed.")
+]
+Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")]
+Clusters = Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")]
+FeatureSize = Annotated[
+    int | None, typer.Option(help="Width D of a local descriptor.  [default: the checkpoint's, or 512]")
+]
+GhostClusters = Annotated[
+    int | None, typer.Option(help="Number of ghost clusters G.  [default: the checkpoint's, or 0]")
+]
+BatchNorm = Annotated[
+    bool | None, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm on assignments.  [default: yes]")
+]
+Seed = Annotated[int, typer.Option(help="Seed of untrained weights.")]
+Masked = Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")]
+Probe = Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")]
+Opset = Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")]
+Flavor = Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")]
+BatchRange = Annotated[str, typer.Option("--batch", metavar="MIN:OPT:MAX", help="Batch sizes of the profile.")]
+FeatureRange = Annotated[
+    str, typer.Option("--num-features", metavar="MIN:OPT:MAX", help="Features per image of the profile.")
+]
+Backend = Annotated[str | None, typer.Option(help="onnxruntime, tensorrt, torch or oracle.  [default: the file's own]")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AllowNotRun = Annotated[
+    bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
+]
+Duration = Annotated[float, typer.Option(min=0.1, help="Seconds to measure each candidate.")]
+
+DEFAULT_PROFILE = Profile()
+DEFAULT_BATCH = str(DEFAULT_PROFILE.batch)
+DEFAULT_NUM_FEATURES = str(DEFAULT_PROFILE.num_features)
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint = None,
+    output: Output = None,
+    clusters: Clusters = None,
+    feature_size: FeatureSize = None,
+    ghost_clusters: GhostClusters = None,
+    batch_norm: BatchNorm = None,
+    seed: Seed = 0,
+    prefix: Prefix = "",
+    masked: Masked = False,
+    probe: Probe = False,
+    opset: Opset = 18,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Export to ONNX, BatchNorm folded, with the oracle's reference file beside it.
+
+    Without a checkpoint the weights are untrained. The target is CHECKPOINT.onnx, or netvlad.onnx, in this folder.
+    """
+    from . import workflow
+    from .report.text import artifact_lines
+
+    source = _source(checkpoint, prefix, clusters, feature_size, ghost_clusters, batch_norm, seed)
+    target = output or Path((workflow.stem_of(checkpoint) if checkpoint else "netvlad") + ".onnx")
+    artifact = workflow.export(source, target, _options(masked, probe, opset), force=force)
+    _render("export", artifact, artifact_lines, as_json)
+
+
+@app.command()
+def build(
+    source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported ONNX file.")],
+    output: Output = None,
+    flavor: Flavor = "tensorrt",
+    batch: BatchRange = DEFAULT_BATCH,
+    num_features: FeatureRange = DEFAULT_NUM_FEATURES,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32, which costs about 1e-3 of accuracy.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine, strongly typed, for one optimization profile.
+
+    The target is MODEL.engine beside the ONNX file.
+    """
+    from . import workflow
+    from .report.text import artifact_lines
+
+    target = output or source.with_suffix(".engine")
+    profile = _profile(batch, num_features)
+    artifact = workflow.build(source, target, flavor=flavor, profile=profile, tf32=tf32, force=force)
+    _render("build", artifact, artifact_lines, as_json)
+
+
+@app.command()
+def validate(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file or an engine.")],
+    against: Annotated[
+        Path | None, typer.Option(help="An artifact or a checkpoint.  [default: the float64 oracle]")
+    ] = None,
+    backend: Backend = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    allow_not_run: AllowNotRun = False,
+    as_json: Json = False,
+) -> None:
+    """Prove that an artifact computes what the unfolded layer computes.
+
+    Exit 1 if it does not, 69 if it cannot run on this machine.
+    """
+    from . import workflow
+    from .report.text import parity_lines
+
+    report = workflow.validate(artifact, against=against, backend=backend, junit=junit)
+    _render("validate", report, parity_lines, as_json)
+    _exit(report.verdict, allow_not_run)
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines.")],
+    backend: Annotated[
+        list[str] | None, typer.Option(help="onnxruntime, tensorrt, torch or oracle; repeat for several.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    num_features: Annotated[int, typer.Option(min=1, help="Local descriptors of an image.")] = 300,
+    duration: Duration = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: all cores]")] = None,
+    budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
+    allow_not_run: AllowNotRun = False,
+    as_json: Json = False,
+) -> None:
+    """Measure latency, each candidate in a process of its own, compared round by round with the first."""
+    from . import workflow
+    from .report.text import latency_lines
+
+    report = workflow.bench(
+        workflow.candidates_of(artifacts, backend or []),
+        batch=batch,
+        num_features=num_features,
+        duration_s=duration,
+        threads=threads,
+        budget_p99_ms=budget_p99_ms,
+    )
+    _render("bench", report, latency_lines, as_json)
+    _exit(report.verdict, allow_not_run)
+
+
+@app.command()
+def embed(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file, an engine or a checkpoint.")],
+    features: Annotated[Path, typer.Argument(metavar="INPUT", help="x.npy (B,N,D), or x.npz of sequences (N,D).")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
+    backend: Backend = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Turn feature files into descriptors."""
+    from . import workflow
+
+    result = workflow.embed(artifact, features, output, backend=backend, batch=batch, force=force)
+    _render("embed", result, lambda done: [f"{done.output}  {done.descriptors} x {done.descriptor_size}"], as_json)
+
+
+@app.command()
+def deploy(
+    checkpoint: Checkpoint = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
+        "deployment"
+    ),
+    clusters: Clusters = None,
+    feature_size: FeatureSize = None,
+    ghost_clusters: GhostClusters = None,
+    batch_norm: BatchNorm = None,
+    seed: Seed = 0,
+    prefix: Prefix = "",
+    masked: Masked = False,
+    probe: Probe = False,
+    opset: Opset = 18,
+    flavor: Flavor = "tensorrt",
+    batch: BatchRange = DEFAULT_BATCH,
+    num_features: FeatureRange = DEFAULT_NUM_FEATURES,
+    duration: Duration = 3.0,
+    allow_not_run: AllowNotRun = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Export, build, validate and measure into one folder, with report.json and report.md."""
+    from . import workflow
+    from .report.deployment import step_rows
+    from .report.text import table
+
+    deployment = workflow.deploy(
+        _source(checkpoint, prefix, clusters, feature_size, ghost_clusters, batch_norm, seed),
+        output,
+        _options(masked, probe, opset),
+        flavor=flavor,
+        profile=_profile(batch, num_features),
+        duration_s=duration,
+        force=force,
+    )
+    _render("deploy", deployment, lambda done: table(("verdict", "step", "reason"), step_rows(done.steps)), as_json)
+    _exit(deployment.verdict, allow_not_run)
+
+
+def _source(
+    checkpoint: Path | None,
+    prefix: str,
+    clusters: int | None,
+    feature_size: int | None,
+    ghost_clusters: int | None,
+    batch_norm: bool | None,
+    seed: int,
+) -> "Source":
+    from .workflow import Source
+
+    if checkpoint is None and prefix:
+        raise UsageError("--prefix needs a checkpoint")
+    return Source(
+        checkpoint=checkpoint,
+        prefix=prefix,
+        num_clusters=clusters,
+        feature_size=feature_size,
+        num_ghost_clusters=ghost_clusters,
+        batch_norm=batch_norm,
+        seed=seed,
+    )
+
+
+def _options(masked: bool, probe: bool, opset: int) -> "GraphOptions":
+    from .workflow import GraphOptions
+
+    return GraphOptions(masked=masked, probe=probe, opset=opset)
+
+
+def _profile(batch: str, num_features: str) -> Profile:
+    return Profile(batch=AxisRange.parse(batch), num_features=AxisRange.parse(num_features))
+
+
+def _render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: bool) -> None:
+    from .report.serialize import to_json
+
+    typer.echo(to_json(verb, result) if as_json else "\n".join(lines(result)))
+
+
+def _exit(verdict: Verdict, allow_not_run: bool) -> NoReturn:
+    codes = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOT_RUN: 0 if allow_not_run else 69}
+    raise typer.Exit(codes[verdict])
+
+
+def main() -> None:
+    """Run the command line; every error becomes one line on standard error and its exit code."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("netvlad_deploy").setLevel(logging.INFO)
+    try:
+        app()
+    except NetVLADDeployError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted: nothing was left half written", INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the last door: a fault of this package, with its trace
+        traceback.print_exc()
+        _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(exit_code)

@@ -1,0 +1,73 @@
+"""A deployment: what each step of it came to, and the page that shows it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
+from netvlad_deploy.measure.latency import LatencyReport
+from netvlad_deploy.measure.parity import ParityReport
+from netvlad_deploy.spec import Verdict
+
+from .text import LATENCY_HEADER, PARITY_HEADER, artifact_lines, latency_rows, latency_title, parity_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a deployment; `reason` says why it did not run, or which cases failed."""
+
+    name: str
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Every artifact and report of a deployment, and a verdict for each step."""
+
+    steps: tuple[Step, ...]
+    onnx: OnnxArtifact
+    engine: EngineArtifact | None
+    parity: tuple[ParityReport, ...]
+    latency: LatencyReport
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if any step failed, NOT_RUN if any could not run."""
+        return Verdict.combine(step.verdict for step in self.steps)
+
+
+def step_rows(steps: Sequence[Step]) -> list[tuple[str, str, str]]:
+    """Return a row for each step, what did not run last."""
+    ordered = sorted(steps, key=lambda step: step.verdict is Verdict.NOT_RUN)
+    return [(step.verdict.value, step.name, step.reason) for step in ordered]
+
+
+def deployment_markdown(deployment: Deployment) -> str:
+    """Return the report page: verdict, steps, artifacts, parity and latency, most important first."""
+    lines = [
+        f"# {deployment.verdict.value}: {deployment.onnx.path.name}",
+        "",
+        *_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
+        "",
+        "## Artifacts",
+        "",
+        "```",
+        *artifact_lines(deployment.onnx),
+        *(artifact_lines(deployment.engine) if deployment.engine else []),
+        "```",
+    ]
+    for report in deployment.parity:
+        lines += ["", f"## Parity: {report.candidate} against {report.reference}", ""]
+        lines += [f"Not run: {report.reason}"] if report.reason else _table(PARITY_HEADER, parity_rows(report))
+    lines += ["", "## Latency", "", latency_title(deployment.latency) + ".", ""]
+    lines += _table(LATENCY_HEADER, latency_rows(deployment.latency))
+    lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [_row(header), _row("---" for _ in header), *(_row(row) for row in rows)]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
