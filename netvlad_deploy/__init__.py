@@ -7,16 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifact import load_artifact
-    from .export.engine import build_engine
-    from .export.onnx_model import export_onnx
-    from .measure.candidate import Candidate, open_runner
-    from .measure.latency import measure
-    from .measure.parity import compare
-    from .models.checkpoints import load_checkpoint
-    from .models.netvlad import NetVLAD
-    from .oracle import load_reference
-    from .spec import Profile, Verdict
+    from netvlad_deploy.artifact import load_artifact
+    from netvlad_deploy.export.engine import build_engine
+    from netvlad_deploy.export.onnx_model import export_onnx
+    from netvlad_deploy.measure.candidate import Candidate, open_runner
+    from netvlad_deploy.measure.latency import measure
+    from netvlad_deploy.measure.parity import compare
+    from netvlad_deploy.models.checkpoints import load_checkpoint
+    from netvlad_deploy.models.netvlad import NetVLAD
+    from netvlad_deploy.oracle import load_reference
+    from netvlad_deploy.spec import Profile, Verdict
 
 _HOMES = {
     "Candidate": "measure.candidate",

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from .errors import ArtifactError, OutputError, UsageError
-from .spec import AxisRange, NetVLADSpec, Profile
+from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.spec import AxisRange, NetVLADSpec, Profile
 
 SCHEMA = "netvlad-deploy/artifact/1"
 REFERENCE_SUFFIX = ".reference.npz"

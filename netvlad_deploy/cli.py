@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from .errors import NetVLADDeployError, UsageError
-from .spec import AxisRange, Profile, Verdict
+from netvlad_deploy.errors import NetVLADDeployError, UsageError
+from netvlad_deploy.spec import AxisRange, Profile, Verdict
 
 if TYPE_CHECKING:
-    from .workflow import GraphOptions, Source
+    from netvlad_deploy.workflow import GraphOptions, Source
 
 app = typer.Typer(
     add_completion=False,
@@ -87,8 +87,8 @@ def export(
 
     Without a checkpoint the weights are untrained. The target is CHECKPOINT.onnx, or netvlad.onnx, in this folder.
     """
-    from . import workflow
-    from .report.text import artifact_lines
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.text import artifact_lines
 
     source = _source(checkpoint, prefix, clusters, feature_size, ghost_clusters, batch_norm, seed)
     target = output or Path((workflow.stem_of(checkpoint) if checkpoint else "netvlad") + ".onnx")
@@ -111,8 +111,8 @@ def build(
 
     The target is MODEL.engine beside the ONNX file.
     """
-    from . import workflow
-    from .report.text import artifact_lines
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.text import artifact_lines
 
     target = output or source.with_suffix(".engine")
     profile = _profile(batch, num_features)
@@ -135,8 +135,8 @@ def validate(
 
     Exit 1 if it does not, 69 if it cannot run on this machine.
     """
-    from . import workflow
-    from .report.text import parity_lines
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.text import parity_lines
 
     report = workflow.validate(artifact, against=against, backend=backend, junit=junit)
     _render("validate", report, parity_lines, as_json)
@@ -158,8 +158,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure latency, each candidate in a process of its own, compared round by round with the first."""
-    from . import workflow
-    from .report.text import latency_lines
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.text import latency_lines
 
     report = workflow.bench(
         workflow.candidates_of(artifacts, backend or []),
@@ -184,7 +184,7 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Turn feature files into descriptors."""
-    from . import workflow
+    from netvlad_deploy import workflow
 
     result = workflow.embed(artifact, features, output, backend=backend, batch=batch, force=force)
     _render("embed", result, lambda done: [f"{done.output}  {done.descriptors} x {done.descriptor_size}"], as_json)
@@ -214,9 +214,9 @@ def deploy(
     as_json: Json = False,
 ) -> None:
     """Export, build, validate and measure into one folder, with report.json and report.md."""
-    from . import workflow
-    from .report.deployment import step_rows
-    from .report.text import table
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.deployment import step_rows
+    from netvlad_deploy.report.text import table
 
     deployment = workflow.deploy(
         _source(checkpoint, prefix, clusters, feature_size, ghost_clusters, batch_norm, seed),
@@ -240,7 +240,7 @@ def _source(
     batch_norm: bool | None,
     seed: int,
 ) -> "Source":
-    from .workflow import Source
+    from netvlad_deploy.workflow import Source
 
     if checkpoint is None and prefix:
         raise UsageError("--prefix needs a checkpoint")
@@ -256,7 +256,7 @@ def _source(
 
 
 def _options(masked: bool, probe: bool, opset: int) -> "GraphOptions":
-    from .workflow import GraphOptions
+    from netvlad_deploy.workflow import GraphOptions
 
     return GraphOptions(masked=masked, probe=probe, opset=opset)
 
@@ -266,7 +266,7 @@ def _profile(batch: str, num_features: str) -> Profile:
 
 
 def _render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: bool) -> None:
-    from .report.serialize import to_json
+    from netvlad_deploy.report.serialize import to_json
 
     typer.echo(to_json(verb, result) if as_json else "\n".join(lines(result)))
 

@@ -11,20 +11,16 @@ shares no code with the torch module, the fold or the graph, so a fault in one o
 Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
 """
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 
-from .errors import ArtifactError, InputError
-from .spec import NORM_FLOOR, NetVLADSpec
-
-Array = npt.NDArray[Any]
-Float64 = npt.NDArray[np.float64]
+from netvlad_deploy.arrays import Array, Float64, read_arrays
+from netvlad_deploy.errors import ArtifactError, InputError
+from netvlad_deploy.spec import NORM_FLOOR, NetVLADSpec
 
 BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
 
@@ -97,10 +93,10 @@ def load_reference(path: Path) -> ReferenceParameters:
     Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return parameters_from_arrays({name: archive[name] for name in archive.files})
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, InputError) as error:
-        raise ArtifactError(f"{path} is not a readable reference file ({error}): export again") from error
+        arrays = read_arrays(path)
+        return parameters_from_arrays(arrays if isinstance(arrays, dict) else {})
+    except InputError as error:
+        raise ArtifactError(f"no reference file: {error}: export again") from error
 
 
 def write_reference(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:

@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from .errors import MissingDependencyError
+from netvlad_deploy.errors import MissingDependencyError
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError, RunError
-from .spec import FEATURES, MASK, NetVLADSpec, Profile
+from netvlad_deploy.arrays import Array, Arrays
+from netvlad_deploy.errors import InputError, RunError
+from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec, Profile
 
-Array = npt.NDArray[Any]
-Arrays = dict[str, Array]
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")
 

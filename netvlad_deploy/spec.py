@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import InputError, UsageError
+from netvlad_deploy.errors import InputError, UsageError
 
 FEATURES: Final = "features"
 MASK: Final = "mask"

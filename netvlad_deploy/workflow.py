@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .artifact import (
+from netvlad_deploy.artifact import (
     EngineArtifact,
     FileReference,
     OnnxArtifact,
@@ -23,20 +23,20 @@ from .artifact import (
     stage_files,
     write_text,
 )
-from .errors import ArtifactError, DeviceUnavailableError, MissingDependencyError
-from .measure.candidate import Candidate, is_checkpoint, open_runner
-from .measure.cases import unit_rows
-from .measure.latency import LatencyReport, measure
-from .measure.parity import ParityReport, compare
-from .oracle import load_reference
-from .report.deployment import Deployment, Step, deployment_markdown
-from .report.junit import parity_junit
-from .report.serialize import to_json
-from .runtime.embed import check_target, embed_array, embed_sequences, load_features
-from .spec import FEATURES, MASK, NetVLADSpec, Profile, Verdict
+from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError
+from netvlad_deploy.measure.candidate import Candidate, is_checkpoint, open_runner
+from netvlad_deploy.measure.cases import unit_rows
+from netvlad_deploy.measure.latency import LatencyReport, measure
+from netvlad_deploy.measure.parity import ParityReport, compare
+from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
+from netvlad_deploy.report.junit import parity_junit
+from netvlad_deploy.report.serialize import to_json
+from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
+from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec, Profile, Verdict
 
 if TYPE_CHECKING:
-    from .models.netvlad import NetVLAD
+    from netvlad_deploy.models.netvlad import NetVLAD
 
 LOG = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None]:
 
     Raises: InputError for an unusable checkpoint; UsageError if a size contradicts it.
     """
-    from .models.checkpoints import check_options, load_checkpoint
-    from .models.netvlad import initialize
+    from netvlad_deploy.models.checkpoints import check_options, load_checkpoint
+    from netvlad_deploy.models.netvlad import initialize
 
     names = ("num_clusters", "feature_size", "num_ghost_clusters", "batch_norm")
     given = {name: getattr(source, name) for name in names}
@@ -100,7 +100,7 @@ def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None]:
 
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
     """Export a checkpoint, or a seeded module, to ONNX."""
-    from .export.onnx_model import export_onnx
+    from netvlad_deploy.export.onnx_model import export_onnx
 
     module, origin, parent = load_module(source)
     return export_onnx(
@@ -119,7 +119,7 @@ def build(
     source: Path, target: Path, *, flavor: str, profile: Profile, tf32: bool = False, force: bool = False
 ) -> EngineArtifact:
     """Build an engine from an ONNX artifact."""
-    from .export.engine import build_engine
+    from netvlad_deploy.export.engine import build_engine
 
     return build_engine(source, target, flavor=flavor, profile=profile, tf32=tf32, force=force)
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
+from netvlad_deploy.arrays import Array
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, reference_path, stage_artifact, stage_files
 from netvlad_deploy.errors import ExportError, UsageError
+from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import Array, write_reference
+from netvlad_deploy.oracle import write_reference
 from netvlad_deploy.require import installed_version, require
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, PROBES
-
-from .fold import FoldedNetVLAD, fold
 
 DEFAULT_OPSET = 18
 OLDEST_OPSET = 17

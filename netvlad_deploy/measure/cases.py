@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from netvlad_deploy.arrays import Array, Arrays, Float32
 from netvlad_deploy.oracle import ReferenceParameters, assignment_projection
-from netvlad_deploy.runner import Array, Arrays
 from netvlad_deploy.spec import FEATURES, MASK, AxisRange, Profile
 
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
@@ -27,7 +27,7 @@ class Case:
     """One input: features (B,N,D) float32 and optionally a mask (B,N)."""
 
     name: str
-    features: npt.NDArray[np.float32]
+    features: Float32
     mask: npt.NDArray[np.bool_] | None = None
 
     def feeds(self, *, masked: bool) -> Arrays:
@@ -47,7 +47,7 @@ def default_cases(
     width = parameters.spec.feature_size
     random = np.random.default_rng(seed)
 
-    def gaussian(items: int, rows: int) -> npt.NDArray[np.float32]:
+    def gaussian(items: int, rows: int) -> Float32:
         return random.standard_normal((items, rows, width), dtype=np.float32)
 
     usual = (batch.opt, length.opt)
@@ -72,22 +72,20 @@ def default_cases(
         yield Case(name="padded", features=features, mask=np.arange(length.opt) < lengths[:, None])
 
 
-def unit_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def unit_rows(features: Float32) -> Float32:
     """Return the local descriptors L2-normalised."""
-    normalised: npt.NDArray[np.float32] = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    normalised: Float32 = features / np.linalg.norm(features, axis=-1, keepdims=True)
     return normalised
 
 
-def zero_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def zero_rows(features: Float32) -> Float32:
     """Return the features with every other row zero, as dead image regions give them."""
     features = features.copy()
     features[:, ::2] = 0
     return features
 
 
-def empty_clusters(
-    parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def empty_clusters(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Float32:
     """Return features of which cluster 0 wins every row, so that all the others stay empty."""
     target = np.zeros(parameters.clusters.shape[1])
     target[0] = EMPTY_MARGIN
@@ -96,7 +94,7 @@ def empty_clusters(
 
 def ghosts_win(
     parameters: ReferenceParameters, margin: float, items: int, rows: int, random: np.random.Generator
-) -> npt.NDArray[np.float32]:
+) -> Float32:
     """Return features whose ghost logits exceed all others by `margin` in every row."""
     target = np.zeros(parameters.clusters.shape[1])
     target[parameters.spec.num_clusters :] = margin
@@ -105,7 +103,7 @@ def ghosts_win(
 
 def with_logits(
     parameters: ReferenceParameters, target: Array, items: int, rows: int, random: np.random.Generator
-) -> npt.NDArray[np.float32]:
+) -> Float32:
     """Return features (items, rows, D) whose assignment logits are near `target`, up to what all columns share.
 
     The least-squares solution is exact where D >= K+G and the columns are independent; rows differ by noise of a
@@ -117,5 +115,5 @@ def with_logits(
     inverse = np.linalg.pinv(centred)  # (K+G, D)
     solution = (wanted - wanted.mean()) @ inverse
     noise = random.standard_normal((items, rows, len(target)))
-    features: npt.NDArray[np.float32] = (solution + 0.1 * noise @ inverse).astype(np.float32)
+    features: Float32 = (solution + 0.1 * noise @ inverse).astype(np.float32)
     return features

@@ -23,8 +23,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from netvlad_deploy.oracle import Array, Float64, ReferenceParameters, assignment_logits, assignment_projection
-from netvlad_deploy.runner import Arrays
+from netvlad_deploy.arrays import Array, Arrays, Float64
+from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, NORM_FLOOR, RESIDUAL_SUM, SOFT_ASSIGNMENT
 
 LAMBDA = 4.0

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from netvlad_deploy.arrays import Float64
 from netvlad_deploy.errors import DeviceUnavailableError, ParityError, RunError
+from netvlad_deploy.measure.candidate import Candidate
+from netvlad_deploy.measure.machine import available_cores, describe_machine
 from netvlad_deploy.runner import Feeds
 from netvlad_deploy.spec import FEATURES, Verdict
-
-from .candidate import Candidate
-from .machine import available_cores, describe_machine
 
 LOG = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ class _Worker:
 
     def __init__(self, candidate: Candidate, feeds: Path, *, threads: int, warmup_ms: float) -> None:
         self.candidate = candidate
-        self.blocks: list[npt.NDArray[np.float64]] = []
+        self.blocks: list[Float64] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -195,8 +194,8 @@ class _Worker:
 
 
 def bootstrap_ratio(
-    blocks: Sequence[npt.NDArray[np.float64]],
-    baseline: Sequence[npt.NDArray[np.float64]],
+    blocks: Sequence[Float64],
+    baseline: Sequence[Float64],
     random: np.random.Generator,
 ) -> Ratio:
     """Return the median over the rounds of the ratio of block medians, with its 95 % bootstrap interval."""

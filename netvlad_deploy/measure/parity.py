@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.errors import ParityError
-from netvlad_deploy.oracle import Float64, ReferenceParameters
-from netvlad_deploy.runner import Array, Runner
+from netvlad_deploy.measure.cases import Case, default_cases
+from netvlad_deploy.measure.error_model import tolerances
+from netvlad_deploy.oracle import ReferenceParameters
+from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec import DESCRIPTOR, MASK, SOFT_ASSIGNMENT, NetVLADSpec, Verdict
-
-from .cases import Case, default_cases
-from .error_model import tolerances
 
 COSINE_NORM = 0.5
 """A cosine counts only where the oracle's norm exceeds this."""

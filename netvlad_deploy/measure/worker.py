@@ -10,9 +10,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from netvlad_deploy.errors import NetVLADDeployError
+from netvlad_deploy.measure.candidate import Candidate
 from netvlad_deploy.runner import Feeds, Runner
-
-from .candidate import Candidate
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """The torch side: the reference module, its checkpoints, and a runner over it."""
 
-from .netvlad import NetVLAD
+from netvlad_deploy.models.netvlad import NetVLAD
 
 __all__ = ["NetVLAD"]

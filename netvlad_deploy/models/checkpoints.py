@@ -5,18 +5,18 @@ Its keys are those of the reference, possibly inside `state_dict`, behind `modul
 """
 
 import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
-
-from .netvlad import NetVLAD
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 TORCH_SUFFIXES = (".pt", ".pth", ".tar")
@@ -66,14 +66,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             loaded: Any = require("safetensors.torch", extra="export").load_file(path)
         elif path.suffix == ".npz":
-            numpy = require("numpy", extra="export")
-            with numpy.load(path, allow_pickle=False) as archive:
-                loaded = {name: torch.from_numpy(archive[name].copy()) for name in archive.files}
+            arrays = read_arrays(path)
+            loaded = (
+                {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
+            )
         else:
+            warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than weights and may run code: save its state_dict alone") from error
-    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
         raise InputError(f"{path} is unreadable or truncated ({type(error).__name__}): copy it again") from error
     except require("safetensors", extra="export").SafetensorError as error:
         raise InputError(f"{path} is unreadable or truncated ({error}): copy it again") from error

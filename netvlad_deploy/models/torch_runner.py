@@ -2,10 +2,10 @@
 
 import torch
 
-from netvlad_deploy.runner import Arrays, Runner
+from netvlad_deploy.arrays import Arrays
+from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
-
-from .netvlad import NetVLAD
 
 
 class TorchRunner(Runner):

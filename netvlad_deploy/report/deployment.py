@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.measure.latency import LatencyReport
 from netvlad_deploy.measure.parity import ParityReport
+from netvlad_deploy.report.text import (
+    LATENCY_HEADER,
+    PARITY_HEADER,
+    artifact_lines,
+    latency_rows,
+    latency_title,
+    parity_rows,
+)
 from netvlad_deploy.spec import Verdict
-
-from .text import LATENCY_HEADER, PARITY_HEADER, artifact_lines, latency_rows, latency_title, parity_rows
 
 
 @dataclass(frozen=True, kw_only=True)

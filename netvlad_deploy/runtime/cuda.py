@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from netvlad_deploy.arrays import Array
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
 from netvlad_deploy.require import require
-from netvlad_deploy.runner import Array
 
 
 class Cuda:

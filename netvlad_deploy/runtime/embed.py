@@ -1,13 +1,13 @@
 """Turn feature files into descriptors: one (B,N,D) array, or ragged sequences through the mask."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from netvlad_deploy.arrays import Array, Arrays, read_arrays
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.runner import Array, Arrays, Runner, check_features, check_finite
+from netvlad_deploy.runner import Runner, check_features, check_finite
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
 
 SUFFIXES = (".npy", ".npz")
@@ -20,14 +20,7 @@ def load_features(path: Path) -> Array | Arrays:
     """
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no feature file: expected {' or '.join(SUFFIXES)}")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return np.asarray(loaded)
-        with loaded as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}): save float32 features with numpy.save") from error
+    return read_arrays(path)
 
 
 def check_target(source: Path, target: Path) -> None:

@@ -4,10 +4,11 @@ ONNX Runtime drops a provider it cannot use and goes on with another one; this r
 provider it really has and refuses any but the one that was asked for.
 """
 
+from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
 from netvlad_deploy.require import require
-from netvlad_deploy.runner import Arrays, Runner
+from netvlad_deploy.runner import Runner
 
 PROVIDER = "CPUExecutionProvider"
 QUIET = 3

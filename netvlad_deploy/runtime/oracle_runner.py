@@ -1,7 +1,8 @@
 """Run the float64 oracle as a runner."""
 
+from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, descriptor, residual_sum, soft_assignment
-from netvlad_deploy.runner import Arrays, Runner
+from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import ArtifactError, RunError
-from netvlad_deploy.runner import Arrays, Runner
-
-from .cuda import Cuda
-from .trt_api import EXTRAS, last_error, open_tensorrt
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.cuda import Cuda
+from netvlad_deploy.runtime.trt_api import EXTRAS, last_error, open_tensorrt
 
 
 class TensorRTRunner(Runner):

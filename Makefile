@@ -1,0 +1,38 @@
+# Needs python3, make and a package registry. TORCH_INDEX chooses where torch comes from, for example a CPU-only index.
+VENV ?= .venv
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+CONSTRAINTS = constraints.txt
+
+.PHONY: demo test check lint bars resolve-3.10 clean
+
+demo: $(INSTALLED)  ## export, build, validate and measure an untrained NetVLAD; the report is demo/report.md
+	$(BIN)/netvlad-deploy deploy --clusters 64 --ghost-clusters 8 --probe --flavor tensorrt-rtx --allow-not-run --force -o demo
+
+test: $(INSTALLED)  ## all tests that this machine can run
+	$(BIN)/python -m pytest -q
+
+check: lint test bars  ## what CI runs
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bars: $(INSTALLED)  ## every figure this project promises, measured
+	$(BIN)/python -m tests.bars
+
+resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 (TensorRT-RTX has no wheel to ask for)
+	$(BIN)/python -m pip install --quiet --dry-run --python-version 3.10 --only-binary=:all: --target build/resolve \
+	    -c $(CONSTRAINTS) numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest ruff pre-commit
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,rtx,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,0 +1,83 @@
+"""Capabilities as markers, real data, and modules whose BatchNorm statistics are far from 0 and 1."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.models.netvlad import NetVLAD
+from tests.modules import make_module
+
+IN_CI = os.environ.get("CI") == "true"
+DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+LEAST_TESTS_IN_CI = 0
+"""A gate must not empty quietly: CI fails when fewer tests than this have passed."""
+
+
+def _has_gpu() -> bool:
+    if importlib.util.find_spec("cuda") is None:
+        return False
+    from cuda.bindings import runtime
+
+    return bool(runtime.cudaGetDeviceCount()[1])
+
+
+CAPABILITIES: dict[str, Callable[[], bool]] = {
+    "export": lambda: all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript")),
+    "ort": lambda: importlib.util.find_spec("onnxruntime") is not None,
+    "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
+    "data": DATA.is_dir,
+    "gpu": _has_gpu,
+}
+ABSENT_IN_CI = frozenset({"gpu"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run; in CI only a GPU may be absent."""
+    present = {name: has() for name, has in CAPABILITIES.items()}
+    if IN_CI:
+        missing = [name for name, there in present.items() if not there and name not in ABSENT_IN_CI]
+        if missing:
+            raise pytest.UsageError(f"CI must have these capabilities, and has not: {', '.join(missing)}")
+    for item in items:
+        for name, there in present.items():
+            if not there and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"this machine has no {name}"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, fail a whole run in which too few tests passed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    passed = len(reporter.stats.get("passed", [])) if reporter else 0
+    whole = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if IN_CI and whole and passed < LEAST_TESTS_IN_CI:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nCI: {passed} tests passed, expected at least {LEAST_TESTS_IN_CI}")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Return the folder of real photos, heads and sequences."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def module() -> NetVLAD:
+    """Return a small trained-looking module: K=6, D=16, G=2."""
+    return make_module(6, 16, 2)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, module: NetVLAD) -> OnnxArtifact:
+    """Return the module exported with probes; do not change it."""
+    return export_onnx(module, tmp_path_factory.mktemp("exported") / "m.onnx", probe=True)
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory: pytest.TempPathFactory, module: NetVLAD) -> OnnxArtifact:
+    """Return the module exported with a mask; do not change it."""
+    return export_onnx(module, tmp_path_factory.mktemp("masked") / "m.onnx", masked=True)

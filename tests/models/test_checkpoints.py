@@ -1,0 +1,148 @@
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.checkpoints import check_options, load_checkpoint
+from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.spec import NetVLADSpec
+from tests.modules import make_module
+
+pytestmark = pytest.mark.export
+
+
+def save(path: Path, content: Any) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    elif path.suffix == ".npz":
+        np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in content.items()})
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.pth", "m.pth.tar", "m.npz"])
+def test_every_file_format_gives_the_same_module(tmp_path: Path, module: NetVLAD, name: str) -> None:
+    loaded = load_checkpoint(save(tmp_path / name, module.state_dict()))
+    assert loaded.spec == NetVLADSpec(num_clusters=6, feature_size=16, num_ghost_clusters=2)
+    assert not loaded.training
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        (lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}}, ""),
+        (lambda state: {f"module.{name}": tensor for name, tensor in state.items()}, ""),
+        (lambda state: {"state_dict": {f"module.head.{name}": tensor for name, tensor in state.items()}}, "head"),
+        (lambda state: {f"head.{name}": tensor for name, tensor in state.items()} | {"fc": torch.ones(2)}, "head."),
+    ],
+)
+def test_containers_and_prefixes_are_stripped(tmp_path: Path, module: NetVLAD, wrap: Any, prefix: str) -> None:
+    loaded = load_checkpoint(save(tmp_path / "m.pth", wrap(module.state_dict())), prefix=prefix)
+    assert torch.equal(loaded.clusters, module.clusters)
+
+
+def test_without_batch_norm_there_is_none(tmp_path: Path) -> None:
+    module = make_module(3, 4, 1, batch_norm=False)
+    assert load_checkpoint(save(tmp_path / "m.pt", module.state_dict())).batch_norm is None
+
+
+def test_the_counter_of_batches_may_be_missing(tmp_path: Path, module: NetVLAD) -> None:
+    state = {name: tensor for name, tensor in module.state_dict().items() if "num_batches" not in name}
+    assert torch.equal(load_checkpoint(save(tmp_path / "m.pt", state)).clusters, module.clusters)
+
+
+def test_a_reference_file_brings_its_own_epsilon(tmp_path: Path, module: NetVLAD) -> None:
+    state = {**module.state_dict(), "batch_norm.eps": torch.tensor(1e-3, dtype=torch.float64)}
+    loaded = load_checkpoint(save(tmp_path / "m.npz", state))
+    assert loaded.batch_norm is not None
+    assert loaded.batch_norm.eps == 1e-3
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    torch.save({"clusters": Payload(marker)}, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="may run code: save its state_dict alone"):
+        load_checkpoint(tmp_path / "m.pt")
+    assert not marker.exists()
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"clusters": Payload(marker)}))
+    with pytest.raises(InputError):
+        load_checkpoint(tmp_path / "plain.pth")
+    assert not marker.exists()
+
+
+def test_a_whole_pickled_module_is_refused(tmp_path: Path, module: NetVLAD) -> None:
+    torch.save(module, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="save its state_dict alone"):
+        load_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.pth.tar", "m.npz"])
+def test_a_truncated_file_is_refused(tmp_path: Path, module: NetVLAD, name: str) -> None:
+    path = save(tmp_path / name, module.state_dict())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("clusters2"), "lacks clusters or clusters2"),
+        (lambda state: state.pop("batch_norm.running_var"), "Missing key.*batch_norm.running_var"),
+        (lambda state: state.update(extra=torch.ones(1)), "Unexpected key.*extra"),
+        (lambda state: state.update(clusters2=state["clusters2"].transpose(1, 2)), r"are not \(D, K\+G\) and"),
+        (lambda state: state["clusters"].__setitem__((0, 0), torch.nan), "clusters is not finite"),
+        (lambda state: state.update({"batch_norm.bias": torch.ones(3)}), "size mismatch for batch_norm.bias"),
+        (lambda state: state.update(clusters=state["clusters"][:, :5]), "num_ghost_clusters is -1"),
+    ],
+)
+def test_a_mismatched_checkpoint_is_refused_by_name(tmp_path: Path, change: Any, message: str) -> None:
+    state = make_module(6, 16, 2).state_dict()
+    change(state)
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(save(tmp_path / "m.pt", state))
+
+
+def test_the_prefix_to_pass_is_named(tmp_path: Path, module: NetVLAD) -> None:
+    state = {f"text_pooling.{name}": tensor for name, tensor in module.state_dict().items()}
+    with pytest.raises(InputError, match="pass --prefix text_pooling"):
+        load_checkpoint(save(tmp_path / "m.pt", state))
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {"epoch": 1}])
+def test_a_file_without_tensors_is_refused(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(InputError, match=r"expected a dictionary of tensors|found no tensor"):
+        load_checkpoint(save(tmp_path / "m.pt", content))
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a file"):
+        load_checkpoint(tmp_path / "none.pt")
+    (tmp_path / "m.txt").write_text("x")
+    with pytest.raises(InputError, match="is no checkpoint"):
+        load_checkpoint(tmp_path / "m.txt")
+
+
+def test_contradicting_options_are_refused() -> None:
+    spec = NetVLADSpec(num_clusters=6, feature_size=16)
+    check_options(spec, Path("m.pt"), num_clusters=6, feature_size=None)
+    with pytest.raises(UsageError, match="has num_clusters 6, the options say 32"):
+        check_options(spec, Path("m.pt"), num_clusters=32)
