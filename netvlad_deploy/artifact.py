@@ -258,7 +258,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         schema = record["schema"]
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing: an artifact needs the sidecar it was written with") from error
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a sidecar: export or build again") from error
     if _record_hash(record) != claimed:
         raise ArtifactError(f"{path} was changed after it was written: export or build again")

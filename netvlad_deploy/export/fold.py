@@ -32,8 +32,9 @@ def fold(module: NetVLAD) -> "FoldedNetVLAD":
     Raises: FoldError if the module is in training mode, a variance is negative or a value is not finite.
     Source: Ioffe & Szegedy 2015, algorithm 2.
     """
-    if module.training:
-        raise FoldError("the module is in training mode, where BatchNorm uses batch statistics: call eval() first")
+    for name, part in module.named_modules():
+        if part.training:
+            raise FoldError(f"{name or 'the module'} is in training mode, with batch statistics: call eval() first")
     for name, tensor in module.state_dict().items():
         if not tensor.isfinite().all():
             raise FoldError(f"{name} is not finite: the checkpoint is damaged or training diverged")

@@ -150,9 +150,7 @@ def _check(model: Any, opset: int) -> None:
     """Raise ExportError unless the graph keeps what the module docstring promises."""
     found = sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPS)
     if found:
-        raise ExportError(
-            f"the exported graph contains {', '.join(found)}: this version of torch exports another graph"
-        )
+        raise ExportError(f"torch {torch.__version__} wrote a graph with {', '.join(found)}: use another version")
     written = {entry.domain: entry.version for entry in model.opset_import}
     if written != {"": opset}:
         raise ExportError(f"asked for opset {opset}, torch wrote {written}")
