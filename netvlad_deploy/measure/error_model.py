@@ -8,6 +8,7 @@ oracle's values. With unit roundoff u, e = LAMBDA u, and sums over n written S_n
     assignment       rho_nk = dl_nk + S_j a_nj dl_nj + 4 e                        relative error of a_nk
     mean residual    E_k = 2 R_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)            w_nk = a_nk / A_k, m_k = S_n w_nk x_n
                      R_k^2 = S_n w_nk rho_nk^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
+    residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e) |V_k|
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
     descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                          d_k = r_k / g
 
@@ -65,7 +66,8 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     mean_error = 2 * sums.relative_error * sums.spread
     mean_error = mean_error + error * (sums.walk + np.sqrt(rows) * sums.mean_norm + centroid_norm)
     flushed = rows * SMALLEST_ASSIGNMENT * (norms.max(axis=1, keepdims=True) + centroid_norm)
-    residual_error = sums.assignment * mean_error + (sums.relative_error + error) * residual_norm + flushed
+    residual_error = sums.assignment * (mean_error + error * np.sqrt(rows) * centroid_norm)
+    residual_error = residual_error + (sums.relative_error + error) * residual_norm + flushed
     return {
         SOFT_ASSIGNMENT: assignment * rho + SMALLEST_ASSIGNMENT,
         RESIDUAL_SUM: residual_error,

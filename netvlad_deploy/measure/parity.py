@@ -128,8 +128,9 @@ def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVL
     if got.shape != expected.shape:
         raise ParityError(f"{name} has shape {got.shape}, the reference has {expected.shape}")
     got, expected = got.astype(np.float64), expected.astype(np.float64)
-    non_finite = int((~np.isfinite(got)).sum())
-    difference = np.where(np.isfinite(got), got - expected, np.inf)
+    finite = np.isfinite(got)
+    difference = np.where(finite, got - expected, np.inf)
+    got = np.where(finite, got, 0)
     errors = _cluster_errors(name, difference, spec)
     ratios = errors / allowed
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
@@ -138,7 +139,7 @@ def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVL
     counted = norms > COSINE_NORM
     cosines = _cosines(flat[counted], flat_expected[counted])
     short_error = np.abs(difference[~counted]).max(initial=0.0) if name == DESCRIPTOR else 0.0
-    passed = non_finite == 0 and ratios[worst] <= 1 and short_error < SHORT_TOLERANCE
+    passed = finite.all() and ratios[worst] <= 1 and short_error < SHORT_TOLERANCE
     return OutputParity(
         output=name,
         verdict=Verdict.PASS if passed else Verdict.FAIL,
@@ -148,7 +149,7 @@ def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVL
         cosine_rows=int(counted.sum()),
         short_rows=int((~counted).sum()),
         norm_error=float(np.abs(np.linalg.norm(flat, axis=1) - norms).max()),
-        non_finite=non_finite,
+        non_finite=int((~finite).sum()),
         worst_cluster=int(worst[-1]),
         worst_error=float(errors[worst]),
         tolerance=float(allowed[worst]),

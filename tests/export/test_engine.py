@@ -11,9 +11,13 @@ from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableEr
 from netvlad_deploy.export import engine as engines
 from netvlad_deploy.export.engine import build_engine, read_figures
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import LogLine, TensorRT
 from netvlad_deploy.spec import AxisRange, Profile
 from tests.modules import make_module
+
+rtx = pytest.mark.rtx
+pytestmark = pytest.mark.export
 
 PROFILE = Profile(batch=AxisRange(min=1, opt=2, max=4), num_features=AxisRange(min=1, opt=10, max=20))
 
@@ -46,90 +50,105 @@ def test_a_silent_log_gives_no_figures() -> None:
     assert (figures.activation_bytes, figures.weight_bytes, figures.kernels) == (None, None, ())
 
 
-@pytest.mark.rtx
-@pytest.mark.export
-class TestTensorRTRTX:
-    @pytest.fixture(scope="class")
-    def engine(self, masked: OnnxArtifact, tmp_path_factory: pytest.TempPathFactory) -> EngineArtifact:
-        target = tmp_path_factory.mktemp("engine") / "m.engine"
-        return build_engine(masked, target, flavor="tensorrt-rtx", profile=PROFILE)
+@pytest.fixture(scope="module")
+def engine(masked: OnnxArtifact, tmp_path_factory: pytest.TempPathFactory) -> EngineArtifact:
+    target = tmp_path_factory.mktemp("engine") / "m.engine"
+    return build_engine(masked, target, flavor="tensorrt-rtx", profile=PROFILE)
 
-    def test_sidecar_says_what_was_built(self, engine: EngineArtifact, masked: OnnxArtifact) -> None:
-        assert load_artifact(engine.path) == engine
-        assert engine.parent is not None
-        assert engine.parent.sha256 == sha256_file(masked.path)
-        assert (engine.path.parent / engine.parent.name).resolve() == masked.path.resolve()
-        assert engine.reference_path.resolve() == masked.reference_path.resolve()
-        assert (engine.profile, engine.tf32, engine.precision) == (PROFILE, False, "fp32")
-        assert engine.inputs == ("features", "mask")
-        assert engine.versions["tensorrt-rtx"].startswith("1.")
-        assert engine.targets
-        assert engine.figures.activation_bytes
-        assert engine.figures.weight_bytes
-        assert engine.size_bytes == engine.path.stat().st_size
 
-    def test_every_kernel_computes_in_the_types_of_the_graph(self, engine: EngineArtifact) -> None:
-        kinds = {kind for kernel in engine.figures.kernels for kind in (*kernel.inputs, *kernel.outputs)}
-        assert kinds == {"Float", "Bool"}
+@rtx
+def test_sidecar_says_what_was_built(engine: EngineArtifact, masked: OnnxArtifact) -> None:
+    assert load_artifact(engine.path) == engine
+    assert engine.parent is not None
+    assert engine.parent.sha256 == sha256_file(masked.path)
+    assert (engine.path.parent / engine.parent.name).resolve() == masked.path.resolve()
+    assert engine.reference_path.resolve() == masked.reference_path.resolve()
+    assert (engine.profile, engine.tf32, engine.precision) == (PROFILE, False, "fp32")
+    assert engine.inputs == ("features", "mask")
+    assert engine.versions["tensorrt-rtx"].startswith("1.")
+    assert engine.targets
+    assert engine.figures.activation_bytes
+    assert engine.figures.weight_bytes
+    assert engine.size_bytes == engine.path.stat().st_size
 
-    def test_building_again_gives_the_same_bytes(
-        self, engine: EngineArtifact, masked: OnnxArtifact, tmp_path: Path
-    ) -> None:
-        again = build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE)
-        assert again.sha256 == engine.sha256
 
-    def test_tf32_is_off_unless_asked_for(self, masked: OnnxArtifact, tmp_path: Path) -> None:
-        artifact = build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE, tf32=True)
-        assert artifact.tf32
+@rtx
+def test_every_kernel_computes_in_the_types_of_the_graph(engine: EngineArtifact) -> None:
+    kinds = {kind for kernel in engine.figures.kernels for kind in (*kernel.inputs, *kernel.outputs)}
+    assert kinds == {"Float", "Bool"}
 
-    def test_an_existing_target_is_kept(self, engine: EngineArtifact, masked: OnnxArtifact) -> None:
-        before = engine.path.read_bytes()
-        with pytest.raises(UsageError, match="--force"):
-            build_engine(masked, engine.path, flavor="tensorrt-rtx")
-        assert engine.path.read_bytes() == before
 
-    def test_an_engine_is_no_source(self, engine: EngineArtifact, tmp_path: Path) -> None:
-        with pytest.raises(ArtifactError, match="expected an ONNX file"):
-            build_engine(engine.path, tmp_path / "m.engine", flavor="tensorrt-rtx")
+@rtx
+def test_building_again_gives_the_same_bytes(engine: EngineArtifact, masked: OnnxArtifact, tmp_path: Path) -> None:
+    again = build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE)
+    assert again.sha256 == engine.sha256
 
-    def test_a_changed_onnx_file_is_not_built(self, tmp_path: Path) -> None:
-        artifact = export_onnx(make_module(3, 8), tmp_path / "m.onnx")
-        content = bytearray(artifact.path.read_bytes())
-        content[-1] ^= 1
-        artifact.path.write_bytes(content)
-        with pytest.raises(ArtifactError, match="SHA-256"):
-            build_engine(artifact.path, tmp_path / "m.engine", flavor="tensorrt-rtx")
-        assert not (tmp_path / "m.engine").exists()
 
-    def test_what_the_compiler_prints_stays_off_standard_output(
-        self, masked: OnnxArtifact, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        parse = engines.parse_onnx
+@rtx
+def test_tf32_is_off_unless_asked_for(masked: OnnxArtifact, tmp_path: Path) -> None:
+    artifact = build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE, tf32=True)
+    assert artifact.tf32
 
-        def noisy(*arguments: Any) -> None:
-            os.write(1, b"[W] printed past the logger\n")
-            parse(*arguments)
 
-        monkeypatch.setattr(engines, "parse_onnx", noisy)
-        build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE)
-        os.write(1, b"{}")
-        captured = capfd.readouterr()
-        assert json.loads(captured.out) == {}
-        assert "past the logger" in captured.err
+@rtx
+def test_an_existing_target_is_kept(engine: EngineArtifact, masked: OnnxArtifact) -> None:
+    before = engine.path.read_bytes()
+    with pytest.raises(UsageError, match="--force"):
+        build_engine(masked, engine.path, flavor="tensorrt-rtx")
+    assert engine.path.read_bytes() == before
 
-    def test_a_graph_the_parser_refuses_is_quoted(self, masked: OnnxArtifact, tmp_path: Path, monkeypatch: Any) -> None:
-        import onnx
 
-        model = onnx.load(masked.path)
-        model.graph.node[0].op_type = "NoSuchOperator"
-        monkeypatch.setattr(Path, "read_bytes", lambda _: model.SerializeToString())
-        with pytest.raises(BuildError, match=r"cannot parse the graph: .*NoSuchOperator"):
-            build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx")
+@rtx
+def test_an_engine_is_no_source(engine: EngineArtifact, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="expected an ONNX file"):
+        build_engine(engine.path, tmp_path / "m.engine", flavor="tensorrt-rtx")
 
-    def test_no_engine_is_a_build_error(self, masked: OnnxArtifact, tmp_path: Path) -> None:
-        wide = Profile(batch=AxisRange(min=1, opt=2, max=2**30), num_features=AxisRange(min=1, opt=2, max=2**30))
-        with pytest.raises(BuildError, match="built no engine"):
-            build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=wide)
+
+@rtx
+def test_a_changed_onnx_file_is_not_built(tmp_path: Path) -> None:
+    artifact = export_onnx(make_module(3, 8), tmp_path / "m.onnx")
+    content = bytearray(artifact.path.read_bytes())
+    content[-1] ^= 1
+    artifact.path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        build_engine(artifact.path, tmp_path / "m.engine", flavor="tensorrt-rtx")
+    assert not (tmp_path / "m.engine").exists()
+
+
+@rtx
+def test_what_the_compiler_prints_stays_off_standard_output(
+    masked: OnnxArtifact, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = trt_api.parse_onnx
+
+    def noisy(*arguments: Any) -> None:
+        os.write(1, b"[W] printed past the logger\n")
+        parse(*arguments)
+
+    monkeypatch.setattr(engines, "parse_onnx", noisy)
+    build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE)
+    os.write(1, b"{}")
+    captured = capfd.readouterr()
+    assert json.loads(captured.out) == {}
+    assert "past the logger" in captured.err
+
+
+@rtx
+def test_a_graph_the_parser_refuses_is_quoted(masked: OnnxArtifact, tmp_path: Path, monkeypatch: Any) -> None:
+    import onnx
+
+    model = onnx.load(masked.path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    monkeypatch.setattr(Path, "read_bytes", lambda _: model.SerializeToString())
+    with pytest.raises(BuildError, match=r"cannot parse the graph: .*NoSuchOperator"):
+        build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx")
+
+
+@rtx
+def test_no_engine_is_a_build_error(masked: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_profile", lambda builder, *_: builder.create_optimization_profile())
+    with pytest.raises(BuildError, match=r"built no engine: .*profile"):
+        build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx")
 
 
 def test_an_unknown_flavor_is_refused(exported: OnnxArtifact, tmp_path: Path) -> None:
@@ -152,5 +171,5 @@ def test_a_builder_without_a_driver_is_an_unavailable_device() -> None:
 
     module = SimpleNamespace(ILogger=object, Builder=builder, __version__="10.3.0")
     tensorrt = TensorRT(flavor="tensorrt", module=module)
-    with pytest.raises(DeviceUnavailableError, match="tensorrt 10.3.0 cannot build here: CUDA initialization failure"):
+    with pytest.raises(DeviceUnavailableError, match=r"tensorrt 10.3.0 cannot build here: CUDA initialization failure"):
         tensorrt.builder(tensorrt.logger())

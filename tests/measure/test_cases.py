@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from netvlad_deploy.measure.cases import default_cases, empty_clusters, ghosts_win
+from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, soft_assignment
+from netvlad_deploy.spec import FEATURES, MASK, AxisRange, Profile
+from tests.measure.test_error_model import parameters
+
+SHAPES = Profile(batch=AxisRange(min=2, opt=3, max=4), num_features=AxisRange(min=5, opt=6, max=9))
+
+
+@pytest.fixture(scope="module")
+def head() -> ReferenceParameters:
+    return parameters(6, 32, 2, 10)
+
+
+def test_the_list_covers_what_it_promises(head: ReferenceParameters) -> None:
+    names = [case.name for case in default_cases(head, masked=True)]
+    assert names == [
+        "typical", "zero rows", "num_features 1", "num_features 1024", "batch 1", "batch 16",
+        "L2-normalised x 0.0001", "L2-normalised", "L2-normalised x 100", "L2-normalised x 10000",
+        "empty clusters", "ghosts win by 30", "ghosts win by 60", "ghosts win by 100", "padded",
+    ]  # fmt: skip
+
+
+def test_every_case_stays_within_the_profile_and_float32(head: ReferenceParameters) -> None:
+    for case in default_cases(head, shapes=SHAPES, masked=True):
+        batch, length, width = case.features.shape
+        assert 2 <= batch <= 4, case.name
+        assert 5 <= length <= 9, case.name
+        assert width == 32
+        assert case.features.dtype == np.float32
+        feeds = case.feeds(masked=True)
+        assert feeds[MASK].shape == feeds[FEATURES].shape[:2]
+
+
+def test_both_ends_of_the_profile_are_tried(head: ReferenceParameters) -> None:
+    shapes = [case.features.shape for case in default_cases(head, shapes=SHAPES)]
+    assert {2, 4} <= {shape[0] for shape in shapes}
+    assert {5, 9} <= {shape[1] for shape in shapes}
+
+
+def test_the_same_seed_gives_the_same_cases(head: ReferenceParameters) -> None:
+    for first, again in zip(default_cases(head), default_cases(head), strict=True):
+        assert np.array_equal(first.features, again.features)
+    assert not np.array_equal(next(default_cases(head, seed=1)).features, next(default_cases(head)).features)
+
+
+@pytest.mark.parametrize("margin", [30.0, 60.0, 100.0])
+def test_ghosts_win_by_the_margin_in_every_row(head: ReferenceParameters, margin: float) -> None:
+    logits = assignment_logits(head, ghosts_win(head, margin, 2, 20, np.random.default_rng(0)))
+    gap = logits[..., 6:].min(axis=-1) - logits[..., :6].max(axis=-1)
+    assert np.abs(gap - margin).max() < 1.5
+
+
+def test_empty_clusters_are_empty(head: ReferenceParameters) -> None:
+    logits = assignment_logits(head, empty_clusters(head, 2, 20, np.random.default_rng(0)))
+    assignment = soft_assignment(logits, 6)
+    assert assignment[..., 0].min() > 0.999
+    assert assignment[..., 1:].max() < 1e-80
+
+
+def test_the_padded_case_has_an_item_without_a_valid_row(head: ReferenceParameters) -> None:
+    *_, padded = default_cases(head, masked=True)
+    assert padded.mask is not None
+    assert not padded.mask[-1].any()
+    assert padded.mask[0].any()
+
+
+def test_without_ghosts_there_is_no_ghost_case() -> None:
+    assert not [case.name for case in default_cases(parameters(6, 32, 0, 10)) if "ghosts" in case.name]
