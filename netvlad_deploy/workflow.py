@@ -32,6 +32,7 @@ from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.serialize import to_json
+from netvlad_deploy.require import require
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
 from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec, Profile, Verdict
 
@@ -83,6 +84,7 @@ def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None]:
 
     Raises: InputError for an unusable checkpoint; UsageError if a size contradicts it.
     """
+    require("torch", extra="export")
     from netvlad_deploy.models.checkpoints import check_options, load_checkpoint
     from netvlad_deploy.models.netvlad import initialize
 

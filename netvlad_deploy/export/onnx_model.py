@@ -62,6 +62,7 @@ def export_onnx(
     """
     target = Path(target)
     onnx = require("onnx", extra="export")
+    require("onnxscript", extra="export")
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise UsageError(f"opset {opset} is outside {OLDEST_OPSET} to {newest}")

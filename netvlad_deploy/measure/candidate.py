@@ -7,6 +7,7 @@ from typing import Final
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact, check_file, load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 
@@ -81,6 +82,7 @@ def _open_parameters(path: Path, backend: str, threads: int | None, prefix: str)
         return OracleRunner(load_reference(path))
     if backend != "torch":
         raise UsageError(f"{path} cannot run on {backend}: choose torch or oracle")
+    require("torch", extra="export")
     from netvlad_deploy.models.checkpoints import load_checkpoint
     from netvlad_deploy.models.torch_runner import TorchRunner
 

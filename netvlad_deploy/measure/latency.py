@@ -103,10 +103,9 @@ def measure(
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netvlad-bench-"))) / "feeds.npz"
         np.savez(path, allow_pickle=False, **feeds)
-        workers = []
-        for candidate in candidates:
-            LOG.info("warming up %s", candidate.name)
-            workers.append(stack.enter_context(_Worker(candidate, path, threads=threads, warmup_ms=warmup_ms)))
+        workers = [stack.enter_context(_Worker(candidate)) for candidate in candidates]
+        for worker in workers:
+            worker.warm_up(path, threads=threads, warmup_ms=warmup_ms)
         running = [worker for worker in workers if not worker.reason]
         random = np.random.default_rng(seed)
         for number in range(rounds if running else 0):
@@ -130,25 +129,31 @@ def measure(
 class _Worker:
     """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
 
-    def __init__(self, candidate: Candidate, feeds: Path, *, threads: int, warmup_ms: float) -> None:
+    def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
         self.blocks: list[Float64] = []
+        self.reason = ""
+        self.warmup_runs = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def warm_up(self, feeds: Path, *, threads: int, warmup_ms: float) -> None:
+        """Open the runner and run it for `warmup_ms`; `reason` says why it cannot run here, if it cannot."""
+        LOG.info("warming up %s", self.candidate.name)
         answer = self._ask(
             {
-                "path": str(candidate.path),
-                "backend": candidate.backend,
+                "path": str(self.candidate.path),
+                "backend": self.candidate.backend,
                 "feeds": str(feeds),
                 "threads": threads,
                 "warmup_ms": warmup_ms,
             }
         )
-        self.reason: str = answer.get("error", "")
-        self.warmup_runs: int = answer.get("warmup_runs", 0)
+        self.reason = answer.get("error", "")
+        self.warmup_runs = answer.get("warmup_runs", 0)
         if self.reason and answer["exit_code"] != UNAVAILABLE:
-            raise RunError(f"{candidate.name}: {self.reason}")
+            raise RunError(f"{self.candidate.name}: {self.reason}")
 
     def __enter__(self) -> "_Worker":
         return self

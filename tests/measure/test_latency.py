@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.errors import ParityError, RunError
+from netvlad_deploy.measure import latency
+from netvlad_deploy.measure.candidate import Candidate
+from netvlad_deploy.measure.latency import bootstrap_ratio, measure
+from netvlad_deploy.spec import FEATURES, MASK, Verdict
+from tests.modules import features
+
+pytestmark = [pytest.mark.export, pytest.mark.ort]
+
+FEEDS = {FEATURES: features(2, 10, 16), MASK: np.ones((2, 10), dtype=np.bool_)}
+
+
+def test_candidates_are_timed_in_their_own_processes(exported: OnnxArtifact) -> None:
+    candidates = [Candidate(path=exported.path, backend="oracle"), Candidate(path=exported.path)]
+    report = measure(candidates, FEEDS, rounds=3, block_ms=10, warmup_ms=10, threads=1)
+    assert report.verdict is Verdict.PASS
+    assert (report.batch, report.num_features, report.threads, report.rounds) == (2, 10, 1, 3)
+    assert report.machine["processor"]
+    assert report.machine["numpy"] == np.__version__
+    oracle, onnx = report.candidates
+    assert (oracle.name, onnx.name) == ("m.onnx on oracle", "m.onnx")
+    assert oracle.ratio is None
+    assert onnx.ratio is not None
+    assert onnx.ratio.low <= onnx.ratio.median <= onnx.ratio.high < 1
+    for result in report.candidates:
+        assert result.runs >= 3
+        assert result.warmup_runs >= 1
+        assert result.p50_ms is not None
+        assert result.p99_ms is not None
+        assert result.mean_ms is not None
+        assert result.descriptors_per_s is not None
+        assert 0 < result.p50_ms <= result.p99_ms
+        assert result.descriptors_per_s == pytest.approx(2e3 / result.mean_ms)
+
+
+def test_a_slower_candidate_is_seen_to_be_slower(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: a worker whose clock runs 1.5 times as fast."""
+    times = iter(range(1, 100))
+
+    class Planted(latency._Worker):
+        def __init__(self, candidate: Candidate, *_: object, **__: object) -> None:
+            self.candidate, self.reason, self.warmup_runs, self.blocks = candidate, "", 1, []
+            self.slow = 1.5 if candidate.backend else 1.0
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def warm_up(self, *_: object, **__: object) -> None: ...
+
+        def run_block(self, block_ms: float) -> None:
+            self.blocks.append(np.array([self.slow * (1 + 0.01 * (next(times) % 3))]))
+
+    monkeypatch.setattr(latency, "_Worker", Planted)
+    candidates = [Candidate(path=exported.path), Candidate(path=exported.path, backend="torch")]
+    report = measure(candidates, FEEDS, rounds=9, block_ms=1, warmup_ms=1)
+    ratio = report.candidates[1].ratio
+    assert ratio is not None
+    assert 1.45 < ratio.low <= 1.5 <= ratio.high < 1.55
+
+
+def test_bootstrap_interval_covers_the_ratio_and_narrows() -> None:
+    random = np.random.default_rng(0)
+    widths = []
+    for rounds in (10, 1000):
+        baseline = [np.array([random.uniform(0.9, 1.1)]) for _ in range(rounds)]
+        blocks = [2 * block * random.uniform(0.9, 1.1) for block in baseline]
+        ratio = bootstrap_ratio(blocks, baseline, random)
+        assert ratio.low <= 2 <= ratio.high
+        widths.append(ratio.high - ratio.low)
+    assert widths[1] < widths[0] / 3
+
+
+def test_drift_of_the_machine_cancels() -> None:
+    drift = np.linspace(1, 3, 20)
+    ratio = bootstrap_ratio(
+        [np.array([1.2 * speed]) for speed in drift], [np.array([speed]) for speed in drift], np.random.default_rng(0)
+    )
+    assert (ratio.low, ratio.high) == pytest.approx((1.2, 1.2))
+
+
+@pytest.mark.parametrize(("budget_ms", "verdict"), [(1e4, Verdict.PASS), (1e-6, Verdict.FAIL)])
+def test_a_broken_budget_fails(exported: OnnxArtifact, budget_ms: float, verdict: Verdict) -> None:
+    candidates = [Candidate(path=exported.path)]
+    report = measure(candidates, FEEDS, rounds=1, block_ms=1, warmup_ms=1, threads=1, budget_p99_ms=budget_ms)
+    assert report.verdict is verdict
+    assert bool(report.candidates[0].reason) is (verdict is Verdict.FAIL)
+
+
+def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
+    exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    candidates = [Candidate(path=exported.path, backend="torch"), Candidate(path=exported.path)]
+    report = measure(candidates, FEEDS, rounds=1, block_ms=1, warmup_ms=1, threads=1)
+    assert [result.verdict for result in report.candidates] == [Verdict.NOT_RUN, Verdict.PASS]
+    assert "no torch here" in report.candidates[0].reason
+    assert report.verdict is Verdict.NOT_RUN
+
+
+def test_a_worker_that_fails_is_an_error(exported: OnnxArtifact, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"none.onnx: .*is not a file"):
+        measure([Candidate(path=tmp_path / "none.onnx")], FEEDS, rounds=1)
+    with pytest.raises(RunError, match="expected float32"):
+        measure([Candidate(path=exported.path)], {FEATURES: np.ones((1, 2, 16))}, rounds=1)
+
+
+def test_nothing_to_measure_is_an_error() -> None:
+    with pytest.raises(ParityError, match="no candidate"):
+        measure([], FEEDS)

@@ -1,0 +1,130 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from netvlad_deploy.measure.latency import CandidateLatency, LatencyReport, Ratio
+from netvlad_deploy.measure.parity import CaseParity, OutputParity, ParityReport
+from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown, step_rows
+from netvlad_deploy.report.junit import parity_junit
+from netvlad_deploy.report.serialize import plain, to_json
+from netvlad_deploy.report.text import artifact_lines, latency_lines, parity_lines
+from netvlad_deploy.spec import Verdict
+from tests.test_artifact import engine_artifact, onnx_artifact
+
+OUTPUT = OutputParity(
+    output="descriptor",
+    verdict=Verdict.PASS,
+    max_abs=1e-8,
+    cosine_min=1 - 1e-12,
+    cosine_p1=1 - 1e-12,
+    cosine_rows=2,
+    short_rows=0,
+    norm_error=1e-9,
+    non_finite=0,
+    worst_cluster=4,
+    worst_error=1e-8,
+    tolerance=1e-6,
+    worst_ratio=0.01,
+    cluster_errors=(1e-9, 1e-8),
+)
+FAILED = replace(OUTPUT, verdict=Verdict.FAIL, max_abs=float("inf"), non_finite=3, worst_ratio=float("inf"))
+SHORT = replace(OUTPUT, cosine_min=None, cosine_p1=None, cosine_rows=0, short_rows=2)
+
+
+def parity(*outputs: OutputParity, reason: str = "") -> ParityReport:
+    cases = tuple(CaseParity(name=f"case {i}", batch=2, num_features=300, outputs=(o,)) for i, o in enumerate(outputs))
+    return ParityReport(candidate="m.onnx", reference="oracle", precision="fp32", cases=cases, reason=reason)
+
+
+LATENCY = LatencyReport(
+    batch=1,
+    num_features=300,
+    threads=2,
+    rounds=10,
+    block_ms=300,
+    warmup_ms=500,
+    machine={"processor": "a processor"},
+    candidates=(
+        CandidateLatency(name="m.onnx", verdict=Verdict.PASS, p50_ms=1, p90_ms=2, p95_ms=3, p99_ms=4, variation=0.1),
+        CandidateLatency(name="n.onnx", verdict=Verdict.PASS, ratio=Ratio(median=0.5, low=0.4, high=0.6)),
+        CandidateLatency(name="m.engine", verdict=Verdict.NOT_RUN, reason="no GPU"),
+    ),
+)
+
+
+def test_json_names_its_schema_and_carries_every_verdict() -> None:
+    record = json.loads(to_json("validate", parity(OUTPUT, FAILED)))
+    assert record["schema"] == "netvlad-deploy/validate/1"
+    assert record["verdict"] == "FAIL"
+    assert [case["verdict"] for case in record["cases"]] == ["PASS", "FAIL"]
+    assert record["cases"][0]["outputs"][0]["cluster_errors"] == [1e-9, 1e-8]
+    assert record["cases"][1]["outputs"][0]["max_abs"] is None
+
+
+def test_json_of_every_kind_of_value() -> None:
+    assert plain(onnx_artifact(Path("m.onnx")))["path"] == "m.onnx"
+    assert plain((1, [True, None], {1: "a"})) == [1, [True, None], {"1": "a"}]
+
+
+def test_parity_text() -> None:
+    lines = parity_lines(parity(OUTPUT, FAILED, SHORT))
+    assert lines[0].startswith("FAIL  m.onnx against oracle, fp32, 3 cases")
+    assert "1.0e-12" in lines[2]
+    assert "3 not finite" in lines[3]
+    assert "- (2 short)" in lines[4]
+    assert parity_lines(parity(reason="no GPU")) == ["NOT_RUN  m.onnx against oracle, fp32: no GPU"]
+
+
+def test_latency_text() -> None:
+    lines = latency_lines(LATENCY)
+    assert "2 threads, 10 rounds of 300 ms after 500 ms, a processor" in lines[0]
+    assert "0.500 [0.400, 0.600]" in lines[3]
+    assert "m.engine: no GPU" in lines[4]
+
+
+def test_artifact_text() -> None:
+    lines = artifact_lines(onnx_artifact(Path("m.onnx")))
+    assert "K=6 D=16 G=2, descriptor 96, weights: untrained, seed 0" in lines[1]
+    assert "opset 18, oracle's reference: m.reference.npz" in lines[3]
+    engine = replace(engine_artifact(Path("m.engine")), versions={"tensorrt-rtx": "1.7.1"})
+    assert "activations unknown" in artifact_lines(engine)[-1]
+
+
+def test_junit_has_a_failure_and_a_skip_with_their_reasons() -> None:
+    suite = ET.fromstring(parity_junit(parity(OUTPUT, FAILED)))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "0")
+    failure = suite.find("testcase/failure")
+    assert failure is not None
+    assert "in cluster 4, tolerance 1.000e-06" in failure.get("message", "")
+    suite = ET.fromstring(parity_junit(parity(reason="no GPU")))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("1", "0", "1")
+    skipped = suite.find("testcase/skipped")
+    assert skipped is not None
+    assert skipped.get("message") == "no GPU"
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    steps = (
+        Step(name="build", verdict=Verdict.NOT_RUN, reason="no | driver"),
+        Step(name="parity", verdict=Verdict.PASS),
+    )
+    return Deployment(
+        steps=steps, onnx=onnx_artifact(Path("m.onnx")), engine=None, parity=(parity(OUTPUT),), latency=LATENCY
+    )
+
+
+def test_what_did_not_run_stands_last(deployment: Deployment) -> None:
+    assert [row[0] for row in step_rows(deployment.steps)] == ["PASS", "NOT_RUN"]
+
+
+def test_markdown_page(deployment: Deployment) -> None:
+    page = deployment_markdown(deployment)
+    assert page.startswith("# NOT_RUN: m.onnx\n")
+    assert "| NOT_RUN | build | no \\| driver |" in page
+    assert "## Parity: m.onnx against oracle" in page
+    assert "| PASS | case 0 | 2 x 300 | descriptor |" in page
+    assert "| NOT_RUN | m.engine: no GPU | - |" in page

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.measure.candidate import open_runner
+from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features, pad
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES
+from tests.modules import features
+
+pytestmark = [pytest.mark.export, pytest.mark.ort]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_an_array_is_embedded_in_batches(exported: OnnxArtifact, batch: int) -> None:
+    x = features(7, 5, 16)
+    with open_runner(exported) as runner:
+        got = embed_array(runner, x, batch=batch)
+        assert np.abs(got - runner.run({FEATURES: x})[DESCRIPTOR]).max() < 1e-6
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_sequences_are_padded_masked_and_returned_in_order(masked: OnnxArtifact, batch: int) -> None:
+    sequences = {str(length): features(1, length, 16, seed=length)[0] for length in (9, 1, 4, 30, 2, 4 + 7)}
+    with open_runner(masked) as runner, open_runner(masked, backend="oracle") as oracle:
+        got = embed_sequences(runner, sequences, batch=batch)
+        assert list(got) == list(sequences)
+        for name, sequence in sequences.items():
+            assert np.abs(got[name] - oracle.run({FEATURES: sequence[None]})[DESCRIPTOR][0]).max() < 1e-6
+
+
+def test_the_mask_is_what_makes_padding_harmless(exported: OnnxArtifact) -> None:
+    sequence = features(1, 4, 16)[0]
+    padded, _ = pad([sequence], shortest=12)
+    with open_runner(exported) as runner:
+        alone = runner.run({FEATURES: sequence[None]})[DESCRIPTOR]
+        assert np.abs(runner.run({FEATURES: padded})[DESCRIPTOR] - alone).max() > 0.01
+
+
+def test_padding() -> None:
+    padded, mask = pad([features(1, 2, 3)[0], features(1, 4, 3)[0]], shortest=6)
+    assert padded.shape == (2, 6, 3)
+    assert mask.sum(axis=1).tolist() == [2, 4]
+    assert not padded[~mask].any()
+
+
+def test_sequences_need_a_mask(exported: OnnxArtifact) -> None:
+    with open_runner(exported) as runner, pytest.raises(InputError, match="--masked"):
+        embed_sequences(runner, {"a": features(1, 4, 16)[0]}, batch=1)
+
+
+def test_what_is_not_finite_is_named(exported: OnnxArtifact, masked: OnnxArtifact) -> None:
+    x = features(5, 4, 16)
+    x[3, 2, 1] = np.nan
+    with open_runner(exported) as runner, pytest.raises(InputError, match="first at batch item 3, row 2"):
+        embed_array(runner, x, batch=2)
+    with open_runner(masked) as runner, pytest.raises(InputError, match="sequence c: features are not finite"):
+        embed_sequences(runner, {"a": x[0], "c": x[3]}, batch=2)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 15), (0, 16), (1, 4, 16)])
+def test_a_sequence_of_another_shape_is_named(masked: OnnxArtifact, shape: tuple[int, ...]) -> None:
+    with open_runner(masked) as runner, pytest.raises(InputError, match="sequence bad: features have shape"):
+        embed_sequences(runner, {"bad": np.ones(shape, np.float32)}, batch=2)
+
+
+def test_no_sequence_is_an_error(masked: OnnxArtifact) -> None:
+    with open_runner(masked) as runner, pytest.raises(InputError, match="no sequence"):
+        embed_sequences(runner, {}, batch=2)
+
+
+def test_feature_files_are_read_without_pickles(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", features(1, 2, 3))
+    assert isinstance(load_features(tmp_path / "x.npy"), np.ndarray)
+    np.savez(tmp_path / "x.npz", allow_pickle=False, a=features(1, 2, 3)[0])
+    assert list(load_features(tmp_path / "x.npz")) == ["a"]
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "truncated.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:50])
+    (tmp_path / "truncated.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:90])
+    for name in ("object.npy", "truncated.npy", "truncated.npz", "missing.npy", "x.txt"):
+        with pytest.raises(InputError, match=name):
+            load_features(tmp_path / name)
+
+
+def test_the_target_is_of_the_sources_kind() -> None:
+    check_target(Path("x.npy"), Path("y.npy"))
+    with pytest.raises(UsageError, match=r"becomes a .npz file"):
+        check_target(Path("x.npz"), Path("y.npy"))

@@ -1,0 +1,21 @@
+"""What only a machine with an NVIDIA GPU can show. These tests have not been run on one yet."""
+
+from pathlib import Path
+
+import pytest
+
+from netvlad_deploy import workflow
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.require import installed_version
+from netvlad_deploy.runtime.trt_api import MODULES
+from netvlad_deploy.spec import Profile, Verdict
+
+pytestmark = [pytest.mark.gpu, pytest.mark.export]
+
+
+@pytest.mark.parametrize("flavor", sorted(MODULES))
+def test_an_engine_is_built_and_equals_the_oracle(flavor: str, exported: OnnxArtifact, tmp_path: Path) -> None:
+    if installed_version(flavor) is None:
+        pytest.skip(f"{flavor} is not installed")
+    engine = workflow.build(exported.path, tmp_path / "m.engine", flavor=flavor, profile=Profile())
+    assert workflow.validate(engine.path).verdict is Verdict.PASS
