@@ -127,9 +127,14 @@ class Staging:
         self._moves: dict[Path, Path] = {}
 
     def check(self, target: Path) -> None:
-        """Raise UsageError if the target exists and `force` is off: worth asking before long work."""
+        """Refuse a target that could not be written: worth asking before long work.
+
+        Raises: UsageError if it exists and `force` is off; OutputError if its folder does not exist.
+        """
         if target.exists() and not self.force:
             raise UsageError(f"{target} exists already: choose another name or pass --force")
+        if not target.parent.is_dir():
+            raise OutputError(f"{target} cannot be written: there is no folder {target.parent}")
 
     def add(self, target: Path) -> Path:
         """Reserve a temporary file for `target`.

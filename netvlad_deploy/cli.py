@@ -278,8 +278,9 @@ def _exit(verdict: Verdict, allow_not_run: bool) -> NoReturn:
 
 def main() -> None:
     """Run the command line; every error becomes one line on standard error and its exit code."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    logging.getLogger("netvlad_deploy").setLevel(logging.INFO)
+    logger = logging.getLogger("netvlad_deploy")
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.setLevel(logging.INFO)
     try:
         app()
     except NetVLADDeployError as error:

@@ -11,10 +11,10 @@ shares no code with the torch module, the fold or the graph, so a fault in one o
 Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -99,9 +99,11 @@ def load_reference(path: Path) -> ReferenceParameters:
         raise ArtifactError(f"no reference file: {error}: export again") from error
 
 
-def write_reference(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
-    """Write unfolded parameters under the reference's own names; the same arrays give the same bytes."""
+def reference_content(arrays: Mapping[str, Array]) -> bytes:
+    """Return the bytes of a reference file; the same arrays, under the reference's own names, give the same bytes."""
+    stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+    return stream.getvalue()
 
 
 def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float64:

@@ -102,9 +102,9 @@ def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None]:
 
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
     """Export a checkpoint, or a seeded module, to ONNX."""
+    module, origin, parent = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 
-    module, origin, parent = load_module(source)
     return export_onnx(
         module,
         target,

@@ -24,10 +24,11 @@ ASSIGNMENT_FLOOR = 1e-37
 """Smallest divisor for an assignment: below every sum that the clamp of the norm leaves visible, and normal in FP32."""
 
 
-def fold(module: NetVLAD) -> "FoldedNetVLAD":
+def fold(module: NetVLAD, *, probe: bool = False) -> "FoldedNetVLAD":
     """Return the module in the mean form, with BatchNorm in the assignment projection.
 
-    The fold is computed in float64 and rounded once to FP32.
+    The fold is computed in float64 and rounded once to FP32. With `probe` the module also returns the soft
+    assignment and the residual sum.
 
     Raises: FoldError if the module is in training mode, a variance is negative or a value is not finite.
     Source: Ioffe & Szegedy 2015, algorithm 2.
@@ -49,7 +50,7 @@ def fold(module: NetVLAD) -> "FoldedNetVLAD":
         scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
         weight = weight * scale
         bias = norm.bias.detach().double() - mean.double() * scale
-    folded = FoldedNetVLAD(weight, bias, module.clusters2.detach().double()[0].T, module.spec)
+    folded = FoldedNetVLAD(weight, bias, module.clusters2.detach().double()[0].T, module.spec, probe)
     for name, tensor in folded.named_buffers():
         if not tensor.isfinite().all():
             raise FoldError(f"folded {name} is not finite: batch_norm.running_var is too small for FP32")
@@ -69,11 +70,16 @@ class FoldedNetVLAD(nn.Module):
     assignment_floor: Tensor
 
     def __init__(
-        self, assignment_weight: Tensor, assignment_bias: Tensor | None, centroids: Tensor, spec: NetVLADSpec
+        self,
+        assignment_weight: Tensor,
+        assignment_bias: Tensor | None,
+        centroids: Tensor,
+        spec: NetVLADSpec,
+        probe: bool,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.probe = False
+        self.probe = probe
         self.register_buffer("assignment_weight", assignment_weight.float())
         self.register_buffer("assignment_bias", None if assignment_bias is None else assignment_bias.float())
         self.register_buffer("centroids", centroids.float().contiguous())

@@ -4,14 +4,13 @@ Requires: a reference module in eval mode. Ensures: no BatchNormalization, no lo
 shapes; only `batch` and `num_features` are dynamic; no stack trace or path of the exporting machine in the file.
 """
 
-import hashlib
-import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from netvlad_deploy.artifact import FileReference, OnnxArtifact, reference_path,
 from netvlad_deploy.errors import ExportError, UsageError
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import write_reference
+from netvlad_deploy.oracle import reference_content
 from netvlad_deploy.require import installed_version, require
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, PROBES
 
@@ -32,6 +31,7 @@ OLDEST_OPSET = 17
 FORBIDDEN_OPS = frozenset(
     ("BatchNormalization", "ScatterND", "Shape", "Expand", "Loop", "Scan", "If", "ReduceLogSumExp")
 )
+EXPORTERS = ("torch", "onnx", "onnxscript")
 PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
 
 
@@ -50,7 +50,7 @@ def export_onnx(
 
     Args:
         module: the reference in eval mode.
-        target: the ONNX file; its sidecar and reference file stand beside it.
+        target: the ONNX file.
         masked: add the input `mask` (batch, num_features) bool.
         probe: add the outputs `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
         opset: ONNX operator set, from 17 to the newest that torch and onnx know.
@@ -60,38 +60,39 @@ def export_onnx(
 
     Raises: FoldError, ExportError, UsageError if the target exists or the opset is unknown, OutputError.
     """
+    _check_opset(opset)
     target = Path(target)
-    onnx = require("onnx", extra="export")
-    require("onnxscript", extra="export")
-    newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise UsageError(f"opset {opset} is outside {OLDEST_OPSET} to {newest}")
-    arrays = _reference_arrays(module)
-    folded = fold(module)
-    folded.probe = probe
     inputs = (FEATURES, MASK) if masked else (FEATURES,)
     outputs = (DESCRIPTOR, *PROBES) if probe else (DESCRIPTOR,)
-    model = _trace(folded, inputs, outputs, opset)
-    _check(model, opset)
-    artifact = OnnxArtifact(
-        path=target,
-        spec=module.spec,
-        precision="fp32",
-        inputs=inputs,
-        outputs=outputs,
-        origin=origin,
-        parent=parent,
-        reference=FileReference(name=reference_path(target).name, sha256=_sha256(arrays)),
-        preprocessing=PREPROCESSING,
-        opset=opset,
-        versions={name: found for name in ("torch", "onnx", "onnxscript") if (found := installed_version(name))},
-    )
-    _clean(model, artifact)
-    onnx.checker.check_model(model, full_check=True)
     with stage_files(force=force) as staging:
+        staging.check(target)
+        model = _trace(fold(module, probe=probe), inputs, outputs, opset)
+        _check_graph(model, opset)
+        reference = reference_content(_reference_arrays(module))
+        artifact = OnnxArtifact(
+            path=target,
+            spec=module.spec,
+            precision="fp32",
+            inputs=inputs,
+            outputs=outputs,
+            origin=origin,
+            parent=parent,
+            reference=FileReference(name=reference_path(target).name, sha256=sha256(reference).hexdigest()),
+            preprocessing=PREPROCESSING,
+            opset=opset,
+            versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
+        )
+        _clean(model, artifact)
         with staging.open(reference_path(target)) as stream:
-            write_reference(stream, arrays)
+            stream.write(reference)
         return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
+
+
+def _check_opset(opset: int) -> None:
+    require("onnxscript", extra="export")
+    newest = require("onnx", extra="export").defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UsageError(f"opset {opset} is outside {OLDEST_OPSET} to {newest}")
 
 
 def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
@@ -99,12 +100,6 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     if module.batch_norm is not None:
         arrays["batch_norm.eps"] = torch.tensor(module.batch_norm.eps, dtype=torch.float64).numpy()
     return arrays
-
-
-def _sha256(arrays: dict[str, Array]) -> str:
-    stream = io.BytesIO()
-    write_reference(stream, arrays)
-    return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def _trace(folded: FoldedNetVLAD, inputs: tuple[str, ...], outputs: tuple[str, ...], opset: int) -> Any:
@@ -147,7 +142,7 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check(model: Any, opset: int) -> None:
+def _check_graph(model: Any, opset: int) -> None:
     """Raise ExportError unless the graph keeps what the module docstring promises."""
     found = sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPS)
     if found:
@@ -162,7 +157,7 @@ def _check(model: Any, opset: int) -> None:
 
 
 def _clean(model: Any, artifact: OnnxArtifact) -> None:
-    """Remove stack traces and machine paths, and write what the file is."""
+    """Remove stack traces and machine paths, write what the file is, and let the full checker see the result."""
     graph = model.graph
     for record in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         record.doc_string = ""
@@ -174,3 +169,4 @@ def _clean(model: Any, artifact: OnnxArtifact) -> None:
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = f"netvlad_deploy.{key}", json.dumps(value, sort_keys=True)
+    require("onnx", extra="export").checker.check_model(model, full_check=True)

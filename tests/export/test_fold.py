@@ -28,7 +28,9 @@ def float64_fold(module: NetVLAD) -> FoldedNetVLAD:
     folded.assignment_weight = state["clusters"] * scale
     folded.assignment_bias = state["bias"] - state["running_mean"] * scale
     folded.centroids = module.clusters2.detach()[0].T
-    folded.norm_floor, folded.assignment_floor = folded.norm_floor.double(), folded.assignment_floor.double()
+    folded.norm_floor, folded.assignment_floor = (
+        torch.tensor([value], dtype=torch.float64) for value in (1e-12, 1e-37)
+    )
     return folded
 
 

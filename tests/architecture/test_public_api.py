@@ -1,0 +1,100 @@
+"""The public API is a test; so is what it costs to start, and what a machine without torch can still do."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import netvlad_deploy
+from netvlad_deploy.artifact import OnnxArtifact
+
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "safetensors")
+
+BLOCKED = """
+import sys
+for name in ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors"):
+    sys.modules[name] = None
+sys.argv = ["netvlad-deploy", *sys.argv[1:]]
+from netvlad_deploy.cli import main
+main()
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_public_names() -> None:
+    assert netvlad_deploy.__all__ == [
+        "Candidate", "NetVLAD", "Profile", "Verdict", "build_engine", "compare", "export_onnx", "load_artifact",
+        "load_checkpoint", "load_reference", "measure", "open_runner",
+    ]  # fmt: skip
+    assert dir(netvlad_deploy) == netvlad_deploy.__all__
+
+
+@pytest.mark.export
+def test_every_public_name_loads_and_is_documented() -> None:
+    for name in netvlad_deploy.__all__:
+        assert getattr(netvlad_deploy, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = netvlad_deploy.nothing
+
+
+@pytest.mark.parametrize(
+    "statement", ["import netvlad_deploy", "import netvlad_deploy.cli", "import netvlad_deploy.workflow"]
+)
+def test_nothing_heavy_is_imported_at_the_start(statement: str) -> None:
+    loaded = python("-c", f"{statement}; import sys; print(*sorted(sys.modules))").stdout.split()
+    assert "netvlad_deploy" in loaded
+    assert not set(loaded) & set(HEAVY)
+
+
+def test_help_imports_nothing_heavy_and_is_quick() -> None:
+    code = "import sys; sys.argv = ['netvlad-deploy', '--help']\nfrom netvlad_deploy.cli import main\ntry: main()\n"
+    code += "finally: print(*sorted(sys.modules))"
+    loaded = python("-c", code).stdout.split()
+    assert "typer" in loaded
+    assert not set(loaded) & set(HEAVY)
+
+    def best(*arguments: str) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            python(*arguments)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert best("-m", "netvlad_deploy", "--help") <= max(0.15, 1.3 * best("-c", "import typer, numpy"))
+
+
+@pytest.mark.rtx
+@pytest.mark.export
+def test_engines_are_built_and_validated_without_torch_and_onnx(exported: OnnxArtifact, tmp_path: Path) -> None:
+    engine = str(tmp_path / "m.engine")
+    built = python("-c", BLOCKED, "build", str(exported.path), "--flavor", "tensorrt-rtx", "-o", engine)
+    assert built.returncode == 0, built.stderr
+    validated = python("-c", BLOCKED, "validate", engine, "--allow-not-run")
+    assert validated.returncode == 0, validated.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [(["export"], "torch"), (["validate", "m.onnx"], "onnxruntime")],
+)
+@pytest.mark.export
+def test_a_missing_package_is_named_with_its_pip_line(
+    exported: OnnxArtifact, arguments: list[str], package: str, tmp_path: Path
+) -> None:
+    arguments = [str(exported.path) if argument == "m.onnx" else argument for argument in arguments]
+    if arguments[0] == "export":
+        arguments += ["-o", str(tmp_path / "m.onnx")]
+    outcome = python("-c", BLOCKED, *arguments)
+    assert outcome.returncode == 69
+    assert package in outcome.stdout + outcome.stderr
+    assert "pip install 'netvlad-deploy[" in outcome.stdout + outcome.stderr
+
+
+def test_the_module_runs_as_a_command() -> None:
+    assert "Usage: " in python("-m", "netvlad_deploy", "-h").stdout
