@@ -161,6 +161,11 @@ class Staging:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def write(self, target: Path, content: bytes) -> None:
+        """Write a whole file under its temporary name."""
+        with self.open(target) as stream:
+            stream.write(content)
+
     def commit(self) -> None:
         """Give every file its name, in the order they were added: the sidecar last."""
         for target, temporary in list(self._moves.items()):
@@ -191,17 +196,15 @@ def stage_files(*, force: bool) -> Iterator[Staging]:
 
 def write_text(path: Path, text: str, *, force: bool = True) -> None:
     """Write one text file whole or not at all."""
-    with stage_files(force=force) as staging, staging.open(path) as stream:
-        stream.write(text.encode())
+    with stage_files(force=force) as staging:
+        staging.write(path, text.encode())
 
 
 def stage_artifact(staging: Staging, artifact: ArtifactType, content: bytes) -> ArtifactType:
     """Stage an artifact's file and sidecar; return the artifact with its hash and size."""
     artifact = replace(artifact, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-    with staging.open(artifact.path) as stream:
-        stream.write(content)
-    with staging.open(sidecar_path(artifact.path)) as stream:
-        stream.write(_sidecar_text(artifact).encode())
+    staging.write(artifact.path, content)
+    staging.write(sidecar_path(artifact.path), _sidecar_text(artifact).encode())
     return artifact
 
 

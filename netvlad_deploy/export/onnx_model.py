@@ -83,8 +83,7 @@ def export_onnx(
             versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
         )
         _clean(model, artifact)
-        with staging.open(reference_path(target)) as stream:
-            stream.write(reference)
+        staging.write(reference_path(target), reference)
         return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
 
 

@@ -1,0 +1,211 @@
+"""Every figure that this project promises, measured and printed: `make bars`. Exit 1 if one does not hold.
+
+A timing bar fails if the whole 95 % interval of its ratio lies on the wrong side: machines are noisy.
+"""
+
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from netvlad_deploy import workflow
+from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact, stage_files
+from netvlad_deploy.export.engine import build_engine
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.measure.candidate import Candidate, open_runner
+from netvlad_deploy.measure.cases import ghosts_win, unit_rows
+from netvlad_deploy.measure.latency import Ratio, measure
+from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
+from tests.modules import features, make_module
+
+SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
+"""Scale of the L2-normalised features, and the bar of the largest absolute error."""
+
+MARGINS = (0, 30, 50, 55, 60, 64, 100)
+SPEED_SHAPES = ((1, 1200, 512, 64), (8, 300, 1024, 256), (32, 100, 512, 64))
+GEMM_BARS = {(1, 1200, 512, 64): 1.7, (1, 4096, 1024, 64): 1.3}
+RTX_VERSION = "1.7.1"
+WIDE = Profile(batch=AxisRange.parse("1:8:64"), num_features=AxisRange.parse("1:300:4096"))
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A promise, what was measured, and whether it holds."""
+
+    name: str
+    measured: str
+    holds: bool
+
+
+def accuracy(folder: Path) -> Iterator[Bar]:
+    """ONNX Runtime on the CPU against the oracle, over sizes, BatchNorm, lengths and scales."""
+    worst: dict[float, tuple[float, float, str]] = dict.fromkeys(SCALES, (0.0, 0.0, ""))
+    for clusters, ghosts, batch_norm in itertools.product((1, 8, 64, 256), (0, 1, 8), (True, False)):
+        module = make_module(clusters, 512, ghosts, batch_norm)
+        artifact = export_onnx(module, folder / "m.onnx", force=True)
+        with open_runner(artifact) as runner, open_runner(artifact, backend="oracle") as oracle:
+            for rows, scale in itertools.product((1, 7, 300, 4096), SCALES):
+                x = unit_rows(features(2, rows, 512, seed=rows)) * np.float32(scale)
+                got, expected = (each.run({FEATURES: x})[DESCRIPTOR].astype(np.float64) for each in (runner, oracle))
+                largest = float(np.abs(got - expected).max())
+                lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+                distance = float((1 - (got * expected).sum(axis=1) / lengths).max())
+                where = f"K={clusters} G={ghosts} N={rows} BatchNorm {'on' if batch_norm else 'off'}"
+                previous = worst[scale]
+                worst[scale] = (
+                    max(distance, previous[0]),
+                    max(largest, previous[1]),
+                    where if largest > previous[1] else previous[2],
+                )
+    for scale, (distance, largest, where) in worst.items():
+        text = f"1-cos {distance:.1e}, max abs {largest:.1e} ({where})"
+        yield Bar(
+            f"FP32 at scale {scale:g}: 1-cos < 1e-6, max abs < {SCALES[scale]:g}",
+            text,
+            distance < 1e-6 and largest < SCALES[scale],
+        )
+
+
+def ghosts(folder: Path) -> Iterator[Bar]:
+    """Ghost clusters that win every row, to where the right descriptor is zero."""
+    artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", force=True)
+    parameters = load_reference(artifact.reference_path)
+    with open_runner(artifact) as runner, open_runner(artifact, backend="oracle") as oracle:
+        for margin in MARGINS:
+            x = ghosts_win(parameters, margin, 2, 300, np.random.default_rng(0))
+            got, expected = (each.run({FEATURES: x})[DESCRIPTOR].astype(np.float64) for each in (runner, oracle))
+            norms = [np.linalg.norm(values, axis=1) for values in (got, expected)]
+            error = max(float(np.abs(got - expected).max()), float(np.abs(norms[0] - norms[1]).max()))
+            text = f"{error:.1e} (norm {norms[1].min():.3g})"
+            yield Bar(f"ghosts win every row by {margin}: norm and values to 1e-6", text, error < 1e-6)
+
+
+def speed(folder: Path) -> Iterator[Bar]:
+    """Time against the original's forward and against the layer's two matrix products alone."""
+    for shape in SPEED_SHAPES:
+        candidates, x = speed_candidates(folder, shape)
+        report = measure([candidates[1], candidates[0]], {FEATURES: x}, rounds=12, threads=2)
+        ratio = report.candidates[1].ratio
+        assert ratio is not None
+        times = f"{1 / ratio.median:.2f} times [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
+        yield Bar(f"against torch at (B,N,D,K) = {shape}: at least 1.6 times as fast", times, 1 / ratio.low >= 1.6)
+    for shape, bar in GEMM_BARS.items():
+        candidates, x = speed_candidates(folder, shape)
+        at = np.random.default_rng(0).random((shape[0], shape[3], shape[1]), dtype=np.float32)
+        gemms = Candidate(path=export_gemms(folder / "gemms.onnx", shape[2], shape[3]))
+        report = measure([gemms, candidates[0]], {FEATURES: x, "at": at}, rounds=20, threads=2)
+        ratio = report.candidates[1].ratio
+        assert ratio is not None
+        yield Bar(
+            f"against its two GEMMs at {shape}: at most {bar} times their time", interval(ratio), ratio.low <= bar
+        )
+
+
+def interval(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def speed_candidates(folder: Path, shape: tuple[int, int, int, int]) -> tuple[list[Candidate], np.ndarray]:
+    """Return the exported layer, the original's forward in torch, and features, all of this shape."""
+    batch, rows, width, clusters = shape
+    artifact = export_onnx(make_module(clusters, width), folder / "speed.onnx", force=True)
+    candidates = [Candidate(path=artifact.path), Candidate(path=artifact.path, backend="torch")]
+    return candidates, unit_rows(features(batch, rows, width))
+
+
+def export_gemms(path: Path, width: int, clusters: int) -> Path:
+    """Write `features @ W` and `at @ features` as an artifact of its own."""
+    weight = onnx.numpy_helper.from_array(np.ones((width, clusters), np.float32), "W")
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["features", "W"], ["l"]),
+            onnx.helper.make_node("MatMul", ["at", "features"], ["v"]),
+        ],
+        "gemms",
+        [tensor("features", 1, ["b", "n", width]), tensor("at", 1, ["b", clusters, "n"])],
+        [tensor("l", 1, ["b", "n", clusters]), tensor("v", 1, ["b", clusters, width])],
+        [weight],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    artifact = OnnxArtifact(
+        path=path,
+        spec=replace(workflow.DEFAULT_SPEC, num_clusters=clusters, feature_size=width),
+        precision="fp32",
+        inputs=("features", "at"),
+        outputs=("l", "v"),
+        origin="ones",
+        parent=None,
+        reference=FileReference(name="none", sha256=""),
+        preprocessing="none",
+        opset=18,
+    )
+    with stage_files(force=True) as staging:
+        stage_artifact(staging, artifact, model.SerializeToString())
+    return path
+
+
+def engine(folder: Path) -> Iterator[Bar]:
+    """Activation memory and kernels of the FP32 engine, at the profile 1x1 / 8x300 / 64x4096."""
+    artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", force=True)
+    nodes = len(onnx.load(artifact.path).graph.node)
+    yield Bar("nodes of the graph, K=64, G=8, no mask: at most 28", str(nodes), nodes <= 28)
+    built = build_engine(artifact, folder / "m.engine", flavor="tensorrt-rtx", profile=WIDE, force=True)
+    version = built.versions["tensorrt-rtx"]
+    assert version.startswith(RTX_VERSION), f"the figures are of TensorRT-RTX {RTX_VERSION}, installed is {version}"
+    mebibytes = (built.figures.activation_bytes or 0) / MIB
+    kernels = len(built.figures.kernels)
+    yield Bar(f"TensorRT-RTX {RTX_VERSION} activations: at most 152 MiB", f"{mebibytes:.2f} MiB", 0 < mebibytes <= 152)
+    yield Bar(f"TensorRT-RTX {RTX_VERSION} kernels: at most 8", str(kernels), 0 < kernels <= 8)
+
+
+def command_line(folder: Path) -> Iterator[Bar]:
+    """Start-up of `--help` and a whole `export --clusters 64`."""
+    help_s, imports_s = (
+        fastest([sys.executable, *arguments], folder)
+        for arguments in (["-m", "netvlad_deploy", "--help"], ["-c", "import typer, numpy"])
+    )
+    limit_s = max(0.15, 1.3 * imports_s)
+    yield Bar(
+        "--help: at most the larger of 150 ms and 1.3 times `import typer, numpy`",
+        f"{help_s * 1e3:.0f} ms of {limit_s * 1e3:.0f} ms",
+        help_s <= limit_s,
+    )
+    export_s = fastest([sys.executable, "-m", "netvlad_deploy", "export", "--clusters", "64", "--force"], folder, 2)
+    yield Bar("export --clusters 64: at most 8 s", f"{export_s:.1f} s", export_s <= 8)
+
+
+def fastest(command: list[str], folder: Path, times: int = 5) -> float:
+    """Return the seconds of the fastest of several runs."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def main() -> None:
+    """Print a line for each bar as it is measured."""
+    torch.set_num_threads(2)
+    failed = 0
+    with tempfile.TemporaryDirectory() as name:
+        for group in (accuracy, ghosts, engine, command_line, speed):
+            for bar in group(Path(name)):
+                failed += not bar.holds
+                print(f"{'PASS' if bar.holds else 'FAIL'}  {bar.name}: {bar.measured}", flush=True)
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
