@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -24,7 +24,7 @@ REFERENCE_SUFFIX = ".reference.npz"
 
 @dataclass(frozen=True, kw_only=True)
 class FileReference:
-    """Another file by its name (in the same folder) and content."""
+    """Another file by its content and by its path from the artifact's folder (a checkpoint: by its name alone)."""
 
     name: str
     sha256: str
@@ -192,6 +192,19 @@ def stage_files(*, force: bool) -> Iterator[Staging]:
         raise OutputError(f"{error.filename or 'output'} cannot be written: {error.strerror or error}") from error
     finally:
         staging.discard()
+
+
+def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
+    """Make a folder for `targets`, and refuse early what could not be written.
+
+    Raises: OutputError if there can be no such folder; UsageError if a target exists and `force` is off.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
+    for target in targets:
+        Staging(force=force).check(target)
 
 
 def write_text(path: Path, text: str, *, force: bool = True) -> None:

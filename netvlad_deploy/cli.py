@@ -3,10 +3,12 @@
 Results go to standard output, as text or as JSON; progress and errors go to standard error.
 """
 
+import contextlib
 import logging
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -282,14 +284,31 @@ def main() -> None:
     logger.handlers = [logging.StreamHandler(sys.stderr)]
     logger.setLevel(logging.INFO)
     try:
-        app()
+        with _interruptible() as interrupts:
+            app()
     except NetVLADDeployError as error:
-        _fail(str(error), error.exit_code)
+        _fail("interrupted" if interrupts else str(error), INTERRUPTED if interrupts else error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted: nothing was left half written", INTERRUPTED)
+        _fail("interrupted", INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last door: a fault of this package, with its trace
         traceback.print_exc()
         _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Record Ctrl-C while raising it: torch's exporter turns the exception into one of its own."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -19,6 +19,7 @@ from netvlad_deploy.artifact import (
     OnnxArtifact,
     check_file,
     load_artifact,
+    make_folder,
     sha256_file,
     stage_files,
     write_text,
@@ -44,6 +45,7 @@ LOG = logging.getLogger(__name__)
 UNAVAILABLE = (DeviceUnavailableError, MissingDependencyError)
 """What makes a step NOT_RUN instead of an error."""
 
+REPORT_JSON, REPORT_PAGE = "report.json", "report.md"
 DEFAULT_SPEC = NetVLADSpec(num_clusters=64, feature_size=512)
 
 
@@ -185,14 +187,22 @@ def bench(
 ) -> LatencyReport:
     """Time artifacts against each other on the same L2-normalised random features."""
     block_ms = 300.0
-    feature_size = load_artifact(candidates[0].path).spec.feature_size
     random = np.random.default_rng(seed)
-    features = unit_rows(random.standard_normal((batch, num_features, feature_size), dtype=np.float32))
+    shape = batch, num_features, _spec_of(candidates[0].path).feature_size
+    features = unit_rows(random.standard_normal(shape, dtype=np.float32))
     feeds = {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
     rounds = max(5, round(duration_s * 1e3 / block_ms))
     return measure(
         candidates, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
     )
+
+
+def _spec_of(path: Path) -> NetVLADSpec:
+    """Return the shape of an artifact, which may not run here, or of a checkpoint."""
+    if not is_checkpoint(path):
+        return load_artifact(path).spec
+    with open_runner(path) as runner:
+        return runner.spec
 
 
 def embed(
@@ -231,9 +241,9 @@ def deploy(
 
     What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
     onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
+    make_folder(folder, (onnx_path, engine_path, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
     LOG.info("validate %s", onnx_path)
@@ -259,8 +269,8 @@ def deploy(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
-    write_text(folder / "report.json", to_json("deploy", deployment), force=force)
-    write_text(folder / "report.md", deployment_markdown(deployment), force=force)
+    write_text(folder / REPORT_JSON, to_json("deploy", deployment), force=force)
+    write_text(folder / REPORT_PAGE, deployment_markdown(deployment), force=force)
     return deployment
 
 

@@ -23,6 +23,7 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.measure.candidate import Candidate, open_runner
 from netvlad_deploy.measure.cases import ghosts_win, unit_rows
 from netvlad_deploy.measure.latency import Ratio, measure
+from netvlad_deploy.measure.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
 from tests.modules import features, make_module
@@ -58,8 +59,10 @@ def accuracy(folder: Path) -> Iterator[Bar]:
                 x = unit_rows(features(2, rows, 512, seed=rows)) * np.float32(scale)
                 got, expected = (each.run({FEATURES: x})[DESCRIPTOR].astype(np.float64) for each in (runner, oracle))
                 largest = float(np.abs(got - expected).max())
-                lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
-                distance = float((1 - (got * expected).sum(axis=1) / lengths).max())
+                long = np.linalg.norm(expected, axis=1) > COSINE_NORM
+                lengths = np.linalg.norm(got[long], axis=1) * np.linalg.norm(expected[long], axis=1)
+                distance = float((1 - (got[long] * expected[long]).sum(axis=1) / lengths).max(initial=0.0))
+                assert np.isfinite(got).all()
                 where = f"K={clusters} G={ghosts} N={rows} BatchNorm {'on' if batch_norm else 'off'}"
                 previous = worst[scale]
                 worst[scale] = (

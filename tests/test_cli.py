@@ -12,6 +12,7 @@ import torch
 
 from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.errors import ExportError
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold import fold
 from netvlad_deploy.measure.parity import ParityReport
@@ -335,3 +336,42 @@ def test_every_verdict_has_its_exit_code(
 ) -> None:
     monkeypatch.setattr(ParityReport, "verdict", verdict)
     assert command("validate", exported.path).code == code
+
+
+def test_deploy_refuses_before_any_work(
+    command: Command, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "export", lambda *_, **__: pytest.fail("worked before asking"))
+    (tmp_path / "file").write_text("in the way")
+    outcome = command("deploy", checkpoint, "-o", "file")
+    assert outcome.code == 73
+    assert "file cannot be made" in error_of(outcome.err)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.md").write_text("old")
+    outcome = command("deploy", checkpoint, "-o", "out")
+    assert outcome.code == 2
+    assert "out/report.md exists already" in error_of(outcome.err)
+
+
+def test_a_checkpoint_can_be_timed_first(command: Command, checkpoint: Path, exported: OnnxArtifact) -> None:
+    outcome = command("bench", checkpoint, exported.path, "--num-features", 5, "--duration", 0.3)
+    assert outcome.code == 0
+    assert "best.pth.tar" in outcome.out
+
+
+def test_ctrl_c_inside_the_exporter_is_exit_130(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's exporter wraps whatever is raised inside it, an interrupt too."""
+
+    def interrupted(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ExportError("torch says something else") from error
+
+    monkeypatch.setattr(onnx_model, "_trace", interrupted)
+    outcome = command("export", "--clusters", 2)
+    assert outcome.code == 130
+    assert error_of(outcome.err) == "error: interrupted"
+    assert not list(tmp_path.iterdir())

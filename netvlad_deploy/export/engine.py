@@ -62,7 +62,7 @@ def build_engine(
         artifact = EngineArtifact(
             path=target,
             spec=parent.spec,
-            precision=parent.precision,
+            precision="tf32" if tf32 else parent.precision,
             inputs=parent.inputs,
             outputs=parent.outputs,
             origin=parent.origin,

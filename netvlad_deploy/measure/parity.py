@@ -98,6 +98,8 @@ def compare(
     if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
         raise ParityError(f"{candidate.name} and {against.name} have descriptors of different size")
     masked = MASK in candidate.inputs
+    if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
+        raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
     if cases is None:
         cases = default_cases(parameters, shapes=candidate.profile, masked=masked)
     with OracleRunner(parameters) as oracle:
@@ -114,7 +116,7 @@ def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: 
     expected = oracle.run(feeds)
     allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)
     if against is not None:  # both sides round
-        expected = {**against.run(case.feeds(masked=MASK in against.inputs))}
+        expected = against.run(feeds if MASK in feeds else case.feeds(masked=MASK in against.inputs))
         allowed = {name: 2 * tolerance for name, tolerance in allowed.items()}
     shared = [name for name in got if name in expected]
     if not shared:
@@ -132,7 +134,7 @@ def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVL
     difference = np.where(finite, got - expected, np.inf)
     got = np.where(finite, got, 0)
     errors = _cluster_errors(name, difference, spec)
-    ratios = errors / allowed
+    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
     norms = np.linalg.norm(flat_expected, axis=1)

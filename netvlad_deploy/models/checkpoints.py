@@ -71,8 +71,9 @@ def _read(path: Path) -> Mapping[str, Any]:
                 {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
             )
         else:
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than weights and may run code: save its state_dict alone") from error
     except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:

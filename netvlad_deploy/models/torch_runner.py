@@ -19,5 +19,5 @@ class TorchRunner(Runner):
 
     def _run(self, feeds: Arrays) -> Arrays:
         with torch.inference_mode():
-            tensors = [torch.from_numpy(array) for array in feeds.values()]
-            return {DESCRIPTOR: self.module(*tensors).numpy()}
+            mask = torch.from_numpy(feeds[MASK]) if MASK in feeds else None
+            return {DESCRIPTOR: self.module(torch.from_numpy(feeds[FEATURES]), mask).numpy()}

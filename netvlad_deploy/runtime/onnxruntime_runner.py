@@ -4,6 +4,8 @@ ONNX Runtime drops a provider it cannot use and goes on with another one; this r
 provider it really has and refuses any but the one that was asked for.
 """
 
+from typing import Any
+
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
@@ -24,9 +26,10 @@ class OnnxRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
+        self._errors = _errors_of(onnxruntime)
         try:
             self._session = onnxruntime.InferenceSession(artifact.path, options, providers=[PROVIDER])
-        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+        except self._errors as error:
             raise RunError(f"ONNX Runtime cannot load {artifact.path}: {error}") from error
         if self._session.get_providers()[0] != PROVIDER:
             raise DeviceUnavailableError(f"asked for {PROVIDER}, ONNX Runtime took {self._session.get_providers()[0]}")
@@ -37,4 +40,13 @@ class OnnxRuntimeRunner(Runner):
         self._session = None
 
     def _run(self, feeds: Arrays) -> Arrays:
-        return dict(zip(self.outputs, self._session.run(self.outputs, feeds), strict=True))
+        try:
+            return dict(zip(self.outputs, self._session.run(self.outputs, feeds), strict=True))
+        except self._errors as error:
+            raise RunError(f"ONNX Runtime failed: {error}") from error
+
+
+def _errors_of(onnxruntime: Any) -> tuple[type[Exception], ...]:
+    """Return the exception classes of ONNX Runtime, which have no common base of their own."""
+    members = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+    return tuple(member for member in members if isinstance(member, type) and issubclass(member, Exception))

@@ -30,7 +30,7 @@ class TensorRTRunner(Runner):
             inputs=artifact.inputs,
             outputs=artifact.outputs,
             profile=artifact.profile,
-            precision="tf32" if artifact.tf32 else artifact.precision,
+            precision=artifact.precision,
         )
         self._buffers: dict[str, tuple[int, int]] = {}
         self._cuda = Cuda(extra=EXTRAS[artifact.flavor])

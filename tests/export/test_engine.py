@@ -87,7 +87,7 @@ def test_building_again_gives_the_same_bytes(engine: EngineArtifact, masked: Onn
 @rtx
 def test_tf32_is_off_unless_asked_for(masked: OnnxArtifact, tmp_path: Path) -> None:
     artifact = build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE, tf32=True)
-    assert artifact.tf32
+    assert (artifact.tf32, artifact.precision) == (True, "tf32")
 
 
 @rtx

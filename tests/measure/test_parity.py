@@ -207,3 +207,25 @@ def test_against_another_runner(exported: OnnxArtifact, masked: OnnxArtifact, pa
         assert (report.verdict, report.reference) == (Verdict.PASS, "onnxruntime")
         planted = PlantedRunner(parameters, FAULTS["one logit shifted by 0.001"])
         assert compare(runner, parameters, against=planted).verdict is Verdict.FAIL
+
+
+def test_a_reference_with_an_optional_mask_gets_the_mask(masked: OnnxArtifact) -> None:
+    parameters = load_reference(masked.reference_path)
+    with open_runner(masked) as runner, open_runner(masked, backend="torch") as reference:
+        assert compare(runner, parameters, against=reference).verdict is Verdict.PASS
+
+
+def test_a_reference_without_a_mask_is_refused_for_a_candidate_with_one(
+    exported: OnnxArtifact, masked: OnnxArtifact, parameters: ReferenceParameters
+) -> None:
+    with open_runner(masked) as runner, open_runner(exported) as reference:
+        with pytest.raises(ParityError, match="takes a mask, onnxruntime does not"):
+            compare(runner, parameters, against=reference)
+
+
+def test_no_error_within_no_tolerance_passes(parameters: ReferenceParameters) -> None:
+    dead = replace(parameters, centroids=0 * parameters.centroids)
+    blank = [Case(name="blank image", features=np.zeros((1, 4, 16), np.float32))]
+    assert compare(PlantedRunner(dead), dead, cases=blank).verdict is Verdict.PASS
+    planted = PlantedRunner(dead, {"descriptor": lambda v: v + 1e-7})
+    assert compare(planted, dead, cases=blank).verdict is Verdict.FAIL

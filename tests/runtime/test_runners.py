@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from netvlad_deploy.artifact import OnnxArtifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, RunError, UsageError
 from netvlad_deploy.measure.candidate import BACKENDS, Candidate, open_runner
 from netvlad_deploy.runtime import onnxruntime_runner
+from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, AxisRange, Profile
 from tests.modules import features
 
@@ -156,3 +158,26 @@ def test_a_file_without_its_sidecar_is_not_opened(exported: OnnxArtifact, tmp_pa
     open_runner(tmp_path / "m.onnx").close()
     with pytest.raises(ArtifactError, match=r"m.reference.npz is missing"):
         open_runner(tmp_path / "m.onnx", backend="torch")
+
+
+def test_the_order_of_the_feeds_does_not_matter(masked: OnnxArtifact) -> None:
+    x, mask = features(2, 5, 16), np.ones((2, 5), dtype=np.bool_)
+    for backend in ("onnxruntime", "torch", "oracle"):
+        with open_runner(masked, backend=backend) as runner:
+            first, second = (
+                runner.run(feeds)[DESCRIPTOR] for feeds in ({FEATURES: x, MASK: mask}, {MASK: mask, FEATURES: x})
+            )
+        assert np.array_equal(first, second)
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_a_run_error(exported: OnnxArtifact, tmp_path: Path) -> None:
+    for content in (b"no graph", b""):
+        (tmp_path / "m.onnx").write_bytes(content)
+        with pytest.raises(RunError, match="ONNX Runtime cannot load"):
+            OnnxRuntimeRunner(replace(exported, path=tmp_path / "m.onnx"))
+
+
+def test_a_run_that_onnx_runtime_refuses_is_a_run_error(exported: OnnxArtifact) -> None:
+    with OnnxRuntimeRunner(replace(exported, outputs=("nothing",))) as runner:
+        with pytest.raises(RunError, match="ONNX Runtime failed: .*nothing"):
+            runner.run({FEATURES: features(1, 3, 16)})

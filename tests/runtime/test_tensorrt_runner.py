@@ -170,11 +170,6 @@ def test_shapes_outside_the_profile_are_refused_before_any_copy(
     assert not runtime.copies
 
 
-def test_tf32_is_known_to_the_runner(runtime: Any, context: Any, artifact: EngineArtifact) -> None:
-    with TensorRTRunner(artifact) as runner:
-        assert (runner.name, runner.precision) == ("tensorrt", "fp32")
-
-
 @pytest.mark.parametrize(
     ("refuse", "message"),
     [
