@@ -18,6 +18,14 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def error_of(err: str) -> str:
+    """Return the last line of standard error, which must be the one line of an error."""
+    lines = err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in err
+    return lines[-1]
+
+
 def run_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: tuple[object, ...]
 ) -> Outcome:

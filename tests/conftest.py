@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
+from tests.command import Command, run_command
 from tests.modules import make_module
 
 IN_CI = os.environ.get("CI") == "true"
@@ -83,3 +85,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory, module: NetVLAD) -> OnnxA
 def masked(tmp_path_factory: pytest.TempPathFactory, module: NetVLAD) -> OnnxArtifact:
     """Return the module exported with a mask; do not change it."""
     return export_onnx(module, tmp_path_factory.mktemp("masked") / "m.onnx", masked=True)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Return the command line as a function, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run_command(monkeypatch, capfd, arguments)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, module: NetVLAD) -> Path:
+    """Return the module as a training script saves it, in the test's folder."""
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "best.pth.tar")
+    return tmp_path / "best.pth.tar"

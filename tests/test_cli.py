@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
@@ -18,32 +17,10 @@ from netvlad_deploy.export.fold import fold
 from netvlad_deploy.measure.parity import ParityReport
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.spec import Verdict
-from tests.command import Command, run_command
+from tests.command import Command, error_of
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
-rtx = pytest.mark.rtx
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Return the command line as a function, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: run_command(monkeypatch, capfd, arguments)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, module: NetVLAD) -> Path:
-    torch.save({"state_dict": module.state_dict()}, tmp_path / "best.pth.tar")
-    return tmp_path / "best.pth.tar"
-
-
-def error_of(err: str) -> str:
-    """Return the last line of standard error, which must be the one line of an error."""
-    lines = err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    assert "Traceback" not in err
-    return lines[-1]
 
 
 class TestExport:
@@ -157,86 +134,6 @@ class TestValidate:
         assert "best.reference.npz has SHA-256" in error_of(outcome.err)
 
 
-@rtx
-class TestEngine:
-    def build(self, command: Command, checkpoint: Path) -> None:
-        assert command("export", checkpoint, "--masked").code == 0
-        assert command("build", "best.onnx", "--flavor", "tensorrt-rtx", "--batch", "1:2:4").code == 0
-
-    def test_build_prints_json_alone(self, command: Command, checkpoint: Path) -> None:
-        command("export", checkpoint)
-        outcome = command("build", "best.onnx", "--flavor", "tensorrt-rtx", "--num-features", "1:10:20", "--json")
-        record = json.loads(outcome.out)
-        assert record["schema"] == "netvlad-deploy/build/1"
-        assert record["profile"]["num_features"] == {"min": 1, "opt": 10, "max": 20}
-        assert record["figures"]["activation_bytes"] > 0
-
-    def test_an_engine_where_no_gpu_is_did_not_run(self, command: Command, checkpoint: Path) -> None:
-        self.build(command, checkpoint)
-        outcome = command("validate", "best.engine")
-        if outcome.code == 0:
-            pytest.skip("this machine has a GPU")
-        assert outcome.code == 69
-        assert outcome.out.startswith("NOT_RUN  best.engine against oracle, fp32: no usable NVIDIA GPU")
-        assert command("validate", "best.engine", "--allow-not-run").code == 0
-
-    def test_a_stale_parent_is_refused(self, command: Command, checkpoint: Path) -> None:
-        self.build(command, checkpoint)
-        assert command("export", checkpoint, "--opset", 20, "--force").code == 0
-        outcome = command("validate", "best.engine")
-        assert outcome.code == 65
-        assert "best.onnx has SHA-256" in error_of(outcome.err)
-        assert "stale" in outcome.err
-
-    def test_an_engine_is_compared_with_its_own_onnx_only(self, command: Command, checkpoint: Path) -> None:
-        self.build(command, checkpoint)
-        assert command("export", checkpoint, "-o", "other.onnx").code == 0
-        outcome = command("validate", "best.engine", "--against", "other.onnx")
-        assert outcome.code == 65
-        assert "was not built from other.onnx" in error_of(outcome.err)
-
-    def test_bench_goes_on_without_the_engine(self, command: Command, checkpoint: Path) -> None:
-        self.build(command, checkpoint)
-        outcome = command("bench", "best.onnx", "best.engine", "--num-features", 5, "--duration", 0.3, "--json")
-        if outcome.code == 0:
-            pytest.skip("this machine has a GPU")
-        assert outcome.code == 69
-        assert [entry["verdict"] for entry in json.loads(outcome.out)["candidates"]] == ["PASS", "NOT_RUN"]
-
-    def test_deploy_writes_one_folder(self, command: Command, checkpoint: Path, tmp_path: Path) -> None:
-        arguments = ("deploy", checkpoint, "--flavor", "tensorrt-rtx", "--duration", 0.3, "-o", "out")
-        outcome = command(*arguments, "--allow-not-run", "--json")
-        assert outcome.code == 0
-        record = json.loads(outcome.out)
-        assert record == json.loads((tmp_path / "out" / "report.json").read_text())
-        verdicts = {step["name"]: step["verdict"] for step in record["steps"]}
-        assert (
-            verdicts["export"] == verdicts["parity of the ONNX file"] == verdicts["build with tensorrt-rtx"] == "PASS"
-        )
-        assert record["engine"]["figures"]["kernels"]
-        assert (tmp_path / "out" / "report.md").read_text().startswith(f"# {record['verdict']}: best.onnx")
-        assert command(*arguments).code == 2
-
-
-def test_build_without_tensorrt_says_what_is_missing(
-    command: Command, exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    outcome = command("build", exported.path, "-o", "m.engine")
-    assert outcome.code == 69
-    assert "pip install 'netvlad-deploy[tensorrt]'" in error_of(outcome.err)
-
-
-def test_deploy_without_tensorrt_goes_on(
-    command: Command, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    outcome = command("deploy", checkpoint, "--duration", 0.3, "-o", "out")
-    assert outcome.code == 69
-    assert outcome.out.strip().splitlines()[-1].startswith("NOT_RUN  build with tensorrt")
-    assert (tmp_path / "out" / "report.md").exists()
-
-
 @pytest.mark.parametrize("batch", ["8:1:64", "x"])
 def test_a_bad_range_is_a_usage_error(command: Command, exported: OnnxArtifact, batch: str) -> None:
     outcome = command("build", exported.path, "--batch", batch)
@@ -336,21 +233,6 @@ def test_every_verdict_has_its_exit_code(
 ) -> None:
     monkeypatch.setattr(ParityReport, "verdict", verdict)
     assert command("validate", exported.path).code == code
-
-
-def test_deploy_refuses_before_any_work(
-    command: Command, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workflow, "export", lambda *_, **__: pytest.fail("worked before asking"))
-    (tmp_path / "file").write_text("in the way")
-    outcome = command("deploy", checkpoint, "-o", "file")
-    assert outcome.code == 73
-    assert "file cannot be made" in error_of(outcome.err)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "report.md").write_text("old")
-    outcome = command("deploy", checkpoint, "-o", "out")
-    assert outcome.code == 2
-    assert "out/report.md exists already" in error_of(outcome.err)
 
 
 def test_a_checkpoint_can_be_timed_first(command: Command, checkpoint: Path, exported: OnnxArtifact) -> None:

@@ -164,9 +164,8 @@ def test_the_order_of_the_feeds_does_not_matter(masked: OnnxArtifact) -> None:
     x, mask = features(2, 5, 16), np.ones((2, 5), dtype=np.bool_)
     for backend in ("onnxruntime", "torch", "oracle"):
         with open_runner(masked, backend=backend) as runner:
-            first, second = (
-                runner.run(feeds)[DESCRIPTOR] for feeds in ({FEATURES: x, MASK: mask}, {MASK: mask, FEATURES: x})
-            )
+            first = runner.run({FEATURES: x, MASK: mask})[DESCRIPTOR]
+            second = runner.run({MASK: mask, FEATURES: x})[DESCRIPTOR]
         assert np.array_equal(first, second)
 
 
@@ -179,5 +178,5 @@ def test_a_graph_that_onnx_runtime_refuses_is_a_run_error(exported: OnnxArtifact
 
 def test_a_run_that_onnx_runtime_refuses_is_a_run_error(exported: OnnxArtifact) -> None:
     with OnnxRuntimeRunner(replace(exported, outputs=("nothing",))) as runner:
-        with pytest.raises(RunError, match="ONNX Runtime failed: .*nothing"):
+        with pytest.raises(RunError, match=r"ONNX Runtime failed: .*nothing"):
             runner.run({FEATURES: features(1, 3, 16)})
