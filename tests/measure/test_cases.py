@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from netvlad_deploy.measure.cases import default_cases, empty_clusters, ghosts_win
-from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, soft_assignment
-from netvlad_deploy.spec import FEATURES, MASK, AxisRange, Profile
+from netvlad_deploy.measure.error_model import tolerances
+from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, parameters_from_arrays, soft_assignment
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, AxisRange, Profile
 from tests.measure.test_error_model import parameters
 
 SHAPES = Profile(batch=AxisRange(min=2, opt=3, max=4), num_features=AxisRange(min=5, opt=6, max=9))
@@ -17,7 +21,7 @@ def head() -> ReferenceParameters:
 def test_the_list_covers_what_it_promises(head: ReferenceParameters) -> None:
     names = [case.name for case in default_cases(head, masked=True)]
     assert names == [
-        "typical", "zero rows", "num_features 1", "num_features 1024", "batch 1", "batch 16",
+        "typical", "few features", "zero rows", "num_features 1", "num_features 1024", "batch 1", "batch 16",
         "L2-normalised x 0.0001", "L2-normalised", "L2-normalised x 100", "L2-normalised x 10000",
         "empty clusters", "ghosts win by 30", "ghosts win by 60", "ghosts win by 100", "padded",
     ]  # fmt: skip
@@ -69,3 +73,32 @@ def test_the_padded_case_has_an_item_without_a_valid_row(head: ReferenceParamete
 
 def test_without_ghosts_there_is_no_ghost_case() -> None:
     assert not [case.name for case in default_cases(parameters(6, 32, 0, 10)) if "ghosts" in case.name]
+
+
+def test_few_features_see_an_epsilon_that_many_average_away() -> None:
+    """The planted fault: epsilon 0 instead of 1e-5, with variances down to 0.01."""
+    width, clusters, ghosts = 512, 64, 8
+    random = np.random.default_rng(1)
+    columns = clusters + ghosts
+    head = parameters_from_arrays(
+        {
+            "clusters": random.standard_normal((width, columns)) / np.sqrt(width),
+            "clusters2": random.standard_normal((1, width, clusters)) / np.sqrt(width),
+            "batch_norm.weight": random.uniform(0.5, 2, columns),
+            "batch_norm.bias": random.standard_normal(columns),
+            "batch_norm.running_mean": random.standard_normal(columns),
+            "batch_norm.running_var": random.uniform(0.01, 3, columns),
+            "batch_norm.eps": np.array(1e-5),
+        }
+    )
+    assert head.batch_norm is not None
+    wrong = replace(head, batch_norm=replace(head.batch_norm, eps=0.0))
+    ratios = {}
+    for case in default_cases(head):
+        if case.name in ("typical", "few features"):
+            feeds = case.feeds(masked=False)
+            expected = OracleRunner(head).run(feeds)
+            difference = OracleRunner(wrong).run(feeds)[DESCRIPTOR] - expected[DESCRIPTOR]
+            errors = np.linalg.norm(difference.reshape(-1, width, clusters), axis=1)
+            ratios[case.name] = (errors / tolerances(head, feeds, expected, "fp32")[DESCRIPTOR]).max()
+    assert ratios["typical"] < 1 < ratios["few features"]
