@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX ?=
+DEMO ?= demo
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
@@ -9,7 +10,7 @@ CONSTRAINTS = constraints.txt
 .PHONY: demo test check lint bars resolve-3.10 clean
 
 demo: $(INSTALLED)  ## export, build, validate and measure an untrained NetVLAD; the report is demo/report.md
-	$(BIN)/netvlad-deploy deploy --clusters 64 --ghost-clusters 8 --probe --flavor tensorrt-rtx --allow-not-run --force -o demo
+	$(BIN)/netvlad-deploy deploy --clusters 64 --ghost-clusters 8 --probe --flavor tensorrt-rtx --allow-not-run --force -o $(DEMO)
 
 test: $(INSTALLED)  ## all tests that this machine can run
 	$(BIN)/python -m pytest -q

@@ -1,0 +1,111 @@
+"""Every command in the README is run here, and every file it links to exists."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.modules import features, make_module
+
+pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+IN_FOLDER = [line for line in COMMANDS if line.startswith("netvlad-deploy ")]
+IN_CHECKOUT = [line for line in COMMANDS if not line.startswith("netvlad-deploy ")]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of the README in this test's environment; its comment may name further exit codes."""
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def allowed_codes(command: str) -> set[int]:
+    """Return the exit codes that a line's own comment names, by default 0 alone."""
+    comment = command.partition("#")[2]
+    return {int(code) for code in re.findall(r"\b(?:exit|or) (\d+)(?= |,|$)", comment)} | {0}
+
+
+def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
+    torch.save({"state_dict": make_module(64, 512, 8).state_dict()}, tmp_path / "checkpoint.pth.tar")
+    np.save(tmp_path / "x.npy", features(2, 30, 512))
+    np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 512)[0], b=features(1, 4, 512)[0])
+    assert len(IN_FOLDER) == 12
+    for command in IN_FOLDER:
+        outcome = run(command, tmp_path)
+        codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
+        assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
+    assert np.load(tmp_path / "y.npy").shape == (2, 64 * 512)
+    assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/1"
+
+
+def test_the_commands_in_a_checkout() -> None:
+    assert [shlex.split(command, comments=True) for command in IN_CHECKOUT] == [
+        ["make", "demo"],
+        ["make", "test"],
+        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx]"],
+    ]
+    assert "make test" in (ROOT / ".ci" / "run").read_text(), "the one command a test cannot run: it runs the tests"
+
+
+def test_make_demo(tmp_path: Path) -> None:
+    environment = f"VENV={shlex.quote(sys.prefix)} INSTALLED= DEMO={shlex.quote(str(tmp_path / 'demo'))}"
+    outcome = run(f"make demo {environment}", ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "PASS     parity of the ONNX file" in outcome.stdout
+    assert (tmp_path / "demo" / "report.md").exists()
+
+
+def test_the_install_line_resolves_to_what_is_installed() -> None:
+    command = next(line for line in IN_CHECKOUT if "pip install" in line)
+    outcome = run(f"{command} --dry-run --no-build-isolation --quiet", ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_the_python_example(tmp_path: Path) -> None:
+    (example,) = (text for language, text in BLOCKS if language == "python")
+    (tmp_path / "example.py").write_text(example)
+    outcome = run("python example.py", tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith("(2, 32768) PASS\n")
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_json_fields_are_the_documented_ones(tmp_path: Path) -> None:
+    torch.save(make_module(6, 16, 2).state_dict(), tmp_path / "m.pt")
+    np.save(tmp_path / "x.npy", features(2, 5, 16))
+    for verb, command in {
+        "export": "export m.pt",
+        "build": "build m.onnx --flavor tensorrt-rtx",
+        "validate": "validate m.onnx",
+        "bench": "bench m.onnx --num-features 5 --duration 0.3",
+        "embed": "embed m.onnx x.npy -o y.npy",
+        "deploy": "deploy m.pt --flavor tensorrt-rtx --duration 0.3 --allow-not-run",
+    }.items():
+        record = json.loads(run(f"netvlad-deploy {command} --json", tmp_path).stdout)
+        row = next(line for line in README.splitlines() if f"netvlad-deploy/{verb}/1" in line)
+        top = re.sub(r"\([^)]*\)", "", row.replace("the same without `opset`, and", "")).split("|")[2]
+        documented = set(re.findall(r"`(\w+)`", top))
+        assert record.pop("schema") == f"netvlad-deploy/{verb}/1"
+        if verb == "build":
+            export = next(line for line in README.splitlines() if "netvlad-deploy/export/1" in line)
+            documented |= set(re.findall(r"`(\w+)`", export.split("|")[2])) - {"opset"}
+        assert set(record) == documented, verb
