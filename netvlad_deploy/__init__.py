@@ -10,27 +10,27 @@ if TYPE_CHECKING:
     from netvlad_deploy.artifact import load_artifact
     from netvlad_deploy.export.engine import build_engine
     from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.measure.candidate import Candidate, open_runner
-    from netvlad_deploy.measure.latency import measure
-    from netvlad_deploy.measure.parity import compare
+    from netvlad_deploy.measurement.candidate import Candidate, open_runner
+    from netvlad_deploy.measurement.latency import measure
+    from netvlad_deploy.measurement.parity import compare
     from netvlad_deploy.models.checkpoints import load_checkpoint
     from netvlad_deploy.models.netvlad import NetVLAD
     from netvlad_deploy.oracle import load_reference
     from netvlad_deploy.spec import Profile, Verdict
 
 _HOMES = {
-    "Candidate": "measure.candidate",
+    "Candidate": "measurement.candidate",
     "NetVLAD": "models.netvlad",
     "Profile": "spec",
     "Verdict": "spec",
     "build_engine": "export.engine",
-    "compare": "measure.parity",
+    "compare": "measurement.parity",
     "export_onnx": "export.onnx_model",
     "load_artifact": "artifact",
     "load_checkpoint": "models.checkpoints",
     "load_reference": "oracle",
-    "measure": "measure.latency",
-    "open_runner": "measure.candidate",
+    "measure": "measurement.latency",
+    "open_runner": "measurement.candidate",
 }
 
 __all__ = [

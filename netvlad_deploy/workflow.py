@@ -25,10 +25,10 @@ from netvlad_deploy.artifact import (
     write_text,
 )
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError
-from netvlad_deploy.measure.candidate import Candidate, is_checkpoint, open_runner
-from netvlad_deploy.measure.cases import unit_rows
-from netvlad_deploy.measure.latency import LatencyReport, measure
-from netvlad_deploy.measure.parity import ParityReport, compare
+from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, open_runner
+from netvlad_deploy.measurement.cases import unit_rows
+from netvlad_deploy.measurement.latency import LatencyReport, measure
+from netvlad_deploy.measurement.parity import ParityReport, compare
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.junit import parity_junit

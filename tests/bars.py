@@ -20,10 +20,10 @@ from netvlad_deploy import workflow
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact, stage_files
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.measure.candidate import Candidate, open_runner
-from netvlad_deploy.measure.cases import ghosts_win, unit_rows
-from netvlad_deploy.measure.latency import Ratio, measure
-from netvlad_deploy.measure.parity import COSINE_NORM
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
+from netvlad_deploy.measurement.cases import ghosts_win, unit_rows
+from netvlad_deploy.measurement.latency import Ratio, measure
+from netvlad_deploy.measurement.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
 from tests.modules import features, make_module

@@ -14,7 +14,7 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ExportError
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold import fold
-from netvlad_deploy.measure.parity import ParityReport
+from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.spec import Verdict
 from tests.command import Command, error_of

@@ -28,9 +28,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of the README in this test's environment; its comment may name further exit codes."""
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    arguments = ["bash", "-c", command]
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def allowed_codes(command: str) -> set[int]:

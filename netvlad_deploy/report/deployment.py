@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
-from netvlad_deploy.measure.latency import LatencyReport
-from netvlad_deploy.measure.parity import ParityReport
+from netvlad_deploy.measurement.latency import LatencyReport
+from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.report.text import (
     LATENCY_HEADER,
     PARITY_HEADER,

@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree as ET
 
-from netvlad_deploy.measure.parity import ParityReport, outputs_of
+from netvlad_deploy.measurement.parity import ParityReport, outputs_of
 from netvlad_deploy.spec import Verdict
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
-from netvlad_deploy.measure.latency import CandidateLatency, LatencyReport
-from netvlad_deploy.measure.parity import OutputParity, ParityReport, outputs_of
+from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport
+from netvlad_deploy.measurement.parity import OutputParity, ParityReport, outputs_of
 
 MIB = 2**20
 

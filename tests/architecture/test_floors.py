@@ -15,7 +15,7 @@ FLOORS = [
     {"arrays"},
     {"artifact", "oracle", "runner"},
     {"runtime", "models"},
-    {"export", "measure"},
+    {"export", "measurement"},
     {"report"},
     {"workflow"},
     {"cli"},

@@ -34,6 +34,12 @@ def test_public_names() -> None:
     assert dir(netvlad_deploy) == netvlad_deploy.__all__
 
 
+def test_no_public_name_is_a_room() -> None:
+    """A sub-package that is imported would take the place of the function."""
+    rooms = {path.stem for path in Path(netvlad_deploy.__file__).parent.iterdir()}
+    assert not rooms & set(netvlad_deploy.__all__)
+
+
 @pytest.mark.export
 def test_every_public_name_loads_and_is_documented() -> None:
     for name in netvlad_deploy.__all__:

@@ -5,8 +5,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from netvlad_deploy.measure.latency import CandidateLatency, LatencyReport, Ratio
-from netvlad_deploy.measure.parity import CaseParity, OutputParity, ParityReport
+from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport, Ratio
+from netvlad_deploy.measurement.parity import CaseParity, OutputParity, ParityReport
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown, step_rows
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.serialize import plain, to_json

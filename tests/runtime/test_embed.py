@@ -5,7 +5,7 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.measure.candidate import open_runner
+from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features, pad
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES
 from tests.modules import features

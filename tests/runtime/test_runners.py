@@ -9,7 +9,7 @@ import pytest
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.artifact import OnnxArtifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, RunError, UsageError
-from netvlad_deploy.measure.candidate import BACKENDS, Candidate, open_runner
+from netvlad_deploy.measurement.candidate import BACKENDS, Candidate, open_runner
 from netvlad_deploy.runtime import onnxruntime_runner
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, AxisRange, Profile

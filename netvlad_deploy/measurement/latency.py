@@ -20,8 +20,8 @@ import numpy as np
 
 from netvlad_deploy.arrays import Float64
 from netvlad_deploy.errors import DeviceUnavailableError, ParityError, RunError
-from netvlad_deploy.measure.candidate import Candidate
-from netvlad_deploy.measure.machine import available_cores, describe_machine
+from netvlad_deploy.measurement.candidate import Candidate
+from netvlad_deploy.measurement.machine import available_cores, describe_machine
 from netvlad_deploy.runner import Feeds
 from netvlad_deploy.spec import FEATURES, Verdict
 
@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 BOOTSTRAP_SAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
 UNAVAILABLE: Final = DeviceUnavailableError.exit_code
-WORKER: Final = "netvlad_deploy.measure.worker"
+WORKER: Final = "netvlad_deploy.measurement.worker"
 
 
 @dataclass(frozen=True, kw_only=True)

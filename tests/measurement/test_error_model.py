@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.arrays import Float32
-from netvlad_deploy.measure.cases import Case, default_cases, unit_rows
-from netvlad_deploy.measure.error_model import tolerances
+from netvlad_deploy.measurement.cases import Case, default_cases, unit_rows
+from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.oracle import (
     ReferenceParameters,
     assignment_projection,

@@ -5,9 +5,9 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ParityError, RunError
-from netvlad_deploy.measure import latency
-from netvlad_deploy.measure.candidate import Candidate
-from netvlad_deploy.measure.latency import bootstrap_ratio, measure
+from netvlad_deploy.measurement import latency
+from netvlad_deploy.measurement.candidate import Candidate
+from netvlad_deploy.measurement.latency import bootstrap_ratio, measure
 from netvlad_deploy.spec import FEATURES, MASK, Verdict
 from tests.modules import features
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from netvlad_deploy.errors import NetVLADDeployError
-from netvlad_deploy.measure.candidate import Candidate
+from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.runner import Feeds, Runner
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.errors import ParityError
-from netvlad_deploy.measure.cases import Case, default_cases
-from netvlad_deploy.measure.error_model import tolerances
+from netvlad_deploy.measurement.cases import Case, default_cases
+from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.oracle import ReferenceParameters
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner

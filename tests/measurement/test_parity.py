@@ -10,9 +10,9 @@ import pytest
 from netvlad_deploy.arrays import Array, Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ParityError
-from netvlad_deploy.measure.candidate import open_runner
-from netvlad_deploy.measure.cases import Case
-from netvlad_deploy.measure.parity import compare, outputs_of
+from netvlad_deploy.measurement.candidate import open_runner
+from netvlad_deploy.measurement.cases import Case
+from netvlad_deploy.measurement.parity import compare, outputs_of
 from netvlad_deploy.oracle import (
     ReferenceParameters,
     assignment_logits,
