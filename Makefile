@@ -26,8 +26,10 @@ bars: $(INSTALLED)  ## every figure this project promises, measured
 	$(BIN)/python -m tests.bars
 
 resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 (TensorRT-RTX has no wheel to ask for)
+	mkdir -p build  # pip reads markers for the Python it runs on, so the pins of 3.10 are picked here
+	grep -v '>= "3.11"' $(CONSTRAINTS) | sed 's/;.*//' > build/constraints-3.10.txt
 	$(BIN)/python -m pip install --quiet --dry-run --python-version 3.10 --only-binary=:all: --target build/resolve \
-	    -c $(CONSTRAINTS) numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest ruff pre-commit
+	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest ruff pre-commit
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

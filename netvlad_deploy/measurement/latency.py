@@ -135,7 +135,11 @@ class _Worker:
         self.reason = ""
         self.warmup_runs = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends its workers
         )
 
     def warm_up(self, feeds: Path, *, threads: int, warmup_ms: float) -> None:
