@@ -19,7 +19,7 @@ def make_module(clusters: int, width: int, ghosts: int = 0, batch_norm: bool = T
         assert norm.running_var is not None
         columns = clusters + ghosts
         norm.running_mean.copy_(torch.randn(columns, generator=generator))
-        norm.running_var.copy_(10 ** (3.5 * torch.rand(columns, generator=generator) - 3))
+        norm.running_var.copy_(10 ** (2.5 * torch.rand(columns, generator=generator) - 2))
         norm.weight.data.copy_(0.5 + torch.rand(columns, generator=generator))
         norm.bias.data.copy_(torch.randn(columns, generator=generator))
     return module
