@@ -129,8 +129,10 @@ class Staging:
     def check(self, target: Path) -> None:
         """Refuse a target that could not be written: worth asking before long work.
 
-        Raises: UsageError if it exists and `force` is off; OutputError if its folder does not exist.
+        Raises: UsageError if it exists and `force` is off; OutputError if it is a folder, or its folder does not exist.
         """
+        if target.is_dir():
+            raise OutputError(f"{target} cannot be written: it is a folder, name a file")
         if target.exists() and not self.force:
             raise UsageError(f"{target} exists already: choose another name or pass --force")
         if not target.parent.is_dir():

@@ -49,7 +49,9 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
     Raises: InputError if the artifact takes no mask, there is no sequence, or naming the sequence that is wrong.
     """
     if MASK not in (*runner.inputs, *runner.optional_inputs):
-        raise InputError(f"sequences of different length need a mask, which {runner.name} does not take: --masked")
+        raise InputError(
+            f"sequences of different length need a mask, which {runner.name} does not take: export with --masked"
+        )
     if not sequences:
         raise InputError("no sequence to embed")
     for name, sequence in sequences.items():
