@@ -82,7 +82,7 @@ def unit_rows(features: Float32) -> Float32:
 def few_features(features: Float32) -> Float32:
     """Return the features with norms from 1 to 30, an image each.
 
-    With two rows an image the error of FP32 is smallest against what a logit that is slightly off does to the
+    With two rows an image the error of FP32 is small against what a logit that is slightly off does to the
     descriptor, so this case sees a wrong epsilon that an image of 300 rows averages away.
     """
     norms = np.geomspace(1, 30, len(features), dtype=np.float32)
