@@ -1,6 +1,10 @@
 """Names for NumPy arrays, and the one way to read them from files: without pickles, and with the file closed."""
 
+import io
+import tokenize
 import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError
+
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
+"""What NumPy and the standard library raise for damaged files."""
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -25,6 +43,20 @@ def read_arrays(path: Path) -> Array | Arrays:
             loaded = np.load(stream, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return loaded
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is unreadable or truncated ({error})") from error
+            arrays = {name: loaded[name] for name in loaded.files}
+    except DAMAGE as error:
+        raise InputError(f"{path} is unreadable or truncated ({' '.join(str(error).split())})") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{path} holds {name}, which is no array: keep arrays alone in it")
+    return arrays
+
+
+def npz_content(arrays: Mapping[str, Array]) -> bytes:
+    """Return the bytes of an `.npz` file: under any names, and the same for the same arrays in the same order."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+    return stream.getvalue()

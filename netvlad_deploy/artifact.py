@@ -119,6 +119,16 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_suffix(target: Path, suffix: str) -> Path:
+    """Return the target if its name ends as its content demands, which also keeps it from being its own source.
+
+    Raises: UsageError if it does not.
+    """
+    if target.suffix != suffix:
+        raise UsageError(f"{target} does not end in {suffix}: name the target {target.stem}{suffix}")
+    return target
+
+
 class Staging:
     """Files of one result, written under temporary names beside their targets."""
 
@@ -223,11 +233,12 @@ def stage_artifact(staging: Staging, artifact: ArtifactType, content: bytes) -> 
     return artifact
 
 
-def load_artifact(path: Path) -> OnnxArtifact | EngineArtifact:
+def load_artifact(path: Path | str) -> OnnxArtifact | EngineArtifact:
     """Read an artifact through its sidecar, after proving that neither was damaged or swapped.
 
     Raises: ArtifactError naming what differs.
     """
+    path = Path(path)
     if not path.is_file():
         raise ArtifactError(f"{path} is not a file")
     record = _read_sidecar(sidecar_path(path))

@@ -46,7 +46,7 @@ GhostClusters = Annotated[
 BatchNorm = Annotated[
     bool | None, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm on assignments.  [default: yes]")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of untrained weights.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of untrained weights.  [default: 0]")]
 Masked = Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")]
 Probe = Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")]
 Opset = Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")]
@@ -62,7 +62,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AllowNotRun = Annotated[
     bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
 ]
-Duration = Annotated[float, typer.Option(min=0.1, help="Seconds to measure each candidate.")]
+Duration = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds to measure each candidate.")]
 
 DEFAULT_PROFILE = Profile()
 DEFAULT_BATCH = str(DEFAULT_PROFILE.batch)
@@ -77,7 +77,7 @@ def export(
     feature_size: FeatureSize = None,
     ghost_clusters: GhostClusters = None,
     batch_norm: BatchNorm = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     prefix: Prefix = "",
     masked: Masked = False,
     probe: Probe = False,
@@ -202,7 +202,7 @@ def deploy(
     feature_size: FeatureSize = None,
     ghost_clusters: GhostClusters = None,
     batch_norm: BatchNorm = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     prefix: Prefix = "",
     masked: Masked = False,
     probe: Probe = False,
@@ -240,12 +240,14 @@ def _source(
     feature_size: int | None,
     ghost_clusters: int | None,
     batch_norm: bool | None,
-    seed: int,
+    seed: int | None,
 ) -> "Source":
     from netvlad_deploy.workflow import Source
 
     if checkpoint is None and prefix:
         raise UsageError("--prefix needs a checkpoint")
+    if checkpoint is not None and seed is not None:
+        raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
         checkpoint=checkpoint,
         prefix=prefix,
@@ -253,7 +255,7 @@ def _source(
         feature_size=feature_size,
         num_ghost_clusters=ghost_clusters,
         batch_norm=batch_norm,
-        seed=seed,
+        seed=seed or 0,
     )
 
 

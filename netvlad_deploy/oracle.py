@@ -11,14 +11,13 @@ shares no code with the torch module, the fold or the graph, so a fault in one o
 Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
 """
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from netvlad_deploy.arrays import Array, Float64, read_arrays
+from netvlad_deploy.arrays import Array, Float64, npz_content, read_arrays
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.spec import NORM_FLOOR, NetVLADSpec
 
@@ -73,8 +72,13 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
         if not np.isfinite(value).all():
             raise InputError(f"reference parameter {name} is not finite")
     clusters, clusters2 = values["clusters"], values["clusters2"]
-    columns = clusters.shape[-1]
-    if clusters2.ndim != 3 or clusters.shape[0] != clusters2.shape[1] or columns < clusters2.shape[2]:
+    columns = clusters.shape[-1] if clusters.ndim == 2 else 0
+    if (
+        clusters.ndim != 2
+        or clusters2.ndim != 3
+        or clusters.shape[0] != clusters2.shape[1]
+        or columns < clusters2.shape[2]
+    ):
         raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
     batch_norm = None
     if has_batch_norm:
@@ -87,13 +91,13 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     return ReferenceParameters(clusters=clusters, centroids=clusters2[0].T.copy(), batch_norm=batch_norm)
 
 
-def load_reference(path: Path) -> ReferenceParameters:
+def load_reference(path: Path | str) -> ReferenceParameters:
     """Read `NAME.reference.npz`.
 
     Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
     """
     try:
-        arrays = read_arrays(path)
+        arrays = read_arrays(Path(path))
         return parameters_from_arrays(arrays if isinstance(arrays, dict) else {})
     except InputError as error:
         raise ArtifactError(f"no reference file: {error}: export again") from error
@@ -101,9 +105,7 @@ def load_reference(path: Path) -> ReferenceParameters:
 
 def reference_content(arrays: Mapping[str, Array]) -> bytes:
     """Return the bytes of a reference file; the same arrays, under the reference's own names, give the same bytes."""
-    stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
-    return stream.getvalue()
+    return npz_content({name: arrays[name] for name in sorted(arrays)})
 
 
 def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float64:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from netvlad_deploy.arrays import npz_content
 from netvlad_deploy.artifact import (
     EngineArtifact,
     FileReference,
@@ -21,11 +22,12 @@ from netvlad_deploy.artifact import (
     load_artifact,
     make_folder,
     sha256_file,
+    sidecar_path,
     stage_files,
     write_text,
 )
-from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError
-from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, open_runner
+from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
+from netvlad_deploy.measurement.candidate import Candidate, check_lineage, is_checkpoint, open_runner
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.measurement.latency import LatencyReport, measure
 from netvlad_deploy.measurement.parity import ParityReport, compare
@@ -35,6 +37,7 @@ from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
+from netvlad_deploy.runtime.trt_api import check_flavor
 from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec, Profile, Verdict
 
 if TYPE_CHECKING:
@@ -139,6 +142,10 @@ def validate(
     """
     artifact = load_artifact(path)
     parameters = load_reference(check_file(path.parent, artifact.reference))
+    if backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
+        raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
+    if junit is not None and junit.suffix != ".xml":
+        raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if isinstance(artifact, EngineArtifact):
         _check_parent(artifact, against)
     candidate = Candidate(path=path, backend=backend)
@@ -167,8 +174,7 @@ def _check_parent(engine: EngineArtifact, against: Path | None) -> None:
     """Raise ArtifactError if the engine was built from another ONNX file than the one it stands beside or against."""
     if engine.parent is None:
         raise ArtifactError(f"{engine.path} names no parent: build it again")
-    if (engine.path.parent / engine.parent.name).exists():
-        check_file(engine.path.parent, engine.parent)
+    check_lineage(engine)
     if against is not None and not is_checkpoint(against):
         other = load_artifact(against)
         if isinstance(other, OnnxArtifact) and other.sha256 != engine.parent.sha256:
@@ -217,8 +223,7 @@ def embed(
             started = time.perf_counter()
             if isinstance(features, dict):
                 sequences = embed_sequences(runner, features, batch=batch)
-                with staging.open(target) as stream:
-                    np.savez(stream, allow_pickle=False, **sequences)
+                staging.write(target, npz_content(sequences))
             else:
                 with staging.open(target) as stream:
                     np.save(stream, embed_array(runner, features, batch=batch), allow_pickle=False)
@@ -241,6 +246,7 @@ def deploy(
 
     What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
     """
+    check_flavor(flavor)
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
     onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
     make_folder(folder, (onnx_path, engine_path, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
@@ -255,6 +261,8 @@ def deploy(
     try:
         engine = build(onnx_path, engine_path, flavor=flavor, profile=profile, force=force)
     except UNAVAILABLE as error:
+        for leftover in (engine_path, sidecar_path(engine_path)):  # of an earlier deployment, with --force
+            leftover.unlink(missing_ok=True)
         steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
     else:
         steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))

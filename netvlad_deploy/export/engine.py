@@ -19,6 +19,7 @@ from netvlad_deploy.artifact import (
     Kernel,
     OnnxArtifact,
     check_file,
+    check_suffix,
     load_artifact,
     stage_artifact,
     stage_files,
@@ -52,7 +53,7 @@ def build_engine(
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
-    target = Path(target)
+    target = check_suffix(Path(target), ".engine")
     profile = profile or Profile()
     tensorrt = open_tensorrt(flavor)
     with stage_files(force=force) as staging:
@@ -160,4 +161,4 @@ def _dtypes(tensors: str) -> tuple[str, ...]:
 
 def _relative(path: Path, target: Path) -> str:
     """Return the name under which the folder of `target` reaches `path`."""
-    return os.path.relpath(path.absolute(), target.absolute().parent)
+    return os.path.relpath(path.resolve(), target.parent.resolve())

@@ -33,20 +33,15 @@ def fold(module: NetVLAD, *, probe: bool = False) -> "FoldedNetVLAD":
     Raises: FoldError if the module is in training mode, a variance is negative or a value is not finite.
     Source: Ioffe & Szegedy 2015, algorithm 2.
     """
-    for name, part in module.named_modules():
-        if part.training:
-            raise FoldError(f"{name or 'the module'} is in training mode, with batch statistics: call eval() first")
-    for name, tensor in module.state_dict().items():
-        if not tensor.isfinite().all():
-            raise FoldError(f"{name} is not finite: the checkpoint is damaged or training diverged")
+    _check_foldable(module)
     weight = module.clusters.detach().double()
     bias = None
     if (norm := module.batch_norm) is not None:
         mean, variance = norm.running_mean, norm.running_var
         if mean is None or variance is None:
             raise FoldError("batch_norm has no running statistics: train with track_running_stats=True")
-        if (variance < 0).any():
-            raise FoldError("batch_norm.running_var has a negative value: the checkpoint is damaged")
+        if norm.weight is None or norm.bias is None:
+            raise FoldError("batch_norm has no weight and bias: train with affine=True")
         scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
         weight = weight * scale
         bias = norm.bias.detach().double() - mean.double() * scale
@@ -55,6 +50,17 @@ def fold(module: NetVLAD, *, probe: bool = False) -> "FoldedNetVLAD":
         if not tensor.isfinite().all():
             raise FoldError(f"folded {name} is not finite: batch_norm.running_var is too small for FP32")
     return folded.eval()
+
+
+def _check_foldable(module: NetVLAD) -> None:
+    for name, part in module.named_modules():
+        if part.training:
+            raise FoldError(f"{name or 'the module'} is in training mode, with batch statistics: call eval() first")
+    for name, tensor in module.state_dict().items():
+        if not tensor.isfinite().all():
+            raise FoldError(f"{name} is not finite: the checkpoint is damaged or training diverged")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise FoldError(f"{name} has a negative value: the checkpoint is damaged")
 
 
 class FoldedNetVLAD(nn.Module):

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 
 from netvlad_deploy.arrays import Array
-from netvlad_deploy.artifact import FileReference, OnnxArtifact, reference_path, stage_artifact, stage_files
+from netvlad_deploy.artifact import (
+    FileReference,
+    OnnxArtifact,
+    check_suffix,
+    reference_path,
+    stage_artifact,
+    stage_files,
+)
 from netvlad_deploy.errors import ExportError, UsageError
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -61,7 +68,7 @@ def export_onnx(
     Raises: FoldError, ExportError, UsageError if the target exists or the opset is unknown, OutputError.
     """
     _check_opset(opset)
-    target = Path(target)
+    target = check_suffix(Path(target), ".onnx")
     inputs = (FEATURES, MASK) if masked else (FEATURES,)
     outputs = (DESCRIPTOR, *PROBES) if probe else (DESCRIPTOR,)
     with stage_files(force=force) as staging:
@@ -95,7 +102,10 @@ def _check_opset(opset: int) -> None:
 
 
 def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    arrays = {
+        name: (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy() for name, tensor in state.items()
+    }
     if module.batch_norm is not None:
         arrays["batch_norm.eps"] = torch.tensor(module.batch_norm.eps, dtype=torch.float64).numpy()
     return arrays

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact, check_file, load_artifact
+from netvlad_deploy.artifact import REFERENCE_SUFFIX, Artifact, EngineArtifact, OnnxArtifact, check_file, load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.require import require
@@ -27,9 +27,9 @@ class Candidate:
         """Return how reports call it."""
         return self.path.name if self.backend is None else f"{self.path.name} on {self.backend}"
 
-    def open(self, *, threads: int | None = None, prefix: str = "") -> Runner:
+    def open(self, *, threads: int | None = None) -> Runner:
         """Open the runner; see `open_runner`."""
-        return open_runner(self.path, backend=self.backend, threads=threads, prefix=prefix)
+        return open_runner(self.path, backend=self.backend, threads=threads)
 
 
 def open_runner(
@@ -39,8 +39,9 @@ def open_runner(
 
     Args:
         source: an artifact, its file, or a checkpoint file.
-        backend: `onnxruntime` (ONNX files), `tensorrt` (engines), `torch` or `oracle` (either's unfolded
-            parameters, or a checkpoint); by default the first that fits the file. There is no fallback.
+        backend: `onnxruntime` (ONNX files), `tensorrt` (engines), `torch` (either's unfolded parameters, or a
+            checkpoint) or `oracle` (either's unfolded parameters); by default the first that fits the file. There is
+            no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: what stands before the layer's names in a checkpoint.
 
@@ -67,9 +68,20 @@ def open_runner(
         return OnnxRuntimeRunner(source, threads=threads)
     if not isinstance(source, EngineArtifact):
         raise UsageError(f"{source.path} is neither an ONNX artifact nor an engine")
+    check_lineage(source)
     from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 
     return TensorRTRunner(source)
+
+
+def check_lineage(engine: EngineArtifact) -> None:
+    """Raise ArtifactError if the ONNX file or the reference that stand where the engine was built are others now.
+
+    Neither is needed to run an engine, so either may be missing.
+    """
+    for file in (engine.parent, engine.reference):
+        if file is not None and (engine.path.parent / file.name).exists():
+            check_file(engine.path.parent, file)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -79,6 +91,8 @@ def is_checkpoint(path: Path) -> bool:
 
 def _open_parameters(path: Path, backend: str, threads: int | None, prefix: str) -> Runner:
     if backend == "oracle":
+        if not path.name.endswith(REFERENCE_SUFFIX):
+            raise UsageError(f"the oracle reads NAME{REFERENCE_SUFFIX}, not {path.name}: export the checkpoint first")
         return OracleRunner(load_reference(path))
     if backend != "torch":
         raise UsageError(f"{path} cannot run on {backend}: choose torch or oracle")

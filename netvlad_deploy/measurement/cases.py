@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.arrays import Array, Arrays, Float32
-from netvlad_deploy.oracle import ReferenceParameters, assignment_projection
+from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection
 from netvlad_deploy.spec import FEATURES, MASK, AxisRange, Profile
 
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
@@ -44,7 +44,7 @@ def default_cases(
     """Yield the cases of `validate`, one at a time, within the shapes of an optimization profile."""
     shapes = shapes or DEFAULT_SHAPES
     batch, length = shapes.batch, shapes.num_features
-    width = parameters.spec.feature_size
+    width, clusters = parameters.spec.feature_size, parameters.spec.num_clusters
     random = np.random.default_rng(seed)
 
     def gaussian(items: int, rows: int) -> Float32:
@@ -61,16 +61,29 @@ def default_cases(
     for scale in SCALES:
         name = "L2-normalised" + ("" if scale == 1 else f" x {scale:g}")
         yield Case(name=name, features=unit_rows(gaussian(*usual)) * np.float32(scale))
-    yield Case(name="empty clusters", features=empty_clusters(parameters, *usual, random))
+    features = empty_clusters(parameters, *usual, random)
+    yield Case(name=_name("empty clusters", parameters, features, slice(1), EMPTY_MARGIN), features=features)
     if parameters.spec.num_ghost_clusters:
         for margin in GHOST_MARGINS:
             features = ghosts_win(parameters, margin, *usual, random)
-            yield Case(name=f"ghosts win by {margin:g}", features=features)
+            name = _name(f"ghosts win by {margin:g}", parameters, features, slice(clusters, None), margin)
+            yield Case(name=name, features=features)
     if masked:
         features = unit_rows(gaussian(max(batch.opt, min(2, batch.max)), length.opt))
         lengths = random.integers(length.min, length.opt + 1, size=len(features))
         lengths[-1] = 0
         yield Case(name="padded", features=features, mask=np.arange(length.opt) < lengths[:, None])
+
+
+def _name(wanted: str, parameters: ReferenceParameters, features: Float32, winners: slice, margin: float) -> str:
+    """Return a constructed case's name, with the margin that was reached where D is too small for the wanted one."""
+    logits = assignment_logits(parameters, features)
+    won = np.zeros(logits.shape[-1], dtype=np.bool_)
+    won[winners] = True
+    if won.all():
+        return wanted
+    reached = float((logits[..., won].min(axis=-1) - logits[..., ~won].max(axis=-1)).min())
+    return wanted if reached > 0.9 * margin else f"{wanted} (reached {reached:.1f})"
 
 
 def unit_rows(features: Float32) -> Float32:

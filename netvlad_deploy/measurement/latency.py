@@ -7,6 +7,7 @@ ratio of block medians stays fair while the machine's speed drifts. The interval
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,10 +20,10 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.arrays import Float64
-from netvlad_deploy.errors import DeviceUnavailableError, ParityError, RunError
+from netvlad_deploy.errors import DeviceUnavailableError, InputError, ParityError, RunError, UsageError
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.machine import available_cores, describe_machine
-from netvlad_deploy.runner import Feeds
+from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.spec import FEATURES, Verdict
 
 LOG = logging.getLogger(__name__)
@@ -30,6 +31,12 @@ LOG = logging.getLogger(__name__)
 BOOTSTRAP_SAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
 UNAVAILABLE: Final = DeviceUnavailableError.exit_code
+ERRORS: Final = {kind.exit_code: kind for kind in (UsageError, InputError)}
+"""What a worker reports by its exit code; anything else is a RunError."""
+
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Read by NumPy's matrix products when the worker starts."""
+
 WORKER: Final = "netvlad_deploy.measurement.worker"
 
 
@@ -97,15 +104,16 @@ def measure(
 
     Raises: ParityError if there is no candidate; RunError if a worker fails.
     """
-    if not candidates:
-        raise ParityError("no candidate to measure")
+    if not candidates or rounds < 1:
+        raise ParityError("no candidate or no round to measure: a measurement of nothing is none")
+    check_finite(feeds[FEATURES])
     threads = threads or available_cores()
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netvlad-bench-"))) / "feeds.npz"
         np.savez(path, allow_pickle=False, **feeds)
-        workers = [stack.enter_context(_Worker(candidate)) for candidate in candidates]
+        workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
         for worker in workers:
-            worker.warm_up(path, threads=threads, warmup_ms=warmup_ms)
+            worker.warm_up(path, warmup_ms=warmup_ms)
         running = [worker for worker in workers if not worker.reason]
         random = np.random.default_rng(seed)
         for number in range(rounds if running else 0):
@@ -129,20 +137,23 @@ def measure(
 class _Worker:
     """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, threads: int) -> None:
         self.candidate = candidate
+        self.threads = threads
         self.blocks: list[Float64] = []
         self.reason = ""
         self.warmup_runs = 0
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONSAFEPATH": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=environment,
             start_new_session=True,  # Ctrl-C is for this process, which then ends its workers
         )
 
-    def warm_up(self, feeds: Path, *, threads: int, warmup_ms: float) -> None:
+    def warm_up(self, feeds: Path, *, warmup_ms: float) -> None:
         """Open the runner and run it for `warmup_ms`; `reason` says why it cannot run here, if it cannot."""
         LOG.info("warming up %s", self.candidate.name)
         answer = self._ask(
@@ -150,14 +161,12 @@ class _Worker:
                 "path": str(self.candidate.path),
                 "backend": self.candidate.backend,
                 "feeds": str(feeds),
-                "threads": threads,
+                "threads": self.threads,
                 "warmup_ms": warmup_ms,
             }
         )
         self.reason = answer.get("error", "")
         self.warmup_runs = answer.get("warmup_runs", 0)
-        if self.reason and answer["exit_code"] != UNAVAILABLE:
-            raise RunError(f"{self.candidate.name}: {self.reason}")
 
     def __enter__(self) -> "_Worker":
         return self
@@ -172,9 +181,13 @@ class _Worker:
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            return dict(json.loads(self._process.stdout.readline()))
+            answer = dict(json.loads(self._process.stdout.readline()))
         except (OSError, ValueError) as error:
             raise RunError(f"the worker of {self.candidate.name} died with {self._process.wait()}") from error
+        if "error" in answer and answer["exit_code"] != UNAVAILABLE:
+            kind = ERRORS.get(answer["exit_code"], RunError)
+            raise kind(f"{self.candidate.name}: {answer['error']}")
+        return answer
 
     def run_block(self, block_ms: float) -> None:
         """Run for at least `block_ms` and keep each run's time."""

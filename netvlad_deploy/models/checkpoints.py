@@ -25,13 +25,14 @@ COUNTER = "batch_norm.num_batches_tracked"
 EPS = "batch_norm.eps"
 
 
-def load_checkpoint(path: Path, *, prefix: str = "") -> NetVLAD:
+def load_checkpoint(path: Path | str, *, prefix: str = "") -> NetVLAD:
     """Return the reference module of a checkpoint in eval mode; K, G, D and BatchNorm come from its arrays.
 
     Args: prefix: what stands before the layer's own names, for example `text_pooling`.
 
     Raises: InputError if the file is unreadable, runs code, or its keys and shapes are not a NetVLAD's.
     """
+    path = Path(path)
     tensors = _select(_read(path), prefix, path)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -75,7 +76,11 @@ def _read(path: Path) -> Mapping[str, Any]:
                 warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path} holds more than weights and may run code: save its state_dict alone") from error
+        raise InputError(
+            f"{path} is no file of torch, or holds code beside weights: save its state_dict alone"
+        ) from error
+    except TypeError as error:
+        raise InputError(f"{path} holds an array that torch cannot take: {error}") from error
     except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
         raise InputError(f"{path} is unreadable or truncated ({type(error).__name__}): copy it again") from error
     except require("safetensors", extra="export").SafetensorError as error:
@@ -90,14 +95,15 @@ def _select(loaded: Mapping[str, Any], prefix: str, path: Path) -> dict[str, tor
     for container in CONTAINERS:
         if isinstance(loaded.get(container), Mapping):
             loaded = loaded[container]
-    flat = {name.removeprefix("module."): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    flat = {name.removeprefix("module."): value for name, value in tensors.items()}
     if prefix:
         start = prefix.rstrip(".") + "."
         flat = {name.removeprefix(start): value for name, value in flat.items() if name.startswith(start)}
     found = sorted(flat)
     if "clusters" not in flat or "clusters2" not in flat:
-        prefixes = sorted(name.removesuffix("clusters2") for name in loaded if name.endswith(".clusters2"))
-        hint = f": pass --prefix {prefixes[0].removeprefix('module.').rstrip('.')}" if prefixes else ""
+        prefixes = sorted(name.removesuffix("clusters2") for name in tensors if name.endswith(".clusters2"))
+        hint = f": export it with --prefix {prefixes[0].removeprefix('module.').rstrip('.')}" if prefixes else ""
         raise InputError(f"{path} lacks clusters or clusters2, found {', '.join(found) or 'no tensor'}{hint}")
     return flat
 

@@ -1,12 +1,12 @@
 """Turn feature files into descriptors: one (B,N,D) array, or ragged sequences through the mask."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, read_arrays
-from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.runner import Runner, check_features, check_finite
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
 
@@ -36,10 +36,12 @@ def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
     """
     check_features(features, runner.spec.feature_size)
     parts = []
+    batch = _batch(runner, batch)
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
         check_finite(part, first_item=start)
-        parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_)))
+        items = [f"batch item {start + index}" for index in range(len(part))]
+        parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_), items))
     return np.concatenate(parts)
 
 
@@ -63,10 +65,11 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
     shortest = runner.profile.num_features.min if runner.profile else 1
     by_length = sorted(sequences, key=lambda name: len(sequences[name]))
     results: Arrays = {}
+    batch = _batch(runner, batch)
     for start in range(0, len(by_length), batch):
         names = by_length[start : start + batch]
         padded, mask = pad([sequences[name] for name in names], shortest=shortest)
-        results.update(zip(names, _run(runner, padded, mask), strict=True))
+        results.update(zip(names, _run(runner, padded, mask, names), strict=True))
     return {name: results[name] for name in sequences}
 
 
@@ -80,7 +83,18 @@ def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
     return padded, np.arange(longest) < lengths[:, None]
 
 
-def _run(runner: Runner, features: Array, mask: Array) -> Array:
+def _batch(runner: Runner, asked: int) -> int:
+    """Return how many items to run at once: what was asked, within the profile."""
+    return min(asked, runner.profile.batch.max) if runner.profile else asked
+
+
+def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> Array:
     masked = MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all())
     feeds = {FEATURES: features, MASK: mask} if masked else {FEATURES: features}
-    return runner.run(feeds)[DESCRIPTOR]
+    descriptors = runner.run(feeds)[DESCRIPTOR]
+    finite = np.isfinite(descriptors).all(axis=1)
+    if not finite.all():
+        raise RunError(
+            f"{runner.name} gave a descriptor that is not finite for {names[int(np.argmin(finite))]}: scale down"
+        )
+    return descriptors

@@ -21,7 +21,7 @@ class OnnxRuntimeRunner(Runner):
     """Run an ONNX artifact; `threads` is the number of CPU threads inside an operator (default: all cores)."""
 
     def __init__(self, artifact: OnnxArtifact, *, threads: int | None = None) -> None:
-        super().__init__("onnxruntime", artifact.spec, inputs=artifact.inputs, outputs=artifact.outputs)
+        super().__init__(artifact.path.name, artifact.spec, inputs=artifact.inputs, outputs=artifact.outputs)
         onnxruntime = require("onnxruntime", extra="cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET

@@ -70,13 +70,18 @@ class TensorRT:
             ) from error
 
 
+def check_flavor(flavor: str) -> None:
+    """Raise UsageError unless the flavor is one that exists."""
+    if flavor not in MODULES:
+        raise UsageError(f"flavor {flavor!r} is unknown: choose {' or '.join(MODULES)}")
+
+
 def open_tensorrt(flavor: str) -> TensorRT:
     """Import the flavor that was asked for, and no other.
 
     Raises: UsageError if the flavor is unknown; MissingDependencyError if it or its libraries are missing.
     """
-    if flavor not in MODULES:
-        raise UsageError(f"flavor {flavor!r} is unknown: choose {' or '.join(MODULES)}")
+    check_flavor(flavor)
     try:
         module = require(MODULES[flavor], extra=EXTRAS[flavor])
     except (OSError, RuntimeError) as error:  # the binding is there, its shared libraries are not
