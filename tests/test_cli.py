@@ -51,6 +51,8 @@ class TestExport:
             (["--clusters", "0"], 65, "num_clusters is 0, expected at least 1"),
             (["--opset", "3"], 2, "opset 3 is outside"),
             (["--prefix", "head"], 2, "--prefix needs a checkpoint"),
+            (["best.pth.tar", "--seed", "3"], 2, "--seed is for untrained weights"),
+            (["-o", "m.pt"], 2, "m.pt does not end in .onnx: name the target m.onnx"),
             (["none.pt"], 65, "none.pt is not a file"),
             (["best.pth.tar", "--clusters", "32"], 2, "has num_clusters 6, the options say 32"),
             (["best.pth.tar", "--no-batch-norm"], 2, "has batch_norm True, the options say False"),
@@ -123,6 +125,18 @@ class TestValidate:
         outcome = command("validate", "best.onnx", "--against", "netvlad.onnx")
         assert outcome.code == 1
         assert outcome.out.startswith("FAIL  best.onnx against netvlad.onnx")
+
+    def test_nothing_is_compared_with_itself(self, command: Command, exported: OnnxArtifact) -> None:
+        for options in (("--backend", "oracle"), ("--against", exported.path)):
+            outcome = command("validate", exported.path, *options)
+            assert outcome.code == 2
+            assert "compared with itself, which proves nothing" in error_of(outcome.err)
+
+    def test_junit_overwrites_no_model(self, command: Command, exported: OnnxArtifact) -> None:
+        before = exported.path.read_bytes()
+        outcome = command("validate", exported.path, "--junit", exported.path)
+        assert outcome.code == 2
+        assert exported.path.read_bytes() == before
 
     def test_a_stale_reference_is_refused(self, command: Command, checkpoint: Path, tmp_path: Path) -> None:
         command("export", checkpoint)

@@ -42,6 +42,7 @@ class TestEngine:
         assert outcome.code == 65
         assert "best.onnx has SHA-256" in error_of(outcome.err)
         assert "stale" in outcome.err
+        assert command("bench", "best.engine", "--num-features", 5, "--duration", 0.3).code == 65
 
     def test_an_engine_is_compared_with_its_own_onnx_only(self, command: Command, checkpoint: Path) -> None:
         self.build(command, checkpoint)
@@ -105,3 +106,30 @@ def test_deploy_refuses_before_any_work(
     outcome = command("deploy", checkpoint, "-o", "out")
     assert outcome.code == 2
     assert "out/report.md exists already" in error_of(outcome.err)
+
+
+@rtx
+def test_an_engine_behind_a_link_finds_its_parent(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "real")
+    assert command("export", checkpoint).code == 0
+    assert command("build", "best.onnx", "--flavor", "tensorrt-rtx", "-o", "link/best.engine").code == 0
+    assert command("validate", "link/best.engine", "--allow-not-run").code == 0
+
+
+@rtx
+def test_a_deployment_without_an_engine_keeps_none_of_an_earlier_one(
+    command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("deploy", checkpoint, "--duration", 0.3, "-o", "out", "--allow-not-run")
+    assert command(*arguments, "--flavor", "tensorrt-rtx").code == 0
+    assert (tmp_path / "out" / "best.engine").exists()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert command(*arguments, "--flavor", "tensorrt", "--force").code == 0
+    assert not list((tmp_path / "out").glob("best.engine*"))
+
+
+def test_an_unknown_flavor_is_refused_before_any_work(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+    outcome = command("deploy", checkpoint, "--flavor", "bogus", "-o", "out")
+    assert outcome.code == 2
+    assert not (tmp_path / "out").exists()

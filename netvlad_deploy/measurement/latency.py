@@ -20,7 +20,14 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.arrays import Float64
-from netvlad_deploy.errors import DeviceUnavailableError, InputError, ParityError, RunError, UsageError
+from netvlad_deploy.errors import (
+    DeviceUnavailableError,
+    InputError,
+    NetVLADDeployError,
+    ParityError,
+    RunError,
+    UsageError,
+)
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.machine import available_cores, describe_machine
 from netvlad_deploy.runner import Feeds, check_finite
@@ -31,7 +38,7 @@ LOG = logging.getLogger(__name__)
 BOOTSTRAP_SAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
 UNAVAILABLE: Final = DeviceUnavailableError.exit_code
-ERRORS: Final = {kind.exit_code: kind for kind in (UsageError, InputError)}
+ERRORS: Final[dict[int, type[NetVLADDeployError]]] = {2: UsageError, 65: InputError}
 """What a worker reports by its exit code; anything else is a RunError."""
 
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -95,6 +95,6 @@ def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> 
     finite = np.isfinite(descriptors).all(axis=1)
     if not finite.all():
         raise RunError(
-            f"{runner.name} gave a descriptor that is not finite for {names[int(np.argmin(finite))]}: scale down"
+            f"{runner.name} gave a descriptor that is not finite for {names[int(np.argmin(finite))]}: scale its features down"
         )
     return descriptors

@@ -122,3 +122,10 @@ def test_batch_norm_without_running_statistics_is_refused() -> None:
     module.batch_norm = torch.nn.BatchNorm1d(6, track_running_stats=False).eval()
     with pytest.raises(FoldError, match="no running statistics"):
         fold(module)
+
+
+def test_batch_norm_without_weight_is_refused() -> None:
+    module = make_module(6, 16)
+    module.batch_norm = torch.nn.BatchNorm1d(6, affine=False).eval()
+    with pytest.raises(FoldError, match="no weight and bias"):
+        fold(module)

@@ -102,3 +102,10 @@ def test_few_features_see_an_epsilon_that_many_average_away() -> None:
             errors = np.linalg.norm(difference.reshape(-1, width, clusters), axis=1)
             ratios[case.name] = (errors / tolerances(head, feeds, expected, "fp32")[DESCRIPTOR]).max()
     assert ratios["typical"] < 1 < ratios["few features"]
+
+
+def test_a_margin_that_cannot_be_reached_is_in_the_name() -> None:
+    names = [case.name for case in default_cases(parameters(16, 4, 4, 1))]
+    constructed = [name for name in names if name.startswith(("ghosts", "empty"))]
+    assert len(constructed) == 4
+    assert all("(reached " in name for name in constructed)

@@ -1,10 +1,13 @@
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import ParityError, RunError
+from netvlad_deploy.errors import InputError, ParityError, RunError, UsageError
 from netvlad_deploy.measurement import latency
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.latency import bootstrap_ratio, measure
@@ -104,12 +107,45 @@ def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
 
 
 def test_a_worker_that_fails_is_an_error(exported: OnnxArtifact, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"none.onnx: .*is not a file"):
+    with pytest.raises(InputError, match=r"none.onnx: .*is not a file"):
         measure([Candidate(path=tmp_path / "none.onnx")], FEEDS, rounds=1)
-    with pytest.raises(RunError, match="expected float32"):
+    with pytest.raises(UsageError, match="leave --backend out for onnxruntime"):
+        measure([Candidate(path=exported.path, backend="tensorrt")], FEEDS, rounds=1)
+    with pytest.raises(InputError, match="expected float32"):
         measure([Candidate(path=exported.path)], {FEATURES: np.ones((1, 2, 16))}, rounds=1)
 
 
 def test_nothing_to_measure_is_an_error() -> None:
-    with pytest.raises(ParityError, match="no candidate"):
+    with pytest.raises(ParityError, match="no candidate or no round"):
         measure([], FEEDS)
+    with pytest.raises(ParityError, match="no candidate or no round"):
+        measure([Candidate(path=Path("m.onnx"))], FEEDS, rounds=0)
+
+
+def test_features_that_are_not_finite_are_not_timed() -> None:
+    with pytest.raises(InputError, match="not finite"):
+        measure([Candidate(path=Path("m.onnx"))], {FEATURES: np.full((1, 2, 16), np.nan, np.float32)})
+
+
+def test_a_worker_that_dies_or_fails_in_a_block_is_an_error(
+    exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "WORKER", "netvlad_deploy.nothing")
+    with pytest.raises(RunError, match=r"the worker of m.onnx died with 1"):
+        measure([Candidate(path=exported.path)], FEEDS, rounds=1)
+    answer = json.dumps({"error": "the GPU fell off", "exit_code": 70})
+    program = f"import sys\nfor line in sys.stdin: print({answer!r}, flush=True)"
+    command = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: command([sys.executable, "-c", program], **options))
+    worker = latency._Worker(Candidate(path=exported.path), 1)
+    with worker, pytest.raises(RunError, match=r"m.onnx: the GPU fell off"):
+        worker.run_block(1.0)
+
+
+def test_a_folder_of_files_named_as_modules_does_no_harm(
+    exported: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('not the random that was meant')")
+    monkeypatch.chdir(tmp_path)
+    report = measure([Candidate(path=exported.path)], FEEDS, rounds=1, block_ms=1, warmup_ms=1)
+    assert report.verdict is Verdict.PASS

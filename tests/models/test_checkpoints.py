@@ -79,7 +79,7 @@ class Payload:
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     torch.save({"clusters": Payload(marker)}, tmp_path / "m.pt")
-    with pytest.raises(InputError, match="may run code: save its state_dict alone"):
+    with pytest.raises(InputError, match="code beside weights: save its state_dict alone"):
         load_checkpoint(tmp_path / "m.pt")
     assert not marker.exists()
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"clusters": Payload(marker)}))
@@ -123,7 +123,7 @@ def test_a_mismatched_checkpoint_is_refused_by_name(tmp_path: Path, change: Any,
 
 def test_the_prefix_to_pass_is_named(tmp_path: Path, module: NetVLAD) -> None:
     state = {f"text_pooling.{name}": tensor for name, tensor in module.state_dict().items()}
-    with pytest.raises(InputError, match="pass --prefix text_pooling"):
+    with pytest.raises(InputError, match="export it with --prefix text_pooling"):
         load_checkpoint(save(tmp_path / "m.pt", state))
 
 
@@ -146,3 +146,17 @@ def test_contradicting_options_are_refused() -> None:
     check_options(spec, Path("m.pt"), num_clusters=6, feature_size=None)
     with pytest.raises(UsageError, match="has num_clusters 6, the options say 32"):
         check_options(spec, Path("m.pt"), num_clusters=32)
+
+
+def test_arrays_that_are_no_weights_are_refused(tmp_path: Path, module: NetVLAD) -> None:
+    np.savez(tmp_path / "m.npz", allow_pickle=False, clusters=np.array(["a"]))
+    with pytest.raises(InputError, match="an array that torch cannot take"):
+        load_checkpoint(tmp_path / "m.npz")
+    state: dict[Any, Any] = {**module.state_dict()}
+    state[7] = torch.ones(1)
+    torch.save(state, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"Unexpected key.*7"):
+        load_checkpoint(tmp_path / "m.pt")
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    with pytest.raises(InputError, match="no file of torch"):
+        load_checkpoint(tmp_path / "page.pth")

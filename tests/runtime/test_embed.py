@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features, pad
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
 from tests.modules import features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -88,3 +88,19 @@ def test_the_target_is_of_the_sources_kind() -> None:
     check_target(Path("x.npy"), Path("y.npy"))
     with pytest.raises(UsageError, match=r"becomes a .npz file"):
         check_target(Path("x.npz"), Path("y.npy"))
+
+
+def test_a_descriptor_that_overflows_is_named(exported: OnnxArtifact) -> None:
+    x = features(3, 5, 16)
+    x[1] *= np.float32(1e25)
+    with (
+        open_runner(exported) as runner,
+        pytest.raises(RunError, match="not finite for batch item 1: scale its features down"),
+    ):
+        embed_array(runner, x, batch=2)
+
+
+def test_a_batch_stays_within_the_profile(exported: OnnxArtifact) -> None:
+    with open_runner(exported) as runner:
+        runner.profile = Profile(batch=AxisRange.parse("1:2:2"))
+        assert embed_array(runner, features(5, 3, 16), batch=32).shape == (5, 96)
