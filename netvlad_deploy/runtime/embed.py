@@ -94,7 +94,6 @@ def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> 
     descriptors = runner.run(feeds)[DESCRIPTOR]
     finite = np.isfinite(descriptors).all(axis=1)
     if not finite.all():
-        raise RunError(
-            f"{runner.name} gave a descriptor that is not finite for {names[int(np.argmin(finite))]}: scale its features down"
-        )
+        first = names[int(np.argmin(finite))]
+        raise RunError(f"{runner.name} gave a descriptor that is not finite for {first}: scale its features down")
     return descriptors
