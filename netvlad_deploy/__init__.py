@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from netvlad_deploy.models.checkpoints import load_checkpoint
     from netvlad_deploy.models.netvlad import NetVLAD
     from netvlad_deploy.oracle import load_reference
-    from netvlad_deploy.spec import Profile, Verdict
+    from netvlad_deploy.spec import GraphOptions, Profile, Verdict
 
 _HOMES = {
     "Candidate": "measurement.candidate",
+    "GraphOptions": "spec",
     "NetVLAD": "models.netvlad",
     "Profile": "spec",
     "Verdict": "spec",
@@ -35,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "Candidate",
+    "GraphOptions",
     "NetVLAD",
     "Profile",
     "Verdict",

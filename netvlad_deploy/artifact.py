@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
-from netvlad_deploy.spec import AxisRange, NetVLADSpec, Profile
+from netvlad_deploy.spec import AxisRange, FeatureRange, NetVLADSpec, Profile
 
 SCHEMA = "netvlad-deploy/artifact/1"
 REFERENCE_SUFFIX = ".reference.npz"
@@ -41,6 +41,9 @@ class Artifact:
     precision: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    dtypes: Mapping[str, str]
+    range: FeatureRange
+    warnings: tuple[str, ...] = ()
     origin: str
     parent: FileReference | None
     reference: FileReference
@@ -308,7 +311,8 @@ def _from_json(record: dict[str, Any]) -> dict[str, Any]:
     spec["normalization"] = tuple(spec["normalization"])
     typed = dict(record, spec=NetVLADSpec(**spec), reference=FileReference(**record["reference"]))
     typed["parent"] = FileReference(**record["parent"]) if record["parent"] else None
-    for name in {"inputs", "outputs", "targets"} & set(record):
+    typed["range"] = FeatureRange(**record["range"])
+    for name in {"inputs", "outputs", "warnings", "targets"} & set(record):
         typed[name] = tuple(record[name])
     if "profile" in record:
         typed["profile"] = Profile(**{axis: AxisRange(**bounds) for axis, bounds in record["profile"].items()})

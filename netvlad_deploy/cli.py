@@ -4,21 +4,24 @@ Results go to standard output, as text or as JSON; progress and errors go to sta
 """
 
 import contextlib
+import functools
+import inspect
 import logging
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from netvlad_deploy.errors import NetVLADDeployError, UsageError
-from netvlad_deploy.spec import AxisRange, Profile, Verdict
+from netvlad_deploy.spec import AxisRange, GraphOptions, Profile, Verdict
 
 if TYPE_CHECKING:
-    from netvlad_deploy.workflow import GraphOptions, Source
+    from netvlad_deploy.workflow import Source
 
 app = typer.Typer(
     add_completion=False,
@@ -32,30 +35,57 @@ app = typer.Typer(
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
 
-Checkpoint = Annotated[
-    Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Trained weights; without it, untrained from the seed.")
-]
-Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")]
-Clusters = Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")]
-FeatureSize = Annotated[
-    int | None, typer.Option(help="Width D of a local descriptor.  [default: the checkpoint's, or 512]")
-]
-GhostClusters = Annotated[
-    int | None, typer.Option(help="Number of ghost clusters G.  [default: the checkpoint's, or 0]")
-]
-BatchNorm = Annotated[
-    bool | None, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm on assignments.  [default: yes]")
-]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of untrained weights.  [default: 0]")]
-Masked = Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")]
-Probe = Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")]
-Opset = Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")]
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """Where the weights come from."""
+
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CHECKPOINT]", help="Trained weights; without it, untrained from the seed."),
+    ] = None
+    clusters: Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")] = (
+        None
+    )
+    feature_size: Annotated[
+        int | None, typer.Option(help="Width D of a local descriptor.  [default: the checkpoint's, or 512]")
+    ] = None
+    ghost_clusters: Annotated[
+        int | None, typer.Option(help="Number of ghost clusters G.  [default: the checkpoint's, or 0]")
+    ] = None
+    batch_norm: Annotated[
+        bool | None, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm on assignments.  [default: yes]")
+    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of untrained weights.  [default: 0]")] = (
+        None
+    )
+    prefix: Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")] = ""
+
+
+@dataclass(frozen=True)
+class GraphFlags:
+    """What the exported graph takes and gives, field by field those of GraphOptions."""
+
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32"
+    wide_logits: Annotated[
+        bool, typer.Option("--wide-logits", help="FP32 logits in an FP16 graph, for features of large norm.")
+    ] = False
+    feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0
+    input_dtype: Annotated[str | None, typer.Option(help="float32 or float16.  [default: the precision's own]")] = None
+    output_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32"
+    masked: Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")] = False
+    probe: Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")] = False
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")] = 18
+
+
 Flavor = Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")]
 BatchRange = Annotated[str, typer.Option("--batch", metavar="MIN:OPT:MAX", help="Batch sizes of the profile.")]
 FeatureRange = Annotated[
     str, typer.Option("--num-features", metavar="MIN:OPT:MAX", help="Features per image of the profile.")
 ]
-Backend = Annotated[str | None, typer.Option(help="onnxruntime, tensorrt, torch or oracle.  [default: the file's own]")]
+Backend = Annotated[
+    str | None, typer.Option(help="onnxruntime, strict, tensorrt, torch or oracle.  [default: the file's own]")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -69,21 +99,30 @@ DEFAULT_BATCH = str(DEFAULT_PROFILE.batch)
 DEFAULT_NUM_FEATURES = str(DEFAULT_PROFILE.num_features)
 
 
+def flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn each parameter that is a dataclass into an option for each of its fields: Typer has no groups."""
+    own = inspect.signature(command).parameters.values()
+    groups: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+    parameters: list[inspect.Parameter] = []
+    for each in own:
+        parameters += inspect.signature(groups[each.name]).parameters.values() if each.name in groups else [each]
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        built = {
+            name: group(**{key.name: values.pop(key.name) for key in fields(group)}) for name, group in groups.items()
+        }
+        command(**built, **values)
+
+    expanded.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
+
+
 @app.command()
+@flags
 def export(
-    checkpoint: Checkpoint = None,
-    output: Output = None,
-    clusters: Clusters = None,
-    feature_size: FeatureSize = None,
-    ghost_clusters: GhostClusters = None,
-    batch_norm: BatchNorm = None,
-    seed: Seed = None,
-    prefix: Prefix = "",
-    masked: Masked = False,
-    probe: Probe = False,
-    opset: Opset = 18,
-    force: Force = False,
-    as_json: Json = False,
+    source: SourceFlags, graph: GraphFlags, output: Output = None, force: Force = False, as_json: Json = False
 ) -> None:
     """Export to ONNX, BatchNorm folded, with the oracle's reference file beside it.
 
@@ -92,9 +131,8 @@ def export(
     from netvlad_deploy import workflow
     from netvlad_deploy.report.text import artifact_lines
 
-    source = _source(checkpoint, prefix, clusters, feature_size, ghost_clusters, batch_norm, seed)
-    target = output or Path((workflow.stem_of(checkpoint) if checkpoint else "netvlad") + ".onnx")
-    artifact = workflow.export(source, target, _options(masked, probe, opset), force=force)
+    target = output or Path((workflow.stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
+    artifact = workflow.export(_source(source), target, GraphOptions(**vars(graph)), force=force)
     _render("export", artifact, artifact_lines, as_json)
 
 
@@ -193,20 +231,13 @@ def embed(
 
 
 @app.command()
+@flags
 def deploy(
-    checkpoint: Checkpoint = None,
+    source: SourceFlags,
+    graph: GraphFlags,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
         "deployment"
     ),
-    clusters: Clusters = None,
-    feature_size: FeatureSize = None,
-    ghost_clusters: GhostClusters = None,
-    batch_norm: BatchNorm = None,
-    seed: Seed = None,
-    prefix: Prefix = "",
-    masked: Masked = False,
-    probe: Probe = False,
-    opset: Opset = 18,
     flavor: Flavor = "tensorrt",
     batch: BatchRange = DEFAULT_BATCH,
     num_features: FeatureRange = DEFAULT_NUM_FEATURES,
@@ -221,9 +252,9 @@ def deploy(
     from netvlad_deploy.report.text import table
 
     deployment = workflow.deploy(
-        _source(checkpoint, prefix, clusters, feature_size, ghost_clusters, batch_norm, seed),
+        _source(source),
         output,
-        _options(masked, probe, opset),
+        GraphOptions(**vars(graph)),
         flavor=flavor,
         profile=_profile(batch, num_features),
         duration_s=duration,
@@ -233,36 +264,22 @@ def deploy(
     _exit(deployment.verdict, allow_not_run)
 
 
-def _source(
-    checkpoint: Path | None,
-    prefix: str,
-    clusters: int | None,
-    feature_size: int | None,
-    ghost_clusters: int | None,
-    batch_norm: bool | None,
-    seed: int | None,
-) -> "Source":
+def _source(given: SourceFlags) -> "Source":
     from netvlad_deploy.workflow import Source
 
-    if checkpoint is None and prefix:
+    if given.checkpoint is None and given.prefix:
         raise UsageError("--prefix needs a checkpoint")
-    if checkpoint is not None and seed is not None:
+    if given.checkpoint is not None and given.seed is not None:
         raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
-        checkpoint=checkpoint,
-        prefix=prefix,
-        num_clusters=clusters,
-        feature_size=feature_size,
-        num_ghost_clusters=ghost_clusters,
-        batch_norm=batch_norm,
-        seed=seed or 0,
+        checkpoint=given.checkpoint,
+        prefix=given.prefix,
+        num_clusters=given.clusters,
+        feature_size=given.feature_size,
+        num_ghost_clusters=given.ghost_clusters,
+        batch_norm=given.batch_norm,
+        seed=given.seed or 0,
     )
-
-
-def _options(masked: bool, probe: bool, opset: int) -> "GraphOptions":
-    from netvlad_deploy.workflow import GraphOptions
-
-    return GraphOptions(masked=masked, probe=probe, opset=opset)
 
 
 def _profile(batch: str, num_features: str) -> Profile:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from netvlad_deploy.arrays import Array, Arrays
 from netvlad_deploy.errors import InputError, RunError
-from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec, Profile
+from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec, Profile
 
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")
@@ -40,6 +40,7 @@ class Runner(ABC):
         dtype: npt.DTypeLike = np.float32,
         profile: Profile | None = None,
         precision: str = "fp32",
+        feature_range: FeatureRange | None = None,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -49,7 +50,22 @@ class Runner(ABC):
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.profile = profile
         self.precision = precision
+        self.range = feature_range
         self._open = True
+
+    @property
+    def half(self) -> bool:
+        """Return whether it computes in FP16, so that features must be rounded to it before a fair comparison."""
+        return self.precision.startswith("fp16")
+
+    @property
+    def largest_feature(self) -> float | None:
+        """Return the largest absolute value that features may have, None if any that FP32 can say."""
+        return None if self.range is None else self.range.largest
+
+    def tapped(self) -> "Runner":
+        """Return a runner of the same thing that also gives the stages inside, as far as they can be seen."""
+        return self
 
     def run(self, feeds: Feeds) -> Arrays:
         """Return a fresh array for each output.
@@ -122,9 +138,14 @@ def check_mask(mask: Array, features: Array) -> None:
             raise InputError(f"padded row {row} of batch item {batch} is not finite: pad with zeros (0 * NaN is NaN)")
 
 
-def check_finite(features: Array, *, first_item: int = 0) -> None:
-    """Raise InputError naming the first local descriptor of (B,N,D) that holds NaN or infinity."""
-    finite = np.isfinite(features).all(axis=-1)
-    if not finite.all():
-        item, row = (int(index[0]) for index in np.nonzero(~finite))
-        raise InputError(f"features are not finite: first at batch item {first_item + item}, row {row}")
+def check_finite(features: Array, *, first_item: int = 0, largest: float | None = None) -> None:
+    """Raise InputError naming the first local descriptor of (B,N,D) with NaN, infinity or a value over `largest`."""
+    peaks = np.abs(features).max(axis=-1)  # NaN stays NaN
+    bad = ~(peaks <= (np.finfo(np.float32).max if largest is None else largest))
+    if not bad.any():
+        return
+    item, row = (int(index[0]) for index in np.nonzero(bad))
+    where = f"first at batch item {first_item + item}, row {row}"
+    if np.isfinite(peaks[item, row]):
+        raise InputError(f"features are too large for FP16: {where}, {peaks[item, row]:g} is over {largest:g}")
+    raise InputError(f"features are not finite: {where}")

@@ -27,7 +27,13 @@ from netvlad_deploy.artifact import (
     write_text,
 )
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
-from netvlad_deploy.measurement.candidate import Candidate, check_lineage, is_checkpoint, open_runner
+from netvlad_deploy.measurement.candidate import (
+    Candidate,
+    check_lineage,
+    is_checkpoint,
+    open_runner,
+    parity_backend,
+)
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.measurement.latency import LatencyReport, measure
 from netvlad_deploy.measurement.parity import ParityReport, compare
@@ -36,9 +42,10 @@ from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdo
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
+from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
 from netvlad_deploy.runtime.trt_api import check_flavor
-from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec, Profile, Verdict
+from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec, Profile, Verdict
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.netvlad import NetVLAD
@@ -63,15 +70,6 @@ class Source:
     num_ghost_clusters: int | None = None
     batch_norm: bool | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphOptions:
-    """What the exported graph takes and gives."""
-
-    masked: bool = False
-    probe: bool = False
-    opset: int = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +108,7 @@ def export(source: Source, target: Path, options: GraphOptions, *, force: bool =
     module, origin, parent = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 
-    return export_onnx(
-        module,
-        target,
-        masked=options.masked,
-        probe=options.probe,
-        opset=options.opset,
-        origin=origin,
-        parent=parent,
-        force=force,
-    )
+    return export_onnx(module, target, options, origin=origin, parent=parent, force=force)
 
 
 def build(
@@ -148,13 +137,13 @@ def validate(
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if isinstance(artifact, EngineArtifact):
         _check_parent(artifact, against)
-    candidate = Candidate(path=path, backend=backend)
+    candidate = Candidate(path=path, backend=backend or parity_backend(artifact))
     try:
         with candidate.open() as runner:
             if against is None:
                 report = compare(runner, parameters)
             else:
-                with open_runner(against) as reference:
+                with _open_reference(against) as reference:
                     report = compare(runner, parameters, against=reference)
         report = replace(report, candidate=candidate.name, reference=against.name if against else report.reference)
     except UNAVAILABLE as error:
@@ -168,6 +157,10 @@ def validate(
     if junit is not None:
         write_text(junit, parity_junit(report))
     return report
+
+
+def _open_reference(path: Path) -> Runner:
+    return open_runner(path, backend=None if is_checkpoint(path) else parity_backend(load_artifact(path)))
 
 
 def _check_parent(engine: EngineArtifact, against: Path | None) -> None:

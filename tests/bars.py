@@ -26,7 +26,7 @@ from netvlad_deploy.measurement.latency import Ratio, measure
 from netvlad_deploy.measurement.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
-from tests.modules import features, make_module
+from tests.modules import RANGE, features, make_module
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
 """Scale of the L2-normalised features, and the bar of the largest absolute error."""
@@ -147,6 +147,8 @@ def export_gemms(path: Path, width: int, clusters: int) -> Path:
         precision="fp32",
         inputs=("features", "at"),
         outputs=("l", "v"),
+        dtypes={"features": "float32", "at": "float32", "l": "float32", "v": "float32"},
+        range=RANGE,
         origin="ones",
         parent=None,
         reference=FileReference(name="none", sha256=""),

@@ -11,6 +11,7 @@ import torch
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.spec import GraphOptions
 from tests.command import Command, run_command
 from tests.modules import make_module
 
@@ -78,13 +79,13 @@ def module() -> NetVLAD:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, module: NetVLAD) -> OnnxArtifact:
     """Return the module exported with probes; do not change it."""
-    return export_onnx(module, tmp_path_factory.mktemp("exported") / "m.onnx", probe=True)
+    return export_onnx(module, tmp_path_factory.mktemp("exported") / "m.onnx", GraphOptions(probe=True))
 
 
 @pytest.fixture(scope="session")
 def masked(tmp_path_factory: pytest.TempPathFactory, module: NetVLAD) -> OnnxArtifact:
     """Return the module exported with a mask; do not change it."""
-    return export_onnx(module, tmp_path_factory.mktemp("masked") / "m.onnx", masked=True)
+    return export_onnx(module, tmp_path_factory.mktemp("masked") / "m.onnx", GraphOptions(masked=True))
 
 
 @pytest.fixture

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.models.netvlad import NetVLAD, initialize
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec import FeatureRange, NetVLADSpec
+
+RANGE = FeatureRange(norm=1, largest=None, logit_slope=2, logit_step=2.0**-22)
+"""What an artifact needs to say where a test does not care."""
 
 
 def make_module(clusters: int, width: int, ghosts: int = 0, batch_norm: bool = True, seed: int = 0) -> NetVLAD:

@@ -22,6 +22,7 @@ from netvlad_deploy.artifact import (
 )
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
 from netvlad_deploy.spec import NetVLADSpec, Profile
+from tests.modules import RANGE
 
 SPEC = NetVLADSpec(num_clusters=6, feature_size=16, num_ghost_clusters=2)
 REFERENCE = FileReference(name="m.reference.npz", sha256="0" * 64)
@@ -34,6 +35,9 @@ def onnx_artifact(path: Path) -> OnnxArtifact:
         precision="fp32",
         inputs=("features",),
         outputs=("descriptor",),
+        dtypes={"features": "float32", "mask": "bool", "descriptor": "float32"},
+        range=RANGE,
+        warnings=("cluster 3 is far away",),
         origin="untrained, seed 0",
         parent=None,
         reference=REFERENCE,
@@ -51,6 +55,9 @@ def engine_artifact(path: Path) -> EngineArtifact:
         precision="fp32",
         inputs=("features", "mask"),
         outputs=("descriptor",),
+        dtypes={"features": "float32", "mask": "bool", "descriptor": "float32"},
+        range=RANGE,
+        warnings=("cluster 3 is far away",),
         origin="m.pth",
         parent=FileReference(name="m.onnx", sha256="1" * 64),
         reference=REFERENCE,

@@ -16,7 +16,7 @@ from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold import fold
 from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec import Verdict
+from netvlad_deploy.spec import GraphOptions, Verdict
 from tests.command import Command, error_of
 from tests.modules import features, make_module
 
@@ -97,7 +97,7 @@ class TestValidate:
     def test_a_fault_in_the_fold_fails_a_plain_validate(
         self, command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, fault: str
     ) -> None:
-        def faulty(module: NetVLAD, *, probe: bool) -> object:
+        def faulty(module: NetVLAD, options: GraphOptions) -> object:
             broken = make_module(6, 16, 2)
             broken.load_state_dict(module.state_dict())
             norm = broken.batch_norm
@@ -109,7 +109,7 @@ class TestValidate:
                 norm.weight.data[[0, 1]] = norm.weight.data[[1, 0]]
             else:
                 norm.running_mean[3] = 0
-            return fold(broken, probe=probe)
+            return fold(broken, options)
 
         monkeypatch.setattr(onnx_model, "fold", faulty)
         assert command("export", checkpoint).code == 0

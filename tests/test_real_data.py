@@ -11,8 +11,8 @@ from netvlad_deploy.arrays import Array
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import FEATURES, AxisRange, Profile, Verdict
-from netvlad_deploy.workflow import GraphOptions, Source
+from netvlad_deploy.spec import FEATURES, AxisRange, GraphOptions, Profile, Verdict
+from netvlad_deploy.workflow import Source
 from tests.modules import features
 
 pytestmark = [pytest.mark.data, pytest.mark.export, pytest.mark.ort]

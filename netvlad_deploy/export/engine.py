@@ -24,12 +24,18 @@ from netvlad_deploy.artifact import (
     stage_artifact,
     stage_files,
 )
-from netvlad_deploy.errors import ArtifactError, BuildError
+from netvlad_deploy.errors import ArtifactError, BuildError, UsageError
 from netvlad_deploy.runtime.trt_api import LogLine, TensorRT, last_error, open_tensorrt, parse_onnx, stdout_to_stderr
 from netvlad_deploy.spec import FEATURES, MASK, Profile
 
 NOT_KERNELS = frozenset(("shape_call", "signal", "wait"))
 """Entries of the layer list that are bookkeeping of the engine, not GPU work."""
+
+PRODUCT_KINDS = frozenset(("gemm", "runtime_fusion"))
+"""Kinds of kernels that hold a matrix product."""
+
+FP32_PRODUCTS = {"fp16": 0, "fp16-wide-logits": 1}
+"""How many matrix products of an FP16 graph may read FP32."""
 
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120 and later")
 """Where an RTX engine runs if no compute capability is named. Source: TensorRT-RTX documentation, CPU-only AOT."""
@@ -53,12 +59,15 @@ def build_engine(
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
+    if tf32 and parent.precision != "fp32":
+        raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
     target = check_suffix(Path(target), ".engine")
     profile = profile or Profile()
     tensorrt = open_tensorrt(flavor)
     with stage_files(force=force) as staging:
         staging.check(target)
         content, targets, figures = _build(tensorrt, parent, profile, tf32)
+        check_types(figures.kernels, parent.precision)
         reference = replace(parent.reference, name=_relative(parent.reference_path, target))
         artifact = EngineArtifact(
             path=target,
@@ -66,6 +75,9 @@ def build_engine(
             precision="tf32" if tf32 else parent.precision,
             inputs=parent.inputs,
             outputs=parent.outputs,
+            dtypes=parent.dtypes,
+            range=parent.range,
+            warnings=parent.warnings,
             origin=parent.origin,
             parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
             reference=reference,
@@ -157,6 +169,24 @@ def _kernels(text: str) -> list[Kernel]:
 
 def _dtypes(tensors: str) -> tuple[str, ...]:
     return tuple(re.findall(r"Datatype: (\w+)", tensors))
+
+
+def check_types(kernels: Sequence[Kernel], precision: str) -> None:
+    """Compare the dtypes of an engine's matrix products with those the graph asked for, where the builder lists them.
+
+    Raises: BuildError if an engine came out in another precision than its graph.
+    """
+    half = [kernel.name for kernel in kernels if "Half" in (*kernel.inputs, *kernel.outputs)]
+    products = [kernel for kernel in kernels if kernel.kind in PRODUCT_KINDS]
+    if precision not in FP32_PRODUCTS:
+        wrong = half
+    else:
+        wide = [kernel.name for kernel in products if "Half" not in kernel.inputs]
+        wrong = wide if len(wide) > FP32_PRODUCTS[precision] or len(wide) == len(products) else []
+    if wrong:
+        raise BuildError(
+            f"the engine of a graph in {precision} has other types in {', '.join(wrong)}: nothing was written"
+        )
 
 
 def _relative(path: Path, target: Path) -> str:

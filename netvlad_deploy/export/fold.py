@@ -1,4 +1,4 @@
-"""Fold BatchNorm away and rewrite the layer in the mean form.
+"""Fold BatchNorm away, rewrite the layer in the mean form, and round it to the precision of the export.
 
     s  = gamma / sqrt(var + eps)            BatchNorm in eval mode is affine:
     W' = W * s,  b' = beta - mean * s       x W' + b' = BatchNorm(x W)
@@ -11,6 +11,12 @@ weights of a cluster sum to 1, so nothing overflows that was not infinite before
 left. The clamp max(|V_k|, 1e-12) becomes max(|V'_k|, 1e-12 / A_k), which for an empty cluster (A_k = 0) divides
 by infinity and gives exactly 0. After intra-normalisation the squared norm of the descriptor is the sum of
 r_k^2 = (|V'_k| / max(|V'_k|, 1e-12 / A_k))^2: K numbers for each image instead of D*K.
+
+FP16 changes the two matrix products alone; softmax, sums, norms and the residual stay FP32.
+
+    W'_k, b'_k  less their mean over k      softmax ignores what all clusters share; logits are smallest about it
+    W'_k / 2^s_k, and 2^s_k times x W'_k    |W'_k|_1 <= 1, so |x W'_k| <= max|x|: no logit overflows
+    V'_k = sum_n w_nk x_n - (sum_n w_nk) c_k    with the weights w as rounded: half the error near a centre
 """
 
 import torch
@@ -18,17 +24,16 @@ from torch import Tensor, nn
 
 from netvlad_deploy.errors import FoldError
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec import NORM_FLOOR, NetVLADSpec
+from netvlad_deploy.spec import NORM_FLOOR, GraphOptions, NetVLADSpec
 
 ASSIGNMENT_FLOOR = 1e-37
 """Smallest divisor for an assignment: below every sum that the clamp of the norm leaves visible, and normal in FP32."""
 
 
-def fold(module: NetVLAD, *, probe: bool = False) -> "FoldedNetVLAD":
+def fold(module: NetVLAD, options: GraphOptions | None = None) -> "FoldedNetVLAD":
     """Return the module in the mean form, with BatchNorm in the assignment projection.
 
-    The fold is computed in float64 and rounded once to FP32. With `probe` the module also returns the soft
-    assignment and the residual sum.
+    The fold is computed in float64 and rounded once, to what `options.precision` asks for.
 
     Raises: FoldError if the module is in training mode, a variance is negative or a value is not finite.
     Source: Ioffe & Szegedy 2015, algorithm 2.
@@ -45,7 +50,7 @@ def fold(module: NetVLAD, *, probe: bool = False) -> "FoldedNetVLAD":
         scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
         weight = weight * scale
         bias = norm.bias.detach().double() - mean.double() * scale
-    folded = FoldedNetVLAD(weight, bias, module.clusters2.detach().double()[0].T, module.spec, probe)
+    folded = FoldedNetVLAD(weight, bias, module.clusters2.detach().double()[0].T, module.spec, options)
     for name, tensor in folded.named_buffers():
         if not tensor.isfinite().all():
             raise FoldError(f"folded {name} is not finite: batch_norm.running_var is too small for FP32")
@@ -63,14 +68,38 @@ def _check_foldable(module: NetVLAD) -> None:
             raise FoldError(f"{name} has a negative value: the checkpoint is damaged")
 
 
-class FoldedNetVLAD(nn.Module):
-    """The layer as it is exported: features (B,N,D) to descriptor (B, D*K), probes on request.
+def centre_logits(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Subtract from weight (D,K+G) and bias (K+G,) their mean over the columns, which no softmax sees.
 
-    Args: assignment_weight (D,K+G); assignment_bias (K+G,) or None; centroids (K,D), all rounded here to FP32.
+    A single column stays as it is: its mean is itself.
+    """
+    if weight.shape[1] == 1:
+        return weight, bias
+    return weight - weight.mean(1, keepdim=True), None if bias is None else bias - bias.mean()
+
+
+def scale_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (D,K+G) in FP16 and its scale (K+G,): powers of two, and no column's L1 norm above 1.
+
+    The norm is that of the rounded column, since rounding up could take it over 1. A zero column has the scale 1.
+    """
+    norm = weight.abs().sum(0)
+    exponent = torch.where(norm > 0, norm.log2().ceil(), 0)
+    rounded = (weight * torch.exp2(-exponent)).half()
+    exponent += rounded.double().abs().sum(0) > 1
+    scale = torch.exp2(exponent)
+    return (weight / scale).half(), scale
+
+
+class FoldedNetVLAD(nn.Module):
+    """The layer as it is exported: features (B,N,D) to descriptor (B, D*K), and what led to it.
+
+    Args: assignment_weight (D,K+G); assignment_bias (K+G,) or None; centroids (K,D), in float64 and rounded here.
     """
 
     assignment_weight: Tensor
     assignment_bias: Tensor | None
+    assignment_scale: Tensor | None
     centroids: Tensor
     norm_floor: Tensor
     assignment_floor: Tensor
@@ -81,38 +110,62 @@ class FoldedNetVLAD(nn.Module):
         assignment_bias: Tensor | None,
         centroids: Tensor,
         spec: NetVLADSpec,
-        probe: bool,
+        options: GraphOptions | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.probe = probe
-        self.register_buffer("assignment_weight", assignment_weight.float())
+        self.options = options or GraphOptions()
+        scale = None
+        if self.options.half:
+            assignment_weight, assignment_bias = centre_logits(assignment_weight, assignment_bias)
+        if self.options.half_logits:
+            assignment_weight, scale = scale_columns(assignment_weight)
+        else:
+            assignment_weight = assignment_weight.float()
+        self.register_buffer("assignment_weight", assignment_weight)
         self.register_buffer("assignment_bias", None if assignment_bias is None else assignment_bias.float())
+        self.register_buffer("assignment_scale", None if scale is None else scale.float())
         self.register_buffer("centroids", centroids.float().contiguous())
         # Buffers, not literals: the exporter's optimiser takes 1e-12 for zero and drops it.
         self.register_buffer("norm_floor", torch.tensor([NORM_FLOOR]))
         self.register_buffer("assignment_floor", torch.tensor([ASSIGNMENT_FLOOR]))
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Return the descriptor, and with `probe` on also soft_assignment (B,N,K) and residual_sum (B,K,D)."""
-        assignment = self._soft_assignment(features, mask)
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the STAGES: (B,N,K+G), (B,N,K), twice (B,K,D) and the descriptor (B, D*K)."""
+        narrow = features.half() if self.options.half else features
+        logits = self._logits(features, narrow)
+        assignment = self._soft_assignment(logits, mask)
         assignment_sum = assignment.sum(1, keepdim=True)  # (B,1,K)
-        weights = assignment / torch.maximum(assignment_sum, self.assignment_floor)
+        weights = (assignment / torch.maximum(assignment_sum, self.assignment_floor)).to(narrow.dtype)
+        mean = (weights.transpose(1, 2) @ narrow).to(assignment.dtype)  # (B,K,N) x (B,N,D)
+        mean_residual = mean - self._centre(weights)  # (B,K,D)
         assignment_sum = assignment_sum.transpose(1, 2)  # (B,K,1)
-        mean_residual = weights.transpose(1, 2) @ features - self.centroids  # (B,K,N) x (B,N,D) - (K,D)
         descriptor = self._normalize(mean_residual, assignment_sum)
-        if self.probe:
-            return descriptor, assignment, mean_residual * assignment_sum
-        return descriptor
+        return logits, assignment, mean_residual, mean_residual * assignment_sum, descriptor
 
-    def _soft_assignment(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        logits = features @ self.assignment_weight  # (B,N,D) x (D,K+G)
-        if self.assignment_bias is not None:
-            logits = logits + self.assignment_bias
-        assignment = logits.softmax(-1)
+    def _logits(self, features: Tensor, narrow: Tensor) -> Tensor:
+        wide = self.norm_floor.dtype
+        if self.assignment_scale is None:
+            logits = features.to(wide) @ self.assignment_weight  # (B,N,D) x (D,K+G)
+        else:
+            logits = (narrow @ self.assignment_weight).to(wide) * self.assignment_scale
+        return logits if self.assignment_bias is None else logits + self.assignment_bias
+
+    def _soft_assignment(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        if self.options.half:  # written out: TensorRT then keeps no second copy of the logits
+            exponentials = (logits - logits.amax(-1, keepdim=True)).exp()
+            assignment = exponentials / exponentials.sum(-1, keepdim=True)
+        else:
+            assignment = logits.softmax(-1)
         if self.spec.num_ghost_clusters:
             assignment = assignment[..., : self.spec.num_clusters]
         return assignment if mask is None else assignment * mask.unsqueeze(-1).to(assignment.dtype)
+
+    def _centre(self, weights: Tensor) -> Tensor:
+        """Return what to subtract from the weighted mean: the centroids times the sum of the weights as rounded."""
+        if not self.options.half:
+            return self.centroids  # (K,D)
+        return weights.to(self.centroids.dtype).sum(1, keepdim=True).transpose(1, 2) * self.centroids  # (B,K,1) * (K,D)
 
     def _normalize(self, mean_residual: Tensor, assignment_sum: Tensor) -> Tensor:
         """Intra-normalise and L2-normalise (B,K,D) in one division, then flatten to d*K + k."""
@@ -120,4 +173,5 @@ class FoldedNetVLAD(nn.Module):
         divisor = torch.maximum(norm, self.norm_floor / assignment_sum)
         ratio = norm / divisor
         global_norm = torch.maximum((ratio * ratio).sum(1, keepdim=True).sqrt(), self.norm_floor)  # (B,1,1)
-        return (mean_residual / (divisor * global_norm)).transpose(1, 2).flatten(1)
+        descriptor = (mean_residual / (divisor * global_norm)).transpose(1, 2).flatten(1)
+        return descriptor.half() if self.options.output_dtype == "float16" else descriptor

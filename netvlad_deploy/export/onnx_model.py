@@ -4,10 +4,11 @@ Requires: a reference module in eval mode. Ensures: no BatchNormalization, no lo
 shapes; only `batch` and `num_features` are dynamic; no stack trace or path of the exporting machine in the file.
 """
 
+import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
@@ -27,14 +28,13 @@ from netvlad_deploy.artifact import (
     stage_files,
 )
 from netvlad_deploy.errors import ExportError, UsageError
+from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import reference_content
 from netvlad_deploy.require import installed_version, require
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, PROBES
+from netvlad_deploy.spec import FEATURES, OLDEST_OPSET, STAGES, GraphOptions
 
-DEFAULT_OPSET = 18
-OLDEST_OPSET = 17
 FORBIDDEN_OPS = frozenset(
     ("BatchNormalization", "ScatterND", "Shape", "Expand", "Loop", "Scan", "If", "ReduceLogSumExp")
 )
@@ -45,10 +45,8 @@ PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer w
 def export_onnx(
     module: NetVLAD,
     target: Path | str,
+    options: GraphOptions | None = None,
     *,
-    masked: bool = False,
-    probe: bool = False,
-    opset: int = DEFAULT_OPSET,
     origin: str = "module",
     parent: FileReference | None = None,
     force: bool = False,
@@ -58,35 +56,37 @@ def export_onnx(
     Args:
         module: the reference in eval mode.
         target: the ONNX file.
-        masked: add the input `mask` (batch, num_features) bool.
-        probe: add the outputs `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
-        opset: ONNX operator set, from 17 to the newest that torch and onnx know.
+        options: precision, inputs and outputs; FP32 from features to descriptor by default.
         origin: where the weights come from, in words.
         parent: the file they come from, None if they come from no file.
         force: overwrite files that exist.
 
     Raises: FoldError, ExportError, UsageError if the target exists or the opset is unknown, OutputError.
     """
-    _check_opset(opset)
+    options = options or GraphOptions()
+    _check_opset(options.opset)
     target = check_suffix(Path(target), ".onnx")
-    inputs = (FEATURES, MASK) if masked else (FEATURES,)
-    outputs = (DESCRIPTOR, *PROBES) if probe else (DESCRIPTOR,)
     with stage_files(force=force) as staging:
         staging.check(target)
-        model = _trace(fold(module, probe=probe), inputs, outputs, opset)
-        _check_graph(model, opset)
+        folded = fold(module, options)
+        feature_range, findings = audit(folded)
+        model = _trace(folded, options)
+        _check_graph(model, options)
         reference = reference_content(_reference_arrays(module))
         artifact = OnnxArtifact(
             path=target,
             spec=module.spec,
-            precision="fp32",
-            inputs=inputs,
-            outputs=outputs,
+            precision=options.precision_name,
+            inputs=options.inputs,
+            outputs=options.outputs,
+            dtypes=options.dtypes,
+            range=feature_range,
+            warnings=findings,
             origin=origin,
             parent=parent,
             reference=FileReference(name=reference_path(target).name, sha256=sha256(reference).hexdigest()),
             preprocessing=PREPROCESSING,
-            opset=opset,
+            opset=options.opset,
             versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
         )
         _clean(model, artifact)
@@ -111,14 +111,25 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     return arrays
 
 
-def _trace(folded: FoldedNetVLAD, inputs: tuple[str, ...], outputs: tuple[str, ...], opset: int) -> Any:
-    """Return the ONNX model of the folded module, as torch writes it."""
+def _trace(folded: FoldedNetVLAD, options: GraphOptions) -> Any:
+    """Return the ONNX model of the folded module, its tensors named as in STAGES and those asked for as outputs."""
+    model = trace(folded, options, folded.spec.feature_size, STAGES)
+    _keep_outputs(model.graph, options.outputs)
+    return model
+
+
+def trace(module: torch.nn.Module, options: GraphOptions, feature_size: int, outputs: Sequence[str]) -> Any:
+    """Return the ONNX model of a module of features (B,N,D) and optionally a mask, as torch writes it."""
+    inputs, opset = options.inputs, options.opset
     axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("num_features", min=1)}
-    examples = (torch.zeros(2, 3, folded.spec.feature_size), torch.ones(2, 3, dtype=torch.bool))
+    examples = (
+        torch.zeros(2, 3, feature_size, dtype=getattr(torch, options.dtypes[FEATURES])),
+        torch.ones(2, 3, dtype=torch.bool),
+    )
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
-                folded,
+                module,
                 examples[: len(inputs)],
                 input_names=list(inputs),
                 output_names=list(outputs),
@@ -133,6 +144,26 @@ def _trace(folded: FoldedNetVLAD, inputs: tuple[str, ...], outputs: tuple[str, .
     if program is None:
         raise ExportError(f"torch.onnx.export returned nothing at opset {opset}")
     return program.model_proto
+
+
+def _keep_outputs(graph: Any, outputs: Sequence[str]) -> None:
+    """Leave these outputs alone, in this order, and drop the nodes and constants that only others needed."""
+    found = {value.name: value for value in graph.output}
+    needed, nodes = set(outputs), []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    _replace(graph.node, reversed(nodes))
+    _replace(graph.output, [found[name] for name in outputs])
+    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
+    _replace(graph.value_info, [value for value in graph.value_info if value.name in needed])
+
+
+def _replace(field: Any, values: Iterable[Any]) -> None:
+    values = [copy.deepcopy(value) for value in values]
+    del field[:]
+    field.extend(values)
 
 
 @contextmanager
@@ -151,18 +182,21 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check_graph(model: Any, opset: int) -> None:
+def _check_graph(model: Any, options: GraphOptions) -> None:
     """Raise ExportError unless the graph keeps what the module docstring promises."""
     found = sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPS)
     if found:
         raise ExportError(f"torch {torch.__version__} wrote a graph with {', '.join(found)}: use another version")
     written = {entry.domain: entry.version for entry in model.opset_import}
-    if written != {"": opset}:
-        raise ExportError(f"asked for opset {opset}, torch wrote {written}")
+    if written != {"": options.opset}:
+        raise ExportError(f"asked for opset {options.opset}, torch wrote {written}")
     for value in (*model.graph.input, *model.graph.output):
         names = [dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param]
         if not set(names) <= {"batch", "num_features"}:
             raise ExportError(f"{value.name} has the dynamic axes {names}, expected batch and num_features")
+        dtype = require("onnx", extra="export").helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        if dtype != options.dtypes[value.name]:
+            raise ExportError(f"{value.name} is {dtype}, asked for {options.dtypes[value.name]}")
 
 
 def _clean(model: Any, artifact: OnnxArtifact) -> None:

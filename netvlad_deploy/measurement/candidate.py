@@ -11,7 +11,7 @@ from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 
-BACKENDS: Final = ("onnxruntime", "tensorrt", "torch", "oracle")
+BACKENDS: Final = ("onnxruntime", "strict", "tensorrt", "torch", "oracle")
 CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".pt", ".pth", ".tar")
 
 
@@ -39,9 +39,9 @@ def open_runner(
 
     Args:
         source: an artifact, its file, or a checkpoint file.
-        backend: `onnxruntime` (ONNX files), `tensorrt` (engines), `torch` (either's unfolded parameters, or a
-            checkpoint) or `oracle` (either's unfolded parameters); by default the first that fits the file. There is
-            no fallback.
+        backend: `onnxruntime` (ONNX files), `strict` (the same, every FP16 tensor rounded), `tensorrt` (engines),
+            `torch` (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by
+            default the first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: what stands before the layer's names in a checkpoint.
 
@@ -60,6 +60,10 @@ def open_runner(
     if backend in ("torch", "oracle"):
         reference = check_file(source.path.parent, source.reference)
         return _open_parameters(reference, backend, threads, "")
+    if backend == "strict" and isinstance(source, OnnxArtifact):
+        from netvlad_deploy.runtime.strict_runner import StrictRunner
+
+        return StrictRunner(source, threads=threads)
     if backend != natural:
         raise UsageError(f"{source.path} cannot run on {backend}: leave --backend out for {natural}")
     if isinstance(source, OnnxArtifact):
@@ -82,6 +86,14 @@ def check_lineage(engine: EngineArtifact) -> None:
     for file in (engine.parent, engine.reference):
         if file is not None and (engine.path.parent / file.name).exists():
             check_file(engine.path.parent, file)
+
+
+def parity_backend(artifact: Artifact) -> str | None:
+    """Return the backend that shows what an artifact's precision costs, None for its own.
+
+    ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows what an FP16 graph gives elsewhere.
+    """
+    return "strict" if isinstance(artifact, OnnxArtifact) and "float16" in artifact.dtypes.values() else None
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -5,13 +5,14 @@ oracle's own affine map, so that they hit the same regime with any trained weigh
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.arrays import Array, Arrays, Float32
 from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection
+from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec import FEATURES, MASK, AxisRange, Profile
 
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
@@ -30,18 +31,31 @@ class Case:
     features: Float32
     mask: npt.NDArray[np.bool_] | None = None
 
-    def feeds(self, *, masked: bool) -> Arrays:
-        """Return what a runner takes; an unpadded case gets a mask of all valid rows if the runner wants one."""
+    def rounded(self, dtype: npt.DTypeLike) -> "Case":
+        """Return the case with features that `dtype` can say, so that a runner of any dtype gets the same numbers."""
+        return replace(self, features=self.features.astype(dtype).astype(np.float32))
+
+    def feeds(self, runner: Runner, *, masked: bool) -> Arrays:
+        """Return what a runner takes; an unpadded case gets a mask of all valid rows if one is wanted."""
+        features = self.features.astype(runner.dtype)
         if not masked:
-            return {FEATURES: self.features}
+            return {FEATURES: features}
         mask = np.ones(self.features.shape[:2], dtype=np.bool_) if self.mask is None else self.mask
-        return {FEATURES: self.features, MASK: mask}
+        return {FEATURES: features, MASK: mask}
 
 
 def default_cases(
-    parameters: ReferenceParameters, *, shapes: Profile | None = None, masked: bool = False, seed: int = 0
+    parameters: ReferenceParameters,
+    *,
+    shapes: Profile | None = None,
+    masked: bool = False,
+    largest: float | None = None,
+    seed: int = 0,
 ) -> Iterator[Case]:
-    """Yield the cases of `validate`, one at a time, within the shapes of an optimization profile."""
+    """Yield the cases of `validate`, one at a time, within the shapes of an optimization profile.
+
+    With `largest`, one case holds nothing but this value and its negative: where it would overflow if anything did.
+    """
     shapes = shapes or DEFAULT_SHAPES
     batch, length = shapes.batch, shapes.num_features
     width, clusters = parameters.spec.feature_size, parameters.spec.num_clusters
@@ -61,6 +75,10 @@ def default_cases(
     for scale in SCALES:
         name = "L2-normalised" + ("" if scale == 1 else f" x {scale:g}")
         yield Case(name=name, features=unit_rows(gaussian(*usual)) * np.float32(scale))
+    yield Case(name="near centroids", features=near_centroids(parameters, *usual, random))
+    if largest is not None:
+        features = np.where(gaussian(*usual) > 0, np.float32(largest), -np.float32(largest))
+        yield Case(name=f"largest values, {largest:g}", features=features)
     features = empty_clusters(parameters, *usual, random)
     yield Case(name=_name("empty clusters", parameters, features, slice(1), EMPTY_MARGIN), features=features)
     if parameters.spec.num_ghost_clusters:
@@ -86,9 +104,9 @@ def _name(wanted: str, parameters: ReferenceParameters, features: Float32, winne
     return wanted if reached > 0.9 * margin else f"{wanted} (reached {reached:.1f})"
 
 
-def unit_rows(features: Float32) -> Float32:
-    """Return the local descriptors L2-normalised."""
-    normalised: Float32 = features / np.linalg.norm(features, axis=-1, keepdims=True)
+def unit_rows(features: Array) -> Array:
+    """Return the local descriptors L2-normalised, in their own dtype."""
+    normalised: Array = features / np.linalg.norm(features, axis=-1, keepdims=True)
     return normalised
 
 
@@ -106,6 +124,15 @@ def zero_rows(features: Float32) -> Float32:
     """Return the features with every other row zero, as dead image regions give them."""
     features = features.copy()
     features[:, ::2] = 0
+    return features
+
+
+def near_centroids(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Float32:
+    """Return features close to a quarter of the centroids: the residual is half of the centroid's norm."""
+    centroids = parameters.centroids
+    chosen = centroids[random.integers(0, max(1, len(centroids) // 4), size=(items, rows))]
+    noise = unit_rows(random.standard_normal(chosen.shape))
+    features: Float32 = (chosen + noise * np.linalg.norm(chosen, axis=-1, keepdims=True) / 2).astype(np.float32)
     return features
 
 

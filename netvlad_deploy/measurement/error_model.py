@@ -18,6 +18,7 @@ adds N 1e-37 (|x| + |c|). The derivation is in docs/error-model.md. Source of th
 2019, "A New Approach to Probabilistic Rounding Error Analysis".
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,92 +26,220 @@ from types import MappingProxyType
 import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, Float64
-from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, NORM_FLOOR, RESIDUAL_SUM, SOFT_ASSIGNMENT
+from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection, soft_assignment
+from netvlad_deploy.spec import (
+    ASSIGNMENT_LOGITS,
+    DESCRIPTOR,
+    FEATURES,
+    MASK,
+    MEAN_RESIDUAL,
+    NORM_FLOOR,
+    RESIDUAL_SUM,
+    SOFT_ASSIGNMENT,
+)
 
 LAMBDA = 4.0
 """Standard deviations of a rounding error that are allowed for."""
 
-UNIT_ROUNDOFF: Mapping[str, float] = MappingProxyType({"fp32": 2.0**-24, "tf32": 2.0**-11})
+FP32, HALF = 2.0**-24, 2.0**-11
+"""Unit roundoffs of FP32 and of FP16, which TF32 shares: half the distance from 1 to the next number."""
+
+HALF_QUANTUM = 2.0**-25
+"""Half the distance of neighbouring subnormal FP16 numbers."""
+
 SMALLEST_ASSIGNMENT = 1e-37
+UNKNOWN = 0.5
+"""Relative error from which nothing is known of a cluster's assignments but that they are between 0 and 1."""
+
+LARGEST_EXPONENT = 300.0
 TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sums:
-    """Sums over the local descriptors of an image, all (B,K)."""
+class Rounding:
+    """Unit roundoff of the layer in general, and what is rounded to FP16 besides."""
+
+    unit: float = FP32
+    half_logits: bool = False
+    half_mean: bool = False
+
+
+PRECISIONS: Mapping[str, Rounding] = MappingProxyType(
+    {
+        "fp32": Rounding(),
+        "tf32": Rounding(unit=HALF),
+        "fp16": Rounding(half_logits=True, half_mean=True),
+        "fp16-wide-logits": Rounding(half_mean=True),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Logits:
+    """Errors of the logits (B,N,K+G): of FP32, of rounding them to FP16, and the known one of the FP16 weights."""
+
+    wide: Float64
+    half: Float64
+    weights: Float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Means:
+    """Weighted means of an image's local descriptors, all (B,K); `error` is that of the mean residual V'."""
 
     assignment: Float64
     relative_error: Float64
-    mean_norm: Float64
-    spread: Float64
-    walk: Float64
+    error: Float64
+
+    @property
+    def unknown(self) -> Array:
+        """Return where nothing is known of the assignments."""
+        return self.relative_error > UNKNOWN
 
 
 def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expected: Arrays, precision: str) -> Arrays:
-    """Return the tolerated error of each output against the oracle's `expected` outputs.
+    """Return the tolerated error of every stage against the oracle's `expected` outputs.
 
-    The error of `descriptor` and `residual_sum` is the norm over D of each cluster's part (B,K), that of
-    `soft_assignment` is absolute (B,N,K).
+    The error of `descriptor`, `residual_sum` and `mean_residual` is the norm over D of each cluster's part (B,K); that
+    of `soft_assignment` is absolute (B,N,K), and that of `assignment_logits` too (B,N,K+G), less the row's mean.
     """
-    error = LAMBDA * UNIT_ROUNDOFF[precision]
+    rounding = PRECISIONS[precision]
+    error = LAMBDA * rounding.unit
     features, assignment = feeds[FEATURES].astype(np.float64), expected[SOFT_ASSIGNMENT]
-    rho = _relative_error(parameters, features, error)
+    logits = _logit_errors(parameters, features, rounding)
+    rho = _relative_errors(parameters, features, logits, 4 * error)
     if MASK in feeds:
-        rho = rho * feeds[MASK][..., None]
-    norms = np.linalg.norm(features, axis=-1)
+        rho = _Logits(**{name: values * feeds[MASK][..., None] for name, values in vars(rho).items()})
+    means = _mean_errors(parameters.centroids, features, assignment, rho, rounding)
     rows = features.shape[1]
-    sums = _sum(features, norms, assignment, rho)
     centroid_norm = np.linalg.norm(parameters.centroids, axis=-1)
     residual_norm = np.linalg.norm(expected[RESIDUAL_SUM], axis=-1)
-    mean_error = 2 * sums.relative_error * sums.spread
-    mean_error = mean_error + error * (sums.walk + np.sqrt(rows) * sums.mean_norm + centroid_norm)
-    flushed = rows * SMALLEST_ASSIGNMENT * (norms.max(axis=1, keepdims=True) + centroid_norm)
-    residual_error = sums.assignment * (mean_error + error * np.sqrt(rows) * centroid_norm)
-    residual_error = residual_error + (sums.relative_error + error) * residual_norm + flushed
+    reach = np.linalg.norm(features, axis=-1).max(axis=1, keepdims=True) + centroid_norm
+    flushed = rows * SMALLEST_ASSIGNMENT * reach
+    residual_error = means.assignment * (means.error + error * np.sqrt(rows) * centroid_norm)
+    relative_error = means.relative_error + error + (HALF if rounding.half_mean else 0)
+    residual_error = residual_error + relative_error * residual_norm + flushed
+    logit_error = _total(logits)
     return {
-        SOFT_ASSIGNMENT: assignment * rho + SMALLEST_ASSIGNMENT,
-        RESIDUAL_SUM: residual_error,
-        DESCRIPTOR: _descriptor_error(residual_norm, sums, mean_error, flushed, error),
+        ASSIGNMENT_LOGITS: logit_error + logit_error.mean(axis=-1, keepdims=True),
+        SOFT_ASSIGNMENT: np.minimum(assignment * _growth(rho), 1.0) + SMALLEST_ASSIGNMENT,
+        MEAN_RESIDUAL: means.error + (relative_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
+        RESIDUAL_SUM: np.where(means.unknown, rows * reach, residual_error),
+        DESCRIPTOR: _descriptor_error(residual_norm, means, flushed, error),
     }
 
 
-def _relative_error(parameters: ReferenceParameters, features: Float64, error: float) -> Float64:
-    """Return rho (B,N,K), the relative error of every soft assignment."""
+def _total(errors: _Logits) -> Float64:
+    total: Float64 = errors.wide + errors.half + np.abs(errors.weights)
+    return total
+
+
+def _growth(errors: _Logits) -> Float64:
+    """Return by how much, relatively, an assignment can have grown: e^rho - 1."""
+    growth: Float64 = np.expm1(np.minimum(_total(errors), LARGEST_EXPONENT))
+    return growth
+
+
+def _logit_errors(parameters: ReferenceParameters, features: Float64, rounding: Rounding) -> _Logits:
     weight, bias = assignment_projection(parameters)
     logits = assignment_logits(parameters, features)
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    everything = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    walk = np.linalg.norm(features, axis=-1, keepdims=True) * np.linalg.norm(weight, axis=0)
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
     drift = np.sqrt(features.shape[-1]) * np.abs(logits - bias)
-    logit_error = error * (walk + drift + np.abs(bias) + np.abs(logits))
-    rho = logit_error + (everything * logit_error).sum(axis=-1, keepdims=True) + 4 * error
-    kept: Float64 = rho[..., : parameters.spec.num_clusters]
-    return kept
+    wide = norms * np.linalg.norm(weight, axis=0) + drift + np.abs(bias) + np.abs(logits)
+    wide = LAMBDA * rounding.unit * wide
+    if not rounding.half_logits:
+        return _Logits(wide=wide, half=np.zeros_like(wide), weights=np.zeros_like(wide))
+    if weight.shape[1] > 1:
+        weight = weight - weight.mean(axis=1, keepdims=True)
+    scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(weight).sum(axis=0), TINY))))
+    rounded = (weight / scale).astype(np.float16) * scale
+    half = HALF * np.abs(features @ weight) + HALF_QUANTUM * 2 * scale
+    return _Logits(wide=wide, half=half, weights=features @ (rounded - weight))
 
 
-def _sum(features: Float64, norms: Float64, assignment: Float64, rho: Float64) -> _Sums:
-    total = assignment.sum(axis=1)
-    weights = assignment / np.maximum(total, TINY)[:, None]  # (B,N,K)
-    mean_norm = np.linalg.norm(weights.swapaxes(1, 2) @ features, axis=-1)  # (B,K)
-    mean_square = np.einsum("bnk,bn->bk", weights, norms**2)
-    return _Sums(
-        assignment=total,
-        relative_error=np.sqrt((weights * rho**2).sum(axis=1)),
-        mean_norm=mean_norm,
-        spread=np.sqrt(np.maximum(mean_square - mean_norm**2, 0)),
-        walk=np.sqrt(np.einsum("bnk,bn->bk", weights**2, norms**2)),
+def _relative_errors(
+    parameters: ReferenceParameters, features: Float64, logits: _Logits, softmax_error: float
+) -> _Logits:
+    """Return the relative errors (B,N,K) of the soft assignments, by their origin; that of the weights has a sign."""
+    everything = soft_assignment(assignment_logits(parameters, features), logits.wide.shape[-1])
+    kept = np.s_[..., : parameters.spec.num_clusters]
+
+    def shared(errors: Float64) -> Float64:
+        summed: Float64 = (everything * errors).sum(axis=-1, keepdims=True)
+        return summed
+
+    return _Logits(
+        wide=(logits.wide + shared(logits.wide) + softmax_error)[kept],
+        half=(logits.half + shared(logits.half))[kept],
+        weights=(logits.weights - shared(logits.weights))[kept],
     )
 
 
-def _descriptor_error(
-    residual_norm: Float64, sums: _Sums, mean_error: Float64, flushed: Float64, error: float
-) -> Float64:
+def _mean_errors(
+    centroids: Float64, features: Float64, assignment: Float64, rho: _Logits, rounding: Rounding
+) -> _Means:
+    total = assignment.sum(axis=1)
+    weights = assignment / np.maximum(total, TINY)[:, None]  # (B,N,K)
+    means = weights.swapaxes(1, 2) @ features  # (B,K,D)
+    mean_norm = np.linalg.norm(means, axis=-1)
+    deviation = _distances(features, means)  # (B,N,K)
+    spread = np.sqrt((weights * deviation**2).sum(axis=1))
+    relative_error = np.sqrt((weights * _growth(rho) ** 2).sum(axis=1))
+    wide = np.sqrt((weights * rho.wide**2).sum(axis=1))
+    walk = np.sqrt(np.einsum("bnk,bnd->bk", weights**2, features**2))
+    rows = np.sqrt(features.shape[1])
+    error = 2 * wide * spread
+    error = error + LAMBDA * rounding.unit * (walk + rows * mean_norm + np.linalg.norm(centroids, axis=-1))
+    if rounding.half_mean:
+        # Equal local descriptors round alike: their errors add up.
+        repeated = weights * np.sqrt(_multiplicity(features))[..., None]
+        shifted = weights * rho.weights
+        known = shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * means
+        shifted = weights.astype(np.float16) - weights
+        known = known + shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * centroids
+        error = error + _across(known, means - centroids) + 2 * relative_error**2 * spread
+        error = error + LAMBDA * np.linalg.norm(repeated * rho.half * deviation, axis=1)
+        error = error + _half_mean_error(_distances(features, centroids), weights, repeated)
+        error = error + HALF * mean_norm + HALF_QUANTUM * np.sqrt(features.shape[-1])
+    error = np.where(relative_error > UNKNOWN, np.maximum(error, deviation.max(axis=1)), error)
+    return _Means(assignment=total, relative_error=relative_error, error=error)
+
+
+def _half_mean_error(distances: Float64, weights: Float64, repeated: Float64) -> Float64:
+    """Return what rounding the weights of the mean to FP16 does to V' (B,K); tiny ones are lost altogether."""
+    lost = (np.minimum(weights, HALF_QUANTUM) * distances).sum(axis=1)
+    error: Float64 = lost + LAMBDA * HALF * np.linalg.norm(repeated * distances, axis=1)
+    return error
+
+
+def _across(vectors: Float64, direction: Float64) -> Float64:
+    """Return the norms over D of vectors less their part along `direction`, which intra-normalisation cancels."""
+    along = (vectors * direction).sum(axis=-1) / np.maximum((direction**2).sum(axis=-1), TINY)
+    norms: Float64 = np.linalg.norm(vectors - along[..., None] * direction, axis=-1)
+    return norms
+
+
+def _distances(features: Float64, centres: Float64) -> Float64:
+    """Return |x_n - m_k| (B,N,K) of features (B,N,D) and centres (K,D) or (B,K,D)."""
+    squares = (features**2).sum(axis=-1)[..., None] - 2 * features @ centres.swapaxes(-1, -2)
+    squares = squares + (centres**2).sum(axis=-1)[..., None, :]
+    distances: Float64 = np.sqrt(np.maximum(squares, 0))
+    return distances
+
+
+def _multiplicity(features: Float64) -> Float64:
+    """Return how often each local descriptor occurs in its image (B,N)."""
+    keys = [[row.tobytes() for row in image] for image in features]
+    return np.array([[counts[key] for key in image] for image in keys for counts in (Counter(image),)], dtype=float)
+
+
+def _descriptor_error(residual_norm: Float64, means: _Means, flushed: Float64, error: float) -> Float64:
     ratio = residual_norm / np.maximum(residual_norm, NORM_FLOOR)  # r_k
     clamped = residual_norm < 2 * NORM_FLOOR
-    mean_residual_norm = residual_norm / np.maximum(sums.assignment, TINY)
-    direction = mean_error / np.maximum(np.maximum(mean_residual_norm, mean_error / 2), TINY)  # 2 at most
-    part = ratio * (direction + error + clamped * sums.relative_error) + np.minimum(1.0, flushed / NORM_FLOOR)
+    mean_residual_norm = residual_norm / np.maximum(means.assignment, TINY)
+    direction = means.error / np.maximum(np.maximum(mean_residual_norm, means.error / 2), TINY)  # 2 at most
+    part = ratio * (direction + error + clamped * means.relative_error) + np.minimum(1.0, flushed / NORM_FLOOR)
+    part = np.where(means.unknown, 2.0, part)
     global_norm = np.maximum(np.sqrt((ratio**2).sum(axis=-1, keepdims=True)), NORM_FLOOR)
     share = ratio / global_norm  # d_k
     shared_error = (share * part).sum(axis=-1, keepdims=True) / global_norm + error

@@ -15,10 +15,11 @@ from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.measurement.cases import Case, default_cases
 from netvlad_deploy.measurement.error_model import tolerances
+from netvlad_deploy.measurement.localise import Departure, cluster_errors, localise, stored_rounding
 from netvlad_deploy.oracle import ReferenceParameters
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, MASK, SOFT_ASSIGNMENT, NetVLADSpec, Verdict
+from netvlad_deploy.spec import DESCRIPTOR, MASK, NetVLADSpec, Verdict
 
 COSINE_NORM = 0.5
 """A cosine counts only where the oracle's norm exceeds this."""
@@ -68,12 +69,13 @@ class CaseParity:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """The outcome of `compare`; `reason` says why nothing ran, if nothing did."""
+    """The outcome of `compare`: where it first departs, if it fails, and why nothing ran, if nothing did."""
 
     candidate: str
     reference: str
     precision: str
     cases: tuple[CaseParity, ...]
+    departure: Departure | None = None
     reason: str = ""
 
     @property
@@ -101,22 +103,43 @@ def compare(
     if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
         raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
     if cases is None:
-        cases = default_cases(parameters, shapes=candidate.profile, masked=masked)
+        cases = default_cases(parameters, shapes=candidate.profile, masked=masked, largest=candidate.largest_feature)
+    results, failed = [], None
     with OracleRunner(parameters) as oracle:
-        results = tuple(_compare_case(case, candidate, oracle, against) for case in cases)
+        for given in cases:
+            case = given.rounded(np.float16) if candidate.half or (against is not None and against.half) else given
+            results.append(_compare_case(case, candidate, oracle, against))
+            if failed is None and results[-1].verdict is Verdict.FAIL:
+                failed = case
+        departure = None if failed is None else _localise(failed, candidate, oracle)
     if not results:
         raise ParityError("no case to compare: a comparison of nothing is not a pass")
-    name = (against or oracle).name
-    return ParityReport(candidate=candidate.name, reference=name, precision=candidate.precision, cases=results)
+    return ParityReport(
+        candidate=candidate.name,
+        reference=(against or oracle).name,
+        precision=candidate.precision,
+        cases=tuple(results),
+        departure=departure,
+    )
+
+
+def _localise(case: Case, candidate: Runner, oracle: OracleRunner) -> Departure:
+    masked = MASK in candidate.inputs
+    runner = candidate.tapped()
+    got = runner.run(case.feeds(runner, masked=masked))
+    if runner is not candidate:
+        runner.close()
+    return localise(case.name, got, oracle, case.feeds(oracle, masked=masked), candidate.precision)
 
 
 def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: Runner | None) -> CaseParity:
-    feeds = case.feeds(masked=MASK in candidate.inputs)
-    got = candidate.run(feeds)
+    masked = MASK in candidate.inputs
+    feeds = case.feeds(oracle, masked=masked)
+    got = candidate.run(case.feeds(candidate, masked=masked))
     expected = oracle.run(feeds)
     allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)
     if against is not None:  # both sides round
-        theirs = against.run(feeds if MASK in feeds else case.feeds(masked=MASK in against.inputs))
+        theirs = against.run(case.feeds(against, masked=masked or MASK in against.inputs))
         expected = {**expected, **theirs}  # what the reference does not give is judged by the oracle
         allowed = {name: (2 if name in theirs else 1) * tolerance for name, tolerance in allowed.items()}
     shared = [name for name in got if name in expected]
@@ -130,11 +153,12 @@ def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: 
 def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVLADSpec) -> OutputParity:
     if got.shape != expected.shape:
         raise ParityError(f"{name} has shape {got.shape}, the reference has {expected.shape}")
+    allowed = allowed + stored_rounding(got, spec)
     got, expected = got.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(got)
     difference = np.where(finite, got - expected, np.inf)
     got = np.where(finite, got, 0)
-    errors = _cluster_errors(name, difference, spec)
+    errors = cluster_errors(name, difference, spec)
     ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
@@ -159,16 +183,6 @@ def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVL
         worst_ratio=float(ratios[worst]),
         cluster_errors=tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
     )
-
-
-def _cluster_errors(name: str, difference: Float64, spec: NetVLADSpec) -> Float64:
-    """Return errors with the clusters last: the norm over D (B,K), or absolute (B,N,K) for the assignments."""
-    if name == SOFT_ASSIGNMENT:
-        return np.abs(difference)
-    if name == DESCRIPTOR:  # index d*K + k
-        difference = difference.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
-    errors: Float64 = np.linalg.norm(difference, axis=-1)
-    return errors
 
 
 def _cosines(got: Float64, expected: Float64) -> Float64:

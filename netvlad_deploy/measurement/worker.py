@@ -12,6 +12,7 @@ import numpy as np
 from netvlad_deploy.errors import NetVLADDeployError
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.runner import Feeds, Runner
+from netvlad_deploy.spec import FEATURES
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
         with candidate.open(threads=request["threads"]) as runner:
             taken = {*runner.inputs, *runner.optional_inputs}
             feeds = {name: array for name, array in feeds.items() if name in taken}
+            if feeds[FEATURES].dtype == np.float32:
+                feeds[FEATURES] = feeds[FEATURES].astype(runner.dtype)
             _answer(answers, {"warmup_runs": len(_run_for(runner, feeds, request["warmup_ms"]))})
             for line in sys.stdin:
                 runner.run(feeds)  # wakes the thread pool; not counted

@@ -10,6 +10,7 @@ from netvlad_deploy.report.text import (
     LATENCY_HEADER,
     PARITY_HEADER,
     artifact_lines,
+    departure_line,
     latency_rows,
     latency_title,
     parity_rows,
@@ -65,6 +66,7 @@ def deployment_markdown(deployment: Deployment) -> str:
     for report in deployment.parity:
         lines += ["", f"## Parity: {report.candidate} against {report.reference}", ""]
         lines += [f"Not run: {report.reason}"] if report.reason else _table(PARITY_HEADER, parity_rows(report))
+        lines += ["", departure_line(report.departure) + "."] if report.departure else []
     lines += ["", "## Latency", "", latency_title(deployment.latency) + ".", ""]
     lines += _table(LATENCY_HEADER, latency_rows(deployment.latency))
     lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
 from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport
+from netvlad_deploy.measurement.localise import Departure
 from netvlad_deploy.measurement.parity import OutputParity, ParityReport, outputs_of
 
 MIB = 2**20
+LISTED = 12
+"""How many clusters a line names."""
 
 PARITY_HEADER = ("verdict", "case", "B x N", "output", "max abs", "1-cos", "norm error", "error/tolerance", "cluster")
 LATENCY_HEADER = ("verdict", "candidate", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "CV", "descriptors/s", "time ratio")
@@ -19,7 +22,9 @@ def artifact_lines(artifact: Artifact) -> list[str]:
         f"{artifact.path}  {artifact.precision}, {artifact.size_bytes} bytes, SHA-256 {artifact.sha256[:16]}",
         f"  K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}, descriptor "
         f"{spec.descriptor_size}, weights: {artifact.origin}",
-        f"  {', '.join(artifact.inputs)} -> {', '.join(artifact.outputs)}",
+        f"  {_tensors(artifact, artifact.inputs)} -> {_tensors(artifact, artifact.outputs)}",
+        f"  logit step {artifact.range.logit_step:.2g} at features of norm {artifact.range.norm:g}"
+        + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else ""),
     ]
     if isinstance(artifact, OnnxArtifact):
         lines.append(f"  opset {artifact.opset}, oracle's reference: {artifact.reference.name}")
@@ -32,7 +37,11 @@ def artifact_lines(artifact: Artifact) -> list[str]:
             f"  built in {figures.build_ms:.0f} ms: {len(figures.kernels)} kernels, activations "
             f"{mebibytes(figures.activation_bytes)}, weights {mebibytes(figures.weight_bytes)}",
         ]
-    return lines
+    return lines + [f"  warning: {warning}" for warning in artifact.warnings]
+
+
+def _tensors(artifact: Artifact, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {artifact.dtypes[name]}" for name in names)
 
 
 def mebibytes(size_bytes: int | None) -> str:
@@ -67,7 +76,19 @@ def parity_lines(report: ParityReport) -> list[str]:
     title = f"{report.verdict.value}  {report.candidate} against {report.reference}, {report.precision}"
     if report.reason:
         return [f"{title}: {report.reason}"]
-    return [f"{title}, {len(report.cases)} cases", *table(PARITY_HEADER, list(parity_rows(report)))]
+    lines = [f"{title}, {len(report.cases)} cases", *table(PARITY_HEADER, list(parity_rows(report)))]
+    return lines + ([departure_line(report.departure)] if report.departure else [])
+
+
+def departure_line(departure: Departure) -> str:
+    """Return where a failing candidate first departs, and what to change."""
+    if not departure.tensor:
+        return f"first departure: none. {departure.advice}"
+    shown = ", ".join(map(str, departure.clusters[:LISTED])) + (" ..." if len(departure.clusters) > LISTED else "")
+    return (
+        f"first departure: {departure.tensor} of {departure.case!r}, error {departure.error:.1e} where "
+        f"{departure.tolerance:.1e} is tolerated, in {len(departure.clusters)} clusters ({shown}). {departure.advice}"
+    )
 
 
 def latency_rows(report: LatencyReport) -> Iterator[tuple[str, ...]]:

@@ -34,12 +34,12 @@ def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
 
     Raises: InputError naming the first item that is wrong.
     """
-    check_features(features, runner.spec.feature_size)
+    features = _readable(features, runner)
     parts = []
     batch = _batch(runner, batch)
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
-        check_finite(part, first_item=start)
+        check_finite(part, first_item=start, largest=runner.largest_feature)
         items = [f"batch item {start + index}" for index in range(len(part))]
         parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_), items))
     return np.concatenate(parts)
@@ -58,8 +58,7 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
         raise InputError("no sequence to embed")
     for name, sequence in sequences.items():
         try:
-            check_features(sequence[None], runner.spec.feature_size)
-            check_finite(sequence[None])
+            check_finite(_readable(sequence[None], runner), largest=runner.largest_feature)
         except InputError as error:
             raise InputError(f"sequence {name}: {error}") from error
     shortest = runner.profile.num_features.min if runner.profile else 1
@@ -71,6 +70,17 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
         padded, mask = pad([sequences[name] for name in names], shortest=shortest)
         results.update(zip(names, _run(runner, padded, mask, names), strict=True))
     return {name: results[name] for name in sequences}
+
+
+def _readable(features: Array, runner: Runner) -> Array:
+    """Return features (B,N,D) of a file as float32, which says every FP16 number exactly.
+
+    Raises: InputError if they are no features of this runner's width, or neither float32 nor float16.
+    """
+    if features.dtype == np.float16:
+        features = features.astype(np.float32)
+    check_features(features, runner.spec.feature_size)
+    return features
 
 
 def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
@@ -90,7 +100,9 @@ def _batch(runner: Runner, asked: int) -> int:
 
 def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> Array:
     masked = MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all())
-    feeds = {FEATURES: features, MASK: mask} if masked else {FEATURES: features}
+    feeds = {FEATURES: features.astype(runner.dtype, copy=False)}
+    if masked:
+        feeds[MASK] = mask
     descriptors = runner.run(feeds)[DESCRIPTOR]
     finite = np.isfinite(descriptors).all(axis=1)
     if not finite.all():

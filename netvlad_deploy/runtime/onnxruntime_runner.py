@@ -4,6 +4,8 @@ ONNX Runtime drops a provider it cannot use and goes on with another one; this r
 provider it really has and refuses any but the one that was asked for.
 """
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.arrays import Arrays
@@ -11,6 +13,7 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
+from netvlad_deploy.spec import FEATURES, STAGES
 
 PROVIDER = "CPUExecutionProvider"
 QUIET = 3
@@ -18,26 +21,64 @@ QUIET = 3
 
 
 class OnnxRuntimeRunner(Runner):
-    """Run an ONNX artifact; `threads` is the number of CPU threads inside an operator (default: all cores)."""
+    """Run an ONNX artifact.
 
-    def __init__(self, artifact: OnnxArtifact, *, threads: int | None = None) -> None:
-        super().__init__(artifact.path.name, artifact.spec, inputs=artifact.inputs, outputs=artifact.outputs)
+    Args:
+        threads: CPU threads inside an operator, by default all cores.
+        taps: also give the stages inside the graph; needs the package onnx.
+    """
+
+    def __init__(self, artifact: OnnxArtifact, *, threads: int | None = None, taps: bool = False) -> None:
+        super().__init__(
+            artifact.path.name,
+            artifact.spec,
+            inputs=artifact.inputs,
+            outputs=artifact.outputs,
+            dtype=artifact.dtypes[FEATURES],
+            precision=artifact.precision,
+            feature_range=artifact.range,
+        )
+        self._artifact, self._threads, self._taps = artifact, threads, taps
         onnxruntime = require("onnxruntime", extra="cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
+        self._configure(options, onnxruntime)
         self._errors = _errors_of(onnxruntime)
         try:
-            self._session = onnxruntime.InferenceSession(artifact.path, options, providers=[PROVIDER])
+            self._session = onnxruntime.InferenceSession(self._content(), options, providers=[PROVIDER])
         except self._errors as error:
             raise RunError(f"ONNX Runtime cannot load {artifact.path}: {error}") from error
         if self._session.get_providers()[0] != PROVIDER:
             raise DeviceUnavailableError(f"asked for {PROVIDER}, ONNX Runtime took {self._session.get_providers()[0]}")
+        if taps:
+            self.outputs = tuple(output.name for output in self._session.get_outputs())
+
+    def tapped(self) -> Runner:
+        """Return a runner that also gives the stages inside the graph; itself where onnx is not installed."""
+        if importlib.util.find_spec("onnx") is None:
+            return self
+        return type(self)(self._artifact, threads=self._threads, taps=True)
 
     def close(self) -> None:
         """Release the session."""
         super().close()
         self._session = None
+
+    def _content(self) -> bytes | Path:
+        """Return the model to run, as bytes or as its file."""
+        return self._model().SerializeToString() if self._taps else self._artifact.path
+
+    def _model(self) -> Any:
+        """Return the model with the type of every tensor, and its stages as outputs if they are tapped."""
+        onnx = require("onnx", extra="export")
+        model = onnx.shape_inference.infer_shapes(onnx.load(self._artifact.path), strict_mode=True)
+        inside = [value for value in model.graph.value_info if value.name in STAGES]
+        model.graph.output.extend(inside if self._taps else [])
+        return model
+
+    def _configure(self, options: Any, onnxruntime: Any) -> None:
+        """Set what a subclass wants of the session."""
 
     def _run(self, feeds: Arrays) -> Arrays:
         try:

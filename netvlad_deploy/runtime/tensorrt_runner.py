@@ -15,6 +15,7 @@ from netvlad_deploy.errors import ArtifactError, RunError
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.cuda import Cuda
 from netvlad_deploy.runtime.trt_api import EXTRAS, last_error, open_tensorrt
+from netvlad_deploy.spec import FEATURES
 
 
 class TensorRTRunner(Runner):
@@ -29,9 +30,12 @@ class TensorRTRunner(Runner):
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
+            dtype=artifact.dtypes[FEATURES],
             profile=artifact.profile,
             precision=artifact.precision,
+            feature_range=artifact.range,
         )
+        self._dtypes = artifact.dtypes
         self._buffers: dict[str, tuple[int, int]] = {}
         self._cuda = Cuda(extra=EXTRAS[artifact.flavor])
         with contextlib.ExitStack() as undo:
@@ -66,7 +70,9 @@ class TensorRTRunner(Runner):
             self._cuda.copy_to_device(self._bind(name, array.nbytes), array)
         if missing := self._context.infer_shapes():
             self._fail(f"inputs without a shape: {missing}")
-        results = {name: np.empty(tuple(self._context.get_tensor_shape(name)), np.float32) for name in self.outputs}
+        results = {
+            name: np.empty(tuple(self._context.get_tensor_shape(name)), self._dtypes[name]) for name in self.outputs
+        }
         addresses = {name: self._bind(name, array.nbytes) for name, array in results.items()}
         if not self._context.execute_async_v3(int(self._cuda.stream)):
             self._fail("execution")

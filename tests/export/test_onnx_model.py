@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from netvlad_deploy.errors import ExportError, FoldError, OutputError, UsageErro
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.spec import GraphOptions
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export
@@ -32,7 +34,7 @@ def axes(value: Any) -> list[str | int]:
 
 @pytest.mark.parametrize(("masked", "most"), [(False, 28), (True, 31)])
 def test_census_of_the_graph(tmp_path: Path, masked: bool, most: int) -> None:
-    found = operators(export_onnx(make_module(64, 512, 8), tmp_path / "m.onnx", masked=masked))
+    found = operators(export_onnx(make_module(64, 512, 8), tmp_path / "m.onnx", GraphOptions(masked=masked)))
     assert found.total() <= most
     assert found["MatMul"] == 2
     assert found["Softmax"] == 1
@@ -53,7 +55,7 @@ def test_axes_names_and_probes(exported: OnnxArtifact, masked: OnnxArtifact) -> 
 
 @pytest.mark.parametrize("opset", [17, 18, 21, NEWEST])
 def test_every_opset_is_what_was_asked_and_passes_the_full_check(tmp_path: Path, opset: int) -> None:
-    artifact = export_onnx(make_module(3, 8, 1), tmp_path / "m.onnx", opset=opset)
+    artifact = export_onnx(make_module(3, 8, 1), tmp_path / "m.onnx", GraphOptions(opset=opset))
     model = onnx.load(artifact.path)
     onnx.checker.check_model(model, full_check=True)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
@@ -63,7 +65,7 @@ def test_every_opset_is_what_was_asked_and_passes_the_full_check(tmp_path: Path,
 @pytest.mark.parametrize("opset", [16, NEWEST + 1])
 def test_an_unknown_opset_is_refused(tmp_path: Path, opset: int) -> None:
     with pytest.raises(UsageError, match=f"opset {opset} is outside 17 to {NEWEST}"):
-        export_onnx(make_module(3, 8), tmp_path / "m.onnx", opset=opset)
+        export_onnx(make_module(3, 8), tmp_path / "m.onnx", GraphOptions(opset=opset))
     assert not list(tmp_path.iterdir())
 
 
@@ -72,9 +74,9 @@ import sys
 from pathlib import Path
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import initialize
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec import GraphOptions, NetVLADSpec
 spec = NetVLADSpec(num_clusters=3, feature_size=8, num_ghost_clusters=1)
-export_onnx(initialize(spec, 0), Path(sys.argv[1]), masked=True, probe=True)
+export_onnx(initialize(spec, 0), Path(sys.argv[1]), GraphOptions(masked=True, probe=True))
 """
 
 
@@ -143,8 +145,8 @@ def test_a_graph_that_breaks_a_promise_is_refused(tmp_path: Path, monkeypatch: p
         export_onnx(make_module(3, 8), tmp_path / "m.onnx")
 
     def with_another_opset(*arguments: Any) -> Any:
-        folded, inputs, outputs, _ = arguments
-        return trace(folded, inputs, outputs, 19)
+        folded, options = arguments
+        return trace(folded, replace(options, opset=19))
 
     monkeypatch.setattr(onnx_model, "_trace", with_another_opset)
     with pytest.raises(ExportError, match="asked for opset 18, torch wrote"):

@@ -23,7 +23,7 @@ def test_the_list_covers_what_it_promises(head: ReferenceParameters) -> None:
     assert names == [
         "typical", "few features", "zero rows", "num_features 1", "num_features 1024", "batch 1", "batch 16",
         "L2-normalised x 0.0001", "L2-normalised", "L2-normalised x 100", "L2-normalised x 10000",
-        "empty clusters", "ghosts win by 30", "ghosts win by 60", "ghosts win by 100", "padded",
+        "near centroids", "empty clusters", "ghosts win by 30", "ghosts win by 60", "ghosts win by 100", "padded",
     ]  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_every_case_stays_within_the_profile_and_float32(head: ReferenceParamete
         assert 5 <= length <= 9, case.name
         assert width == 32
         assert case.features.dtype == np.float32
-        feeds = case.feeds(masked=True)
+        feeds = case.feeds(OracleRunner(head), masked=True)
         assert feeds[MASK].shape == feeds[FEATURES].shape[:2]
 
 
@@ -96,7 +96,7 @@ def test_few_features_see_an_epsilon_that_many_average_away() -> None:
     ratios = {}
     for case in default_cases(head):
         if case.name in ("typical", "few features"):
-            feeds = case.feeds(masked=False)
+            feeds = case.feeds(OracleRunner(head), masked=False)
             expected = OracleRunner(head).run(feeds)
             difference = OracleRunner(wrong).run(feeds)[DESCRIPTOR] - expected[DESCRIPTOR]
             errors = np.linalg.norm(difference.reshape(-1, width, clusters), axis=1)

@@ -52,7 +52,7 @@ def float32_layer(p: ReferenceParameters, x: Float32) -> dict[str, Float32]:
 
 
 def worst_ratios(p: ReferenceParameters, case: Case) -> dict[str, float]:
-    feeds = case.feeds(masked=False)
+    feeds = case.feeds(OracleRunner(p), masked=False)
     expected = OracleRunner(p).run(feeds)
     allowed = tolerances(p, feeds, expected, "fp32")
     got = float32_layer(p, case.features)
@@ -87,14 +87,16 @@ def test_tolerance_grows_with_the_norm_of_the_features() -> None:
     p = parameters(8, 128, 0, 30)
     allowed = []
     for scale in (0.01, 1.0, 100.0):
-        feeds = Case(name="", features=unit_rows(features(1, 50, 128)) * np.float32(scale)).feeds(masked=False)
+        feeds = Case(name="", features=unit_rows(features(1, 50, 128)) * np.float32(scale)).feeds(
+            OracleRunner(p), masked=False
+        )
         allowed.append(tolerances(p, feeds, OracleRunner(p).run(feeds), "fp32")[DESCRIPTOR].max())
     assert allowed[0] < allowed[1] < allowed[2]
 
 
 def test_tf32_is_allowed_what_its_eleven_bits_cost() -> None:
     p = parameters(8, 128, 0, 1)
-    feeds = Case(name="", features=unit_rows(features(1, 50, 128))).feeds(masked=False)
+    feeds = Case(name="", features=unit_rows(features(1, 50, 128))).feeds(OracleRunner(p), masked=False)
     expected = OracleRunner(p).run(feeds)
     fp32, tf32 = (tolerances(p, feeds, expected, precision)[DESCRIPTOR] for precision in ("fp32", "tf32"))
     assert np.median(tf32 / fp32) == pytest.approx(2.0**13, rel=0.1)

@@ -30,7 +30,7 @@ def test_candidates_are_timed_in_their_own_processes(exported: OnnxArtifact) -> 
     assert (oracle.name, onnx.name) == ("m.onnx on oracle", "m.onnx")
     assert oracle.ratio is None
     assert onnx.ratio is not None
-    assert onnx.ratio.low <= onnx.ratio.median <= onnx.ratio.high < 1
+    assert 0 < onnx.ratio.low <= onnx.ratio.median <= onnx.ratio.high
     for result in report.candidates:
         assert result.runs >= 3
         assert result.warmup_runs >= 1

@@ -179,7 +179,7 @@ def test_every_output_and_case_of_the_exported_graph_passes(exported: OnnxArtifa
         with open_runner(artifact) as runner:
             report = compare(runner, load_reference(artifact.reference_path))
         assert report.verdict is Verdict.PASS
-        assert len(report.cases) == 15 + (artifact is masked)
+        assert len(report.cases) == 16 + (artifact is masked)
 
 
 def test_nothing_to_compare_is_an_error(exported: OnnxArtifact, parameters: ReferenceParameters) -> None:

@@ -18,7 +18,7 @@ from netvlad_deploy.runtime.cuda import Cuda
 from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 from netvlad_deploy.runtime.trt_api import TensorRT
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, NetVLADSpec, Profile
-from tests.modules import features
+from tests.modules import RANGE, features
 
 SPEC = NetVLADSpec(num_clusters=2, feature_size=3)
 OK, FAILED = SimpleNamespace(name="cudaSuccess"), SimpleNamespace(name="cudaErrorUnknown")
@@ -135,6 +135,8 @@ def artifact(tmp_path: Path) -> EngineArtifact:
         precision="fp32",
         inputs=(FEATURES,),
         outputs=(DESCRIPTOR,),
+        dtypes={FEATURES: "float32", DESCRIPTOR: "float32"},
+        range=RANGE,
         origin="m.pth",
         parent=FileReference(name="m.onnx", sha256=""),
         reference=FileReference(name="m.reference.npz", sha256=""),

@@ -1,0 +1,84 @@
+"""Say what folded weights can do to a descriptor before anything runs: the logit step, lost weights, dead clusters."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from netvlad_deploy.export.fold import ASSIGNMENT_FLOOR, FoldedNetVLAD
+from netvlad_deploy.spec import COARSE_STEP, FEATURES, FeatureRange, Profile
+
+LARGEST_FEATURE = 65440.0
+"""Largest absolute value of FP16 features. A weighted mean is at most max|x| times the sum of the rounded weights,
+1 + 2^-11 + N 2^-25, and FP16 ends where numbers round to infinity, at 65,520: enough for 24,000 local descriptors."""
+
+SMALLEST_NORMAL = 2.0**-14
+"""FP16 numbers below this keep fewer than 11 significant bits."""
+
+
+def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
+    """Return the range of the features, and a sentence for each thing that may cost accuracy."""
+    options = folded.options
+    weight = folded.assignment_weight.double()
+    if folded.assignment_scale is not None:
+        weight = weight * folded.assignment_scale.double()
+    feature_range = FeatureRange.at(
+        options.feature_norm,
+        float(weight.norm(dim=0).max()),
+        significant_bits=11 if options.half_logits else 24,
+        largest=LARGEST_FEATURE if options.half else None,
+    )
+    findings = []
+    if options.half_logits and feature_range.logit_step > COARSE_STEP:
+        findings.append(
+            f"FP16 logits are {feature_range.logit_step:g} apart at features of norm {options.feature_norm:g}: "
+            "L2-normalise them, or export with --wide-logits"
+        )
+    if options.wide_logits:
+        findings.append("FP32 logits need the features in FP32: " + _cost(4 * folded.spec.feature_size))
+    if options.half and options.dtypes[FEATURES] == "float32":
+        findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size))
+    if lost := _columns(_lost_to_subnormals(folded)):
+        findings.append(f"weights of {lost} lose bits in FP16, being too unequal: export with --wide-logits")
+    if dead := _columns(_dead(weight, folded.assignment_bias, options.feature_norm)[: folded.spec.num_clusters]):
+        findings.append(f"{dead} never get an assignment at norm {options.feature_norm:g}: their part is always 0")
+    return feature_range, tuple(findings)
+
+
+def _cost(size_bytes: int) -> str:
+    """Return what keeping so much of each local descriptor costs an engine of the default profile."""
+    largest = Profile().batch.max * Profile().num_features.max
+    return (
+        f"{size_bytes} bytes each, {size_bytes * largest / 2**20:g} MiB for {Profile().batch.max} images of the largest"
+    )
+
+
+def _columns(found: Tensor) -> str:
+    """Return the clusters that a mask (K+G,) marks, in words."""
+    indices = found.nonzero().flatten().tolist()
+    if not indices:
+        return ""
+    listed = ", ".join(map(str, indices[:8])) + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
+    return f"cluster{'s' * (len(indices) > 1)} {listed}"
+
+
+def _lost_to_subnormals(folded: FoldedNetVLAD) -> Tensor:
+    """Mark the FP16 columns (K+G,) whose subnormal weights are rounded worse than FP16 rounds the column."""
+    if folded.assignment_scale is None:
+        return torch.zeros(0, dtype=torch.bool)
+    weight = folded.assignment_weight.double()
+    subnormal = weight.abs() < SMALLEST_NORMAL
+    error = subnormal.sum(0).sqrt() * 2.0**-25
+    lost: Tensor = error > weight.norm(dim=0) * 2.0**-11
+    return lost
+
+
+def _dead(weight: Tensor, bias: Tensor | None, norm: float) -> Tensor:
+    """Mark the columns (K+G,) whose assignment is below 1e-37 for all features of norm up to `norm`.
+
+    l_k - l_j is at most |W_k - W_j| norm + b_k - b_j, and a_k at most the exponential of that, for every j.
+    """
+    bias = torch.zeros(weight.shape[1]) if bias is None else bias
+    margin = torch.cdist(weight.T, weight.T) * norm + (bias[:, None] - bias[None, :]).double()  # [k, j]
+    dead: Tensor = margin.amin(1) < math.log(ASSIGNMENT_FLOOR)
+    return dead

@@ -1,0 +1,119 @@
+"""Find where a failing candidate first departs from the oracle: in which tensor, in which clusters, by how much.
+
+The tensors of an exported graph carry the names of the layer's stages, so a runner on ONNX Runtime can give them all.
+An engine shows only its outputs: with probes, three stages of five.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from netvlad_deploy.arrays import Array, Arrays, Float64
+from netvlad_deploy.measurement.error_model import HALF, HALF_QUANTUM, tolerances
+from netvlad_deploy.oracle import assignment_logits
+from netvlad_deploy.runner import Feeds
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec import (
+    ASSIGNMENT_LOGITS,
+    DESCRIPTOR,
+    FEATURES,
+    MEAN_RESIDUAL,
+    RESIDUAL_SUM,
+    SOFT_ASSIGNMENT,
+    STAGES,
+    NetVLADSpec,
+)
+
+TINY = float(np.finfo(np.float64).tiny)
+SMALLEST_SUM = 1e-30
+"""Sum of a cluster's assignments below which its mean is no longer a number worth comparing."""
+
+ADVICE: Mapping[str, str] = {
+    ASSIGNMENT_LOGITS: "the folded weights or the bias of these clusters are wrong, or logits are rounded more than "
+    "the precision says: export again, with --wide-logits if features are large, without TF32",
+    SOFT_ASSIGNMENT: "the logits are right: look at the softmax, at which columns are ghosts, and at the mask",
+    MEAN_RESIDUAL: "the assignments are right: look at the centroids, and at assignments lost in FP16",
+    RESIDUAL_SUM: "the assignments are right: look at the centroids, and at sums computed in FP16",
+    DESCRIPTOR: "everything before is right: look at the clamps and sums of both norms, which must be FP32, and at the "
+    "order d*K + k",
+}
+HIDDEN = "nothing inside is visible: export with --probe, or validate the ONNX file"
+AGREES = "every tensor agrees with the oracle: the reference of this comparison departs, not the candidate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Departure:
+    """The first tensor outside its tolerance, and the clusters where it is; `tensor` is empty if there is none."""
+
+    case: str
+    tensor: str
+    clusters: tuple[int, ...]
+    error: float
+    tolerance: float
+    advice: str
+
+
+def localise(case: str, got: Mapping[str, Array], oracle: OracleRunner, feeds: Feeds, precision: str) -> Departure:
+    """Return the first stage of `got` that departs from the oracle on the same feeds."""
+    expected = oracle.run(feeds)
+    allowed = tolerances(oracle.parameters, feeds, expected, precision)
+    expected = {**expected, **_inner_stages(oracle, feeds, expected)}
+    visible = [name for name in STAGES if name in got]
+    for name in visible:
+        errors = cluster_errors(name, got[name].astype(np.float64) - expected[name], oracle.spec)
+        if name == MEAN_RESIDUAL:
+            errors = np.where(expected[SOFT_ASSIGNMENT].sum(axis=1) > SMALLEST_SUM, errors, 0)
+        errors = np.where(np.isfinite(errors), errors, np.inf)
+        ratios = errors / np.maximum(allowed[name] + stored_rounding(got[name], oracle.spec), TINY)
+        if not ratios.max() > 1:
+            continue
+        worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
+        clusters = np.nonzero((ratios > 1).reshape(-1, ratios.shape[-1]).any(axis=0))[0]
+        return Departure(
+            case=case,
+            tensor=name,
+            clusters=tuple(clusters.tolist()),
+            error=float(errors[worst]),
+            tolerance=float(allowed[name][worst]),
+            advice=HIDDEN if visible == [DESCRIPTOR] else ADVICE[name],
+        )
+    return Departure(case=case, tensor="", clusters=(), error=0.0, tolerance=0.0, advice=AGREES)
+
+
+def _inner_stages(oracle: OracleRunner, feeds: Feeds, expected: Arrays) -> Arrays:
+    total = expected[SOFT_ASSIGNMENT].sum(axis=1)[..., None]
+    return {
+        ASSIGNMENT_LOGITS: assignment_logits(oracle.parameters, feeds[FEATURES]),
+        MEAN_RESIDUAL: expected[RESIDUAL_SUM] / np.maximum(total, TINY),
+    }
+
+
+def cluster_errors(name: str, difference: Float64, spec: NetVLADSpec) -> Float64:
+    """Return errors with the clusters last: the norm over D (B,K), or absolute (B,N,K) for logits and assignments.
+
+    Logits are compared less their mean over the clusters, which no softmax sees.
+    """
+    if name == ASSIGNMENT_LOGITS:
+        difference = difference - difference.mean(axis=-1, keepdims=True)
+    if name in (ASSIGNMENT_LOGITS, SOFT_ASSIGNMENT):
+        return np.abs(difference)
+    if name == DESCRIPTOR:
+        difference = by_cluster(difference, spec)
+    errors: Float64 = np.linalg.norm(difference, axis=-1)
+    return errors
+
+
+def stored_rounding(output: Array, spec: NetVLADSpec) -> Any:
+    """Return what storing an output in FP16 adds to its errors: for a descriptor, the norm of each part (B,K)."""
+    if output.dtype != np.float16:
+        return 0.0
+    norms = np.linalg.norm(by_cluster(output.astype(np.float64), spec), axis=-1)
+    return HALF * norms + HALF_QUANTUM * np.sqrt(spec.feature_size)
+
+
+def by_cluster(descriptors: Array, spec: NetVLADSpec) -> Array:
+    """Return descriptors (B, D*K), index d*K + k, as (B,K,D)."""
+    parts: Array = descriptors.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
+    return parts
