@@ -4,20 +4,33 @@ Results go to standard output, as text or as JSON; progress and errors go to sta
 """
 
 import contextlib
-import functools
-import inspect
 import logging
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from netvlad_deploy.errors import NetVLADDeployError, UsageError
+from netvlad_deploy.flags import (
+    DEFAULT_BATCH,
+    DEFAULT_NUM_FEATURES,
+    AllowNotRun,
+    Backend,
+    BatchRange,
+    Duration,
+    FeatureRange,
+    Flavor,
+    Force,
+    GraphFlags,
+    Json,
+    Output,
+    SourceFlags,
+    flags,
+)
 from netvlad_deploy.spec import AxisRange, GraphOptions, Profile, Verdict
 
 if TYPE_CHECKING:
@@ -34,89 +47,6 @@ app = typer.Typer(
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class SourceFlags:
-    """Where the weights come from."""
-
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(metavar="[CHECKPOINT]", help="Trained weights; without it, untrained from the seed."),
-    ] = None
-    clusters: Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")] = (
-        None
-    )
-    feature_size: Annotated[
-        int | None, typer.Option(help="Width D of a local descriptor.  [default: the checkpoint's, or 512]")
-    ] = None
-    ghost_clusters: Annotated[
-        int | None, typer.Option(help="Number of ghost clusters G.  [default: the checkpoint's, or 0]")
-    ] = None
-    batch_norm: Annotated[
-        bool | None, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm on assignments.  [default: yes]")
-    ] = None
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of untrained weights.  [default: 0]")] = (
-        None
-    )
-    prefix: Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")] = ""
-
-
-@dataclass(frozen=True)
-class GraphFlags:
-    """What the exported graph takes and gives, field by field those of GraphOptions."""
-
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32"
-    wide_logits: Annotated[
-        bool, typer.Option("--wide-logits", help="FP32 logits in an FP16 graph, for features of large norm.")
-    ] = False
-    feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0
-    input_dtype: Annotated[str | None, typer.Option(help="float32 or float16.  [default: the precision's own]")] = None
-    output_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32"
-    masked: Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")] = False
-    probe: Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")] = False
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")] = 18
-
-
-Flavor = Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")]
-BatchRange = Annotated[str, typer.Option("--batch", metavar="MIN:OPT:MAX", help="Batch sizes of the profile.")]
-FeatureRange = Annotated[
-    str, typer.Option("--num-features", metavar="MIN:OPT:MAX", help="Features per image of the profile.")
-]
-Backend = Annotated[
-    str | None, typer.Option(help="onnxruntime, strict, tensorrt, torch or oracle.  [default: the file's own]")
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-AllowNotRun = Annotated[
-    bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
-]
-Duration = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds to measure each candidate.")]
-
-DEFAULT_PROFILE = Profile()
-DEFAULT_BATCH = str(DEFAULT_PROFILE.batch)
-DEFAULT_NUM_FEATURES = str(DEFAULT_PROFILE.num_features)
-
-
-def flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each parameter that is a dataclass into an option for each of its fields: Typer has no groups."""
-    own = inspect.signature(command).parameters.values()
-    groups: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
-    parameters: list[inspect.Parameter] = []
-    for each in own:
-        parameters += inspect.signature(groups[each.name]).parameters.values() if each.name in groups else [each]
-
-    @functools.wraps(command)
-    def expanded(**values: Any) -> None:
-        built = {
-            name: group(**{key.name: values.pop(key.name) for key in fields(group)}) for name, group in groups.items()
-        }
-        command(**built, **values)
-
-    expanded.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])  # type: ignore[attr-defined]
-    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return expanded
 
 
 @app.command()
@@ -167,6 +97,8 @@ def validate(
         Path | None, typer.Option(help="An artifact or a checkpoint.  [default: the float64 oracle]")
     ] = None,
     backend: Backend = None,
+    bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
     allow_not_run: AllowNotRun = False,
     as_json: Json = False,
@@ -178,7 +110,7 @@ def validate(
     from netvlad_deploy import workflow
     from netvlad_deploy.report.text import parity_lines
 
-    report = workflow.validate(artifact, against=against, backend=backend, junit=junit)
+    report = workflow.validate(artifact, against=against, backend=backend, bank=bank, queries=queries, junit=junit)
     _render("validate", report, parity_lines, as_json)
     _exit(report.verdict, allow_not_run)
 
@@ -247,11 +179,11 @@ def deploy(
     as_json: Json = False,
 ) -> None:
     """Export, build, validate and measure into one folder, with report.json and report.md."""
-    from netvlad_deploy import workflow
+    from netvlad_deploy.deployment import deploy as deploy_all
     from netvlad_deploy.report.deployment import step_rows
     from netvlad_deploy.report.text import table
 
-    deployment = workflow.deploy(
+    deployment = deploy_all(
         _source(source),
         output,
         GraphOptions(**vars(graph)),
@@ -262,6 +194,25 @@ def deploy(
     )
     _render("deploy", deployment, lambda done: table(("verdict", "step", "reason"), step_rows(done.steps)), as_json)
     _exit(deployment.verdict, allow_not_run)
+
+
+@app.command()
+@flags
+def precision(
+    source: SourceFlags,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
+        "precision"
+    ),
+    feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what FP16 costs your weights, with report.json, report.md and a picture; needs no GPU."""
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.precision import precision_lines
+
+    report = workflow.precision(_source(source), output, feature_norm=feature_norm, force=force)
+    _render("precision", report, precision_lines, as_json)
 
 
 def _source(given: SourceFlags) -> "Source":

@@ -181,6 +181,15 @@ def _exponent(value: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorTypes:
+    """How often an operator of a graph gives FP16, and how often FP32."""
+
+    operator: str
+    half: int
+    single: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AxisRange:
     """Smallest, usual and largest length of a dynamic axis.
 

@@ -4,9 +4,11 @@ Nothing heavy is imported until a step needs it, so that an engine can be valida
 without torch and onnx.
 """
 
+import contextlib
 import logging
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +24,6 @@ from netvlad_deploy.artifact import (
     load_artifact,
     make_folder,
     sha256_file,
-    sidecar_path,
     stage_files,
     write_text,
 )
@@ -37,15 +38,16 @@ from netvlad_deploy.measurement.candidate import (
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.measurement.latency import LatencyReport, measure
 from netvlad_deploy.measurement.parity import ParityReport, compare
+from netvlad_deploy.measurement.precision import measure_precisions
+from netvlad_deploy.measurement.retrieval import Bank, near_ties
 from netvlad_deploy.oracle import load_reference
-from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.junit import parity_junit
+from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_markdown
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
-from netvlad_deploy.runtime.trt_api import check_flavor
-from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec, Profile, Verdict
+from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec, Profile
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.netvlad import NetVLAD
@@ -55,7 +57,7 @@ LOG = logging.getLogger(__name__)
 UNAVAILABLE = (DeviceUnavailableError, MissingDependencyError)
 """What makes a step NOT_RUN instead of an error."""
 
-REPORT_JSON, REPORT_PAGE = "report.json", "report.md"
+REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE = "report.json", "report.md", "precision.svg"
 DEFAULT_SPEC = NetVLADSpec(num_clusters=64, feature_size=512)
 
 
@@ -121,9 +123,17 @@ def build(
 
 
 def validate(
-    path: Path, *, against: Path | None = None, backend: str | None = None, junit: Path | None = None
+    path: Path,
+    *,
+    against: Path | None = None,
+    backend: str | None = None,
+    bank: Path | None = None,
+    queries: Path | None = None,
+    junit: Path | None = None,
 ) -> ParityReport:
     """Compare an artifact with the oracle, or with another artifact or checkpoint.
+
+    `bank` and `queries` are feature files of the user's own images to rank, beside a synthetic bank of near ties.
 
     NOT_RUN, with its reason, where the artifact cannot run on this machine.
 
@@ -137,14 +147,15 @@ def validate(
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if isinstance(artifact, EngineArtifact):
         _check_parent(artifact, against)
+    banks = [near_ties(parameters, shapes=getattr(artifact, "profile", None)), *_own_bank(bank, queries)]
     candidate = Candidate(path=path, backend=backend or parity_backend(artifact))
     try:
         with candidate.open() as runner:
             if against is None:
-                report = compare(runner, parameters)
+                report = compare(runner, parameters, banks=banks)
             else:
                 with _open_reference(against) as reference:
-                    report = compare(runner, parameters, against=reference)
+                    report = compare(runner, parameters, against=reference, banks=banks)
         report = replace(report, candidate=candidate.name, reference=against.name if against else report.reference)
     except UNAVAILABLE as error:
         report = ParityReport(
@@ -157,6 +168,13 @@ def validate(
     if junit is not None:
         write_text(junit, parity_junit(report))
     return report
+
+
+def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
+    if bank is None and queries is not None:
+        raise UsageError(f"queries {queries} have no images to rank: pass --bank too")
+    if bank is not None:
+        yield Bank(name=bank.name, images=load_features(bank), queries=load_features(queries) if queries else None)
 
 
 def _open_reference(path: Path) -> Runner:
@@ -185,6 +203,8 @@ def bench(
     seed: int = 0,
 ) -> LatencyReport:
     """Time artifacts against each other on the same L2-normalised random features."""
+    if any(candidate.backend == "strict" for candidate in candidates):
+        raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     block_ms = 300.0
     random = np.random.default_rng(seed)
     shape = batch, num_features, _spec_of(candidates[0].path).feature_size
@@ -225,59 +245,42 @@ def embed(
     return EmbedResult(output=target, descriptors=len(features), descriptor_size=size, duration_ms=duration_ms)
 
 
-def deploy(
-    source: Source,
-    folder: Path,
-    options: GraphOptions,
-    *,
-    flavor: str,
-    profile: Profile,
-    duration_s: float = 3.0,
-    force: bool = False,
-) -> Deployment:
-    """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
+def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force: bool = False) -> PrecisionReport:
+    """Measure what each precision costs these weights, into a folder with `report.json`, `report.md` and a picture.
 
-    What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
+    The layer exported after `module.half()` is measured beside them, to show what the typed graph is for.
     """
-    check_flavor(flavor)
-    stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
-    onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
-    make_folder(folder, (onnx_path, engine_path, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
-    LOG.info("export %s", onnx_path)
-    onnx = export(source, onnx_path, options, force=force)
-    LOG.info("validate %s", onnx_path)
-    parity = [validate(onnx_path)]
-    steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    candidates = [Candidate(path=onnx_path, backend="torch"), Candidate(path=onnx_path)]
-    engine = None
-    LOG.info("build %s with %s", engine_path, flavor)
-    try:
-        engine = build(onnx_path, engine_path, flavor=flavor, profile=profile, force=force)
-    except UNAVAILABLE as error:
-        for leftover in (engine_path, sidecar_path(engine_path)):  # of an earlier deployment, with --force
-            leftover.unlink(missing_ok=True)
-        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
-    else:
-        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
-        LOG.info("validate %s", engine_path)
-        parity.append(validate(engine_path))
-        steps.append(_parity_step("parity of the engine", parity[1]))
-        candidates.append(Candidate(path=engine_path))
-    lengths = {"batch": profile.batch.min, "num_features": profile.num_features.opt}
-    latency = bench(candidates, **lengths, duration_s=duration_s)
-    steps += [
-        Step(name=f"latency of {result.name}", verdict=result.verdict, reason=result.reason)
-        for result in latency.candidates
-    ]
-    deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
-    write_text(folder / REPORT_JSON, to_json("deploy", deployment), force=force)
-    write_text(folder / REPORT_PAGE, deployment_markdown(deployment), force=force)
-    return deployment
+    module, origin, _ = load_module(source)
+    from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
+    from netvlad_deploy.export.onnx_model import export_onnx, export_plain
 
-
-def _parity_step(name: str, report: ParityReport) -> Step:
-    failed = [case.name for case in report.cases if case.verdict is Verdict.FAIL]
-    return Step(name=name, verdict=report.verdict, reason=report.reason or ", ".join(failed))
+    make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE)), force=force)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        artifacts = {}
+        for name, wide in (("fp32", False), ("fp16", False), ("fp16", True)):
+            options = GraphOptions(precision=name, wide_logits=wide, feature_norm=feature_norm)
+            LOG.info("export %s", options.precision_name)
+            target = Path(scratch) / f"{options.precision_name}.onnx"
+            artifacts[options.precision_name] = export_onnx(module, target, options)
+        LOG.info("export plain fp16")
+        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], Path(scratch) / "plain.onnx")
+        runners = {
+            name: stack.enter_context(open_runner(artifact, backend="strict")) for name, artifact in artifacts.items()
+        }
+        LOG.info("run every case in every precision")
+        parameters = load_reference(artifacts["fp16"].reference_path)
+        report = PrecisionReport(
+            origin=origin,
+            precisions=tuple(artifacts),
+            operators=operator_types(artifacts["fp16"].path),
+            cases=tuple(measure_precisions(runners, parameters, largest=LARGEST_FEATURE)),
+            warnings=artifacts["fp16"].warnings,
+        )
+    with stage_files(force=force) as staging:
+        staging.write(folder / PRECISION_PICTURE, draw_precisions(report))
+        staging.write(folder / REPORT_PAGE, precision_markdown(report, PRECISION_PICTURE).encode())
+        staging.write(folder / REPORT_JSON, to_json("precision", report).encode())
+    return report
 
 
 def stem_of(path: Path) -> str:

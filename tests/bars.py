@@ -4,12 +4,10 @@ A timing bar fails if the whole 95 % interval of its ratio lies on the wrong sid
 """
 
 import itertools
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,8 @@ from netvlad_deploy.measurement.latency import Ratio, measure
 from netvlad_deploy.measurement.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
+from tests import half_bars
+from tests.bar import MIB, Bar, fastest
 from tests.modules import RANGE, features, make_module
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
@@ -36,16 +36,6 @@ SPEED_SHAPES = ((1, 1200, 512, 64), (8, 300, 1024, 256), (32, 100, 512, 64))
 GEMM_BARS = {(1, 1200, 512, 64): 1.7, (1, 4096, 1024, 64): 1.3}
 RTX_VERSION = "1.7.1"
 WIDE = Profile(batch=AxisRange.parse("1:8:64"), num_features=AxisRange.parse("1:300:4096"))
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A promise, what was measured, and whether it holds."""
-
-    name: str
-    measured: str
-    holds: bool
 
 
 def accuracy(folder: Path) -> Iterator[Bar]:
@@ -190,22 +180,12 @@ def command_line(folder: Path) -> Iterator[Bar]:
     yield Bar("export --clusters 64: at most 8 s", f"{export_s:.1f} s", export_s <= 8)
 
 
-def fastest(command: list[str], folder: Path, times: int = 5) -> float:
-    """Return the seconds of the fastest of several runs."""
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 def main() -> None:
     """Print a line for each bar as it is measured."""
     torch.set_num_threads(2)
     failed = 0
     with tempfile.TemporaryDirectory() as name:
-        for group in (accuracy, ghosts, engine, command_line, speed):
+        for group in (accuracy, ghosts, engine, command_line, *half_bars.GROUPS, speed):
             for bar in group(Path(name)):
                 failed += not bar.holds
                 print(f"{'PASS' if bar.holds else 'FAIL'}  {bar.name}: {bar.measured}", flush=True)

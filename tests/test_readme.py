@@ -42,7 +42,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     torch.save({"state_dict": make_module(64, 512, 8).state_dict()}, tmp_path / "checkpoint.pth.tar")
     np.save(tmp_path / "x.npy", features(2, 30, 512))
     np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 512)[0], b=features(1, 4, 512)[0])
-    assert len(IN_FOLDER) == 12
+    assert len(IN_FOLDER) == 15
     for command in IN_FOLDER:
         outcome = run(command, tmp_path)
         codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
@@ -66,6 +66,20 @@ def test_make_demo(tmp_path: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr
     assert "PASS     parity of the ONNX file" in outcome.stdout
     assert (tmp_path / "demo" / "report.md").exists()
+
+
+def test_make_figure_draws_the_picture_of_the_readme(tmp_path: Path) -> None:
+    assert "`make figure`" in README
+    target = tmp_path / "figure.svg"
+    outcome = run(f"make figure VENV={shlex.quote(sys.prefix)} INSTALLED= FIGURE={shlex.quote(str(target))}", ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+    drawn, committed = (texts_of(path) for path in (target, ROOT / "docs" / "precision.svg"))
+    assert drawn == committed
+
+
+def texts_of(picture: Path) -> list[str]:
+    """Return what a picture says: its coordinates may differ in the last digit from machine to machine."""
+    return re.findall(r">([^<>]+)</text>", picture.read_text())
 
 
 def test_the_install_line_resolves_to_what_is_installed() -> None:
@@ -96,6 +110,7 @@ def test_the_json_fields_are_the_documented_ones(tmp_path: Path) -> None:
         "build": "build m.onnx --flavor tensorrt-rtx",
         "validate": "validate m.onnx",
         "bench": "bench m.onnx --num-features 5 --duration 0.3",
+        "precision": "precision m.pt",
         "embed": "embed m.onnx x.npy -o y.npy",
         "deploy": "deploy m.pt --flavor tensorrt-rtx --duration 0.3 --allow-not-run",
     }.items():

@@ -13,22 +13,10 @@ from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec import FEATURES, AxisRange, GraphOptions, Profile, Verdict
 from netvlad_deploy.workflow import Source
+from tests.heads import adapt_soccernet
 from tests.modules import features
 
 pytestmark = [pytest.mark.data, pytest.mark.export, pytest.mark.ort]
-
-
-def adapt_soccernet(path: Path, target: Path) -> Path:
-    """Write the SoccerNet head (K=64, D=512, no bias) under the reference's own names."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    torch.save(
-        {
-            "clusters": state["pool_layer.conv.weight"][:, :, 0, 0].T.contiguous(),
-            "clusters2": state["pool_layer.centroids"].T[None].contiguous(),
-        },
-        target,
-    )
-    return target
 
 
 @pytest.fixture(scope="module")

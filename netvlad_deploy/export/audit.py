@@ -1,19 +1,42 @@
 """Say what folded weights can do to a descriptor before anything runs: the logit step, lost weights, dead clusters."""
 
 import math
+from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from netvlad_deploy.export.fold import ASSIGNMENT_FLOOR, FoldedNetVLAD
-from netvlad_deploy.spec import COARSE_STEP, FEATURES, FeatureRange, Profile
+from netvlad_deploy.require import require
+from netvlad_deploy.spec import COARSE_STEP, FEATURES, FeatureRange, OperatorTypes, Profile
 
 LARGEST_FEATURE = 65440.0
 """Largest absolute value of FP16 features. A weighted mean is at most max|x| times the sum of the rounded weights,
 1 + 2^-11 + N 2^-25, and FP16 ends where numbers round to infinity, at 65,520: enough for 24,000 local descriptors."""
 
+MOVES = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
+"""Operators that compute nothing."""
+
 SMALLEST_NORMAL = 2.0**-14
 """FP16 numbers below this keep fewer than 11 significant bits."""
+
+
+def operator_types(path: Path) -> tuple[OperatorTypes, ...]:
+    """Return the operators of an ONNX file that compute with floating-point numbers, and in which type."""
+    onnx = require("onnx", extra="export")
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    counts = Counter((node.op_type, types[node.output[0]]) for node in graph.node if node.op_type not in MOVES)
+    operators = sorted({operator for operator, _ in counts})
+    return tuple(
+        OperatorTypes(
+            operator=operator,
+            half=counts[operator, onnx.TensorProto.FLOAT16],
+            single=counts[operator, onnx.TensorProto.FLOAT],
+        )
+        for operator in operators
+    )
 
 
 def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
@@ -39,9 +62,12 @@ def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
     if options.half and options.dtypes[FEATURES] == "float32":
         findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size))
     if lost := _columns(_lost_to_subnormals(folded)):
-        findings.append(f"weights of {lost} lose bits in FP16, being too unequal: export with --wide-logits")
+        findings.append(f"weights of {lost} are so small in FP16 that they lose bits: export with --wide-logits")
     if dead := _columns(_dead(weight, folded.assignment_bias, options.feature_norm)[: folded.spec.num_clusters]):
-        findings.append(f"{dead} never get an assignment at norm {options.feature_norm:g}: their part is always 0")
+        norm = options.feature_norm
+        findings.append(
+            f"features of norm {norm:g} are never assigned to {dead}: that part of a descriptor is always 0"
+        )
     return feature_range, tuple(findings)
 
 
@@ -67,7 +93,7 @@ def _lost_to_subnormals(folded: FoldedNetVLAD) -> Tensor:
     if folded.assignment_scale is None:
         return torch.zeros(0, dtype=torch.bool)
     weight = folded.assignment_weight.double()
-    subnormal = weight.abs() < SMALLEST_NORMAL
+    subnormal = (weight != 0) & (weight.abs() < SMALLEST_NORMAL)
     error = subnormal.sum(0).sqrt() * 2.0**-25
     lost: Tensor = error > weight.norm(dim=0) * 2.0**-11
     return lost

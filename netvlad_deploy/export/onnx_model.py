@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import reference_content
 from netvlad_deploy.require import installed_version, require
-from netvlad_deploy.spec import FEATURES, OLDEST_OPSET, STAGES, GraphOptions
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, OLDEST_OPSET, STAGES, GraphOptions
 
 FORBIDDEN_OPS = frozenset(
     ("BatchNormalization", "ScatterND", "Shape", "Expand", "Loop", "Scan", "If", "ReduceLogSumExp")
@@ -94,6 +94,18 @@ def export_onnx(
         return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
 
 
+def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtifact:
+    """Write the layer as a general exporter would, `module.half()` as it is, beside the proper export `like`.
+
+    For comparison only: its descriptors drift or are not finite.
+    """
+    options = GraphOptions(precision="fp16", output_dtype="float16")
+    model = trace(copy.deepcopy(module).half(), options, module.spec.feature_size, (DESCRIPTOR,))
+    with stage_files(force=False) as staging:
+        artifact = replace(like, path=target, inputs=options.inputs, outputs=options.outputs, dtypes=options.dtypes)
+        return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
+
+
 def _check_opset(opset: int) -> None:
     require("onnxscript", extra="export")
     newest = require("onnx", extra="export").defs.onnx_opset_version()
@@ -133,7 +145,7 @@ def trace(module: torch.nn.Module, options: GraphOptions, feature_size: int, out
                 examples[: len(inputs)],
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_shapes=dict.fromkeys(inputs, axes),
+                dynamic_shapes=(axes,) * len(inputs),
                 opset_version=opset,
                 dynamo=True,
                 external_data=False,

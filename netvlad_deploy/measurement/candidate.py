@@ -93,7 +93,7 @@ def parity_backend(artifact: Artifact) -> str | None:
 
     ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows what an FP16 graph gives elsewhere.
     """
-    return "strict" if isinstance(artifact, OnnxArtifact) and "float16" in artifact.dtypes.values() else None
+    return "strict" if isinstance(artifact, OnnxArtifact) and artifact.precision.startswith("fp16") else None
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -117,13 +117,13 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     reach = np.linalg.norm(features, axis=-1).max(axis=1, keepdims=True) + centroid_norm
     flushed = rows * SMALLEST_ASSIGNMENT * reach
     residual_error = means.assignment * (means.error + error * np.sqrt(rows) * centroid_norm)
-    relative_error = means.relative_error + error + (HALF if rounding.half_mean else 0)
-    residual_error = residual_error + relative_error * residual_norm + flushed
+    scale_error = HALF if rounding.half_mean else 0.0  # of the weights' sum: intra-normalisation cancels it
+    residual_error = residual_error + (means.relative_error + error + scale_error) * residual_norm + flushed
     logit_error = _total(logits)
     return {
         ASSIGNMENT_LOGITS: logit_error + logit_error.mean(axis=-1, keepdims=True),
         SOFT_ASSIGNMENT: np.minimum(assignment * _growth(rho), 1.0) + SMALLEST_ASSIGNMENT,
-        MEAN_RESIDUAL: means.error + (relative_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
+        MEAN_RESIDUAL: means.error + (scale_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
         RESIDUAL_SUM: np.where(means.unknown, rows * reach, residual_error),
         DESCRIPTOR: _descriptor_error(residual_norm, means, flushed, error),
     }

@@ -16,6 +16,7 @@ from netvlad_deploy.errors import ParityError
 from netvlad_deploy.measurement.cases import Case, default_cases
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.localise import Departure, cluster_errors, localise, stored_rounding
+from netvlad_deploy.measurement.retrieval import Bank, RetrievalParity, compare_retrieval
 from netvlad_deploy.oracle import ReferenceParameters
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
@@ -54,11 +55,12 @@ class OutputParity:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseParity:
-    """All compared outputs of one case."""
+    """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm."""
 
     name: str
     batch: int
     num_features: int
+    logit_step: float
     outputs: tuple[OutputParity, ...]
 
     @property
@@ -76,6 +78,7 @@ class ParityReport:
     precision: str
     cases: tuple[CaseParity, ...]
     departure: Departure | None = None
+    retrieval: tuple[RetrievalParity, ...] = ()
     reason: str = ""
 
     @property
@@ -90,8 +93,11 @@ def compare(
     *,
     against: Runner | None = None,
     cases: Iterable[Case] | None = None,
+    banks: Iterable[Bank] = (),
 ) -> ParityReport:
     """Run every case through `candidate` and the reference (the oracle, or `against`), and judge the difference.
+
+    The retrieval agreement on `banks` is reported beside the verdict and has no part in it.
 
     Raises: ParityError if the two have different shapes, or there is nothing to compare; InputError, RunError.
     """
@@ -112,6 +118,7 @@ def compare(
             if failed is None and results[-1].verdict is Verdict.FAIL:
                 failed = case
         departure = None if failed is None else _localise(failed, candidate, oracle)
+        retrieval = [figure for bank in banks for figure in compare_retrieval(candidate, against or oracle, bank)]
     if not results:
         raise ParityError("no case to compare: a comparison of nothing is not a pass")
     return ParityReport(
@@ -120,6 +127,7 @@ def compare(
         precision=candidate.precision,
         cases=tuple(results),
         departure=departure,
+        retrieval=tuple(retrieval),
     )
 
 
@@ -140,14 +148,17 @@ def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: 
     allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)
     if against is not None:  # both sides round
         theirs = against.run(case.feeds(against, masked=masked or MASK in against.inputs))
+        theirs_allowed = tolerances(oracle.parameters, feeds, expected, against.precision)
+        allowed = {name: allowed[name] + (theirs_allowed[name] if name in theirs else 0) for name in allowed}
         expected = {**expected, **theirs}  # what the reference does not give is judged by the oracle
-        allowed = {name: (2 if name in theirs else 1) * tolerance for name, tolerance in allowed.items()}
     shared = [name for name in got if name in expected]
     if not shared:
         raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
     outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec) for name in shared)
     batch, num_features, _ = case.features.shape
-    return CaseParity(name=case.name, batch=batch, num_features=num_features, outputs=outputs)
+    norm = float(np.linalg.norm(case.features.astype(np.float64), axis=-1).max())
+    step = candidate.range.step_at(norm) if candidate.range else 0.0
+    return CaseParity(name=case.name, batch=batch, num_features=num_features, logit_step=step, outputs=outputs)
 
 
 def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVLADSpec) -> OutputParity:
@@ -164,15 +175,15 @@ def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVL
     flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
     norms = np.linalg.norm(flat_expected, axis=1)
     counted = norms > COSINE_NORM
-    cosines = _cosines(flat[counted], flat_expected[counted])
+    similar = cosines(flat[counted], flat_expected[counted])
     short_error = np.abs(difference[~counted]).max(initial=0.0) if name == DESCRIPTOR else 0.0
     passed = finite.all() and ratios[worst] <= 1 and short_error < SHORT_TOLERANCE
     return OutputParity(
         output=name,
         verdict=Verdict.PASS if passed else Verdict.FAIL,
         max_abs=float(np.abs(difference).max()),
-        cosine_min=float(cosines.min()) if len(cosines) else None,
-        cosine_p1=float(np.percentile(cosines, 1)) if len(cosines) else None,
+        cosine_min=float(similar.min()) if len(similar) else None,
+        cosine_p1=float(np.percentile(similar, 1)) if len(similar) else None,
         cosine_rows=int(counted.sum()),
         short_rows=int((~counted).sum()),
         norm_error=float(np.abs(np.linalg.norm(flat, axis=1) - norms).max()),
@@ -185,10 +196,11 @@ def _judge(name: str, got: Array, expected: Array, allowed: Float64, spec: NetVL
     )
 
 
-def _cosines(got: Float64, expected: Float64) -> Float64:
+def cosines(got: Float64, expected: Float64) -> Float64:
+    """Return the cosine of each row of one array with the same row of the other."""
     lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
-    cosines: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return cosines
+    values: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return values
 
 
 def outputs_of(report: ParityReport) -> Iterable[tuple[CaseParity, OutputParity]]:

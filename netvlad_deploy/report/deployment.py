@@ -1,19 +1,22 @@
 """A deployment: what each step of it came to, and the page that shows it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.measurement.latency import LatencyReport
 from netvlad_deploy.measurement.parity import ParityReport
+from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.text import (
     LATENCY_HEADER,
     PARITY_HEADER,
+    RETRIEVAL_HEADER,
     artifact_lines,
     departure_line,
     latency_rows,
     latency_title,
     parity_rows,
+    retrieval_rows,
 )
 from netvlad_deploy.spec import Verdict
 
@@ -54,7 +57,7 @@ def deployment_markdown(deployment: Deployment) -> str:
     lines = [
         f"# {deployment.verdict.value}: {deployment.onnx.path.name}",
         "",
-        *_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
+        *markdown_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
         "",
         "## Artifacts",
         "",
@@ -65,17 +68,10 @@ def deployment_markdown(deployment: Deployment) -> str:
     ]
     for report in deployment.parity:
         lines += ["", f"## Parity: {report.candidate} against {report.reference}", ""]
-        lines += [f"Not run: {report.reason}"] if report.reason else _table(PARITY_HEADER, parity_rows(report))
+        lines += [f"Not run: {report.reason}"] if report.reason else markdown_table(PARITY_HEADER, parity_rows(report))
         lines += ["", departure_line(report.departure) + "."] if report.departure else []
+        lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
     lines += ["", "## Latency", "", latency_title(deployment.latency) + ".", ""]
-    lines += _table(LATENCY_HEADER, latency_rows(deployment.latency))
+    lines += markdown_table(LATENCY_HEADER, latency_rows(deployment.latency))
     lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]
     return "\n".join(lines)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [_row(header), _row("---" for _ in header), *(_row(row) for row in rows)]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

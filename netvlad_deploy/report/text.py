@@ -6,12 +6,25 @@ from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
 from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport
 from netvlad_deploy.measurement.localise import Departure
 from netvlad_deploy.measurement.parity import OutputParity, ParityReport, outputs_of
+from netvlad_deploy.spec import COARSE_STEP
 
 MIB = 2**20
 LISTED = 12
 """How many clusters a line names."""
 
-PARITY_HEADER = ("verdict", "case", "B x N", "output", "max abs", "1-cos", "norm error", "error/tolerance", "cluster")
+PARITY_HEADER = (
+    "verdict",
+    "case",
+    "B x N",
+    "logit step",
+    "output",
+    "max abs",
+    "1-cos",
+    "norm error",
+    "error/tolerance",
+    "cluster",
+)
+RETRIEVAL_HEADER = ("retrieval", "against", "queries x bank", "top-1", "top-10", "rank distance", "largest swapped gap")
 LATENCY_HEADER = ("verdict", "candidate", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "CV", "descriptors/s", "time ratio")
 
 
@@ -56,6 +69,7 @@ def parity_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
             output.verdict.value,
             case.name,
             f"{case.batch} x {case.num_features}",
+            f"{case.logit_step:.2g}" + (" coarse" if case.logit_step > COARSE_STEP else ""),
             output.output,
             f"{output.max_abs:.1e}",
             _cosine(output),
@@ -77,7 +91,22 @@ def parity_lines(report: ParityReport) -> list[str]:
     if report.reason:
         return [f"{title}: {report.reason}"]
     lines = [f"{title}, {len(report.cases)} cases", *table(PARITY_HEADER, list(parity_rows(report)))]
-    return lines + ([departure_line(report.departure)] if report.departure else [])
+    lines += [departure_line(report.departure)] if report.departure else []
+    return lines + (table(RETRIEVAL_HEADER, list(retrieval_rows(report))) if report.retrieval else [])
+
+
+def retrieval_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each ranking of each bank, under RETRIEVAL_HEADER."""
+    for figure in report.retrieval:
+        yield (
+            figure.bank,
+            figure.arrangement,
+            f"{figure.queries} x {figure.images}",
+            f"{figure.top1:.1%}",
+            f"{figure.top10:.1%}",
+            f"{figure.rank_distance:.3f}",
+            f"{figure.swapped_gap:.1e}",
+        )
 
 
 def departure_line(departure: Departure) -> str:

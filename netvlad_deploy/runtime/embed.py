@@ -1,5 +1,6 @@
 """Turn feature files into descriptors: one (B,N,D) array, or ragged sequences through the mask."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 from netvlad_deploy.arrays import Array, Arrays, read_arrays
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.runner import Runner, check_features, check_finite
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
+from netvlad_deploy.spec import COARSE_STEP, DESCRIPTOR, FEATURES, MASK
+
+LOG = logging.getLogger(__name__)
 
 SUFFIXES = (".npy", ".npz")
 
@@ -35,11 +38,12 @@ def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
     Raises: InputError naming the first item that is wrong.
     """
     features = _readable(features, runner)
-    parts = []
+    parts, warned = [], False
     batch = _batch(runner, batch)
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
         check_finite(part, first_item=start, largest=runner.largest_feature)
+        warned = warned or _warn_of_coarse_logits(runner, part, start)
         items = [f"batch item {start + index}" for index in range(len(part))]
         parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_), items))
     return np.concatenate(parts)
@@ -61,6 +65,8 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
             check_finite(_readable(sequence[None], runner), largest=runner.largest_feature)
         except InputError as error:
             raise InputError(f"sequence {name}: {error}") from error
+    longest = max(sequences, key=lambda name: float(np.linalg.norm(sequences[name], axis=-1).max()))
+    _warn_of_coarse_logits(runner, sequences[longest][None], longest)
     shortest = runner.profile.num_features.min if runner.profile else 1
     by_length = sorted(sequences, key=lambda name: len(sequences[name]))
     results: Arrays = {}
@@ -83,6 +89,21 @@ def _readable(features: Array, runner: Runner) -> Array:
     return features
 
 
+def _warn_of_coarse_logits(runner: Runner, features: Array, first: int | str) -> bool:
+    """Say which local descriptor of (B,N,D) is so long that its logits are too coarse; return whether one is."""
+    norms = np.linalg.norm(features.astype(np.float32), axis=-1)
+    item, row = np.unravel_index(int(norms.argmax()), norms.shape)
+    step = runner.range.step_at(float(norms[item, row])) if runner.range else 0.0
+    if step <= COARSE_STEP:
+        return False
+    where = f"batch item {first + int(item)}" if isinstance(first, int) else f"sequence {first}"
+    LOG.warning(
+        "%s, row %d has norm %.4g: %s logits are %g apart there, L2-normalise it or export with --wide-logits",
+        where, row, norms[item, row], runner.precision, step,
+    )  # fmt: skip
+    return True
+
+
 def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
     """Return sequences (N_i,D) as one zero-padded array (B,N,D) and its mask (B,N), N at least `shortest`."""
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -99,11 +120,15 @@ def _batch(runner: Runner, asked: int) -> int:
 
 
 def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> Array:
+    """Return one descriptor for each name; where the profile wants more items, the last one is repeated."""
+    short = runner.profile.batch.min - len(names) if runner.profile else 0
+    if short > 0:
+        features, mask = (np.concatenate([array, *[array[-1:]] * short]) for array in (features, mask))
     masked = MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all())
     feeds = {FEATURES: features.astype(runner.dtype, copy=False)}
     if masked:
         feeds[MASK] = mask
-    descriptors = runner.run(feeds)[DESCRIPTOR]
+    descriptors = runner.run(feeds)[DESCRIPTOR][: len(names)]
     finite = np.isfinite(descriptors).all(axis=1)
     if not finite.all():
         first = names[int(np.argmin(finite))]

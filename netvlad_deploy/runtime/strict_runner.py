@@ -1,9 +1,10 @@
 """Run an FP16 graph on a CPU as a strongly typed engine would: every tensor rounded to its own type.
 
 ONNX Runtime's CPU provider computes FP16 nodes in FP32 and drops the casts between them, so it shows no FP16 error.
-Here each node that reads FP16 is computed in FP32 between two casts, with all optimisations off. The result is that of
-`onnx.reference.ReferenceEvaluator`, but for the order in which FP32 sums are added, and comes much faster. A GPU may
-also accumulate a matrix product in less than FP32; that shows only on the GPU.
+Here each node that reads FP16 is computed in FP32 between two casts, with all optimisations off. Node by node the
+result is that of `onnx.reference.ReferenceEvaluator`, but for the order in which FP32 sums are added (and for Conv and
+Gemm, where the evaluator rounds before it adds a bias, too), and comes much faster. A GPU may accumulate a matrix
+product in less than FP32; that shows only on the GPU.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ class StrictRunner(OnnxRuntimeRunner):
 
 
 def strict_model(model: Any) -> Any:
-    """Return a model, its shapes inferred, with every node that reads FP16 computed in FP32 and rounded at once.
+    """Change a model, its shapes inferred, to compute every node that reads FP16 in FP32 and round at once; return it.
 
     A cast rounds as it is told and stays as it is.
 

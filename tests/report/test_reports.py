@@ -35,7 +35,10 @@ SHORT = replace(OUTPUT, cosine_min=None, cosine_p1=None, cosine_rows=0, short_ro
 
 
 def parity(*outputs: OutputParity, reason: str = "") -> ParityReport:
-    cases = tuple(CaseParity(name=f"case {i}", batch=2, num_features=300, outputs=(o,)) for i, o in enumerate(outputs))
+    cases = tuple(
+        CaseParity(name=f"case {i}", batch=2, num_features=300, logit_step=0.0, outputs=(o,))
+        for i, o in enumerate(outputs)
+    )
     return ParityReport(candidate="m.onnx", reference="oracle", precision="fp32", cases=cases, reason=reason)
 
 

@@ -1,0 +1,80 @@
+"""Export, build, validate and measure in one go, with one report."""
+
+import logging
+from pathlib import Path
+
+from netvlad_deploy.artifact import make_folder, sidecar_path, write_text
+from netvlad_deploy.measurement.candidate import Candidate
+from netvlad_deploy.measurement.parity import ParityReport
+from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
+from netvlad_deploy.report.serialize import to_json
+from netvlad_deploy.runtime.trt_api import check_flavor
+from netvlad_deploy.spec import GraphOptions, Profile, Verdict
+from netvlad_deploy.workflow import (
+    REPORT_JSON,
+    REPORT_PAGE,
+    UNAVAILABLE,
+    Source,
+    bench,
+    build,
+    export,
+    stem_of,
+    validate,
+)
+
+LOG = logging.getLogger(__name__)
+
+
+def deploy(
+    source: Source,
+    folder: Path,
+    options: GraphOptions,
+    *,
+    flavor: str,
+    profile: Profile,
+    duration_s: float = 3.0,
+    force: bool = False,
+) -> Deployment:
+    """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
+
+    What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
+    """
+    check_flavor(flavor)
+    stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
+    onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
+    make_folder(folder, (onnx_path, engine_path, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
+    LOG.info("export %s", onnx_path)
+    onnx = export(source, onnx_path, options, force=force)
+    LOG.info("validate %s", onnx_path)
+    parity = [validate(onnx_path)]
+    steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
+    candidates = [Candidate(path=onnx_path, backend="torch"), Candidate(path=onnx_path)]
+    engine = None
+    LOG.info("build %s with %s", engine_path, flavor)
+    try:
+        engine = build(onnx_path, engine_path, flavor=flavor, profile=profile, force=force)
+    except UNAVAILABLE as error:
+        for leftover in (engine_path, sidecar_path(engine_path)):  # of an earlier deployment, with --force
+            leftover.unlink(missing_ok=True)
+        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
+    else:
+        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
+        LOG.info("validate %s", engine_path)
+        parity.append(validate(engine_path))
+        steps.append(_parity_step("parity of the engine", parity[1]))
+        candidates.append(Candidate(path=engine_path))
+    lengths = {"batch": profile.batch.min, "num_features": profile.num_features.opt}
+    latency = bench(candidates, **lengths, duration_s=duration_s)
+    steps += [
+        Step(name=f"latency of {result.name}", verdict=result.verdict, reason=result.reason)
+        for result in latency.candidates
+    ]
+    deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
+    write_text(folder / REPORT_JSON, to_json("deploy", deployment), force=force)
+    write_text(folder / REPORT_PAGE, deployment_markdown(deployment), force=force)
+    return deployment
+
+
+def _parity_step(name: str, report: ParityReport) -> Step:
+    failed = [case.name for case in report.cases if case.verdict is Verdict.FAIL]
+    return Step(name=name, verdict=report.verdict, reason=report.reason or ", ".join(failed))
