@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from netvlad_deploy import workflow
+from netvlad_deploy.measurement.precision import CasePrecision
+from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_lines
 from tests.command import Command, error_of
 from tests.heads import sharp_head
 from tests.modules import features
@@ -169,24 +172,33 @@ def test_bench_times_fp16_and_not_the_emulator(command: Command, sharp: Path) ->
     assert "emulates" in error_of(outcome.err)
 
 
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("precision")
+    torch.save(sharp_head(8, 32, 2, 30, 0).state_dict(), folder / "sharp.pt")
+    workflow.precision(workflow.Source(checkpoint=folder / "sharp.pt"), folder / "report")
+    return folder / "report"
+
+
 class TestPrecision:
-    def test_the_folder_and_the_table(self, command: Command, sharp: Path, tmp_path: Path) -> None:
+    def test_the_table_and_the_folder(self, command: Command, sharp: Path, tmp_path: Path) -> None:
         outcome = command("precision", sharp, "-o", "report")
         assert outcome.code == 0, outcome.err
-        assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-            "precision.svg", "report.json", "report.md",
-        ]  # fmt: skip
-        header = outcome.out.splitlines()[1].split()
-        assert header[-4:] == ["fp16", "fp16-wide-logits", "plain", "fp16"]
+        assert outcome.out.splitlines()[1].split()[-4:] == ["fp16", "fp16-wide-logits", "plain", "fp16"]
         assert "not finite" in outcome.out
-        page = (tmp_path / "report" / "report.md").read_text()
-        assert "| MatMul | 2 |  |" in page
-        assert "| ReduceSum |  | 5 |" in page
+        names = sorted(path.name for path in (tmp_path / "report").iterdir())
+        assert names == ["precision.svg", "report.json", "report.md"]
+        assert command("precision", sharp, "-o", "report").code == 2
 
-    def test_ours_is_finite_and_plain_fp16_is_not(self, command: Command, sharp: Path) -> None:
-        record = json.loads(command("precision", sharp, "--json").out)
-        bad = {figure["precision"] for figure in record["cases"] if figure["non_finite"]}
-        assert bad == {"plain fp16"}
+    def test_the_page_says_what_is_fp32(self, report: Path) -> None:
+        page = (report / "report.md").read_text()
+        assert "| MatMul | 2 |  | both products" in page
+        assert "| ReduceSum |  | 5 | sums" in page
+        assert "](precision.svg)" in page
+
+    def test_ours_is_finite_and_plain_fp16_is_not(self, report: Path) -> None:
+        record = json.loads((report / "report.json").read_text())
+        assert {figure["precision"] for figure in record["cases"] if figure["non_finite"]} == {"plain fp16"}
         worst = {
             precision: max(
                 figure["distance"] or 0
@@ -197,14 +209,21 @@ class TestPrecision:
         }
         assert worst["fp32"] < 1e-9 < worst["fp16-wide-logits"] <= worst["fp16"] < 1e-5
 
-    def test_the_same_weights_give_the_same_picture(self, command: Command, sharp: Path, tmp_path: Path) -> None:
-        for folder in ("a", "b"):
-            assert command("precision", sharp, "-o", folder).code == 0
-        pictures = [(tmp_path / folder / "precision.svg").read_text() for folder in ("a", "b")]
+    def test_the_same_report_gives_the_same_picture(self) -> None:
+        figures = [
+            CasePrecision(case=case, precision=precision, feature_norm=1.0, distance=distance, non_finite=bad)
+            for case in ("typical", "near centroids")
+            for precision, distance, bad in (("fp32", 0.0, 0), ("fp16", 1e-7, 0), ("plain fp16", None, 2))
+        ]
+        drawn = PrecisionReport(
+            origin="m.pt",
+            precisions=("fp32", "fp16", "plain fp16"),
+            operators=(),
+            cases=tuple(figures),
+            warnings=("look out",),
+        )
+        pictures = [draw_precisions(drawn).decode() for _ in range(2)]
         assert pictures[0] == pictures[1]
-        for text in ("near centroids", "plain fp16", "NaN", "left is better"):
+        for text in ("Precisions of m.pt", "near centroids", "plain fp16", "NaN", "left is better"):
             assert text in pictures[0]
-
-    def test_an_existing_report_needs_force(self, command: Command, sharp: Path) -> None:
-        assert command("precision", sharp, "-o", "a").code == 0
-        assert command("precision", sharp, "-o", "a").code == 2
+        assert precision_lines(drawn)[-1] == "warning: look out"

@@ -39,15 +39,15 @@ def allowed_codes(command: str) -> set[int]:
 
 
 def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
-    torch.save({"state_dict": make_module(64, 512, 8).state_dict()}, tmp_path / "checkpoint.pth.tar")
-    np.save(tmp_path / "x.npy", features(2, 30, 512))
-    np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 512)[0], b=features(1, 4, 512)[0])
+    torch.save({"state_dict": make_module(16, 64, 4).state_dict()}, tmp_path / "checkpoint.pth.tar")
+    np.save(tmp_path / "x.npy", features(2, 30, 64))
+    np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
     assert len(IN_FOLDER) == 15
     for command in IN_FOLDER:
         outcome = run(command, tmp_path)
         codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
         assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
-    assert np.load(tmp_path / "y.npy").shape == (2, 64 * 512)
+    assert np.load(tmp_path / "y.npy").shape == (2, 16 * 64)
     assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/1"
 
 

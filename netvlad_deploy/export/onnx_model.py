@@ -196,7 +196,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 def _check_graph(model: Any, options: GraphOptions) -> None:
     """Raise ExportError unless the graph keeps what the module docstring promises."""
-    found = sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPS)
+    found = [*sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPS), *_wide_extremes(model)]
     if found:
         raise ExportError(f"torch {torch.__version__} wrote a graph with {', '.join(found)}: use another version")
     written = {entry.domain: entry.version for entry in model.opset_import}
@@ -209,6 +209,27 @@ def _check_graph(model: Any, options: GraphOptions) -> None:
         dtype = require("onnx", extra="export").helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
         if dtype != options.dtypes[value.name]:
             raise ExportError(f"{value.name} is {dtype}, asked for {options.dtypes[value.name]}")
+
+
+def _wide_extremes(model: Any) -> Iterator[str]:
+    """Yield each maximum or minimum over more than a last axis of fixed length: TensorRT 11.2 made NaN of one over N.
+
+    The axes are an attribute up to opset 17, and a constant input from 18 on.
+    """
+    onnx = require("onnx", extra="export")
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    typed = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in typed}
+    for node in graph.node:
+        if node.op_type not in ("ReduceMax", "ReduceMin"):
+            continue
+        axes = [axis for attribute in node.attribute if attribute.name == "axes" for axis in attribute.ints]
+        if len(node.input) > 1 and node.input[1] in constants:
+            axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        dims = shapes.get(node.input[0], ())
+        if axes not in ([-1], [len(dims) - 1]) or not dims or not dims[-1].dim_value:
+            yield f"{node.op_type} over axes {axes} of {[dim.dim_param or dim.dim_value for dim in dims]}"
 
 
 def _clean(model: Any, artifact: OnnxArtifact) -> None:

@@ -1,21 +1,27 @@
 """How far a correct runner may be from the oracle: a rounding-error model of the layer, evaluated case by case.
 
 One fixed tolerance is too wide for well-conditioned input, where it would pass a wrong epsilon, and too tight for
-features of large norm, where FP32 logits themselves are coarse. So the tolerance of every cluster follows from the
-oracle's values. With unit roundoff u, e = LAMBDA u, and sums over n written S_n:
+features of large norm, where logits themselves are coarse. So the tolerance of every cluster follows from the oracle's
+values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums over n written S_n:
 
     logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
-    assignment       rho_nk = dl_nk + S_j a_nj dl_nj + 4 e                        relative error of a_nk
-    mean residual    E_k = 2 R_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)            w_nk = a_nk / A_k, m_k = S_n w_nk x_n
-                     R_k^2 = S_n w_nk rho_nk^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
-    residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e) |V_k|
+      FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dw_nk = x_n.(round(W'_k) - W'_k)  W' centred, 2^s_k its scale
+    assignment       rho_nk = l + h + |w|,  a_nk off by min(a_nk z_nk, 1),                  z_nk = exp(rho_nk) - 1
+                     l_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  w_nk = dw_nk - S_j a_nj dw_nj
+    mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                      p_nk = a_nk / A_k
+                     P_k^2 = S_n p_nk l_nk^2,  T_k^2 = S_n p_nk |x_n - m_k|^2,  Q_k^2 = S_n p_nk^2 |x_n|^2
+      FP16, besides  |across V'_k of (S_n p_nk w_nk (x_n - m_k) + S_n (round(p_nk) - p_nk) (x_n - c_k))| + 2 R_k^2 T_k
+                     + LAMBDA (S_n mult_n p_nk^2 h_nk^2 |x_n - m_k|^2)^1/2 + S_n min(p_nk, q) |x_n - c_k|
+                     + LAMBDA u16 (S_n mult_n p_nk^2 |x_n - c_k|^2)^1/2 + u16 |m_k| + q sqrt(D)
+    residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e + u16 if FP16) |V_k|            R_k^2 = S_n p_nk z_nk^2
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
-    descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                          d_k = r_k / g
+    descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                    d_k = r_k / g
 
-The partial sums of a dot product are a drift towards its value plus a random walk; independent roundings of them
-add up as sqrt(D) |x.W| and |x| |W|. An assignment under 1e-37 may be lost (FP32 is normal down to 1.2e-38), which
-adds N 1e-37 (|x| + |c|). The derivation is in docs/error-model.md. Source of the probabilistic bound: Higham & Mary
-2019, "A New Approach to Probabilistic Rounding Error Analysis".
+Where R_k > 1/2 nothing is known of the assignments: E_k is at least max_n |x_n - m_k|, the residual sum's error
+N (max |x| + |c_k|), s_k = 2. The partial sums of a dot product are a drift towards its value plus a random walk;
+independent roundings of them add up as sqrt(D) |x.W| and |x| |W|. An assignment under 1e-37 may be lost (FP32 is normal
+down to 1.2e-38), which adds N 1e-37 (max |x| + |c|). The derivation is in docs/error-model.md. Source of the bound:
+Higham & Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis".
 """
 
 from collections import Counter

@@ -3,11 +3,12 @@
 from xml.etree import ElementTree as ET
 
 from netvlad_deploy.measurement.parity import ParityReport, outputs_of
+from netvlad_deploy.report.text import departure_line
 from netvlad_deploy.spec import Verdict
 
 
 def parity_junit(report: ParityReport) -> str:
-    """Return one test case for each output of each case; NOT_RUN is skipped, with its reason."""
+    """Return one test case for each output of each case, and where a failure departs; NOT_RUN is skipped."""
     suite = ET.Element("testsuite", name=f"parity of {report.candidate} against {report.reference}")
     for case, output in outputs_of(report):
         element = ET.SubElement(suite, "testcase", classname=f"parity.{output.output}", name=case.name)
@@ -17,6 +18,8 @@ def parity_junit(report: ParityReport) -> str:
                 f"max abs {output.max_abs:.3e}, {output.non_finite} values not finite"
             )
             ET.SubElement(element, "failure", message=message)
+    if report.departure is not None:
+        ET.SubElement(suite, "system-out").text = departure_line(report.departure)
     if report.reason:
         element = ET.SubElement(suite, "testcase", classname="parity", name="all cases")
         ET.SubElement(element, "skipped", message=report.reason)

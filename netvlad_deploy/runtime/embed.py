@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from netvlad_deploy.arrays import Array, Arrays, read_arrays
+from netvlad_deploy.arrays import Array, Arrays, Float64, read_arrays
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.runner import Runner, check_features, check_finite
 from netvlad_deploy.spec import COARSE_STEP, DESCRIPTOR, FEATURES, MASK
@@ -65,7 +65,7 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
             check_finite(_readable(sequence[None], runner), largest=runner.largest_feature)
         except InputError as error:
             raise InputError(f"sequence {name}: {error}") from error
-    longest = max(sequences, key=lambda name: float(np.linalg.norm(sequences[name], axis=-1).max()))
+    longest = max(sequences, key=lambda name: float(_norms(sequences[name]).max()))
     _warn_of_coarse_logits(runner, sequences[longest][None], longest)
     shortest = runner.profile.num_features.min if runner.profile else 1
     by_length = sorted(sequences, key=lambda name: len(sequences[name]))
@@ -91,17 +91,23 @@ def _readable(features: Array, runner: Runner) -> Array:
 
 def _warn_of_coarse_logits(runner: Runner, features: Array, first: int | str) -> bool:
     """Say which local descriptor of (B,N,D) is so long that its logits are too coarse; return whether one is."""
-    norms = np.linalg.norm(features.astype(np.float32), axis=-1)
+    norms = _norms(features)
     item, row = np.unravel_index(int(norms.argmax()), norms.shape)
     step = runner.range.step_at(float(norms[item, row])) if runner.range else 0.0
     if step <= COARSE_STEP:
         return False
     where = f"batch item {first + int(item)}" if isinstance(first, int) else f"sequence {first}"
+    cure = "L2-normalise it" + (" or export with --wide-logits" if runner.precision == "fp16" else "")
     LOG.warning(
-        "%s, row %d has norm %.4g: %s logits are %g apart there, L2-normalise it or export with --wide-logits",
-        where, row, norms[item, row], runner.precision, step,
+        "%s, row %d has norm %.4g: %s logits are %g apart there, %s",
+        where, row, norms[item, row], runner.precision, step, cure,
     )  # fmt: skip
     return True
+
+
+def _norms(features: Array) -> Float64:
+    norms: Float64 = np.linalg.norm(features.astype(np.float64), axis=-1)
+    return norms
 
 
 def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:

@@ -6,11 +6,12 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport, Ratio
+from netvlad_deploy.measurement.localise import Departure
 from netvlad_deploy.measurement.parity import CaseParity, OutputParity, ParityReport
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown, step_rows
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.serialize import plain, to_json
-from netvlad_deploy.report.text import artifact_lines, latency_lines, parity_lines
+from netvlad_deploy.report.text import artifact_lines, departure_line, latency_lines, parity_lines
 from netvlad_deploy.spec import Verdict
 from tests.test_artifact import engine_artifact, onnx_artifact
 
@@ -107,6 +108,9 @@ def test_junit_has_a_failure_and_a_skip_with_their_reasons() -> None:
     failure = suite.find("testcase/failure")
     assert failure is not None
     assert "in cluster 4, tolerance 1.000e-06" in failure.get("message", "")
+    departure = Departure(case="a", tensor="descriptor", clusters=(1,), error=1.0, tolerance=0.1, advice="look")
+    suite = ET.fromstring(parity_junit(replace(parity(OUTPUT, FAILED), departure=departure)))
+    assert suite.findtext("system-out") == departure_line(departure)
     suite = ET.fromstring(parity_junit(parity(reason="no GPU")))
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("1", "0", "1")
     skipped = suite.find("testcase/skipped")
@@ -134,5 +138,5 @@ def test_markdown_page(deployment: Deployment) -> None:
     assert page.startswith("# NOT_RUN: m.onnx\n")
     assert "| NOT_RUN | build | no \\| driver |" in page
     assert "## Parity: m.onnx against oracle" in page
-    assert "| PASS | case 0 | 2 x 300 | descriptor |" in page
+    assert "| PASS | case 0 | 2 x 300 | 0 | descriptor |" in page
     assert "| NOT_RUN | m.engine: no GPU | - |" in page

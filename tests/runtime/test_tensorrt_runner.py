@@ -4,6 +4,7 @@ Nothing here runs on a GPU; `test_gpu.py` does, where there is one.
 """
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,7 @@ class FakeContext:
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.refuse = ""
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
@@ -96,10 +98,10 @@ class FakeContext:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
         count = int(np.prod(self.shape))
-        source = (ctypes.c_float * count).from_address(self.addresses[FEATURES])
-        sums = np.array(source, dtype=np.float32).reshape(self.shape).sum(axis=(1, 2))
-        target = (ctypes.c_float * (self.shape[0] * SPEC.descriptor_size)).from_address(self.addresses[DESCRIPTOR])
-        target[:] = np.repeat(sums, SPEC.descriptor_size).tolist()
+        source = ctypes.string_at(self.addresses[FEATURES], count * self.dtype.itemsize)
+        sums = np.frombuffer(source, self.dtype).reshape(self.shape).sum(axis=(1, 2), dtype=np.float32)
+        target = np.repeat(sums, SPEC.descriptor_size).astype(self.dtype).tobytes()
+        ctypes.memmove(self.addresses[DESCRIPTOR], target, len(target))
         return self.refuse != "execute"
 
 
@@ -162,6 +164,21 @@ def test_runs_of_changing_shape_reuse_and_grow_buffers(
         assert len(runtime.memory) == 2
         assert runtime.copies == ["in", "out"] * 3
     assert (runtime.memory, runtime.streams) == ({}, 0)
+
+
+def test_an_fp16_engine_takes_and_gives_float16(
+    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact
+) -> None:
+    context.dtype = np.dtype(np.float16)
+    half = replace(artifact, precision="fp16", dtypes={FEATURES: "float16", DESCRIPTOR: "float16"})
+    with TensorRTRunner(half) as runner:
+        assert (runner.precision, runner.half, runner.largest_feature) == ("fp16", True, RANGE.largest)
+        x = features(2, 5, 3).astype(np.float16)
+        result = runner.run({FEATURES: x})[DESCRIPTOR]
+        assert result.dtype == np.float16
+        assert np.abs(result - x.astype(np.float32).sum(axis=(1, 2))[:, None]).max() < 0.01
+        with pytest.raises(InputError, match="features are float32, expected float16"):
+            runner.run({FEATURES: features(2, 5, 3)})
 
 
 def test_shapes_outside_the_profile_are_refused_before_any_copy(
