@@ -1,4 +1,4 @@
-"""What the stages tell each other: the layer's shape, an optimization profile, a verdict.
+"""What the steps tell each other: the layer's shape, an optimization profile, a verdict.
 
 Standard library only, so that every floor can speak these words.
 """

@@ -250,6 +250,8 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
 
     The layer exported after `module.half()` is measured beside them, to show what the typed graph is for.
     """
+    for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
+        require(package, extra=extra)
     module, origin, _ = load_module(source)
     from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain

@@ -182,6 +182,8 @@ def command_line(folder: Path) -> Iterator[Bar]:
 
 def main() -> None:
     """Print a line for each bar as it is measured."""
+    if not half_bars.DATA.is_dir():
+        raise SystemExit(f"make bars needs the shared data, there is no {half_bars.DATA}: set NETVLAD_DATA")
     torch.set_num_threads(2)
     failed = 0
     with tempfile.TemporaryDirectory() as name:

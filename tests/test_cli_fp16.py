@@ -192,7 +192,7 @@ class TestPrecision:
 
     def test_the_page_says_what_is_fp32(self, report: Path) -> None:
         page = (report / "report.md").read_text()
-        assert "| MatMul | 2 |  | both products" in page
+        assert "| MatMul | 2 |  | both products:" in page
         assert "| ReduceSum |  | 5 | sums" in page
         assert "](precision.svg)" in page
 

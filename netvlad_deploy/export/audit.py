@@ -57,7 +57,7 @@ def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
             f"FP16 logits are {feature_range.logit_step:g} apart at features of norm {options.feature_norm:g}: "
             "L2-normalise them, or export with --wide-logits"
         )
-    if options.wide_logits:
+    if options.wide_logits and options.dtypes[FEATURES] == "float16":
         findings.append("FP32 logits need the features in FP32: " + _cost(4 * folded.spec.feature_size))
     if options.half and options.dtypes[FEATURES] == "float32":
         findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size))

@@ -108,6 +108,8 @@ def _build(
             config.set_flag(trt.BuilderFlag.TF32)
         else:
             config.clear_flag(trt.BuilderFlag.TF32)
+        if config.get_flag(trt.BuilderFlag.TF32) != tf32:
+            raise BuildError(f"{tensorrt.flavor} {tensorrt.version} did not turn TF32 {'on' if tf32 else 'off'}")
         config.add_optimization_profile(_profile(builder, parent, profile))
         started = time.perf_counter()
         engine = builder.build_serialized_network(network, config)
@@ -182,7 +184,9 @@ def check_types(kernels: Sequence[Kernel], precision: str) -> None:
         wrong = half
     else:
         wide = [kernel.name for kernel in products if "Half" not in kernel.inputs]
-        wrong = wide if len(wide) > FP32_PRODUCTS[precision] or len(wide) == len(products) else []
+        expected = FP32_PRODUCTS[precision]
+        fits = len(wide) <= expected and (len(products) < 2 or len(wide) == expected)
+        wrong = [] if fits else [kernel.name for kernel in products]
     if wrong:
         raise BuildError(
             f"the engine of a graph in {precision} has other types in {', '.join(wrong)}: nothing was written"

@@ -1,7 +1,8 @@
 """Export the folded module to an ONNX file: dynamic axes, weights inside, the same bytes for the same input.
 
-Requires: a reference module in eval mode. Ensures: no BatchNormalization, no loop, no scatter, no arithmetic on
-shapes; only `batch` and `num_features` are dynamic; no stack trace or path of the exporting machine in the file.
+Requires: a reference module in eval mode. Ensures: no BatchNormalization, no loop, no scatter, no maximum over the
+local descriptors, no arithmetic on shapes; only `batch` and `num_features` are dynamic; no stack trace or path of the
+exporting machine in the file.
 """
 
 import copy

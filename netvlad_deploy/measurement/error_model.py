@@ -5,17 +5,17 @@ features of large norm, where logits themselves are coarse. So the tolerance of 
 values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums over n written S_n:
 
     logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
-      FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dw_nk = x_n.(round(W'_k) - W'_k)  W' centred, 2^s_k its scale
-    assignment       rho_nk = l + h + |w|,  a_nk off by min(a_nk z_nk, 1),                  z_nk = exp(rho_nk) - 1
-                     l_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  w_nk = dw_nk - S_j a_nj dw_nj
-    mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                      p_nk = a_nk / A_k
-                     P_k^2 = S_n p_nk l_nk^2,  T_k^2 = S_n p_nk |x_n - m_k|^2,  Q_k^2 = S_n p_nk^2 |x_n|^2
-      FP16, besides  |across V'_k of (S_n p_nk w_nk (x_n - m_k) + S_n (round(p_nk) - p_nk) (x_n - c_k))| + 2 R_k^2 T_k
-                     + LAMBDA (S_n mult_n p_nk^2 h_nk^2 |x_n - m_k|^2)^1/2 + S_n min(p_nk, q) |x_n - c_k|
-                     + LAMBDA u16 (S_n mult_n p_nk^2 |x_n - c_k|^2)^1/2 + u16 |m_k| + q sqrt(D)
-    residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e + u16 if FP16) |V_k|            R_k^2 = S_n p_nk z_nk^2
+      FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dv_nk = x_n.(round(W'_k) - W'_k)    W' centred, of scale 2^s_k
+    assignment       rho_nk = f_nk + h_nk + |v_nk|,  and the error is min(a_nk z_nk, 1)       z_nk = exp(rho_nk) - 1
+                     f_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  v_nk = dv_nk - S_j a_nj dv_nj
+    mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                        w_nk = a_nk / A_k
+                     P_k^2 = S_n w_nk f_nk^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
+      FP16, besides  |across V'_k of S_n w_nk v_nk (x_n - m_k) + S_n (round(w_nk) - w_nk) (x_n - c_k)| + 2 R_k^2 T_k
+                     + LAMBDA sqrt(S_n mu_n (w_nk h_nk |x_n - m_k|)^2) + S_n min(w_nk, q) |x_n - c_k|
+                     + LAMBDA u16 sqrt(S_n mu_n (w_nk |x_n - c_k|)^2) + u16 |m_k| + q sqrt(D)  mu_n rows equal x_n
+    residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e + u16 if FP16) |V_k|              R_k^2 = S_n w_nk z_nk^2
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
-    descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                    d_k = r_k / g
+    descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                      d_k = r_k / g
 
 Where R_k > 1/2 nothing is known of the assignments: E_k is at least max_n |x_n - m_k|, the residual sum's error
 N (max |x| + |c_k|), s_k = 2. The partial sums of a dot product are a drift towards its value plus a random walk;
@@ -91,16 +91,17 @@ class _Logits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Means:
-    """Weighted means of an image's local descriptors, all (B,K); `error` is that of the mean residual V'."""
+    """Weighted means of an image's local descriptors, all (B,K).
+
+    `error` is that of the mean residual V', `direction_error` that of its direction alone, as a length. Where `unknown`
+    is set, nothing is known of the assignments.
+    """
 
     assignment: Float64
     relative_error: Float64
     error: Float64
-
-    @property
-    def unknown(self) -> Array:
-        """Return where nothing is known of the assignments."""
-        return self.relative_error > UNKNOWN
+    direction_error: Float64
+    unknown: Array
 
 
 def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expected: Arrays, precision: str) -> Arrays:
@@ -114,9 +115,11 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     features, assignment = feeds[FEATURES].astype(np.float64), expected[SOFT_ASSIGNMENT]
     logits = _logit_errors(parameters, features, rounding)
     rho = _relative_errors(parameters, features, logits, 4 * error)
+    growth = _growth(parameters, features, rho)
     if MASK in feeds:
         rho = _Logits(**{name: values * feeds[MASK][..., None] for name, values in vars(rho).items()})
-    means = _mean_errors(parameters.centroids, features, assignment, rho, rounding)
+        growth = growth * feeds[MASK][..., None]
+    means = _mean_errors(parameters.centroids, features, assignment, rho, growth, rounding)
     rows = features.shape[1]
     centroid_norm = np.linalg.norm(parameters.centroids, axis=-1)
     residual_norm = np.linalg.norm(expected[RESIDUAL_SUM], axis=-1)
@@ -128,7 +131,7 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     logit_error = _total(logits)
     return {
         ASSIGNMENT_LOGITS: logit_error + logit_error.mean(axis=-1, keepdims=True),
-        SOFT_ASSIGNMENT: np.minimum(assignment * _growth(rho), 1.0) + SMALLEST_ASSIGNMENT,
+        SOFT_ASSIGNMENT: growth + SMALLEST_ASSIGNMENT,
         MEAN_RESIDUAL: means.error + (scale_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
         RESIDUAL_SUM: np.where(means.unknown, rows * reach, residual_error),
         DESCRIPTOR: _descriptor_error(residual_norm, means, flushed, error),
@@ -140,23 +143,37 @@ def _total(errors: _Logits) -> Float64:
     return total
 
 
-def _growth(errors: _Logits) -> Float64:
-    """Return by how much, relatively, an assignment can have grown: e^rho - 1."""
-    growth: Float64 = np.expm1(np.minimum(_total(errors), LARGEST_EXPONENT))
+def _growth(parameters: ReferenceParameters, features: Float64, rho: _Logits) -> Float64:
+    """Return by how much a soft assignment (B,N,K) can be off: it lies between a e^-rho and min(a e^rho, 1).
+
+    It is computed from the logarithm of a, which may be 0 in float64 where an honest runner has more.
+    """
+    logits = assignment_logits(parameters, features)
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    logarithm = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    logarithm = logarithm[..., : parameters.spec.num_clusters]
+    total, assignment = _total(rho), np.exp(logarithm)
+    grown = np.exp(np.minimum(logarithm + total, 0)) - assignment
+    off: Float64 = np.where(total < 1, assignment * _relative_growth(total), np.maximum(grown, assignment))
+    return off
+
+
+def _relative_growth(rho: Float64) -> Float64:
+    growth: Float64 = np.expm1(np.minimum(rho, LARGEST_EXPONENT))
     return growth
 
 
 def _logit_errors(parameters: ReferenceParameters, features: Float64, rounding: Rounding) -> _Logits:
     weight, bias = assignment_projection(parameters)
     logits = assignment_logits(parameters, features)
+    if rounding.half_mean and weight.shape[1] > 1:  # FP16 graphs are centred
+        weight, bias, logits = (values - values.mean(axis=-1, keepdims=True) for values in (weight, bias, logits))
     norms = np.linalg.norm(features, axis=-1, keepdims=True)
     drift = np.sqrt(features.shape[-1]) * np.abs(logits - bias)
     wide = norms * np.linalg.norm(weight, axis=0) + drift + np.abs(bias) + np.abs(logits)
     wide = LAMBDA * rounding.unit * wide
     if not rounding.half_logits:
         return _Logits(wide=wide, half=np.zeros_like(wide), weights=np.zeros_like(wide))
-    if weight.shape[1] > 1:
-        weight = weight - weight.mean(axis=1, keepdims=True)
     scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(weight).sum(axis=0), TINY))))
     rounded = (weight / scale).astype(np.float16) * scale
     half = HALF * np.abs(features @ weight) + HALF_QUANTUM * 2 * scale
@@ -182,7 +199,7 @@ def _relative_errors(
 
 
 def _mean_errors(
-    centroids: Float64, features: Float64, assignment: Float64, rho: _Logits, rounding: Rounding
+    centroids: Float64, features: Float64, assignment: Float64, rho: _Logits, growth: Float64, rounding: Rounding
 ) -> _Means:
     total = assignment.sum(axis=1)
     weights = assignment / np.maximum(total, TINY)[:, None]  # (B,N,K)
@@ -190,12 +207,14 @@ def _mean_errors(
     mean_norm = np.linalg.norm(means, axis=-1)
     deviation = _distances(features, means)  # (B,N,K)
     spread = np.sqrt((weights * deviation**2).sum(axis=1))
-    relative_error = np.sqrt((weights * _growth(rho) ** 2).sum(axis=1))
-    wide = np.sqrt((weights * rho.wide**2).sum(axis=1))
+    relative_error = np.sqrt((weights * _relative_growth(_total(rho)) ** 2).sum(axis=1))
+    unknown = (relative_error > UNKNOWN) | (growth.sum(axis=1) > np.maximum(total, SMALLEST_ASSIGNMENT))
+    wide = np.sqrt((weights * _relative_growth(rho.wide) ** 2).sum(axis=1))
     walk = np.sqrt(np.einsum("bnk,bnd->bk", weights**2, features**2))
     rows = np.sqrt(features.shape[1])
     error = 2 * wide * spread
     error = error + LAMBDA * rounding.unit * (walk + rows * mean_norm + np.linalg.norm(centroids, axis=-1))
+    along = np.zeros_like(error)
     if rounding.half_mean:
         # Equal local descriptors round alike: their errors add up.
         repeated = weights * np.sqrt(_multiplicity(features))[..., None]
@@ -203,12 +222,22 @@ def _mean_errors(
         known = shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * means
         shifted = weights.astype(np.float16) - weights
         known = known + shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * centroids
-        error = error + _across(known, means - centroids) + 2 * relative_error**2 * spread
+        across = _across(known, means - centroids)
+        along = np.linalg.norm(known, axis=-1) - across
+        error = error + across + 2 * relative_error**2 * spread
         error = error + LAMBDA * np.linalg.norm(repeated * rho.half * deviation, axis=1)
         error = error + _half_mean_error(_distances(features, centroids), weights, repeated)
         error = error + HALF * mean_norm + HALF_QUANTUM * np.sqrt(features.shape[-1])
-    error = np.where(relative_error > UNKNOWN, np.maximum(error, deviation.max(axis=1)), error)
-    return _Means(assignment=total, relative_error=relative_error, error=error)
+    error = np.where(unknown, np.maximum(error, deviation.max(axis=1)), error)
+    # What is along V' cancels in its direction, unless it is as long as V' itself.
+    turned = along > np.linalg.norm(means - centroids, axis=-1) / 2
+    return _Means(
+        assignment=total,
+        relative_error=relative_error,
+        error=error + along,
+        direction_error=np.where(turned, error + along, error),
+        unknown=unknown,
+    )
 
 
 def _half_mean_error(distances: Float64, weights: Float64, repeated: Float64) -> Float64:
@@ -243,7 +272,8 @@ def _descriptor_error(residual_norm: Float64, means: _Means, flushed: Float64, e
     ratio = residual_norm / np.maximum(residual_norm, NORM_FLOOR)  # r_k
     clamped = residual_norm < 2 * NORM_FLOOR
     mean_residual_norm = residual_norm / np.maximum(means.assignment, TINY)
-    direction = means.error / np.maximum(np.maximum(mean_residual_norm, means.error / 2), TINY)  # 2 at most
+    length = means.direction_error
+    direction = length / np.maximum(np.maximum(mean_residual_norm, length / 2), TINY)  # 2 at most
     part = ratio * (direction + error + clamped * means.relative_error) + np.minimum(1.0, flushed / NORM_FLOOR)
     part = np.where(means.unknown, 2.0, part)
     global_norm = np.maximum(np.sqrt((ratio**2).sum(axis=-1, keepdims=True)), NORM_FLOOR)

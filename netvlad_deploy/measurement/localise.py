@@ -66,7 +66,8 @@ def localise(case: str, got: Mapping[str, Array], oracle: OracleRunner, feeds: F
         if name == MEAN_RESIDUAL:
             errors = np.where(expected[SOFT_ASSIGNMENT].sum(axis=1) > SMALLEST_SUM, errors, 0)
         errors = np.where(np.isfinite(errors), errors, np.inf)
-        ratios = errors / np.maximum(allowed[name] + stored_rounding(got[name], oracle.spec), TINY)
+        limits = np.maximum(allowed[name] + stored_rounding(got[name], oracle.spec), TINY)
+        ratios = errors / limits
         if not ratios.max() > 1:
             continue
         worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
@@ -76,7 +77,7 @@ def localise(case: str, got: Mapping[str, Array], oracle: OracleRunner, feeds: F
             tensor=name,
             clusters=tuple(clusters.tolist()),
             error=float(errors[worst]),
-            tolerance=float(allowed[name][worst]),
+            tolerance=float(limits[worst]),
             advice=HIDDEN if visible == [DESCRIPTOR] else ADVICE[name],
         )
     return Departure(case=case, tensor="", clusters=(), error=0.0, tolerance=0.0, advice=AGREES)
@@ -109,7 +110,8 @@ def stored_rounding(output: Array, spec: NetVLADSpec) -> Any:
     """Return what storing an output in FP16 adds to its errors: for a descriptor, the norm of each part (B,K)."""
     if output.dtype != np.float16:
         return 0.0
-    norms = np.linalg.norm(by_cluster(output.astype(np.float64), spec), axis=-1)
+    finite = np.where(np.isfinite(output), output, 0).astype(np.float64)
+    norms = np.linalg.norm(by_cluster(finite, spec), axis=-1)
     return HALF * norms + HALF_QUANTUM * np.sqrt(spec.feature_size)
 
 

@@ -1,8 +1,8 @@
 """How a candidate ranks a bank of images, against the reference: what a drift of descriptors means for retrieval.
 
 Two arrangements: the candidate's queries against the candidate's own bank, and crossed, against the reference's bank,
-the way an index is upgraded step by step. Figures, no verdict: a wrong aggregation can retrieve well, so ranks never
-stand in for numeric parity.
+the way an index is upgraded step by step. Each side rounds the features as its own input does. Figures, no verdict: a
+wrong aggregation can retrieve well, so ranks never stand in for numeric parity.
 """
 
 from collections.abc import Iterator

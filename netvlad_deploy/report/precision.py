@@ -12,7 +12,7 @@ from netvlad_deploy.require import require
 from netvlad_deploy.spec import OperatorTypes
 
 REASONS: Mapping[str, str] = {
-    "MatMul": "both products: columns of L1 norm 1 and weights that sum to 1 cannot overflow, and accumulate in FP32",
+    "MatMul": "both products: columns of L1 norm at most 1, and weights that sum to 1, cannot overflow",
     "ReduceMax": "softmax: the largest logit of a row, over the clusters",
     "Exp": "softmax: an assignment of 1e-12 is 0 in FP16, though intra-normalisation scales its cluster to norm 1",
     "ReduceSum": "sums of assignments and of squares: FP16 squares overflow above 255 and vanish below 2.4e-4",

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netvlad_deploy.arrays import Float32
+from netvlad_deploy.arrays import Arrays, Float32
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.measurement.cases import Case, unit_rows
+from netvlad_deploy.measurement.cases import Case, ghosts_win, unit_rows
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.parity import ParityReport, compare, outputs_of
+from netvlad_deploy.measurement.retrieval import near_ties
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import ReferenceParameters, load_reference, parameters_from_arrays
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
@@ -112,3 +113,58 @@ def test_fp32_is_held_to_less_than_fp16() -> None:
     )
     assert fp32 < wide / 5
     assert wide < fp16 / 3
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_assignments_that_the_oracle_loses_in_float64_may_come_back(tmp_path: Path, seed: int) -> None:
+    assert parity(sharp_head(64, 256, 8, 50, seed), tmp_path).verdict is Verdict.PASS
+    longest = np.clip(unit_rows(features(64, 1, 256)) * np.float32(1e5), -65440, 65440)
+    cases = [Case(name="longest", features=longest)]
+    assert parity(sharp_head(64, 256, 8, 164, seed), tmp_path, cases=cases).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("wide_logits", [False, True])
+def test_ghosts_of_large_bias_are_centred_in_the_model_too(tmp_path: Path, wide_logits: bool) -> None:
+    module = sharp_head(8, 64, 8, 10, 0)
+    assert module.batch_norm is not None
+    module.batch_norm.bias.data[8:] = -1000
+    cases = [Case(name="tiny", features=unit_rows(features(2, 300, 64)) * np.float32(1e-4))]
+    report = parity(module, tmp_path, replace(HALF, wide_logits=wide_logits), cases)
+    assert report.verdict is Verdict.PASS
+
+
+def test_ghosts_that_win_by_64_leave_a_short_descriptor_that_passes(tmp_path: Path) -> None:
+    module = sharp_head(64, 512, 8, 30, 0)
+    found = ghosts_win(load_parameters(module), 64, 2, 300, np.random.default_rng(0))
+    assert parity(module, tmp_path, cases=[Case(name="64", features=found)]).verdict is Verdict.PASS
+
+
+def test_a_stored_fp16_reference_is_rounded_too(tmp_path: Path) -> None:
+    module = sharp_head(64, 64, 0, 1, 0)
+    half = GraphOptions(precision="fp16", output_dtype="float16")
+    artifacts = [export_onnx(module, tmp_path / f"{index}.onnx", options) for index, options in enumerate((None, half))]
+    cases = [Case(name="tiny", features=unit_rows(features(4, 300, 64)) * np.float32(1e-2))]
+    with StrictRunner(artifacts[0]) as single, StrictRunner(artifacts[1]) as stored:
+        parameters = load_reference(artifacts[0].reference_path)
+        assert compare(single, parameters, against=stored, cases=cases).verdict is Verdict.PASS
+
+
+class NotFinite(StrictRunner):
+    """A runner that loses one value."""
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        results = super()._run(feeds)
+        results[DESCRIPTOR][0, 5] = np.nan
+        return results
+
+
+@pytest.mark.parametrize("output_dtype", ["float32", "float16"])
+def test_a_value_that_is_not_finite_fails_is_found_and_spares_the_banks(tmp_path: Path, output_dtype: str) -> None:
+    options = GraphOptions(precision="fp16", output_dtype=output_dtype)
+    artifact = export_onnx(sharp_head(8, 32, 0, 10, 0), tmp_path / "m.onnx", options)
+    parameters = load_reference(artifact.reference_path)
+    with NotFinite(artifact) as runner:
+        report = compare(runner, parameters, banks=[near_ties(parameters)])
+    assert (report.verdict, report.retrieval) == (Verdict.FAIL, ())
+    assert report.departure is not None
+    assert (report.departure.tensor, report.departure.clusters) == ("descriptor", (5,))
