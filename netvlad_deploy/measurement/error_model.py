@@ -6,10 +6,10 @@ values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums ove
 
     logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
       FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dv_nk = x_n.(round(W'_k) - W'_k)    W' centred, of scale 2^s_k
-    assignment       rho_nk = f_nk + h_nk + |v_nk|,  and the error is min(a_nk z_nk, 1)       z_nk = exp(rho_nk) - 1
+    assignment       rho_nk = f_nk + h_nk + |v_nk|,  a_nk between a e^-rho and min(a e^rho, 1)  z_nk = exp(rho_nk) - 1
                      f_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  v_nk = dv_nk - S_j a_nj dv_nj
     mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                        w_nk = a_nk / A_k
-                     P_k^2 = S_n w_nk f_nk^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
+                     P_k^2 = S_n w_nk (exp(f_nk) - 1)^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
       FP16, besides  |across V'_k of S_n w_nk v_nk (x_n - m_k) + S_n (round(w_nk) - w_nk) (x_n - c_k)| + 2 R_k^2 T_k
                      + LAMBDA sqrt(S_n mu_n (w_nk h_nk |x_n - m_k|)^2) + S_n min(w_nk, q) |x_n - c_k|
                      + LAMBDA u16 sqrt(S_n mu_n (w_nk |x_n - c_k|)^2) + u16 |m_k| + q sqrt(D)  mu_n rows equal x_n
@@ -17,11 +17,12 @@ values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums ove
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
     descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                      d_k = r_k / g
 
-Where R_k > 1/2 nothing is known of the assignments: E_k is at least max_n |x_n - m_k|, the residual sum's error
-N (max |x| + |c_k|), s_k = 2. The partial sums of a dot product are a drift towards its value plus a random walk;
-independent roundings of them add up as sqrt(D) |x.W| and |x| |W|. An assignment under 1e-37 may be lost (FP32 is normal
-down to 1.2e-38), which adds N 1e-37 (max |x| + |c|). The derivation is in docs/error-model.md. Source of the bound:
-Higham & Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis".
+FP16 graphs are centred, in dl too. What is along V'_k counts in E_k, and in its direction only where it could turn it.
+Where R_k > 1/2, or the a_nk can grow to twice A_k, nothing is known of the assignments: E_k is at least
+max_n |x_n - m_k|, the residual sum's error N (max |x| + |c_k|), s_k = 2. The partial sums of a dot product are a drift
+towards its value plus a random walk; independent roundings of them add up as sqrt(D) |x.W| and |x| |W|. An assignment
+under 1e-37 may be lost (FP32 is normal down to 1.2e-38), which adds N 1e-37 (max |x| + |c|). The derivation is in
+docs/error-model.md. Source of the bound: Higham & Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis".
 """
 
 from collections import Counter
