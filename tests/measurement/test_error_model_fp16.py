@@ -38,7 +38,7 @@ def ratios(report: ParityReport, output: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("wide_logits", [False, True])
-@pytest.mark.parametrize("alpha", [1, 30, 164])
+@pytest.mark.parametrize("alpha", [1, 164])
 @pytest.mark.parametrize(("clusters", "width", "ghosts"), [(1, 64, 0), (1, 12, 3), (8, 12, 0), (64, 128, 8)])
 def test_an_honest_fp16_graph_is_within_the_tolerance(
     tmp_path: Path, clusters: int, width: int, ghosts: int, alpha: float, wide_logits: bool
