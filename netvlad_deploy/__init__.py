@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netvlad_deploy.artifact import load_artifact
+    from netvlad_deploy.build_options import BuildOptions
     from netvlad_deploy.export.engine import build_engine
     from netvlad_deploy.export.onnx_model import export_onnx
     from netvlad_deploy.measurement.candidate import Candidate, open_runner
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from netvlad_deploy.spec import GraphOptions, Profile, Verdict
 
 _HOMES = {
+    "BuildOptions": "build_options",
     "Candidate": "measurement.candidate",
     "GraphOptions": "spec",
     "NetVLAD": "models.netvlad",
@@ -35,6 +37,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BuildOptions",
     "Candidate",
     "GraphOptions",
     "NetVLAD",

@@ -1,24 +1,24 @@
-"""Artifacts on disk: files written whole or not at all, each with a sidecar that proves what it is.
+"""Artifacts on disk, each with a sidecar that proves what it is.
 
 Beside `m.onnx` stands `m.onnx.json`: hashes of the file, of its parent and of the oracle's reference file, the
 layer's spec, and what a runner must know without parsing the file. The sidecar also carries the hash of its own
 canonical text. That finds damage and mix-ups; it is no signature, and someone who rewrites both files passes.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.errors import ArtifactError
+from netvlad_deploy.files import Staging, sha256_file
 from netvlad_deploy.spec import AxisRange, FeatureRange, NetVLADSpec, Profile
 
-SCHEMA = "netvlad-deploy/artifact/1"
+SCHEMA = "netvlad-deploy/artifact/2"
 REFERENCE_SUFFIX = ".reference.npz"
 
 
@@ -84,14 +84,44 @@ class BuildFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineArtifact(Artifact):
-    """A built TensorRT engine, for one flavor and the GPU architectures in `targets`."""
+class Gpu:
+    """The GPU an engine was built on: its name, its compute capability as `8.7`, and the driver's CUDA version."""
 
-    flavor: str
-    profile: Profile
-    tf32: bool
+    name: str
+    compute_capability: str
+    driver: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineArtifact(Artifact):
+    """A built TensorRT engine.
+
+    `flags` are the builder's by name, `gpu` is None where it was built without one, `targets` are the architectures an
+    engine without a GPU is for.
+    """
+
+    options: BuildOptions
+    flags: tuple[str, ...]
+    gpu: Gpu | None
     targets: tuple[str, ...]
     figures: BuildFigures
+
+    @property
+    def flavor(self) -> str:
+        """Return the flavor of TensorRT that built it and runs it."""
+        return self.options.flavor
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Return the optimization profiles."""
+        return self.options.profiles
+
+    @property
+    def rebuild_command(self) -> str:
+        """Return the command that builds this engine again, where it stands."""
+        parent = self.path.parent / self.parent.name if self.parent else "MODEL.onnx"
+        words = ["netvlad-deploy", "build", str(parent), "-o", str(self.path), *self.options.arguments, "--force"]
+        return shlex.join(words)
 
 
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
@@ -107,127 +137,6 @@ def reference_path(path: Path) -> Path:
     return path.with_name(path.stem + REFERENCE_SUFFIX)
 
 
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file as hex digits.
-
-    Raises: ArtifactError if it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
-
-
-def check_suffix(target: Path, suffix: str) -> Path:
-    """Return the target if its name ends as its content demands, which also keeps it from being its own source.
-
-    Raises: UsageError if it does not.
-    """
-    if target.suffix != suffix:
-        raise UsageError(f"{target} does not end in {suffix}: name the target {target.stem}{suffix}")
-    return target
-
-
-class Staging:
-    """Files of one result, written under temporary names beside their targets."""
-
-    def __init__(self, *, force: bool) -> None:
-        self.force = force
-        self._moves: dict[Path, Path] = {}
-
-    def check(self, target: Path) -> None:
-        """Refuse a target that could not be written: worth asking before long work.
-
-        Raises: UsageError if it exists and `force` is off; OutputError if it is a folder, or its folder does not exist.
-        """
-        if target.is_dir():
-            raise OutputError(f"{target} cannot be written: it is a folder, name a file")
-        if target.exists() and not self.force:
-            raise UsageError(f"{target} exists already: choose another name or pass --force")
-        if not target.parent.is_dir():
-            raise OutputError(f"{target} cannot be written: there is no folder {target.parent}")
-
-    def add(self, target: Path) -> Path:
-        """Reserve a temporary file for `target`.
-
-        Raises: UsageError if the target exists and `force` is off; OutputError if its folder cannot be written.
-        """
-        self.check(target)
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-            self._moves[target] = Path(name)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(handle, 0o666 & ~umask)
-            os.close(handle)
-        except OSError as error:
-            raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
-        return self._moves[target]
-
-    @contextlib.contextmanager
-    def open(self, target: Path) -> Iterator[IO[bytes]]:
-        """Open the temporary file of a new `target` for writing, and flush it to the disk."""
-        with self.add(target).open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def write(self, target: Path, content: bytes) -> None:
-        """Write a whole file under its temporary name."""
-        with self.open(target) as stream:
-            stream.write(content)
-
-    def commit(self) -> None:
-        """Give every file its name, in the order they were added: the sidecar last."""
-        for target, temporary in list(self._moves.items()):
-            temporary.replace(target)
-            del self._moves[target]
-
-    def discard(self) -> None:
-        """Remove whatever was not given its name."""
-        for temporary in self._moves.values():
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def stage_files(*, force: bool) -> Iterator[Staging]:
-    """Write several files whole or not at all: earlier files stay until all the new ones are complete.
-
-    Raises: UsageError if a target exists and `force` is off; OutputError if the disk refuses.
-    """
-    staging = Staging(force=force)
-    try:
-        yield staging
-        staging.commit()
-    except OSError as error:
-        raise OutputError(f"{error.filename or 'output'} cannot be written: {error.strerror or error}") from error
-    finally:
-        staging.discard()
-
-
-def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
-    """Make a folder for `targets`, and refuse early what could not be written.
-
-    Raises: OutputError if there can be no such folder; UsageError if a target exists and `force` is off.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
-    for target in targets:
-        Staging(force=force).check(target)
-
-
-def write_text(path: Path, text: str, *, force: bool = True) -> None:
-    """Write one text file whole or not at all."""
-    with stage_files(force=force) as staging:
-        staging.write(path, text.encode())
-
-
 def stage_artifact(staging: Staging, artifact: ArtifactType, content: bytes) -> ArtifactType:
     """Stage an artifact's file and sidecar; return the artifact with its hash and size."""
     artifact = replace(artifact, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
@@ -236,8 +145,10 @@ def stage_artifact(staging: Staging, artifact: ArtifactType, content: bytes) -> 
     return artifact
 
 
-def load_artifact(path: Path | str) -> OnnxArtifact | EngineArtifact:
+def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> OnnxArtifact | EngineArtifact:
     """Read an artifact through its sidecar, after proving that neither was damaged or swapped.
+
+    `expect_sha256` is the file's hash from a source you trust, such as a signature: a sidecar proves no origin.
 
     Raises: ArtifactError naming what differs.
     """
@@ -249,12 +160,14 @@ def load_artifact(path: Path | str) -> OnnxArtifact | EngineArtifact:
     kind = kinds.get(record.pop("kind", ""))
     if kind is None or set(record) != {item.name for item in fields(kind)} - {"path"}:
         raise ArtifactError(f"{sidecar_path(path)} has fields of another version: export or build again")
+    artifact = kind(path=path, **_from_json(record))
     found = sha256_file(path)
-    if found != record["sha256"]:
-        raise ArtifactError(
-            f"{path} has SHA-256 {found[:12]}, its sidecar says {record['sha256'][:12]}: export or build again"
-        )
-    return kind(path=path, **_from_json(record))
+    if found != artifact.sha256:
+        cure = artifact.rebuild_command if isinstance(artifact, EngineArtifact) else "export it again"
+        raise ArtifactError(f"{path} has SHA-256 {found[:12]}, its sidecar says {artifact.sha256[:12]}: {cure}")
+    if expect_sha256 is not None and found != expect_sha256.lower():
+        raise ArtifactError(f"{path} has SHA-256 {found}, expected {expect_sha256}: it is another file, do not use it")
+    return artifact
 
 
 def check_file(folder: Path, reference: FileReference) -> Path:
@@ -280,6 +193,10 @@ def _sidecar_text(artifact: Artifact) -> str:
     record["schema"] = SCHEMA
     record["kind"] = "onnx" if isinstance(artifact, OnnxArtifact) else "engine"
     record["sidecar_sha256"] = _record_hash(record)
+    return _canonical_text(record)
+
+
+def _canonical_text(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=2, sort_keys=True) + "\n"
 
 
@@ -290,14 +207,16 @@ def _record_hash(record: Mapping[str, Any]) -> str:
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text)
+        canonical = _canonical_text(record)
         claimed = record.pop("sidecar_sha256")
         schema = record["schema"]
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing: an artifact needs the sidecar it was written with") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a sidecar: export or build again") from error
-    if _record_hash(record) != claimed:
+    if _record_hash(record) != claimed or text != canonical:
         raise ArtifactError(f"{path} was changed after it was written: export or build again")
     if schema != SCHEMA:
         raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: export or build again")
@@ -312,10 +231,16 @@ def _from_json(record: dict[str, Any]) -> dict[str, Any]:
     typed = dict(record, spec=NetVLADSpec(**spec), reference=FileReference(**record["reference"]))
     typed["parent"] = FileReference(**record["parent"]) if record["parent"] else None
     typed["range"] = FeatureRange(**record["range"])
-    for name in {"inputs", "outputs", "warnings", "targets"} & set(record):
+    for name in {"inputs", "outputs", "warnings", "flags", "targets"} & set(record):
         typed[name] = tuple(record[name])
-    if "profile" in record:
-        typed["profile"] = Profile(**{axis: AxisRange(**bounds) for axis, bounds in record["profile"].items()})
+    if "options" in record:
+        profiles = tuple(
+            Profile(**{axis: AxisRange(**bounds) for axis, bounds in profile.items()})
+            for profile in record["options"]["profiles"]
+        )
+        capabilities = tuple(record["options"]["compute_capabilities"])
+        typed["options"] = BuildOptions(**dict(record["options"], profiles=profiles, compute_capabilities=capabilities))
+        typed["gpu"] = Gpu(**record["gpu"]) if record["gpu"] else None
         kernels = [
             Kernel(**dict(kernel, inputs=tuple(kernel["inputs"]), outputs=tuple(kernel["outputs"])))
             for kernel in record["figures"]["kernels"]

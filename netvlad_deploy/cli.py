@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import NetVLADDeployError, UsageError
 from netvlad_deploy.flags import (
-    DEFAULT_BATCH,
-    DEFAULT_NUM_FEATURES,
     AllowNotRun,
     Backend,
-    BatchRange,
     Duration,
-    FeatureRange,
-    Flavor,
+    EngineFlags,
     Force,
     GraphFlags,
     Json,
@@ -31,7 +28,7 @@ from netvlad_deploy.flags import (
     SourceFlags,
     flags,
 )
-from netvlad_deploy.spec import AxisRange, GraphOptions, Profile, Verdict
+from netvlad_deploy.spec import GraphOptions, Verdict
 
 if TYPE_CHECKING:
     from netvlad_deploy.workflow import Source
@@ -67,17 +64,16 @@ def export(
 
 
 @app.command()
+@flags
 def build(
     source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported ONNX file.")],
+    engine: EngineFlags,
     output: Output = None,
-    flavor: Flavor = "tensorrt",
-    batch: BatchRange = DEFAULT_BATCH,
-    num_features: FeatureRange = DEFAULT_NUM_FEATURES,
     tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32, which costs about 1e-3 of accuracy.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Build a TensorRT engine, strongly typed, for one optimization profile.
+    """Build a TensorRT engine, strongly typed, for one or several optimization profiles.
 
     The target is MODEL.engine beside the ONNX file.
     """
@@ -85,8 +81,8 @@ def build(
     from netvlad_deploy.report.text import artifact_lines
 
     target = output or source.with_suffix(".engine")
-    profile = _profile(batch, num_features)
-    artifact = workflow.build(source, target, flavor=flavor, profile=profile, tf32=tf32, force=force)
+    options = BuildOptions(flavor=engine.flavor, profiles=engine.profiles, tf32=tf32)
+    artifact = workflow.build(source, target, options, force=force)
     _render("build", artifact, artifact_lines, as_json)
 
 
@@ -167,12 +163,10 @@ def embed(
 def deploy(
     source: SourceFlags,
     graph: GraphFlags,
+    engine: EngineFlags,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
         "deployment"
     ),
-    flavor: Flavor = "tensorrt",
-    batch: BatchRange = DEFAULT_BATCH,
-    num_features: FeatureRange = DEFAULT_NUM_FEATURES,
     duration: Duration = 3.0,
     allow_not_run: AllowNotRun = False,
     force: Force = False,
@@ -187,8 +181,7 @@ def deploy(
         _source(source),
         output,
         GraphOptions(**vars(graph)),
-        flavor=flavor,
-        profile=_profile(batch, num_features),
+        engine_options=BuildOptions(flavor=engine.flavor, profiles=engine.profiles),
         duration_s=duration,
         force=force,
     )
@@ -231,10 +224,6 @@ def _source(given: SourceFlags) -> "Source":
         batch_norm=given.batch_norm,
         seed=given.seed or 0,
     )
-
-
-def _profile(batch: str, num_features: str) -> Profile:
-    return Profile(batch=AxisRange.parse(batch), num_features=AxisRange.parse(num_features))
 
 
 def _render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: bool) -> None:

@@ -3,13 +3,14 @@
 import logging
 from pathlib import Path
 
-from netvlad_deploy.artifact import make_folder, sidecar_path, write_text
+from netvlad_deploy.artifact import sidecar_path
+from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.files import make_folder, write_text
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.serialize import to_json
-from netvlad_deploy.runtime.trt_api import check_flavor
-from netvlad_deploy.spec import GraphOptions, Profile, Verdict
+from netvlad_deploy.spec import GraphOptions, Verdict
 from netvlad_deploy.workflow import (
     REPORT_JSON,
     REPORT_PAGE,
@@ -30,8 +31,7 @@ def deploy(
     folder: Path,
     options: GraphOptions,
     *,
-    flavor: str,
-    profile: Profile,
+    engine_options: BuildOptions,
     duration_s: float = 3.0,
     force: bool = False,
 ) -> Deployment:
@@ -39,7 +39,7 @@ def deploy(
 
     What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
     """
-    check_flavor(flavor)
+    flavor = engine_options.flavor
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
     onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
     make_folder(folder, (onnx_path, engine_path, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
@@ -52,7 +52,7 @@ def deploy(
     engine = None
     LOG.info("build %s with %s", engine_path, flavor)
     try:
-        engine = build(onnx_path, engine_path, flavor=flavor, profile=profile, force=force)
+        engine = build(onnx_path, engine_path, engine_options, force=force)
     except UNAVAILABLE as error:
         for leftover in (engine_path, sidecar_path(engine_path)):  # of an earlier deployment, with --force
             leftover.unlink(missing_ok=True)
@@ -63,6 +63,7 @@ def deploy(
         parity.append(validate(engine_path))
         steps.append(_parity_step("parity of the engine", parity[1]))
         candidates.append(Candidate(path=engine_path))
+    profile = engine_options.profiles[0]
     lengths = {"batch": profile.batch.min, "num_features": profile.num_features.opt}
     latency = bench(candidates, **lengths, duration_s=duration_s)
     steps += [

@@ -9,13 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from netvlad_deploy.spec import Profile
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec import AxisRange, Profile
 
-Flavor = Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")]
-BatchRange = Annotated[str, typer.Option("--batch", metavar="MIN:OPT:MAX", help="Batch sizes of the profile.")]
-FeatureRange = Annotated[
-    str, typer.Option("--num-features", metavar="MIN:OPT:MAX", help="Features per image of the profile.")
-]
 Backend = Annotated[
     str | None, typer.Option(help="onnxruntime, strict, tensorrt, torch or oracle.  [default: the file's own]")
 ]
@@ -26,10 +22,6 @@ AllowNotRun = Annotated[
     bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
 ]
 Duration = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds to measure each candidate.")]
-
-DEFAULT_PROFILE = Profile()
-DEFAULT_BATCH = str(DEFAULT_PROFILE.batch)
-DEFAULT_NUM_FEATURES = str(DEFAULT_PROFILE.num_features)
 
 
 @dataclass(frozen=True)
@@ -72,6 +64,37 @@ class GraphFlags:
     masked: Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")] = False
     probe: Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")] = False
     opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")] = 18
+
+
+@dataclass(frozen=True)
+class EngineFlags:
+    """Which TensorRT builds the engine, and for which shapes."""
+
+    flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")] = "tensorrt"
+    batch: Annotated[
+        str | None, typer.Option(metavar="MIN:OPT:MAX", help=f"Batch sizes.  [default: {Profile().batch}]")
+    ] = None
+    num_features: Annotated[
+        str | None,
+        typer.Option(metavar="MIN:OPT:MAX", help=f"Features per image.  [default: {Profile().num_features}]"),
+    ] = None
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BxN,BxN,BxN", help="Smallest, usual and largest shape; repeat for several profiles."),
+    ] = None
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Return the optimization profiles.
+
+        Raises: UsageError if they are given in two ways.
+        """
+        if not self.profile:
+            batch, num_features = self.batch or str(Profile().batch), self.num_features or str(Profile().num_features)
+            return (Profile(batch=AxisRange.parse(batch), num_features=AxisRange.parse(num_features)),)
+        if self.batch or self.num_features:
+            raise UsageError("--profile says both axes: leave --batch and --num-features out")
+        return tuple(Profile.parse(text) for text in self.profile)
 
 
 def flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.arrays import Array, Arrays
+from netvlad_deploy.build_options import fitting_profile
 from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec, Profile
 
@@ -38,7 +39,7 @@ class Runner(ABC):
         outputs: tuple[str, ...],
         optional_inputs: tuple[str, ...] = (),
         dtype: npt.DTypeLike = np.float32,
-        profile: Profile | None = None,
+        profiles: tuple[Profile, ...] = (),
         precision: str = "fp32",
         feature_range: FeatureRange | None = None,
     ) -> None:
@@ -48,7 +49,7 @@ class Runner(ABC):
         self.optional_inputs = optional_inputs
         self.outputs = outputs
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.profile = profile
+        self.profiles = profiles
         self.precision = precision
         self.range = feature_range
         self._open = True
@@ -86,13 +87,8 @@ class Runner(ABC):
             raise InputError(f"{self.name} takes {', '.join(self.inputs)}, got {', '.join(feeds) or 'nothing'}{hint}")
         features = feeds[FEATURES]
         check_features(features, self.spec.feature_size, dtype=self.dtype)
-        if self.profile is not None:
-            for axis, length, bounds in (
-                ("batch", features.shape[0], self.profile.batch),
-                ("num_features", features.shape[1], self.profile.num_features),
-            ):
-                if not bounds.min <= length <= bounds.max:
-                    raise InputError(f"{axis} is {length}, outside the profile {bounds}: rebuild with a wider range")
+        if self.profiles:
+            fitting_profile(self.profiles, features.shape[0], features.shape[1])
         if MASK in feeds:
             check_mask(feeds[MASK], features)
         return {name: np.ascontiguousarray(array) for name, array in feeds.items()}

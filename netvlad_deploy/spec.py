@@ -207,6 +207,9 @@ class AxisRange:
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
 
+    def __contains__(self, length: int) -> bool:
+        return self.min <= length <= self.max
+
     @classmethod
     def parse(cls, text: str) -> "AxisRange":
         """Read `MIN:OPT:MAX`, or one number for a fixed length.
@@ -229,3 +232,34 @@ class Profile:
 
     def __str__(self) -> str:
         return f"batch {self.batch}, num_features {self.num_features}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Profile":
+        """Read `BxN,BxN,BxN`, the smallest, usual and largest shape, or one shape: `1x1,8x300,64x4096`.
+
+        Raises: UsageError if the text has another form or the ranges are none.
+        """
+        if not re.fullmatch(r"\d+x\d+(,\d+x\d+,\d+x\d+)?", text):
+            raise UsageError(f"profile {text!r} is not BxN,BxN,BxN or one shape, for example 1x1,8x300,64x4096")
+        batches, lengths = zip(*(shape.split("x") for shape in text.split(",")), strict=True)
+        return cls(batch=AxisRange.parse(":".join(batches)), num_features=AxisRange.parse(":".join(lengths)))
+
+    @property
+    def text(self) -> str:
+        """Return the profile as `parse` reads it."""
+        return ",".join(f"{batch}x{length}" for batch, length in self.shapes)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Return the smallest, usual and largest shape (batch, num_features)."""
+        bounds = ("min", "opt", "max")
+        return tuple((getattr(self.batch, bound), getattr(self.num_features, bound)) for bound in bounds)
+
+    @property
+    def largest(self) -> int:
+        """Return how many local descriptors the largest shape holds, which activation memory follows."""
+        return self.batch.max * self.num_features.max
+
+    def holds(self, batch: int, num_features: int) -> bool:
+        """Return whether a shape is within the ranges."""
+        return batch in self.batch and num_features in self.num_features

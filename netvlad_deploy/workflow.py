@@ -16,18 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from netvlad_deploy.arrays import npz_content
-from netvlad_deploy.artifact import (
-    EngineArtifact,
-    FileReference,
-    OnnxArtifact,
-    check_file,
-    load_artifact,
-    make_folder,
-    sha256_file,
-    stage_files,
-    write_text,
-)
+from netvlad_deploy.artifact import EngineArtifact, FileReference, OnnxArtifact, check_file, load_artifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
+from netvlad_deploy.files import make_folder, sha256_file, stage_files, write_text
 from netvlad_deploy.measurement.candidate import (
     Candidate,
     check_lineage,
@@ -47,7 +39,7 @@ from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
-from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec, Profile
+from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.netvlad import NetVLAD
@@ -113,13 +105,11 @@ def export(source: Source, target: Path, options: GraphOptions, *, force: bool =
     return export_onnx(module, target, options, origin=origin, parent=parent, force=force)
 
 
-def build(
-    source: Path, target: Path, *, flavor: str, profile: Profile, tf32: bool = False, force: bool = False
-) -> EngineArtifact:
+def build(source: Path, target: Path, options: BuildOptions, *, force: bool = False) -> EngineArtifact:
     """Build an engine from an ONNX artifact."""
     from netvlad_deploy.export.engine import build_engine
 
-    return build_engine(source, target, flavor=flavor, profile=profile, tf32=tf32, force=force)
+    return build_engine(source, target, options, force=force)
 
 
 def validate(
@@ -147,7 +137,8 @@ def validate(
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if isinstance(artifact, EngineArtifact):
         _check_parent(artifact, against)
-    banks = [near_ties(parameters, shapes=getattr(artifact, "profile", None)), *_own_bank(bank, queries)]
+    shapes = artifact.profiles[0] if isinstance(artifact, EngineArtifact) else None
+    banks = [near_ties(parameters, shapes=shapes), *_own_bank(bank, queries)]
     candidate = Candidate(path=path, backend=backend or parity_backend(artifact))
     try:
         with candidate.open() as runner:

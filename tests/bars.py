@@ -17,15 +17,17 @@ import onnx
 import torch
 
 from netvlad_deploy import workflow
-from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact, stage_files
+from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.files import stage_files
 from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.cases import ghosts_win, unit_rows
 from netvlad_deploy.measurement.latency import measure
 from netvlad_deploy.measurement.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, Profile
 from tests import half_bars
 from tests.bar import MIB, Bar, fastest
 from tests.modules import RANGE, features, make_module
@@ -38,7 +40,7 @@ SPEED_SHAPES = ((1, 1200, 512, 64), (8, 300, 1024, 256), (32, 100, 512, 64))
 TORCH_BAR, GEMM_BAR = 1.6, 1.7
 GEMM_BARS = {(1, 1200, 512, 64): GEMM_BAR, (1, 4096, 1024, 64): 1.3}
 RTX_VERSION = "1.7.1"
-WIDE = Profile(batch=AxisRange.parse("1:8:64"), num_features=AxisRange.parse("1:300:4096"))
+WIDE = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile.parse("1x1,8x300,64x4096"),))
 
 
 def accuracy(folder: Path) -> Iterator[Bar]:
@@ -181,7 +183,7 @@ def engine(folder: Path) -> Iterator[Bar]:
     artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", force=True)
     nodes = len(onnx.load(artifact.path).graph.node)
     yield Bar("nodes of the graph, K=64, G=8, no mask: at most 28", str(nodes), nodes <= 28)
-    built = build_engine(artifact, folder / "m.engine", flavor="tensorrt-rtx", profile=WIDE, force=True)
+    built = build_engine(artifact, folder / "m.engine", WIDE, force=True)
     version = built.versions["tensorrt-rtx"]
     assert version.startswith(RTX_VERSION), f"the figures are of TensorRT-RTX {RTX_VERSION}, installed is {version}"
     mebibytes = (built.figures.activation_bytes or 0) / MIB

@@ -12,12 +12,14 @@ import onnx
 
 from netvlad_deploy import workflow
 from netvlad_deploy.arrays import Array, Arrays, Float32, Float64, npz_content
-from netvlad_deploy.artifact import OnnxArtifact, stage_artifact, stage_files
+from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import fold
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.files import stage_files
 from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.measurement.parity import COSINE_NORM, cosines
 from netvlad_deploy.models.checkpoints import load_checkpoint
@@ -26,7 +28,7 @@ from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import embed_array
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, GraphOptions, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions, Profile
 from tests.bar import MIB, Bar, fastest
 from tests.heads import adapt_soccernet, sharp_head, trying_features
 from tests.modules import features, make_module
@@ -51,7 +53,7 @@ HEAVY_TAILED, QUANTILE = ("gaussian", "gaussian x 100"), 0.99
 which FP16 says in steps of 0.5: a limit for the worst image holds for some draws of the features and not for others."""
 
 LARGE = 6.5e4
-WIDE_PROFILE = Profile(batch=AxisRange.parse("1:8:64"), num_features=AxisRange.parse("1:300:4096"))
+WIDE_PROFILE = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile.parse("1x1,8x300,64x4096"),))
 
 
 def strict_accuracy(folder: Path) -> Iterator[Bar]:
@@ -184,7 +186,7 @@ def half_engine(folder: Path) -> Iterator[Bar]:
     artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", HALF, force=True)
     nodes = len(onnx.load(artifact.path).graph.node)
     yield Bar("FP16 nodes of the graph, K=64, G=8, no mask: at most 44", str(nodes), nodes <= 44)
-    built = build_engine(artifact, folder / "m.engine", flavor="tensorrt-rtx", profile=WIDE_PROFILE, force=True)
+    built = build_engine(artifact, folder / "m.engine", WIDE_PROFILE, force=True)
     figures = built.figures
     mebibytes = (figures.activation_bytes or 0) / MIB
     yield Bar("FP16 TensorRT-RTX activations: at most 116 MiB", f"{mebibytes:.2f} MiB", 0 < mebibytes <= 116)

@@ -17,10 +17,10 @@ from netvlad_deploy.artifact import (
     load_artifact,
     sidecar_path,
     stage_artifact,
-    stage_files,
-    write_text,
 )
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.files import stage_files, write_text
 from netvlad_deploy.spec import NetVLADSpec, Profile
 from tests.modules import RANGE
 
@@ -62,9 +62,9 @@ def engine_artifact(path: Path) -> EngineArtifact:
         parent=FileReference(name="m.onnx", sha256="1" * 64),
         reference=REFERENCE,
         preprocessing="none",
-        flavor="tensorrt-rtx",
-        profile=Profile(),
-        tf32=False,
+        options=BuildOptions(flavor="tensorrt-rtx", profiles=(Profile(),)),
+        flags=(),
+        gpu=None,
         targets=("SM89",),
         figures=BuildFigures(build_ms=1.5, activation_bytes=None, weight_bytes=7, kernels=(kernel,)),
     )
@@ -84,26 +84,33 @@ def test_round_trip(tmp_path: Path, make: Callable[[Path], OnnxArtifact]) -> Non
     assert load_artifact(tmp_path / "m") == written
 
 
-def test_one_changed_byte_is_refused_wherever_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    write(onnx_artifact(path))
+@pytest.mark.parametrize("make", [onnx_artifact, engine_artifact])
+def test_one_changed_byte_is_refused_wherever_it_is(tmp_path: Path, make: Callable[[Path], OnnxArtifact]) -> None:
+    path = tmp_path / "m"
+    write(make(path))
     for file in (path, sidecar_path(path)):
         good = file.read_bytes()
         for position in range(len(good)):
             file.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-            if file == path or json_differs(good, file.read_bytes()):
-                with pytest.raises(ArtifactError):
-                    load_artifact(path)
+            with pytest.raises(ArtifactError):
+                load_artifact(path)
         file.write_bytes(good)
     load_artifact(path)
 
 
-def json_differs(before: bytes, after: bytes) -> bool:
-    """Return whether two sidecars say different things: one blank for another would not."""
-    try:
-        return bool(json.loads(before) != json.loads(after))
-    except ValueError:
-        return True
+def test_a_damaged_engine_names_the_command_that_builds_it_again(tmp_path: Path) -> None:
+    write(engine_artifact(tmp_path / "m.engine"))
+    (tmp_path / "m.engine").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match=r"netvlad-deploy build .*m.onnx -o .*m.engine --flavor .* --force"):
+        load_artifact(tmp_path / "m.engine")
+
+
+def test_an_expected_hash_is_compared(tmp_path: Path) -> None:
+    write(onnx_artifact(tmp_path / "m.onnx"))
+    artifact = load_artifact(tmp_path / "m.onnx")
+    assert load_artifact(tmp_path / "m.onnx", expect_sha256=artifact.sha256.upper()) == artifact
+    with pytest.raises(ArtifactError, match="another file, do not use it"):
+        load_artifact(tmp_path / "m.onnx", expect_sha256="0" * 64)
 
 
 def test_a_swapped_sibling_is_refused(tmp_path: Path) -> None:
@@ -132,7 +139,7 @@ def test_a_sidecar_of_another_version_is_refused(tmp_path: Path, change: dict[st
     record = json.loads(sidecar_path(tmp_path / "m.onnx").read_text()) | change
     del record["sidecar_sha256"]
     record["sidecar_sha256"] = artifacts._record_hash(record)
-    sidecar_path(tmp_path / "m.onnx").write_text(json.dumps(record))
+    sidecar_path(tmp_path / "m.onnx").write_text(artifacts._canonical_text(record))
     with pytest.raises(ArtifactError, match=r"another version|has schema"):
         load_artifact(tmp_path / "m.onnx")
 

@@ -23,7 +23,7 @@ class TestEngine:
         outcome = command("build", "best.onnx", "--flavor", "tensorrt-rtx", "--num-features", "1:10:20", "--json")
         record = json.loads(outcome.out)
         assert record["schema"] == "netvlad-deploy/build/1"
-        assert record["profile"]["num_features"] == {"min": 1, "opt": 10, "max": 20}
+        assert record["options"]["profiles"][0]["num_features"] == {"min": 1, "opt": 10, "max": 20}
         assert record["figures"]["activation_bytes"] > 0
 
     def test_an_engine_where_no_gpu_is_did_not_run(self, command: Command, checkpoint: Path) -> None:

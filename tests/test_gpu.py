@@ -6,6 +6,7 @@ import pytest
 
 from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.require import installed_version
 from netvlad_deploy.runtime.trt_api import MODULES
 from netvlad_deploy.spec import Profile, Verdict
@@ -17,5 +18,5 @@ pytestmark = [pytest.mark.gpu, pytest.mark.export]
 def test_an_engine_is_built_and_equals_the_oracle(flavor: str, exported: OnnxArtifact, tmp_path: Path) -> None:
     if installed_version(flavor) is None:
         pytest.skip(f"{flavor} is not installed")
-    engine = workflow.build(exported.path, tmp_path / "m.engine", flavor=flavor, profile=Profile())
+    engine = workflow.build(exported.path, tmp_path / "m.engine", BuildOptions(flavor=flavor, profiles=(Profile(),)))
     assert workflow.validate(engine.path).verdict is Verdict.PASS

@@ -8,6 +8,7 @@ import torch
 
 from netvlad_deploy import workflow
 from netvlad_deploy.arrays import Array
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
@@ -49,9 +50,8 @@ def test_the_trained_head_is_within_the_bar_at_its_own_scale(trained: Path, tmp_
 
 @pytest.mark.rtx
 def test_the_trained_head_builds(trained: Path) -> None:
-    artifact = workflow.build(
-        trained, trained.with_suffix(".engine"), flavor="tensorrt-rtx", profile=Profile(batch=AxisRange.parse("1"))
-    )
+    options = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile(batch=AxisRange.parse("1")),))
+    artifact = workflow.build(trained, trained.with_suffix(".engine"), options)
     assert artifact.origin == "head.pth"
     assert artifact.figures.weight_bytes
     assert artifact.figures.weight_bytes >= 2 * 64 * 512 * 4

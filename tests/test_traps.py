@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import BuildError, ExportError, UsageError
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import FoldedNetVLAD
@@ -292,7 +293,7 @@ def test_trap_j_tf32_is_on_only_where_asked(sound: Plant, tmp_path: Path, monkey
         return build(builder, network, config)
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", watched)
-    build_engine(sound(sharp, SINGLE), tmp_path / "m.engine", flavor=RTX, profile=SMALL, tf32=asked)
+    build_engine(sound(sharp, SINGLE), tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(SMALL,), tf32=asked))
     assert seen == [asked]
 
 
@@ -300,12 +301,14 @@ def test_trap_j_tf32_is_on_only_where_asked(sound: Plant, tmp_path: Path, monkey
 def test_trap_j_tf32_that_stays_on_is_refused(sound: Plant, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(open_tensorrt(RTX).module.IBuilderConfig, "clear_flag", lambda *_: None)
     with pytest.raises(BuildError, match="did not turn TF32 off"):
-        build_engine(sound(sharp, SINGLE), tmp_path / "m.engine", flavor=RTX, profile=SMALL)
+        build_engine(sound(sharp, SINGLE), tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(SMALL,)))
 
 
 def test_trap_j_an_fp16_graph_takes_no_tf32(sound: Plant, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"TF32 is for FP32 graphs, .* is fp16: leave --tf32 out"):
-        workflow.build(sound(sharp, HALF).path, tmp_path / "m.engine", flavor=RTX, profile=SMALL, tf32=True)
+        workflow.build(
+            sound(sharp, HALF).path, tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(SMALL,), tf32=True)
+        )
 
 
 @rtx
@@ -314,7 +317,7 @@ def test_trap_k_features_in_fp32_cost_a_copy_of_them(tmp_path: Path) -> None:
     assert str(USUAL) == "batch 1:8:64, num_features 1:300:4096"
     for options in (HALF, replace(HALF, input_dtype="float32")):
         artifact = export_onnx(module, tmp_path / "m.onnx", options, force=True)
-        engine = build_engine(artifact, tmp_path / "m.engine", flavor=RTX, profile=USUAL, force=True)
+        engine = build_engine(artifact, tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(USUAL,)), force=True)
         found.append(((engine.figures.activation_bytes or 0) / 2**20, artifact.warnings))
     (half, silence), (single, warnings) = found
     assert 0 < half <= 116 < single

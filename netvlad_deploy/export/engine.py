@@ -19,12 +19,12 @@ from netvlad_deploy.artifact import (
     Kernel,
     OnnxArtifact,
     check_file,
-    check_suffix,
     load_artifact,
     stage_artifact,
-    stage_files,
 )
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, BuildError, UsageError
+from netvlad_deploy.files import check_suffix, stage_files
 from netvlad_deploy.runtime.trt_api import LogLine, TensorRT, last_error, open_tensorrt, parse_onnx, stdout_to_stderr
 from netvlad_deploy.spec import FEATURES, MASK, Profile
 
@@ -44,13 +44,11 @@ RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120 and later")
 def build_engine(
     source: OnnxArtifact | Path | str,
     target: Path | str,
+    options: BuildOptions | None = None,
     *,
-    flavor: str = "tensorrt",
-    profile: Profile | None = None,
-    tf32: bool = False,
     force: bool = False,
 ) -> EngineArtifact:
-    """Build `source` for one optimization profile; write the engine and its sidecar.
+    """Build `source`; write the engine and its sidecar.
 
     Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
         TensorRT's own words; ArtifactError if `source` is damaged; UsageError, OutputError for the target.
@@ -59,20 +57,20 @@ def build_engine(
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
-    if tf32 and parent.precision != "fp32":
+    options = options or BuildOptions()
+    if options.tf32 and parent.precision != "fp32":
         raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
     target = check_suffix(Path(target), ".engine")
-    profile = profile or Profile()
-    tensorrt = open_tensorrt(flavor)
+    tensorrt = open_tensorrt(options.flavor)
     with stage_files(force=force) as staging:
         staging.check(target)
-        content, targets, figures = _build(tensorrt, parent, profile, tf32)
+        content, targets, figures = _build(tensorrt, parent, options)
         check_types(figures.kernels, parent.precision)
         reference = replace(parent.reference, name=_relative(parent.reference_path, target))
         artifact = EngineArtifact(
             path=target,
             spec=parent.spec,
-            precision="tf32" if tf32 else parent.precision,
+            precision="tf32" if options.tf32 else parent.precision,
             inputs=parent.inputs,
             outputs=parent.outputs,
             dtypes=parent.dtypes,
@@ -82,10 +80,10 @@ def build_engine(
             parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
             reference=reference,
             preprocessing=parent.preprocessing,
-            versions={**parent.versions, flavor: tensorrt.version},
-            flavor=flavor,
-            profile=profile,
-            tf32=tf32,
+            versions={**parent.versions, options.flavor: tensorrt.version},
+            options=options,
+            flags=(),
+            gpu=None,
             targets=targets,
             figures=figures,
         )
@@ -93,7 +91,7 @@ def build_engine(
 
 
 def _build(
-    tensorrt: TensorRT, parent: OnnxArtifact, profile: Profile, tf32: bool
+    tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions
 ) -> tuple[bytes, tuple[str, ...], BuildFigures]:
     """Return the engine's bytes, the GPU architectures it is for, and the builder's figures."""
     trt = tensorrt.module
@@ -104,13 +102,16 @@ def _build(
         parse_onnx(tensorrt, network, logger, parent.path.read_bytes())
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if tf32:
+        if options.tf32:
             config.set_flag(trt.BuilderFlag.TF32)
         else:
             config.clear_flag(trt.BuilderFlag.TF32)
-        if config.get_flag(trt.BuilderFlag.TF32) != tf32:
-            raise BuildError(f"{tensorrt.flavor} {tensorrt.version} did not turn TF32 {'on' if tf32 else 'off'}")
-        config.add_optimization_profile(_profile(builder, parent, profile))
+        if config.get_flag(trt.BuilderFlag.TF32) != options.tf32:
+            raise BuildError(
+                f"{tensorrt.flavor} {tensorrt.version} did not turn TF32 {'on' if options.tf32 else 'off'}"
+            )
+        for profile in options.profiles:
+            config.add_optimization_profile(_profile(builder, parent, profile))
         started = time.perf_counter()
         engine = builder.build_serialized_network(network, config)
         build_ms = (time.perf_counter() - started) * 1e3
@@ -123,11 +124,10 @@ def _build(
 
 def _profile(builder: Any, parent: OnnxArtifact, profile: Profile) -> Any:
     """Return TensorRT's optimization profile for the dynamic axes of every input."""
-    lengths = [(getattr(profile.batch, bound), getattr(profile.num_features, bound)) for bound in ("min", "opt", "max")]
     optimization_profile = builder.create_optimization_profile()
     tails = {FEATURES: (parent.spec.feature_size,), MASK: ()}
     for name in parent.inputs:
-        optimization_profile.set_shape(name, *((*length, *tails[name]) for length in lengths))
+        optimization_profile.set_shape(name, *((*shape, *tails[name]) for shape in profile.shapes))
     return optimization_profile
 
 

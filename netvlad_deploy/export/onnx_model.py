@@ -20,17 +20,11 @@ from typing import Any
 import torch
 
 from netvlad_deploy.arrays import Array
-from netvlad_deploy.artifact import (
-    FileReference,
-    OnnxArtifact,
-    check_suffix,
-    reference_path,
-    stage_artifact,
-    stage_files,
-)
+from netvlad_deploy.artifact import FileReference, OnnxArtifact, reference_path, stage_artifact
 from netvlad_deploy.errors import ExportError, UsageError
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
+from netvlad_deploy.files import check_suffix, stage_files
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import reference_content
 from netvlad_deploy.require import installed_version, require

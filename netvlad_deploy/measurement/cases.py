@@ -44,6 +44,18 @@ class Case:
         return {FEATURES: features, MASK: mask}
 
 
+def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bool = False) -> Iterator[Case]:
+    """Yield the cases of `validate` for a runner: in each of its optimization profiles, where it has several."""
+    largest = runner.largest_feature
+    if len(runner.profiles) < 2:
+        shapes = runner.profiles[0] if runner.profiles else None
+        yield from default_cases(parameters, shapes=shapes, masked=masked, largest=largest)
+        return
+    for profile in runner.profiles:
+        for case in default_cases(parameters, shapes=profile, masked=masked, largest=largest):
+            yield replace(case, name=f"{case.name} in {profile.text}")
+
+
 def default_cases(
     parameters: ReferenceParameters,
     *,

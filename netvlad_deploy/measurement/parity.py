@@ -13,7 +13,7 @@ import numpy as np
 
 from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.errors import ParityError
-from netvlad_deploy.measurement.cases import Case, default_cases
+from netvlad_deploy.measurement.cases import Case, profile_cases
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.localise import Departure, cluster_errors, localise, stored_rounding
 from netvlad_deploy.measurement.retrieval import Bank, RetrievalParity, compare_retrieval
@@ -110,7 +110,7 @@ def compare(
     if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
         raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
     if cases is None:
-        cases = default_cases(parameters, shapes=candidate.profile, masked=masked, largest=candidate.largest_feature)
+        cases = profile_cases(parameters, candidate, masked=masked)
     results, failed = [], None
     with OracleRunner(parameters) as oracle:
         for given in cases:

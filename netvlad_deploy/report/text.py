@@ -45,8 +45,8 @@ def artifact_lines(artifact: Artifact) -> list[str]:
         figures = artifact.figures
         lines += [
             f"  {artifact.flavor} {artifact.versions[artifact.flavor]} for {', '.join(artifact.targets)}, "
-            f"TF32 {'on' if artifact.tf32 else 'off'}",
-            f"  profile: {artifact.profile}",
+            f"flags {', '.join(artifact.flags) or 'none'}",
+            *(f"  profile: {profile}" for profile in artifact.profiles),
             f"  built in {figures.build_ms:.0f} ms: {len(figures.kernels)} kernels, activations "
             f"{mebibytes(figures.activation_bytes)}, weights {mebibytes(figures.weight_bytes)}",
         ]

@@ -39,7 +39,7 @@ def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
     """
     features = _readable(features, runner)
     parts, warned = [], False
-    batch = _batch(runner, batch)
+    batch = _largest_batch(runner, batch, features.shape[1])
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
         check_finite(part, first_item=start, largest=runner.largest_feature)
@@ -67,12 +67,13 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
             raise InputError(f"sequence {name}: {error}") from error
     longest = max(sequences, key=lambda name: float(_norms(sequences[name]).max()))
     _warn_of_coarse_logits(runner, sequences[longest][None], longest)
-    shortest = runner.profile.num_features.min if runner.profile else 1
-    by_length = sorted(sequences, key=lambda name: len(sequences[name]))
+    by_length = sorted(sequences, key=lambda name: len(sequences[name]), reverse=True)
     results: Arrays = {}
-    batch = _batch(runner, batch)
-    for start in range(0, len(by_length), batch):
-        names = by_length[start : start + batch]
+    while by_length:
+        length = len(sequences[by_length[0]])
+        names = by_length[: _largest_batch(runner, batch, length)]
+        del by_length[: len(names)]
+        shortest = _padded_shape(runner, len(names), length, masked=True)[1]
         padded, mask = pad([sequences[name] for name in names], shortest=shortest)
         results.update(zip(names, _run(runner, padded, mask, names), strict=True))
     return {name: results[name] for name in sequences}
@@ -120,14 +121,26 @@ def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
     return padded, np.arange(longest) < lengths[:, None]
 
 
-def _batch(runner: Runner, asked: int) -> int:
-    """Return how many items to run at once: what was asked, within the profile."""
-    return min(asked, runner.profile.batch.max) if runner.profile else asked
+def _largest_batch(runner: Runner, asked: int, num_features: int) -> int:
+    """Return how many items of this length to run at once: what was asked, within a profile that takes the length."""
+    fitting = [profile.batch.max for profile in runner.profiles if num_features <= profile.num_features.max]
+    return min(asked, max(fitting, default=asked))
+
+
+def _padded_shape(runner: Runner, batch: int, num_features: int, *, masked: bool) -> tuple[int, int]:
+    """Return the smallest shape some profile takes that holds this one; only a mask lets `num_features` grow."""
+    shapes = [
+        (max(batch, profile.batch.min), max(num_features, profile.num_features.min))
+        for profile in runner.profiles
+        if batch <= profile.batch.max and num_features <= profile.num_features.max
+    ]
+    allowed = [shape for shape in shapes if masked or shape[1] == num_features]
+    return min(allowed, key=lambda shape: shape[0] * shape[1], default=(batch, num_features))
 
 
 def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> Array:
-    """Return one descriptor for each name; where the profile wants more items, the last one is repeated."""
-    short = runner.profile.batch.min - len(names) if runner.profile else 0
+    """Return one descriptor for each name; where every profile wants more items, the last one is repeated."""
+    short = _padded_shape(runner, *features.shape[:2], masked=False)[0] - len(names)
     if short > 0:
         features, mask = (np.concatenate([array, *[array[-1:]] * short]) for array in (features, mask))
     masked = MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all())

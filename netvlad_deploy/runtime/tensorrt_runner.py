@@ -31,7 +31,7 @@ class TensorRTRunner(Runner):
             inputs=artifact.inputs,
             outputs=artifact.outputs,
             dtype=artifact.dtypes[FEATURES],
-            profile=artifact.profile,
+            profiles=artifact.profiles,
             precision=artifact.precision,
             feature_range=artifact.range,
         )
@@ -44,7 +44,7 @@ class TensorRTRunner(Runner):
             if artifact.versions.get(artifact.flavor) != tensorrt.version:
                 raise ArtifactError(
                     f"{artifact.path} was built by {artifact.flavor} {artifact.versions.get(artifact.flavor)}, this is "
-                    f"{tensorrt.version}: netvlad-deploy build {artifact.parent and artifact.parent.name} --force"
+                    f"{tensorrt.version}: {artifact.rebuild_command}"
                 )
             self._logger = tensorrt.logger()
             self._runtime = tensorrt.module.Runtime(self._logger)

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, UsageError
+from netvlad_deploy.build_options import RTX, TENSORRT
+from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError
 from netvlad_deploy.require import require
 
-MODULES: Final = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS: Final = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+MODULES: Final = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
+EXTRAS: Final = {TENSORRT: "tensorrt", RTX: "rtx"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class TensorRT:
     @property
     def builds_without_gpu(self) -> bool:
         """Return whether an engine can be built on a machine without a GPU."""
-        return self.flavor == "tensorrt-rtx"
+        return self.flavor == RTX
 
     def logger(self) -> Any:
         """Return a logger for the builder that keeps every message in its list `lines`."""
@@ -70,18 +71,11 @@ class TensorRT:
             ) from error
 
 
-def check_flavor(flavor: str) -> None:
-    """Raise UsageError unless the flavor is one that exists."""
-    if flavor not in MODULES:
-        raise UsageError(f"flavor {flavor!r} is unknown: choose {' or '.join(MODULES)}")
-
-
 def open_tensorrt(flavor: str) -> TensorRT:
     """Import the flavor that was asked for, and no other.
 
-    Raises: UsageError if the flavor is unknown; MissingDependencyError if it or its libraries are missing.
+    Raises: MissingDependencyError if it or its libraries are missing.
     """
-    check_flavor(flavor)
     try:
         module = require(MODULES[flavor], extra=EXTRAS[flavor])
     except (OSError, RuntimeError) as error:  # the binding is there, its shared libraries are not

@@ -12,7 +12,7 @@ ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
     {"spec", "require"},
-    {"arrays"},
+    {"arrays", "files", "build_options"},
     {"artifact", "oracle", "runner"},
     {"runtime", "models"},
     {"export", "measurement"},

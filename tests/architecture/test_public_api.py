@@ -28,8 +28,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_public_names() -> None:
     assert netvlad_deploy.__all__ == [
-        "Candidate", "GraphOptions", "NetVLAD", "Profile", "Verdict", "build_engine", "compare", "export_onnx",
-        "load_artifact", "load_checkpoint", "load_reference", "measure", "open_runner",
+        "BuildOptions", "Candidate", "GraphOptions", "NetVLAD", "Profile", "Verdict", "build_engine", "compare",
+        "export_onnx", "load_artifact", "load_checkpoint", "load_reference", "measure", "open_runner",
     ]  # fmt: skip
     assert dir(netvlad_deploy) == netvlad_deploy.__all__
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.artifact import load_artifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.export.audit import LARGEST_FEATURE, audit
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import FoldedNetVLAD
@@ -237,7 +238,7 @@ def test_the_sidecar_keeps_range_and_findings(tmp_path: Path) -> None:
 @pytest.mark.rtx
 def test_an_engine_keeps_range_and_findings(tmp_path: Path) -> None:
     artifact = export_onnx(make_module(3, 8), tmp_path / "m.onnx", COARSE)
-    engine = build_engine(artifact, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE)
+    engine = build_engine(artifact, tmp_path / "m.engine", BuildOptions(flavor="tensorrt-rtx", profiles=(PROFILE,)))
     assert load_artifact(engine.path) == engine
     assert len(engine.warnings) == 2
     assert (engine.warnings, engine.range) == (artifact.warnings, artifact.range)

@@ -1,16 +1,19 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact, sha256_file
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.export import engine as engines
 from netvlad_deploy.export.engine import build_engine, read_figures
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.files import sha256_file
 from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import LogLine, TensorRT
 from netvlad_deploy.spec import AxisRange, Profile
@@ -20,6 +23,7 @@ rtx = pytest.mark.rtx
 pytestmark = pytest.mark.export
 
 PROFILE = Profile(batch=AxisRange(min=1, opt=2, max=4), num_features=AxisRange(min=1, opt=10, max=20))
+OPTIONS = BuildOptions(flavor="tensorrt-rtx", profiles=(PROFILE,))
 
 LOG = [
     LogLine(severity="INFO", text="Total Activation Memory: 2048 bytes"),
@@ -53,7 +57,7 @@ def test_a_silent_log_gives_no_figures() -> None:
 @pytest.fixture(scope="module")
 def engine(masked: OnnxArtifact, tmp_path_factory: pytest.TempPathFactory) -> EngineArtifact:
     target = tmp_path_factory.mktemp("engine") / "m.engine"
-    return build_engine(masked, target, flavor="tensorrt-rtx", profile=PROFILE)
+    return build_engine(masked, target, OPTIONS)
 
 
 @rtx
@@ -63,7 +67,7 @@ def test_sidecar_says_what_was_built(engine: EngineArtifact, masked: OnnxArtifac
     assert engine.parent.sha256 == sha256_file(masked.path)
     assert (engine.path.parent / engine.parent.name).resolve() == masked.path.resolve()
     assert engine.reference_path.resolve() == masked.reference_path.resolve()
-    assert (engine.profile, engine.tf32, engine.precision) == (PROFILE, False, "fp32")
+    assert (engine.profiles, engine.options.tf32, engine.precision) == ((PROFILE,), False, "fp32")
     assert engine.inputs == ("features", "mask")
     assert engine.versions["tensorrt-rtx"].startswith("1.")
     assert engine.targets
@@ -80,28 +84,28 @@ def test_every_kernel_computes_in_the_types_of_the_graph(engine: EngineArtifact)
 
 @rtx
 def test_building_again_gives_the_same_bytes(engine: EngineArtifact, masked: OnnxArtifact, tmp_path: Path) -> None:
-    again = build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE)
+    again = build_engine(masked, tmp_path / "m.engine", OPTIONS)
     assert again.sha256 == engine.sha256
 
 
 @rtx
 def test_tf32_is_off_unless_asked_for(masked: OnnxArtifact, tmp_path: Path) -> None:
-    artifact = build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE, tf32=True)
-    assert (artifact.tf32, artifact.precision) == (True, "tf32")
+    artifact = build_engine(masked, tmp_path / "m.engine", replace(OPTIONS, tf32=True))
+    assert (artifact.options.tf32, artifact.precision) == (True, "tf32")
 
 
 @rtx
 def test_an_existing_target_is_kept(engine: EngineArtifact, masked: OnnxArtifact) -> None:
     before = engine.path.read_bytes()
     with pytest.raises(UsageError, match="--force"):
-        build_engine(masked, engine.path, flavor="tensorrt-rtx")
+        build_engine(masked, engine.path, OPTIONS)
     assert engine.path.read_bytes() == before
 
 
 @rtx
 def test_an_engine_is_no_source(engine: EngineArtifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="expected an ONNX file"):
-        build_engine(engine.path, tmp_path / "m.engine", flavor="tensorrt-rtx")
+        build_engine(engine.path, tmp_path / "m.engine", OPTIONS)
 
 
 @rtx
@@ -111,7 +115,7 @@ def test_a_changed_onnx_file_is_not_built(tmp_path: Path) -> None:
     content[-1] ^= 1
     artifact.path.write_bytes(content)
     with pytest.raises(ArtifactError, match="SHA-256"):
-        build_engine(artifact.path, tmp_path / "m.engine", flavor="tensorrt-rtx")
+        build_engine(artifact.path, tmp_path / "m.engine", OPTIONS)
     assert not (tmp_path / "m.engine").exists()
 
 
@@ -126,7 +130,7 @@ def test_what_the_compiler_prints_stays_off_standard_output(
         parse(*arguments)
 
     monkeypatch.setattr(engines, "parse_onnx", noisy)
-    build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx", profile=PROFILE)
+    build_engine(masked, tmp_path / "m.engine", OPTIONS)
     os.write(1, b"{}")
     captured = capfd.readouterr()
     assert json.loads(captured.out) == {}
@@ -141,19 +145,19 @@ def test_a_graph_the_parser_refuses_is_quoted(masked: OnnxArtifact, tmp_path: Pa
     model.graph.node[0].op_type = "NoSuchOperator"
     monkeypatch.setattr(Path, "read_bytes", lambda _: model.SerializeToString())
     with pytest.raises(BuildError, match=r"cannot parse the graph: .*NoSuchOperator"):
-        build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx")
+        build_engine(masked, tmp_path / "m.engine", OPTIONS)
 
 
 @rtx
 def test_no_engine_is_a_build_error(masked: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_profile", lambda builder, *_: builder.create_optimization_profile())
     with pytest.raises(BuildError, match=r"built no engine: .*profile"):
-        build_engine(masked, tmp_path / "m.engine", flavor="tensorrt-rtx")
+        build_engine(masked, tmp_path / "m.engine", OPTIONS)
 
 
 def test_an_unknown_flavor_is_refused(exported: OnnxArtifact, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="choose tensorrt or tensorrt-rtx"):
-        build_engine(exported, tmp_path / "m.engine", flavor="openvino")
+        build_engine(exported, tmp_path / "m.engine", BuildOptions(flavor="openvino"))
 
 
 def test_a_missing_flavor_names_the_pip_line(
@@ -161,7 +165,7 @@ def test_a_missing_flavor_names_the_pip_line(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'netvlad-deploy\[tensorrt\]'"):
-        build_engine(exported, tmp_path / "m.engine", flavor="tensorrt")
+        build_engine(exported, tmp_path / "m.engine", BuildOptions(flavor="tensorrt"))
 
 
 def test_a_builder_without_a_driver_is_an_unavailable_device() -> None:

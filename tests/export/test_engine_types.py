@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.artifact import Kernel
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import BuildError
 from netvlad_deploy.export.engine import build_engine, check_types
 from netvlad_deploy.export.onnx_model import export_onnx
@@ -15,6 +16,7 @@ from tests.modules import make_module
 pytestmark = pytest.mark.export
 
 SMALL = Profile(batch=AxisRange.parse("1:2:4"))
+OPTIONS = BuildOptions(flavor="tensorrt-rtx", profiles=(SMALL,))
 
 
 def kernel(dtype: str, kind: str = "gemm") -> Kernel:
@@ -60,9 +62,11 @@ def test_an_engine_of_other_types_is_not_written(
     tmp_path: Path, clusters: int, options: GraphOptions, precision: str
 ) -> None:
     artifact = export_onnx(make_module(clusters, 32, 2), tmp_path / "m.onnx", options)
-    build_engine(artifact, tmp_path / "right.engine", flavor="tensorrt-rtx", profile=SMALL)
+    build_engine(artifact, tmp_path / "right.engine", OPTIONS)
     with pytest.raises(BuildError, match=f"graph in {precision} has other types in "):
         build_engine(
-            replace(artifact, precision=precision), tmp_path / "wrong.engine", flavor="tensorrt-rtx", profile=SMALL
+            replace(artifact, precision=precision),
+            tmp_path / "wrong.engine",
+            OPTIONS,
         )
     assert not (tmp_path / "wrong.engine").exists()

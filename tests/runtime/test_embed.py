@@ -102,5 +102,18 @@ def test_a_descriptor_that_overflows_is_named(exported: OnnxArtifact) -> None:
 
 def test_a_batch_stays_within_the_profile(exported: OnnxArtifact) -> None:
     with open_runner(exported) as runner:
-        runner.profile = Profile(batch=AxisRange.parse("1:2:2"))
+        runner.profiles = (Profile(batch=AxisRange.parse("1:2:2")),)
         assert embed_array(runner, features(5, 3, 16), batch=32).shape == (5, 96)
+
+
+def test_batches_and_lengths_grow_to_what_some_profile_takes(masked: OnnxArtifact) -> None:
+    sequences = {f"{length}": features(length, 16, seed=length) for length in (1, 2, 7, 8, 9, 30)}
+    with open_runner(masked) as runner:
+        expected = embed_sequences(runner, sequences, batch=32)
+        runner.profiles = tuple(Profile.parse(text) for text in ("3x4,3x8,4x8", "1x20,1x30,1x40"))
+        got = embed_sequences(runner, sequences, batch=32)
+        assert all(np.abs(got[name] - expected[name]).max() < 1e-6 for name in sequences)
+        assert list(got) == list(sequences)
+        assert embed_array(runner, features(2, 5, 16), batch=32).shape == (2, 96)
+        with pytest.raises(InputError, match="num_features is 41, outside every profile"):
+            embed_array(runner, features(1, 41, 16), batch=32)

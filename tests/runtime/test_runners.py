@@ -101,11 +101,11 @@ def test_a_padded_row_that_is_not_finite_is_named(masked: OnnxArtifact, value: f
 
 def test_lengths_outside_the_profile_are_refused(exported: OnnxArtifact) -> None:
     with open_runner(exported) as runner:
-        runner.profile = Profile(batch=AxisRange.parse("1:2:2"), num_features=AxisRange.parse("4:5:6"))
+        runner.profiles = (Profile(batch=AxisRange.parse("1:2:2"), num_features=AxisRange.parse("4:5:6")),)
         runner.run({FEATURES: features(2, 4, 16)})
-        with pytest.raises(InputError, match="batch is 3, outside the profile 1:2:2"):
+        with pytest.raises(InputError, match=r"batch is 3, .* outside the profile \(batch 1:2:2, num_features 4:5:6\)"):
             runner.run({FEATURES: features(3, 4, 16)})
-        with pytest.raises(InputError, match="num_features is 7, outside the profile 4:5:6"):
+        with pytest.raises(InputError, match=r"num_features is 7, outside the profile .*: rebuild with a wider range"):
             runner.run({FEATURES: features(2, 7, 16)})
 
 

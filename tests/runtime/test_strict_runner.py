@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from netvlad_deploy.arrays import Array, Arrays
 from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference, OnnxArtifact
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import RunError, UsageError
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.measurement.candidate import open_runner, parity_backend
@@ -279,9 +280,9 @@ def engine_like(artifact: OnnxArtifact) -> EngineArtifact:
         parent=FileReference(name=artifact.path.name, sha256=artifact.sha256),
         reference=artifact.reference,
         preprocessing="none",
-        flavor="tensorrt",
-        profile=Profile(),
-        tf32=False,
+        options=BuildOptions(flavor="tensorrt", profiles=(Profile(),)),
+        flags=(),
+        gpu=None,
         targets=("SM90",),
         figures=BuildFigures(build_ms=1, activation_bytes=None, weight_bytes=None, kernels=()),
     )

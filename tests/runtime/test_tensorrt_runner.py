@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, MissingDependencyError, RunError
 from netvlad_deploy.runtime import cuda, tensorrt_runner
 from netvlad_deploy.runtime.cuda import Cuda
 from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 from netvlad_deploy.runtime.trt_api import TensorRT
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, NetVLADSpec, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, NetVLADSpec, Profile
 from tests.modules import RANGE, features
 
 SPEC = NetVLADSpec(num_clusters=2, feature_size=3)
@@ -144,9 +145,12 @@ def artifact(tmp_path: Path) -> EngineArtifact:
         reference=FileReference(name="m.reference.npz", sha256=""),
         preprocessing="none",
         versions={"tensorrt": "10.3.0"},
-        flavor="tensorrt",
-        profile=Profile(batch=AxisRange.parse("1:2:4"), num_features=AxisRange.parse("1:5:9")),
-        tf32=False,
+        options=BuildOptions(
+            flavor="tensorrt",
+            profiles=(Profile.parse("1x1,2x5,4x9"),),
+        ),
+        flags=(),
+        gpu=None,
         targets=(),
         figures=BuildFigures(build_ms=1, activation_bytes=None, weight_bytes=None, kernels=()),
     )
@@ -224,7 +228,7 @@ def test_an_engine_of_another_version_is_refused_with_the_rebuild_command(
     runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact
 ) -> None:
     object.__setattr__(artifact, "versions", {"tensorrt": "10.1.0"})
-    with pytest.raises(ArtifactError, match=r"built by tensorrt 10.1.0, this is 10.3.0: netvlad-deploy build m.onnx"):
+    with pytest.raises(ArtifactError, match=r"built by tensorrt 10.1.0, this is 10.3.0: netvlad-deploy build .*m.onnx"):
         TensorRTRunner(artifact)
     assert runtime.streams == 0
 

@@ -1,0 +1,64 @@
+import shlex
+
+import pytest
+
+from netvlad_deploy.build_options import RTX, BuildOptions, fitting_profile
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.spec import AxisRange, Profile
+
+PROFILES = tuple(Profile.parse(text) for text in ("1x1,8x300,64x4096", "1x100,1x300,4x400", "1x1200"))
+
+
+def test_a_profile_reads_what_it_writes() -> None:
+    wide = Profile(batch=AxisRange(min=1, opt=8, max=64), num_features=AxisRange(min=1, opt=300, max=4096))
+    assert PROFILES[0] == wide
+    assert [profile.text for profile in PROFILES] == ["1x1,8x300,64x4096", "1x100,1x300,4x400", "1x1200,1x1200,1x1200"]
+    assert wide.shapes == ((1, 1), (8, 300), (64, 4096))
+
+
+@pytest.mark.parametrize("text", ["", "1", "1x", "1x1,8x300", "1x1,8x300,64x4096,9x9", "2x1,1x1,3x1", "0x1", "-1x1"])
+def test_what_is_no_profile_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Profile.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"), [((1, 1200), 2), ((1, 300), 1), ((4, 400), 1), ((5, 400), 0), ((1, 99), 0), ((64, 4096), 0)]
+)
+def test_the_smallest_profile_that_fits_is_chosen(shape: tuple[int, int], index: int) -> None:
+    assert fitting_profile(PROFILES, *shape) == index
+
+
+def test_a_shape_outside_every_profile_is_refused_with_all_of_them() -> None:
+    with pytest.raises(InputError, match=r"batch is 65, num_features is 1, outside every profile \(batch 1:8:64, .*;"):
+        fitting_profile(PROFILES, 65, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"flavor": "openvino"}, "choose tensorrt or tensorrt-rtx"),
+        ({"profiles": ()}, "needs an optimization profile"),
+        ({"workspace_mib": 0}, "expected at least 1"),
+        ({"optimization_level": 6}, "expected 0 to 5"),
+        ({"flavor": RTX, "hardware_compatible": True}, "--compute-capability instead"),
+        ({"flavor": RTX, "version_compatible": True}, "--compute-capability instead"),
+        ({"compute_capabilities": ("SM89",)}, "builds for the GPU it runs on"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        BuildOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_arguments_say_what_is_not_the_default() -> None:
+    assert BuildOptions().arguments == []
+    rtx = BuildOptions(flavor=RTX, profiles=PROFILES[1:], tf32=True, compute_capabilities=("SM89", "SM120"))
+    assert shlex.join(rtx.arguments) == (
+        "--flavor tensorrt-rtx --profile 1x100,1x300,4x400 --profile 1x1200,1x1200,1x1200 --tf32 "
+        "--compute-capability SM89 --compute-capability SM120"
+    )
+    options = BuildOptions(workspace_mib=512, optimization_level=0, hardware_compatible=True, version_compatible=True)
+    assert shlex.join(options.arguments) == (
+        "--workspace-mib 512 --optimization-level 0 --hardware-compatible --version-compatible"
+    )
