@@ -8,6 +8,7 @@ enter (`check_finite`): a runner that timed it would time NumPy. Padded rows are
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,6 +22,15 @@ from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec, Profi
 
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")
+
+
+@dataclass(frozen=True)
+class EventTimes:
+    """One run by the GPU's own clock: copies to the device, work on it, copies back."""
+
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
 
 
 class Runner(ABC):
@@ -77,8 +87,13 @@ class Runner(ABC):
             raise RunError(f"{self.name} is closed: open it again before running it")
         return self._run(self.check_feeds(feeds))
 
-    def check_feeds(self, feeds: Feeds) -> Arrays:
-        """Return the feeds as contiguous arrays after checking names, rank, width, dtype and padding.
+    def time(self, feeds: Feeds) -> EventTimes | None:
+        """Run once and return the times by the device's own clock, None where there is no such clock."""
+        self.run(feeds)
+        return None
+
+    def check_feeds(self, feeds: Mapping[str, Any]) -> Arrays:
+        """Return the feeds after checking names, rank, width, dtype and padding, those on the host contiguous.
 
         Raises: InputError naming what was got, what was expected and what to do.
         """
@@ -91,7 +106,10 @@ class Runner(ABC):
             fitting_profile(self.profiles, features.shape[0], features.shape[1])
         if MASK in feeds:
             check_mask(feeds[MASK], features)
-        return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        return {
+            name: np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array
+            for name, array in feeds.items()
+        }
 
     def close(self) -> None:
         """Release what the runner holds; closing twice is fine."""
@@ -120,12 +138,14 @@ def check_features(features: Array, feature_size: int, *, dtype: npt.DTypeLike =
         raise InputError(f"features are {features.dtype}, expected {np.dtype(dtype)}: convert with features.astype")
 
 
-def check_mask(mask: Array, features: Array) -> None:
+def check_mask(mask: Any, features: Any) -> None:
     """Raise InputError unless `mask` is a bool (B,N) array and the rows it pads are finite."""
     if mask.dtype != np.bool_ or mask.shape != features.shape[:2]:
         raise InputError(
             f"mask is {mask.dtype} {mask.shape}, expected bool {features.shape[:2]}: True marks valid rows"
         )
+    if not (isinstance(mask, np.ndarray) and isinstance(features, np.ndarray)):
+        return  # on a GPU: whoever put them there must know
     padded = ~mask
     if padded.any():
         finite = np.isfinite(features[padded]).all(axis=-1)

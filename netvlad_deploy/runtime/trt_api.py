@@ -44,6 +44,16 @@ class TensorRT:
         """Return whether an engine can be built on a machine without a GPU."""
         return self.flavor == RTX
 
+    @property
+    def checks_validity(self) -> bool:
+        """Return whether this TensorRT can say if an engine is valid before it is loaded."""
+        return hasattr(self.module.Runtime, "get_engine_validity")
+
+    @property
+    def has_runtime_cache(self) -> bool:
+        """Return whether this TensorRT compiles kernels at run time and can keep them."""
+        return hasattr(self.module, "IRuntimeCache")
+
     def logger(self) -> Any:
         """Return a logger for the builder that keeps every message in its list `lines`."""
         base = self.module.ILogger
@@ -68,6 +78,18 @@ class TensorRT:
         except TypeError as error:  # pybind11 reports the null pointer of a missing driver so
             raise DeviceUnavailableError(
                 f"{self.flavor} {self.version} cannot build here: {last_error(logger) or 'no NVIDIA driver'}"
+            ) from error
+
+    def runtime(self, logger: Any) -> Any:
+        """Return a runtime.
+
+        Raises: DeviceUnavailableError where there is no GPU driver.
+        """
+        try:
+            return self.module.Runtime(logger)
+        except TypeError as error:  # pybind11 reports the null pointer of a missing driver so
+            raise DeviceUnavailableError(
+                f"{self.flavor} {self.version} cannot run here: {last_error(logger) or 'no NVIDIA driver'}"
             ) from error
 
 

@@ -1,265 +1,295 @@
-"""The TensorRT runner on a scripted double of CUDA and TensorRT: order of calls, shapes, failures, clean-up.
+"""The TensorRT runner on doubles of CUDA and of all six TensorRT versions: what it computes, shares and releases.
 
 Nothing here runs on a GPU; `test_gpu.py` does, where there is one.
 """
 
-import ctypes
+import gc
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference
-from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, MissingDependencyError, RunError
-from netvlad_deploy.runtime import cuda, tensorrt_runner
-from netvlad_deploy.runtime.cuda import Cuda
+from netvlad_deploy.errors import DeviceUnavailableError, InputError, RunError, UsageError
 from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
-from netvlad_deploy.runtime.trt_api import TensorRT
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, NetVLADSpec, Profile
-from tests.modules import RANGE, features
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
+from tests.double.arrays import DlpackOnGpu, InterfaceOnGpu, OnGpu
+from tests.double.machine import SPEC, Machine
+from tests.double.runtime import descriptors
 
-SPEC = NetVLADSpec(num_clusters=2, feature_size=3)
-OK, FAILED = SimpleNamespace(name="cudaSuccess"), SimpleNamespace(name="cudaErrorUnknown")
-
-
-class FakeCudaRuntime:
-    """Device memory as host memory, and a log of live allocations; `fail` names the call that fails."""
-
-    cudaError_t = SimpleNamespace(cudaSuccess=OK)  # noqa: N815 - CUDA's own names
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")  # noqa: N815
-
-    def __init__(self) -> None:
-        self.fail = ""
-        self.memory: dict[int, Any] = {}
-        self.streams = 0
-        self.copies: list[str] = []
-
-    def __getattribute__(self, name: str) -> Any:
-        if name.startswith("cuda") and name == object.__getattribute__(self, "fail"):
-            return lambda *_: (FAILED, None)
-        return object.__getattribute__(self, name)
-
-    def cudaGetDeviceCount(self) -> Any:  # noqa: N802 - CUDA's own name
-        return OK, 1
-
-    def cudaStreamCreate(self) -> Any:  # noqa: N802
-        self.streams += 1
-        return OK, 7
-
-    def cudaStreamDestroy(self, _: int) -> Any:  # noqa: N802
-        self.streams -= 1
-        return (OK,)
-
-    def cudaStreamSynchronize(self, _: int) -> Any:  # noqa: N802
-        return (OK,)
-
-    def cudaMalloc(self, size: int) -> Any:  # noqa: N802
-        buffer = ctypes.create_string_buffer(size)
-        self.memory[ctypes.addressof(buffer)] = buffer
-        return OK, ctypes.addressof(buffer)
-
-    def cudaFree(self, address: int) -> Any:  # noqa: N802
-        del self.memory[address]
-        return (OK,)
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, _: int) -> Any:  # noqa: N802
-        ctypes.memmove(to, source, size)
-        self.copies.append(kind)
-        return (OK,)
+SIZE = SPEC.descriptor_size
 
 
-class FakeContext:
-    """Computes descriptor[b, i] = the sum of all features of item b, at the addresses it was given."""
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = ()
-        self.addresses: dict[str, int] = {}
-        self.refuse = ""
-        self.dtype: np.dtype[Any] = np.dtype(np.float32)
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shape = shape
-        return self.refuse != "shape"
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return self.refuse != "address"
-
-    def infer_shapes(self) -> list[str]:
-        return ["mask"] if self.refuse == "infer" else []
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        assert name == DESCRIPTOR
-        return self.shape[0], SPEC.descriptor_size
-
-    def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 7
-        count = int(np.prod(self.shape))
-        source = ctypes.string_at(self.addresses[FEATURES], count * self.dtype.itemsize)
-        sums = np.frombuffer(source, self.dtype).reshape(self.shape).sum(axis=(1, 2), dtype=np.float32)
-        target = np.repeat(sums, SPEC.descriptor_size).astype(self.dtype).tobytes()
-        ctypes.memmove(self.addresses[DESCRIPTOR], target, len(target))
-        return self.refuse != "execute"
+def values(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeCudaRuntime:
-    fake = FakeCudaRuntime()
-    monkeypatch.setattr(cuda, "require", lambda *_, **__: fake)
-    return fake
+def check(runner: TensorRTRunner, x: Any, mask: Any = None) -> None:
+    feeds = {FEATURES: x} if mask is None else {FEATURES: x, MASK: mask}
+    result = runner.run(feeds)[DESCRIPTOR]
+    tolerance = 1e-2 if result.dtype == np.float16 else 1e-4
+    assert result.shape == (len(x), SIZE)
+    assert np.abs(result - descriptors(x, SIZE, mask)).max() < tolerance
 
 
-@pytest.fixture
-def context(monkeypatch: pytest.MonkeyPatch) -> FakeContext:
-    fake = FakeContext()
-    engine = SimpleNamespace(create_execution_context=lambda: fake)
-    module = SimpleNamespace(
-        __version__="10.3.0",
-        ILogger=object,
-        Runtime=lambda _: SimpleNamespace(
-            deserialize_cuda_engine=lambda content: engine if content == b"engine" else None
-        ),
-    )
-    monkeypatch.setattr(tensorrt_runner, "open_tensorrt", lambda flavor: TensorRT(flavor=flavor, module=module))
-    return fake
+def test_shapes_come_and_go_and_everything_is_released(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        for shape in ((1, 3, 3), (4, 9, 3), (2, 2, 3), (4, 9, 3), (1, 3, 3), (1, 3, 3), (1, 3, 3)):
+            check(runner, values(*shape, seed=shape[0]))
+        assert len(machine.cuda.memory) == len(machine.cuda.pinned) == 2
+        assert machine.cuda.copies == ["in", "out"] * 7
+    gc.collect()
+    assert machine.cuda.alive == {}
+    journal = machine.world.journal
+    assert journal.index("cudaGraphExecDestroy" if not machine.world.rtx else "cudaFree") < len(journal)
+    assert journal.index("IExecutionContext.gone") < len(journal) - 1 - journal[::-1].index("cudaStreamDestroy")
+    assert journal.index("IExecutionContext.gone") < journal.index("ICudaEngine.gone")
 
 
-@pytest.fixture
-def artifact(tmp_path: Path) -> EngineArtifact:
-    path = tmp_path / "m.engine"
-    path.write_bytes(b"engine")
-    return EngineArtifact(
-        path=path,
-        spec=SPEC,
-        precision="fp32",
-        inputs=(FEATURES,),
-        outputs=(DESCRIPTOR,),
-        dtypes={FEATURES: "float32", DESCRIPTOR: "float32"},
-        range=RANGE,
-        origin="m.pth",
-        parent=FileReference(name="m.onnx", sha256=""),
-        reference=FileReference(name="m.reference.npz", sha256=""),
-        preprocessing="none",
-        versions={"tensorrt": "10.3.0"},
-        options=BuildOptions(
-            flavor="tensorrt",
-            profiles=(Profile.parse("1x1,2x5,4x9"),),
-        ),
-        flags=(),
-        gpu=None,
-        targets=(),
-        figures=BuildFigures(build_ms=1, activation_bytes=None, weight_bytes=None, kernels=()),
-    )
-
-
-def test_runs_of_changing_shape_reuse_and_grow_buffers(
-    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact
-) -> None:
-    with TensorRTRunner(artifact) as runner:
-        for shape in ((1, 3, 3), (4, 9, 3), (2, 2, 3)):
-            x = features(*shape)
-            result = runner.run({FEATURES: x})[DESCRIPTOR]
-            assert result.shape == (shape[0], 6)
-            assert np.abs(result - x.sum(axis=(1, 2))[:, None]).max() < 1e-4
-        assert len(runtime.memory) == 2
-        assert runtime.copies == ["in", "out"] * 3
-    assert (runtime.memory, runtime.streams) == ({}, 0)
-
-
-def test_an_fp16_engine_takes_and_gives_float16(
-    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact
-) -> None:
-    context.dtype = np.dtype(np.float16)
-    half = replace(artifact, precision="fp16", dtypes={FEATURES: "float16", DESCRIPTOR: "float16"})
-    with TensorRTRunner(half) as runner:
-        assert (runner.precision, runner.half, runner.largest_feature) == ("fp16", True, RANGE.largest)
-        x = features(2, 5, 3).astype(np.float16)
-        result = runner.run({FEATURES: x})[DESCRIPTOR]
-        assert result.dtype == np.float16
-        assert np.abs(result - x.astype(np.float32).sum(axis=(1, 2))[:, None]).max() < 0.01
+def test_masks_and_half_precision(machine: Machine, tmp_path: Path) -> None:
+    mask = np.array([[True, True, False], [False, True, True]])
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine", masked=True)) as runner:
+        check(runner, values(2, 3, 3), mask)
+    with TensorRTRunner(machine.engine(tmp_path / "h.engine", half=True)) as runner:
+        assert (runner.precision, runner.half) == ("fp16", True)
+        check(runner, values(2, 3, 3).astype(np.float16))
+        assert runner.run({FEATURES: values(1, 1, 3).astype(np.float16)})[DESCRIPTOR].dtype == np.float16
         with pytest.raises(InputError, match="features are float32, expected float16"):
-            runner.run({FEATURES: features(2, 5, 3)})
+            runner.run({FEATURES: values(2, 5, 3)})
 
 
-def test_shapes_outside_the_profile_are_refused_before_any_copy(
-    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact
+def test_a_result_is_the_callers_own(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        first = runner.run({FEATURES: values(1, 3, 3)})[DESCRIPTOR]
+        kept = first.copy()
+        runner.run({FEATURES: values(1, 3, 3, seed=1)})
+    assert np.array_equal(first, kept)
+
+
+def test_the_profile_that_fits_is_chosen_and_switched_only_when_it_changes(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        for shape in ((2, 5, 3), (2, 5, 3), (2, 300, 3), (2, 300, 3), (2, 5, 3), (2, 5, 3)):
+            check(runner, values(*shape))
+        with pytest.raises(InputError, match=r"num_features is 50, outside every profile"):
+            runner.run({FEATURES: values(2, 50, 3)})
+    assert machine.world.journal.count("IExecutionContext.set_optimization_profile_async") == 3
+    assert "memory of one profile" in machine.world.journal
+    assert len(machine.cuda.copies) == 12
+    assert machine.cuda.alive == {}
+
+
+def test_what_comes_again_is_captured_the_second_time_and_replayed_after(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        for seed in range(5):
+            check(runner, values(2, 5, 3, seed=seed))
+        executions = machine.world.journal.count("IExecutionContext.execute_async_v3")
+        launches = machine.world.journal.count("cudaGraphLaunch")
+        assert (executions, launches) == ((5, 0) if machine.world.rtx else (2, 4))
+        for seed in range(3):  # more memory: what was captured holds the old address
+            check(runner, values(4, 9, 3, seed=seed))
+            check(runner, values(2, 5, 3, seed=seed))
+    assert machine.cuda.alive == {}
+
+
+def test_graphs_can_be_left_out(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine"), cuda_graphs=False) as runner:
+        for seed in range(4):
+            check(runner, values(2, 5, 3, seed=seed))
+    assert "cudaStreamBeginCapture" not in machine.world.journal
+    assert not machine.world.rtx or "RTX EAGER DISABLED False" in machine.world.journal
+
+
+def test_only_so_many_graphs_are_kept(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        check(runner, values(2, 400, 3))
+        for length in range(100, 150):
+            for seed in range(3):
+                check(runner, values(2, length, 3, seed=seed))
+        assert len(machine.cuda.executables) <= 32
+    assert machine.cuda.alive == {}
+
+
+@pytest.mark.parametrize("kind", [DlpackOnGpu, InterfaceOnGpu])
+@pytest.mark.parametrize("stream", [None, 1])
+def test_what_lies_on_the_gpu_is_read_there(
+    machine: Machine, tmp_path: Path, kind: type[OnGpu], stream: int | None
 ) -> None:
-    with TensorRTRunner(artifact) as runner, pytest.raises(InputError, match="outside the profile"):
-        runner.run({FEATURES: features(5, 3, 3)})
-    assert not runtime.copies
+    x, mask = values(2, 3, 3), np.array([[True, True, False], [False, True, True]])
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine", masked=True)) as runner:
+        for _ in range(3):
+            on_gpu, mask_on_gpu = (kind(machine.cuda, array, stream=stream) for array in (x, mask))
+            result = runner.run({FEATURES: on_gpu, MASK: mask_on_gpu})[DESCRIPTOR]  # type: ignore[dict-item]
+            assert np.abs(result - descriptors(x, SIZE, mask)).max() < 1e-4
+            mixed = runner.run({FEATURES: on_gpu, MASK: mask})[DESCRIPTOR]  # type: ignore[dict-item]
+            assert np.array_equal(result, mixed)
+            on_gpu.free()
+            mask_on_gpu.free()
+    assert machine.cuda.copies == ["out", "in", "out"] * 3
+    assert machine.cuda.alive == {}
+
+
+def test_what_lies_on_another_gpu_or_in_pieces_is_refused(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        x = DlpackOnGpu(machine.cuda, values(2, 3, 3))
+        machine.cuda.elsewhere.add(x.address)
+        with pytest.raises(InputError, match="features is on GPU 1, the engine on GPU 0"):
+            runner.run({FEATURES: x})  # type: ignore[dict-item]
+        machine.cuda.elsewhere.clear()
+        for name, value, message in (
+            ("strides", (9, 1, 3), "make it contiguous"),
+            ("lanes", 2, "fits no input"),
+            ("code", 4, "fits no input"),
+            ("code", 0, "features are int32, expected float32"),
+        ):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(x, name, value)
+                with pytest.raises(InputError, match=message):
+                    runner.run({FEATURES: x})  # type: ignore[dict-item]
+        x.strides = (9, 3, 1)
+        assert runner.run({FEATURES: x})[DESCRIPTOR].shape == (2, SIZE)  # type: ignore[dict-item]
+        x.free()
+        sliced = InterfaceOnGpu(machine.cuda, values(2, 3, 3))
+        sliced.strides = (72, 24, 8)
+        with pytest.raises(InputError, match="make it contiguous"):
+            runner.run({FEATURES: sliced})  # type: ignore[dict-item]
+        sliced.free()
+    assert machine.cuda.alive == {}
+
+
+def test_the_gpus_own_clock_tells_copies_from_work(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine", masked=True)) as runner:
+        times = runner.time({FEATURES: values(2, 3, 3), MASK: np.ones((2, 3), np.bool_)})
+        assert (times.h2d_ms, times.compute_ms, times.d2h_ms) == (3, 2, 2)  # two copies in, work, a copy out
+
+
+def test_sixteen_threads_share_no_buffer(machine: Machine, tmp_path: Path) -> None:
+    barrier = threading.Barrier(16)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for seed in range(8):
+            check(runner, values(1 + (number + seed) % 4, 1 + number % 9, 3, seed=100 * number + seed))
+
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(work, range(16)))
+        contexts = machine.world.journal.count("ICudaEngine.create_execution_context")
+        assert 1 <= contexts <= 16
+        check(runner, values(1, 1, 3))
+        assert machine.world.journal.count("ICudaEngine.create_execution_context") == contexts
+    gc.collect()
+    assert machine.cuda.alive == {}
+
+
+def test_runs_at_once_have_a_lane_each(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        with runner._lane() as first, runner._lane() as second:
+            assert first.stream != second.stream
+        assert len(machine.cuda.streams) == 3
+
+
+def test_closing_while_a_run_is_under_way_lets_it_end(machine: Machine, tmp_path: Path) -> None:
+    cache = {"runtime_cache": tmp_path / "kernels"} if machine.world.rtx else {}
+    runner = TensorRTRunner(machine.engine(tmp_path / "m.engine"), **cache)  # type: ignore[arg-type]
+    with runner._lane() as lane:
+        runner.close()
+        runner.close()
+        assert machine.cuda.alive["streams"] == 1
+        assert not (tmp_path / "kernels").exists()
+        with pytest.raises(RunError, match="is closed: open it again"):
+            runner.run({FEATURES: values(1, 1, 3)})
+        assert lane.run({FEATURES: values(1, 1, 3)})[DESCRIPTOR].shape == (1, SIZE)
+    assert machine.cuda.alive == {}
+    assert (tmp_path / "kernels").exists() == machine.world.rtx
+
+
+def test_a_failed_lane_is_not_lent_again(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        machine.world.failing.add("IExecutionContext.execute_async_v3")
+        with pytest.raises(RunError, match="refused execution"):
+            runner.run({FEATURES: values(1, 3, 3)})
+        machine.world.failing.clear()
+        assert machine.cuda.alive == {}
+        check(runner, values(1, 3, 3))
+        with pytest.raises(InputError):
+            runner.run({FEATURES: values(9, 3, 3)})
+        assert machine.world.journal.count("ICudaEngine.create_execution_context") == 2
+    assert machine.cuda.alive == {}
+
+
+def test_what_failed_first_is_what_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        check(runner, values(1, 3, 3))
+        machine.world.failing |= {"cudaStreamSynchronize", "cudaFree"}
+        with caplog.at_level(logging.WARNING), pytest.raises(RunError, match="cudaStreamSynchronize failed"):
+            runner.run({FEATURES: values(1, 3, 3)})
+        assert "cleaning up: cudaFree failed" in caplog.text
+        machine.world.failing.clear()
+    assert set(machine.cuda.alive) == {"memory"}  # what CUDA refused to release, and nothing else
+
+
+def test_rtx_compiles_eagerly_captures_itself_and_keeps_its_kernels(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact, cache = machine.engine(tmp_path / "m.engine"), tmp_path / "kernels"
+    if not machine.world.rtx:
+        with pytest.raises(UsageError, match="compiles nothing at run time"):
+            TensorRTRunner(artifact, runtime_cache=cache)
+        return
+    for content in (b"kernels+", b"kernels++"):
+        with TensorRTRunner(artifact, runtime_cache=cache) as runner:
+            check(runner, values(1, 3, 3))
+        assert cache.read_bytes() == content
+    assert machine.world.journal.count("RTX EAGER WHOLE_GRAPH_CAPTURE True") == 2
+    cache.write_bytes(b"of another GPU")
+    with caplog.at_level(logging.WARNING), TensorRTRunner(artifact, runtime_cache=cache):
+        assert "is of another GPU, driver or version" in caplog.text
+    machine.world.failing.add("IRuntimeConfig.set_runtime_cache")
+    with pytest.raises(RunError, match="refused the runtime cache"):
+        TensorRTRunner(artifact, runtime_cache=cache)
 
 
 @pytest.mark.parametrize(
-    ("refuse", "message"),
+    ("call", "message"),
     [
-        ("shape", "refused shape"),
-        ("address", "address of features"),
-        ("infer", "without a shape"),
-        ("execute", "execution"),
+        ("IExecutionContext.set_optimization_profile_async", "refused optimization profile 0: no reason given"),
+        ("IExecutionContext.set_input_shape", r"refused shape \(1, 3, 3\) of features"),
+        ("IExecutionContext.set_tensor_address", "refused address of features"),
+        ("IExecutionContext.infer_shapes", "cannot infer shapes: shape inference failed"),
+        ("IExecutionContext.execute_async_v3", "refused execution"),
     ],
 )
-def test_every_refusal_of_the_context_is_a_run_error(
-    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact, refuse: str, message: str
-) -> None:
-    with TensorRTRunner(artifact) as runner:
-        context.refuse = refuse
+def test_every_refusal_of_the_context_is_a_run_error(machine: Machine, tmp_path: Path, call: str, message: str) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        machine.world.failing.add(call)
         with pytest.raises(RunError, match=message):
-            runner.run({FEATURES: features(1, 3, 3)})
-    assert (runtime.memory, runtime.streams) == ({}, 0)
+            runner.run({FEATURES: values(1, 3, 3)})
+    assert machine.cuda.alive == {}
 
 
-@pytest.mark.parametrize("call", ["cudaMalloc", "cudaMemcpyAsync", "cudaStreamSynchronize"])
-def test_every_failing_cuda_call_is_named(
-    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact, call: str
-) -> None:
-    with TensorRTRunner(artifact) as runner:
-        runtime.fail = call
-        with pytest.raises(RunError, match=f"{call} failed: cudaErrorUnknown"):
-            runner.run({FEATURES: features(1, 3, 3)})
-        runtime.fail = ""
-    assert (runtime.memory, runtime.streams) == ({}, 0)
+def test_no_context_is_a_run_error(machine: Machine, tmp_path: Path) -> None:
+    machine.world.failing.add("ICudaEngine.create_execution_context")
+    with pytest.raises(RunError, match="gives no execution context: no reason given"):
+        TensorRTRunner(machine.engine(tmp_path / "m.engine"))
+    assert machine.cuda.alive == {}
 
 
-def test_an_engine_of_another_version_is_refused_with_the_rebuild_command(
-    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact
-) -> None:
-    object.__setattr__(artifact, "versions", {"tensorrt": "10.1.0"})
-    with pytest.raises(ArtifactError, match=r"built by tensorrt 10.1.0, this is 10.3.0: netvlad-deploy build .*m.onnx"):
-        TensorRTRunner(artifact)
-    assert runtime.streams == 0
-
-
-def test_an_engine_that_does_not_load_is_a_run_error(
-    runtime: FakeCudaRuntime, context: FakeContext, artifact: EngineArtifact
-) -> None:
-    artifact.path.write_bytes(b"other")
-    with pytest.raises(RunError, match="cannot be loaded: no reason given"):
-        TensorRTRunner(artifact)
-    assert runtime.streams == 0
-
-
-def test_no_gpu_is_an_unavailable_device(runtime: FakeCudaRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime.fail = "cudaGetDeviceCount"
-    with pytest.raises(DeviceUnavailableError, match="cudaErrorUnknown"):
-        Cuda(extra="rtx")
-    runtime.fail = ""
-    monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (OK, 0))
+def test_no_gpu_is_an_unavailable_device(machine: Machine, tmp_path: Path) -> None:
+    artifact = machine.engine(tmp_path / "m.engine")
+    machine.cuda.count = 0
     with pytest.raises(DeviceUnavailableError, match="found none"):
-        Cuda(extra="rtx")
+        TensorRTRunner(artifact)
+    machine.cuda.count = 1
+    machine.world.failing.add("Runtime")
+    with pytest.raises(DeviceUnavailableError, match=r"cannot run here: no NVIDIA driver"):
+        TensorRTRunner(artifact)
 
 
-def test_a_missing_binding_or_library_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_library(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("libcudart.so not found")
-
-    monkeypatch.setattr(cuda, "require", no_library)
-    with pytest.raises(DeviceUnavailableError, match="libcudart"):
-        Cuda(extra="rtx")
-    monkeypatch.undo()
-    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
-    with pytest.raises(MissingDependencyError, match=r"netvlad-deploy\[rtx\]"):
-        Cuda(extra="rtx")
+def test_the_last_profile_alone_can_be_all_there_is(machine: Machine, tmp_path: Path) -> None:
+    artifact = machine.engine(tmp_path / "m.engine")
+    with pytest.raises(Exception, match="2 profiles, its sidecar says"):
+        TensorRTRunner(replace(artifact, options=replace(artifact.options, profiles=artifact.profiles[:1])))

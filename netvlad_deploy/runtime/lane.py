@@ -1,0 +1,254 @@
+"""What one run needs for itself: an execution context with a stream, buffers, events and CUDA graphs of its own.
+
+Host arrays go through pinned memory that is kept from run to run; arrays on the GPU are read where they lie. Work that
+comes again with the same shapes at the same addresses is captured as a CUDA graph the second time and replayed from
+then on. TensorRT-RTX captures by itself, since it compiles kernels for a shape while it runs.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from netvlad_deploy.arrays import Array, Arrays
+from netvlad_deploy.build_options import fitting_profile
+from netvlad_deploy.errors import InputError, RunError
+from netvlad_deploy.runner import EventTimes
+from netvlad_deploy.runtime.device_array import DeviceArray
+from netvlad_deploy.runtime.engine_loader import LoadedEngine
+from netvlad_deploy.spec import FEATURES
+
+MOST_BINDINGS: Final = 32
+"""Shapes and addresses that are kept with their graphs; the oldest goes first."""
+
+Inputs = Mapping[str, Array | DeviceArray]
+Key = tuple[tuple[str, tuple[int, ...], int], ...]
+
+
+@dataclass
+class _Buffer:
+    """Memory of one tensor on the GPU, and as much pinned memory on the host."""
+
+    address: int
+    host: Array
+
+
+@dataclass
+class _Binding:
+    """Inputs of certain shapes at certain addresses: the shapes of the outputs, and the graph of the second run."""
+
+    outputs: dict[str, tuple[int, ...]]
+    runs: int = 0
+    graph: Any = None
+
+
+class Lane:
+    """Run an engine, one run at a time.
+
+    Args:
+        loaded: the engine; it must outlive the lane.
+        context: an execution context that nobody else uses.
+        cuda_graphs: replay what comes again from a CUDA graph.
+
+    Raises: RunError if CUDA or TensorRT refuses; a lane that raised it must be closed.
+    """
+
+    def __init__(self, loaded: LoadedEngine, context: Any, *, cuda_graphs: bool) -> None:
+        self._loaded, self._context, self._cuda = loaded, context, loaded.cuda
+        self._cuda_graphs = cuda_graphs
+        self._profile: int | None = None
+        self._buffers: dict[str, _Buffer] = {}
+        self._bindings: dict[Key, _Binding] = {}
+        with contextlib.ExitStack() as undo:
+            self._stream = self._cuda.create_stream()
+            undo.callback(self._cuda.destroy_stream, self._stream)
+            self._events = []
+            for _ in range(5):
+                self._events.append(self._cuda.create_event())
+                undo.callback(self._cuda.destroy_event, self._events[-1])
+            self._undo = undo.pop_all()
+
+    @property
+    def stream(self) -> int:
+        """Return the handle of the stream, for a producer of arrays on the GPU to wait for."""
+        return int(self._stream)
+
+    def close(self) -> None:
+        """Release graphs, context, buffers, events and stream, in this order, each even if another one fails."""
+        with self._undo:
+            self._undo.callback(self._free_buffers)
+            self._undo.callback(self._drop_context)
+            self._undo.callback(self._drop_bindings)
+
+    def run(self, inputs: Inputs) -> Arrays:
+        """Return a fresh array for each output."""
+        return {name: self._host(name, shape).copy() for name, shape in self._queue(inputs).items()}
+
+    def time(self, inputs: Inputs) -> EventTimes:
+        """Run once and return the GPU's own times of the copies and the work."""
+        self._queue(inputs, timed=True)
+        return EventTimes(*(self._cuda.elapsed_ms(*self._events[index : index + 2]) for index in range(3)))
+
+    def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
+        """Copy in, compute, copy out, wait; return the shapes of the outputs, which lie in pinned memory then."""
+        cuda, stream = self._cuda, self._stream
+        self._select_profile(*inputs[FEATURES].shape[:2])
+        self._await(inputs)
+        binding = self._bind(inputs)
+        self._mark(0, timed)
+        for name, value in inputs.items():
+            if not isinstance(value, DeviceArray):
+                cuda.copy_to_device(self._buffers[name].address, self._host(name, value.shape), stream)
+        self._mark(1, timed)
+        self._execute(binding)
+        self._mark(2, timed)
+        for name, shape in binding.outputs.items():
+            cuda.copy_to_host(self._host(name, shape), self._buffers[name].address, stream)
+        self._mark(3, timed)
+        cuda.synchronize(stream)
+        return binding.outputs
+
+    def _select_profile(self, batch: int, num_features: int) -> None:
+        """Switch to the profile for this shape. Graphs go: they hold the addresses of the other profile's memory."""
+        profile = fitting_profile(self._loaded.artifact.profiles, batch, num_features)
+        if profile == self._profile:
+            return
+        self._drop_bindings()
+        if not self._context.set_optimization_profile_async(profile, self.stream):
+            self._fail(f"optimization profile {profile}")
+        self._cuda.synchronize(self._stream)
+        self._profile = profile
+
+    def _await(self, inputs: Inputs) -> None:
+        """Let the stream wait for the producers of arrays on the GPU, which must be the engine's own."""
+        for name, value in inputs.items():
+            if not isinstance(value, DeviceArray):
+                continue
+            where, own = self._cuda.device_of(value.address), self._cuda.device()
+            if where != own:
+                raise InputError(f"{name} is on GPU {where}, the engine on GPU {own}: move one of them")
+            if value.stream is not None:
+                self._cuda.record(self._events[4], value.stream)
+                self._cuda.wait(self._events[4], self._stream)
+
+    def _bind(self, inputs: Inputs) -> _Binding:
+        """Copy host arrays to pinned memory, and tell the context shapes and addresses unless a graph knows them."""
+        for name, value in inputs.items():
+            if not isinstance(value, DeviceArray):
+                self._reserve(name, self._size_bytes(name, value.shape))
+                np.copyto(self._host(name, value.shape), value)
+        addresses = {
+            name: value.address if isinstance(value, DeviceArray) else self._buffers[name].address
+            for name, value in inputs.items()
+        }
+        key = tuple((name, tuple(value.shape), addresses[name]) for name, value in inputs.items())
+        binding = self._bindings.get(key)
+        if binding is not None and binding.graph is not None:
+            return binding
+        for name, value in inputs.items():
+            if not self._context.set_input_shape(name, tuple(value.shape)):
+                self._fail(f"shape {tuple(value.shape)} of {name}")
+            if not self._context.set_tensor_address(name, addresses[name]):
+                self._fail(f"address of {name}")
+        outputs = self._bind_outputs()
+        if key not in self._bindings:  # asked again: a buffer that grew has dropped them all
+            while len(self._bindings) >= MOST_BINDINGS:
+                self._drop(next(iter(self._bindings)))
+            self._bindings[key] = _Binding(outputs)
+        return self._bindings[key]
+
+    def _bind_outputs(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the outputs, after giving each memory."""
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise RunError(f"{self._name} cannot infer shapes: {error}") from error
+        if missing:
+            self._fail(f"inputs without a shape: {', '.join(missing)}")
+        shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._loaded.artifact.outputs}
+        for name, shape in shapes.items():
+            self._reserve(name, self._size_bytes(name, shape))
+            if not self._context.set_tensor_address(name, self._buffers[name].address):
+                self._fail(f"address of {name}")
+        return shapes
+
+    def _execute(self, binding: _Binding) -> None:
+        """Queue the work: as it is the first time, recorded the second time, from the graph ever after."""
+        if self._cuda_graphs and binding.runs and binding.graph is None:
+            binding.graph = self._cuda.capture(self._stream, self._enqueue)
+        if binding.graph is not None:
+            self._cuda.launch(binding.graph, self._stream)
+        else:
+            self._enqueue()
+        binding.runs += 1
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self.stream):
+            self._fail("execution")
+
+    def _reserve(self, name: str, size_bytes: int) -> None:
+        """Give a tensor at least this much memory. Where it grows, graphs go: they hold the old address."""
+        held = self._buffers.get(name)
+        if held is not None and held.host.nbytes >= size_bytes:
+            return
+        self._drop_bindings()
+        if held is not None:
+            self._free(name)
+        address = self._cuda.allocate(size_bytes)
+        try:
+            self._buffers[name] = _Buffer(address, self._cuda.allocate_pinned(size_bytes))
+        except RunError:
+            self._cuda.free(address)
+            raise
+
+    def _host(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Return a tensor's pinned memory as an array."""
+        view: Array = self._buffers[name].host[: self._size_bytes(name, shape)].view(self._dtype(name)).reshape(shape)
+        return view
+
+    def _size_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape)) * self._dtype(name).itemsize
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(self._loaded.artifact.dtypes[name])
+
+    def _mark(self, index: int, timed: bool) -> None:
+        if timed:
+            self._cuda.record(self._events[index], self._stream)
+
+    def _drop_bindings(self) -> None:
+        _each(self._drop, list(self._bindings))
+
+    def _drop(self, key: Key) -> None:
+        binding = self._bindings.pop(key)
+        if binding.graph is not None:
+            self._cuda.destroy_graph(binding.graph)
+
+    def _drop_context(self) -> None:
+        self._context = None
+
+    def _free_buffers(self) -> None:
+        _each(self._free, list(self._buffers))
+
+    def _free(self, name: str) -> None:
+        buffer = self._buffers.pop(name)
+        try:
+            self._cuda.free(buffer.address)
+        finally:
+            self._cuda.free_pinned(buffer.host)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._loaded.artifact.path.name} on {self._loaded.artifact.flavor}"
+
+    def _fail(self, what: str) -> Any:
+        raise RunError(f"{self._name} refused {what}: {self._loaded.last_error}")
+
+
+def _each(release: Callable[[Any], None], things: Iterable[Any]) -> None:
+    """Release each thing even if another one fails."""
+    with contextlib.ExitStack() as undo:
+        for thing in things:
+            undo.callback(release, thing)

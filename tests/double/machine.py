@@ -1,0 +1,97 @@
+"""A machine with a GPU and TensorRT, both doubles, and engines for it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference, Gpu
+from netvlad_deploy.build_options import RTX, TENSORRT, BuildOptions
+from netvlad_deploy.runtime import cuda, engine_loader
+from netvlad_deploy.runtime.trt_api import TensorRT
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec, Profile
+from tests.double.core import World
+from tests.double.cuda import CudaDouble
+from tests.double.runtime import binding, engine_bytes
+
+SPEC = NetVLADSpec(num_clusters=2, feature_size=3)
+PROFILES = tuple(Profile.parse(text) for text in ("1x1,2x5,4x9", "1x100,1x300,2x400"))
+TENSOR_TYPES = {"float32": "FLOAT", "float16": "HALF", "bool": "BOOL"}
+GPU = Gpu(name="Double GPU", compute_capability="8.7", driver="12.4")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The doubles, and what TensorRT is called here."""
+
+    world: World
+    cuda: CudaDouble
+    module: Any
+
+    @property
+    def flavor(self) -> str:
+        """Return the flavor of the version."""
+        return RTX if self.world.rtx else TENSORRT
+
+    def engine(
+        self,
+        path: Path,
+        *,
+        masked: bool = False,
+        half: bool = False,
+        profiles: tuple[Profile, ...] = PROFILES,
+        gpu: Gpu | None = GPU,
+        targets: tuple[str, ...] | None = None,
+        **options: Any,
+    ) -> EngineArtifact:
+        """Write an engine's file and return the artifact that a sidecar would give."""
+        inputs = (FEATURES, MASK) if masked else (FEATURES,)
+        dtypes = {
+            FEATURES: "float16" if half else "float32",
+            MASK: "bool",
+            DESCRIPTOR: "float16" if half else "float32",
+        }
+        dtypes = {name: dtypes[name] for name in (*inputs, DESCRIPTOR)}
+        shapes = {FEATURES: (-1, -1, SPEC.feature_size), MASK: (-1, -1), DESCRIPTOR: (-1, SPEC.descriptor_size)}
+        tensors = {
+            name: ("INPUT" if name in inputs else "OUTPUT", TENSOR_TYPES[dtypes[name]], shapes[name]) for name in dtypes
+        }
+        tails = {FEATURES: (SPEC.feature_size,), MASK: ()}
+        ranges = [
+            {name: [(*shape, *tails[name]) for shape in profile.shapes] for name in inputs} for profile in profiles
+        ]
+        content = engine_bytes(tensors, ranges)
+        path.write_bytes(content)
+        return EngineArtifact(
+            path=path,
+            sha256=hashlib.sha256(content).hexdigest(),
+            size_bytes=len(content),
+            spec=SPEC,
+            precision="fp16" if half else "fp32",
+            inputs=inputs,
+            outputs=(DESCRIPTOR,),
+            dtypes=dtypes,
+            range=FeatureRange(norm=1, largest=None, logit_slope=2, logit_step=2.0**-22),
+            origin="m.pth",
+            parent=FileReference(name="m.onnx", sha256=""),
+            reference=FileReference(name="m.reference.npz", sha256=""),
+            preprocessing="none",
+            versions={self.flavor: self.module.__version__},
+            options=BuildOptions(flavor=self.flavor, profiles=profiles, **options),
+            flags=(),
+            gpu=gpu,
+            targets=(("SM80", "SM87") if self.world.rtx else ()) if targets is None else targets,
+            figures=BuildFigures(build_ms=1, activation_bytes=None, weight_bytes=None, kernels=()),
+        )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, version: str) -> Machine:
+    """Put the doubles where the package looks for cuda-bindings and TensorRT."""
+    world = World(version)
+    gpu = CudaDouble(world)
+    machine = Machine(world, gpu, binding(world, gpu))
+    monkeypatch.setattr(cuda, "require", lambda *_, **__: gpu)
+    monkeypatch.setattr(engine_loader, "open_tensorrt", lambda flavor: TensorRT(flavor=flavor, module=machine.module))
+    return machine
