@@ -170,8 +170,8 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
     return artifact
 
 
-def check_file(folder: Path, reference: FileReference) -> Path:
-    """Return the path of a file that an artifact refers to, after comparing its content.
+def check_file(folder: Path, reference: FileReference, *, cure: str = "export and build again") -> Path:
+    """Return the path of a file that an artifact refers to, after comparing its content; `cure` says what to do else.
 
     Raises: ArtifactError if it is missing or another file now.
     """
@@ -181,8 +181,7 @@ def check_file(folder: Path, reference: FileReference) -> Path:
     found = sha256_file(path)
     if found != reference.sha256:
         raise ArtifactError(
-            f"{path} has SHA-256 {found[:12]}, the artifact was made with {reference.sha256[:12]}: it is stale, "
-            "export and build again"
+            f"{path} has SHA-256 {found[:12]}, the artifact was made with {reference.sha256[:12]}: it is stale, {cure}"
         )
     return path
 

@@ -21,6 +21,7 @@ from netvlad_deploy.flags import (
     Backend,
     Duration,
     EngineFlags,
+    ExpectSha256,
     Force,
     GraphFlags,
     Json,
@@ -96,6 +97,7 @@ def validate(
     bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    expect_sha256: ExpectSha256 = None,
     allow_not_run: AllowNotRun = False,
     as_json: Json = False,
 ) -> None:
@@ -104,9 +106,11 @@ def validate(
     Exit 1 if it does not, 69 if it cannot run on this machine.
     """
     from netvlad_deploy import workflow
+    from netvlad_deploy.measurement.candidate import Candidate
     from netvlad_deploy.report.text import parity_lines
 
-    report = workflow.validate(artifact, against=against, backend=backend, bank=bank, queries=queries, junit=junit)
+    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
+    report = workflow.validate(candidate, against=against, bank=bank, queries=queries, junit=junit)
     _render("validate", report, parity_lines, as_json)
     _exit(report.verdict, allow_not_run)
 
@@ -122,6 +126,7 @@ def bench(
     duration: Duration = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: all cores]")] = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
+    expect_sha256: ExpectSha256 = None,
     allow_not_run: AllowNotRun = False,
     as_json: Json = False,
 ) -> None:
@@ -130,7 +135,7 @@ def bench(
     from netvlad_deploy.report.text import latency_lines
 
     report = workflow.bench(
-        workflow.candidates_of(artifacts, backend or []),
+        workflow.candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
         batch=batch,
         num_features=num_features,
         duration_s=duration,
@@ -148,14 +153,33 @@ def embed(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
     backend: Backend = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    runtime_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
+    ] = None,
+    expect_sha256: ExpectSha256 = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Turn feature files into descriptors."""
     from netvlad_deploy import workflow
+    from netvlad_deploy.measurement.candidate import Candidate
 
-    result = workflow.embed(artifact, features, output, backend=backend, batch=batch, force=force)
+    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
+    result = workflow.embed(candidate, features, output, batch=batch, runtime_cache=runtime_cache, force=force)
     _render("embed", result, lambda done: [f"{done.output}  {done.descriptors} x {done.descriptor_size}"], as_json)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or an engine.")],
+    expect_sha256: ExpectSha256 = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a file is: weights, tensors, versions, profiles, flags, and how to build it again."""
+    from netvlad_deploy.inspection import inspect as inspect_file
+    from netvlad_deploy.report.inspection import inspection_lines
+
+    _render("inspect", inspect_file(file, expect_sha256=expect_sha256), inspection_lines, as_json)
 
 
 @app.command()

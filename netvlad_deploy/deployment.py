@@ -46,7 +46,7 @@ def deploy(
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
     LOG.info("validate %s", onnx_path)
-    parity = [validate(onnx_path)]
+    parity = [validate(Candidate(path=onnx_path))]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
     candidates = [Candidate(path=onnx_path, backend="torch"), Candidate(path=onnx_path)]
     engine = None
@@ -60,7 +60,7 @@ def deploy(
     else:
         steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
         LOG.info("validate %s", engine_path)
-        parity.append(validate(engine_path))
+        parity.append(validate(Candidate(path=engine_path)))
         steps.append(_parity_step("parity of the engine", parity[1]))
         candidates.append(Candidate(path=engine_path))
     profile = engine_options.profiles[0]

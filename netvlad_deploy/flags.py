@@ -18,6 +18,9 @@ Backend = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ExpectSha256 = Annotated[
+    str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse a file of another hash.")
+]
 AllowNotRun = Annotated[
     bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
 ]

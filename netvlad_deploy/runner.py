@@ -74,6 +74,11 @@ class Runner(ABC):
         """Return the largest absolute value that features may have, None if any that FP32 can say."""
         return None if self.range is None else self.range.largest
 
+    @property
+    def conditions(self) -> str:
+        """Return what the runner does to be fast, in words for a latency report."""
+        return ""
+
     def tapped(self) -> "Runner":
         """Return a runner of the same thing that also gives the stages inside, as far as they can be seen."""
         return self

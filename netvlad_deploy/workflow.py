@@ -8,7 +8,7 @@ import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,10 +113,9 @@ def build(source: Path, target: Path, options: BuildOptions, *, force: bool = Fa
 
 
 def validate(
-    path: Path,
+    candidate: Candidate,
     *,
     against: Path | None = None,
-    backend: str | None = None,
     bank: Path | None = None,
     queries: Path | None = None,
     junit: Path | None = None,
@@ -129,9 +128,10 @@ def validate(
 
     Raises: ArtifactError if a file is damaged or stale; ParityError if there is nothing to compare.
     """
-    artifact = load_artifact(path)
+    path = candidate.path
+    artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
     parameters = load_reference(check_file(path.parent, artifact.reference))
-    if backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
+    if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     if junit is not None and junit.suffix != ".xml":
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
@@ -139,22 +139,16 @@ def validate(
         _check_parent(artifact, against)
     shapes = artifact.profiles[0] if isinstance(artifact, EngineArtifact) else None
     banks = [near_ties(parameters, shapes=shapes), *_own_bank(bank, queries)]
-    candidate = Candidate(path=path, backend=backend or parity_backend(artifact))
+    candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact))
+    reference = against.name if against else "oracle"
     try:
-        with candidate.open() as runner:
-            if against is None:
-                report = compare(runner, parameters, banks=banks)
-            else:
-                with _open_reference(against) as reference:
-                    report = compare(runner, parameters, against=reference, banks=banks)
-        report = replace(report, candidate=candidate.name, reference=against.name if against else report.reference)
+        with candidate.open() as runner, contextlib.ExitStack() as stack:
+            other = stack.enter_context(_open_reference(against)) if against else None
+            report = compare(runner, parameters, against=other, banks=banks)
+        report = replace(report, candidate=candidate.name, reference=reference)
     except UNAVAILABLE as error:
         report = ParityReport(
-            candidate=candidate.name,
-            reference=against.name if against else "oracle",
-            precision=artifact.precision,
-            cases=(),
-            reason=str(error),
+            candidate=candidate.name, reference=reference, precision=artifact.precision, cases=(), reason=str(error)
         )
     if junit is not None:
         write_text(junit, parity_junit(report))
@@ -216,14 +210,20 @@ def _spec_of(path: Path) -> NetVLADSpec:
 
 
 def embed(
-    path: Path, source: Path, target: Path, *, backend: str | None = None, batch: int = 32, force: bool = False
+    candidate: Candidate,
+    source: Path,
+    target: Path,
+    *,
+    batch: int = 32,
+    runtime_cache: Path | None = None,
+    force: bool = False,
 ) -> EmbedResult:
     """Write the descriptors of a feature file; the target is complete or not there."""
     check_target(source, target)
     features = load_features(source)
     with stage_files(force=force) as staging:
         staging.check(target)
-        with open_runner(path, backend=backend) as runner:
+        with candidate.open(runtime_cache=runtime_cache) as runner:
             started = time.perf_counter()
             if isinstance(features, dict):
                 sequences = embed_sequences(runner, features, batch=batch)
@@ -281,6 +281,14 @@ def stem_of(path: Path) -> str:
     return path.name.partition(".")[0] or path.name
 
 
-def candidates_of(paths: Iterable[Path], backends: Sequence[str]) -> list[Candidate]:
+def candidates_of(
+    paths: Sequence[Path], backends: Sequence[str], *, expect_sha256: str | None = None
+) -> list[Candidate]:
     """Return every artifact on every backend that was asked for, or each on its own."""
-    return [Candidate(path=path, backend=backend) for path in paths for backend in (backends or (None,))]
+    if expect_sha256 is not None and len(paths) > 1:
+        raise UsageError(f"one hash is expected of {len(paths)} files: name one of them")
+    return [
+        Candidate(path=path, backend=backend, expect_sha256=expect_sha256)
+        for path in paths
+        for backend in (backends or (None,))
+    ]

@@ -20,7 +20,7 @@ from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.files import stage_files
-from netvlad_deploy.measurement.candidate import open_runner
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.parity import COSINE_NORM, cosines
 from netvlad_deploy.models.checkpoints import load_checkpoint
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -222,7 +222,9 @@ def corridor(folder: Path) -> Iterator[Bar]:
     np.save(folder / "images.npy", images)
     np.save(folder / "queries.npy", queries)
     export_onnx(module, folder / "photos.onnx", HALF, force=True)
-    report = workflow.validate(folder / "photos.onnx", bank=folder / "images.npy", queries=folder / "queries.npy")
+    report = workflow.validate(
+        Candidate(path=folder / "photos.onnx"), bank=folder / "images.npy", queries=folder / "queries.npy"
+    )
     for figure in report.retrieval:
         if figure.bank == "images.npy":
             text = (

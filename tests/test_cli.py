@@ -207,7 +207,7 @@ class TestEmbed:
 def test_an_unforeseen_error_keeps_its_trace_and_is_exit_70(
     command: Command, exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workflow, "load_artifact", lambda _: 1 / 0)
+    monkeypatch.setattr(workflow, "load_artifact", lambda *_, **__: 1 / 0)
     outcome = command("validate", exported.path)
     assert outcome.code == 70
     assert "ZeroDivisionError" in outcome.err

@@ -7,6 +7,7 @@ import pytest
 from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.require import installed_version
 from netvlad_deploy.runtime.trt_api import MODULES
 from netvlad_deploy.spec import Profile, Verdict
@@ -19,4 +20,4 @@ def test_an_engine_is_built_and_equals_the_oracle(flavor: str, exported: OnnxArt
     if installed_version(flavor) is None:
         pytest.skip(f"{flavor} is not installed")
     engine = workflow.build(exported.path, tmp_path / "m.engine", BuildOptions(flavor=flavor, profiles=(Profile(),)))
-    assert workflow.validate(engine.path).verdict is Verdict.PASS
+    assert workflow.validate(Candidate(path=engine.path)).verdict is Verdict.PASS

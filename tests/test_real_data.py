@@ -9,6 +9,7 @@ import torch
 from netvlad_deploy import workflow
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
@@ -29,7 +30,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_trained_head_passes_every_case(trained: Path) -> None:
-    report = workflow.validate(trained)
+    report = workflow.validate(Candidate(path=trained))
     assert report.verdict is Verdict.PASS
     assert report.candidate == "head.onnx"
     assert {case.name for case in report.cases} >= {"typical", "L2-normalised", "empty clusters"}
@@ -40,7 +41,7 @@ def test_the_trained_head_is_within_the_bar_at_its_own_scale(trained: Path, tmp_
     x = features(4, 300, 512)
     x *= scale / np.linalg.norm(x, axis=-1, keepdims=True)
     np.save(tmp_path / "x.npy", x)
-    workflow.embed(trained, tmp_path / "x.npy", tmp_path / "y.npy")
+    workflow.embed(Candidate(path=trained), tmp_path / "x.npy", tmp_path / "y.npy")
     got = np.load(tmp_path / "y.npy").astype(np.float64)
     parameters = load_reference(trained.with_name("head.reference.npz"))
     expected = OracleRunner(parameters).run({FEATURES: x})["descriptor"]
@@ -76,11 +77,11 @@ def test_ragged_sequences_through_the_mask(data: Path, tmp_path: Path) -> None:
     assert len({len(sequence) for sequence in test.values()}) > 10
     torch.save(vowel_layer(np.concatenate(list(train.values()))).state_dict(), tmp_path / "vowels.pt")
     onnx = workflow.export(Source(checkpoint=tmp_path / "vowels.pt"), tmp_path / "m.onnx", GraphOptions(masked=True))
-    assert workflow.validate(onnx.path).verdict is Verdict.PASS
+    assert workflow.validate(Candidate(path=onnx.path)).verdict is Verdict.PASS
     banks = []
     for name, sequences in (("train", train), ("test", test)):
         np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **sequences)
-        result = workflow.embed(onnx.path, tmp_path / f"{name}.npz", tmp_path / f"{name}.out.npz")
+        result = workflow.embed(Candidate(path=onnx.path), tmp_path / f"{name}.npz", tmp_path / f"{name}.out.npz")
         assert result.descriptors == len(sequences)
         with np.load(tmp_path / f"{name}.out.npz") as archive:
             banks.append(np.stack([archive[key] for key in sequences]))

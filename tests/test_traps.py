@@ -21,7 +21,7 @@ from netvlad_deploy.errors import BuildError, ExportError, UsageError
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import FoldedNetVLAD
 from netvlad_deploy.export.onnx_model import FORBIDDEN_OPS, _wide_extremes, export_onnx
-from netvlad_deploy.measurement.candidate import open_runner
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.cases import default_cases
 from netvlad_deploy.measurement.parity import OutputParity, ParityReport, compare
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -64,7 +64,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     @cache
     def export(head: Callable[[], NetVLAD], options: GraphOptions) -> OnnxArtifact:
         artifact = export_onnx(head(), tmp_path_factory.mktemp("sound") / "m.onnx", options)
-        assert workflow.validate(artifact.path).verdict is Verdict.PASS
+        assert workflow.validate(Candidate(path=artifact.path)).verdict is Verdict.PASS
         return artifact
 
     return export
@@ -85,7 +85,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: Plant) -> Pl
 
 def failure(artifact: OnnxArtifact, tensor: str, case: str) -> ParityReport:
     """Return the report of a failure that first shows in this tensor of this case."""
-    report = workflow.validate(artifact.path)
+    report = workflow.validate(Candidate(path=artifact.path))
     assert report.verdict is Verdict.FAIL
     assert report.departure is not None
     assert (report.departure.tensor, report.departure.case) == (tensor, case)
@@ -173,7 +173,7 @@ def test_trap_c_assignments_in_fp16_without_the_mean_form_are_flushed(planted: P
 
 def test_trap_c_is_the_rounding_and_not_the_missing_mean_form(planted: Plant) -> None:
     unrounded = planted("forward", without_mean_form(torch.float32, torch.float32))
-    assert workflow.validate(unrounded.path).verdict is Verdict.PASS
+    assert workflow.validate(Candidate(path=unrounded.path)).verdict is Verdict.PASS
 
 
 def test_trap_d_a_product_in_fp16_without_the_mean_form_overflows(planted: Plant) -> None:

@@ -17,23 +17,36 @@ CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".pt", ".pth", ".tar")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A file and the backend to run it on, None for the file's own."""
+    """A file and the backend to run it on, None for the file's own; `expect_sha256` is as for `load_artifact`."""
 
     path: Path
     backend: str | None = None
+    expect_sha256: str | None = None
 
     @property
     def name(self) -> str:
         """Return how reports call it."""
         return self.path.name if self.backend is None else f"{self.path.name} on {self.backend}"
 
-    def open(self, *, threads: int | None = None) -> Runner:
+    def open(self, *, threads: int | None = None, runtime_cache: Path | None = None) -> Runner:
         """Open the runner; see `open_runner`."""
-        return open_runner(self.path, backend=self.backend, threads=threads)
+        return open_runner(
+            self.path,
+            backend=self.backend,
+            threads=threads,
+            expect_sha256=self.expect_sha256,
+            runtime_cache=runtime_cache,
+        )
 
 
 def open_runner(
-    source: Artifact | Path | str, *, backend: str | None = None, threads: int | None = None, prefix: str = ""
+    source: Artifact | Path | str,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    prefix: str = "",
+    expect_sha256: str | None = None,
+    runtime_cache: Path | None = None,
 ) -> Runner:
     """Open an artifact or a checkpoint for running.
 
@@ -44,6 +57,8 @@ def open_runner(
             default the first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: what stands before the layer's names in a checkpoint.
+        expect_sha256: hash that the file of an artifact must have, from a source you trust.
+        runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
 
     Raises: UsageError if the backend cannot run this file; ArtifactError, InputError, MissingDependencyError,
         DeviceUnavailableError.
@@ -53,8 +68,16 @@ def open_runner(
     if isinstance(source, str | Path):
         path = Path(source)
         if is_checkpoint(path):
+            if expect_sha256 is not None:
+                raise UsageError(f"{path} is a checkpoint: an expected hash is for ONNX files and engines")
             return _open_parameters(path, backend or "torch", threads, prefix)
-        source = load_artifact(path)
+        source = load_artifact(path, expect_sha256=expect_sha256)
+    return _open_artifact(source, backend, threads, runtime_cache)
+
+
+def _open_artifact(source: Artifact, backend: str | None, threads: int | None, runtime_cache: Path | None) -> Runner:
+    if runtime_cache is not None and not isinstance(source, EngineArtifact):
+        raise UsageError(f"{source.path} is no engine: leave the runtime cache out")
     natural = "tensorrt" if isinstance(source, EngineArtifact) else "onnxruntime"
     backend = backend or natural
     if backend in ("torch", "oracle"):
@@ -75,7 +98,7 @@ def open_runner(
     check_lineage(source)
     from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 
-    return TensorRTRunner(source)
+    return TensorRTRunner(source, runtime_cache=runtime_cache)
 
 
 def check_lineage(engine: EngineArtifact) -> None:
@@ -85,7 +108,7 @@ def check_lineage(engine: EngineArtifact) -> None:
     """
     for file in (engine.parent, engine.reference):
         if file is not None and (engine.path.parent / file.name).exists():
-            check_file(engine.path.parent, file)
+            check_file(engine.path.parent, file, cure=engine.rebuild_command)
 
 
 def parity_backend(artifact: Artifact) -> str | None:

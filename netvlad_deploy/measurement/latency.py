@@ -58,7 +58,11 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateLatency:
-    """Latency of one candidate, over all its runs; `reason` says why it has none, or which budget it broke."""
+    """Latency of one candidate, over all its runs; `reason` says why it has none, or which budget it broke.
+
+    `h2d_ms`, `compute_ms` and `d2h_ms` are copies in, work and copies out by the GPU's own clock: medians of one run in
+    each round. `conditions` says what the runner does to be fast.
+    """
 
     name: str
     verdict: Verdict
@@ -72,6 +76,10 @@ class CandidateLatency:
     p99_ms: float | None = None
     variation: float | None = None
     descriptors_per_s: float | None = None
+    h2d_ms: float | None = None
+    compute_ms: float | None = None
+    d2h_ms: float | None = None
+    conditions: str = ""
     ratio: Ratio | None = None
 
 
@@ -148,7 +156,8 @@ class _Worker:
         self.candidate = candidate
         self.threads = threads
         self.blocks: list[Float64] = []
-        self.reason = ""
+        self.times: list[list[float]] = []
+        self.reason = self.conditions = ""
         self.warmup_runs = 0
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONSAFEPATH": "1"}
         self._process = subprocess.Popen(
@@ -167,13 +176,14 @@ class _Worker:
             {
                 "path": str(self.candidate.path),
                 "backend": self.candidate.backend,
+                "expect_sha256": self.candidate.expect_sha256,
                 "feeds": str(feeds),
                 "threads": self.threads,
                 "warmup_ms": warmup_ms,
             }
         )
         self.reason = answer.get("error", "")
-        self.warmup_runs = answer.get("warmup_runs", 0)
+        self.warmup_runs, self.conditions = answer.get("warmup_runs", 0), answer.get("conditions", "")
 
     def __enter__(self) -> "_Worker":
         return self
@@ -197,14 +207,17 @@ class _Worker:
         return answer
 
     def run_block(self, block_ms: float) -> None:
-        """Run for at least `block_ms` and keep each run's time."""
-        self.blocks.append(np.array(self._ask({"block_ms": block_ms})["samples_ms"]))
+        """Run for at least `block_ms` and keep each run's time, and what the device's clock said of one run."""
+        answer = self._ask({"block_ms": block_ms})
+        self.blocks.append(np.array(answer["samples_ms"]))
+        self.times += [answer["times_ms"]] if answer["times_ms"] else []
 
     def result(self, batch: int, first: "_Worker", random: np.random.Generator) -> CandidateLatency:
         """Return the statistics over all blocks, and the ratio to the first candidate."""
         if self.reason:
             return CandidateLatency(name=self.candidate.name, verdict=Verdict.NOT_RUN, reason=self.reason)
         samples = np.concatenate(self.blocks)
+        h2d, compute, d2h = np.median(self.times, axis=0).tolist() if self.times else (None, None, None)
         p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
         return CandidateLatency(
             name=self.candidate.name,
@@ -218,6 +231,10 @@ class _Worker:
             p99_ms=p99,
             variation=float(samples.std() / samples.mean()),
             descriptors_per_s=float(1e3 * batch * len(samples) / samples.sum()),
+            h2d_ms=h2d,
+            compute_ms=compute,
+            d2h_ms=d2h,
+            conditions=self.conditions,
             ratio=None if self is first or first.reason else bootstrap_ratio(self.blocks, first.blocks, random),
         )
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +20,9 @@ def main() -> None:
     """Open what the first line names, warm up, then run one block for each further line."""
     answers = _claim_stdout()
     request = json.loads(sys.stdin.readline())
-    candidate = Candidate(path=Path(request["path"]), backend=request["backend"])
+    candidate = Candidate(
+        path=Path(request["path"]), backend=request["backend"], expect_sha256=request["expect_sha256"]
+    )
     try:
         with np.load(request["feeds"]) as archive:
             feeds = {name: archive[name] for name in archive.files}
@@ -28,10 +31,12 @@ def main() -> None:
             feeds = {name: array for name, array in feeds.items() if name in taken}
             if feeds[FEATURES].dtype == np.float32:
                 feeds[FEATURES] = feeds[FEATURES].astype(runner.dtype)
-            _answer(answers, {"warmup_runs": len(_run_for(runner, feeds, request["warmup_ms"]))})
+            runs = len(_run_for(runner, feeds, request["warmup_ms"]))
+            _answer(answers, {"warmup_runs": runs, "conditions": runner.conditions})
             for line in sys.stdin:
-                runner.run(feeds)  # wakes the thread pool; not counted
-                _answer(answers, {"samples_ms": _run_for(runner, feeds, json.loads(line)["block_ms"])})
+                times = runner.time(feeds)  # by the device's clock; it also wakes the thread pool
+                samples = _run_for(runner, feeds, json.loads(line)["block_ms"])
+                _answer(answers, {"samples_ms": samples, "times_ms": times and astuple(times)})
     except NetVLADDeployError as error:
         _answer(answers, {"error": str(error), "exit_code": error.exit_code})
 

@@ -13,6 +13,7 @@ from netvlad_deploy.report.text import (
     RETRIEVAL_HEADER,
     artifact_lines,
     departure_line,
+    device_lines,
     latency_rows,
     latency_title,
     parity_rows,
@@ -73,5 +74,6 @@ def deployment_markdown(deployment: Deployment) -> str:
         lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
     lines += ["", "## Latency", "", latency_title(deployment.latency) + ".", ""]
     lines += markdown_table(LATENCY_HEADER, latency_rows(deployment.latency))
+    lines += [f"\n{line}." for line in device_lines(deployment.latency)]
     lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]
     return "\n".join(lines)

@@ -148,7 +148,17 @@ def latency_title(report: LatencyReport) -> str:
 
 def latency_lines(report: LatencyReport) -> list[str]:
     """Return the conditions and a table of all candidates; the ratio is time over the first candidate's."""
-    return [latency_title(report), *table(LATENCY_HEADER, list(latency_rows(report)))]
+    return [latency_title(report), *table(LATENCY_HEADER, list(latency_rows(report))), *device_lines(report)]
+
+
+def device_lines(report: LatencyReport) -> list[str]:
+    """Return a line for each candidate on a device: what the device's own clock says, and under which conditions."""
+    return [
+        f"{one.name} by the GPU's clock: copies in {one.h2d_ms:.3f} ms, work {one.compute_ms:.3f} ms, copies out "
+        f"{one.d2h_ms:.3f} ms; {one.conditions}"
+        for one in report.candidates
+        if one.h2d_ms is not None
+    ]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -68,6 +68,12 @@ class TensorRTRunner(Runner):
         with self._lane():  # what cannot run says so now
             pass
 
+    @property
+    def conditions(self) -> str:
+        """Return whether runs are replayed from CUDA graphs, and when TensorRT-RTX compiles kernels."""
+        graphs = f"CUDA graphs {'on' if self._cuda_graphs else 'off'}"
+        return graphs if self._config is None else f"{graphs}, kernels compiled eagerly"
+
     def run(self, feeds: Feeds) -> Arrays:
         """Return a fresh array for each output, on the host.
 

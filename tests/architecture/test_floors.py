@@ -18,7 +18,7 @@ FLOORS = [
     {"export", "measurement"},
     {"report"},
     {"workflow"},
-    {"deployment", "flags"},
+    {"deployment", "flags", "inspection"},
     {"cli"},
     {"__main__", "__init__"},
 ]

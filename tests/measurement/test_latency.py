@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import InputError, ParityError, RunError, UsageError
-from netvlad_deploy.measurement import latency
+from netvlad_deploy.measurement import latency, worker
 from netvlad_deploy.measurement.candidate import Candidate
-from netvlad_deploy.measurement.latency import bootstrap_ratio, measure
+from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport, _Worker, bootstrap_ratio, measure
+from netvlad_deploy.report.text import device_lines
+from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 from netvlad_deploy.spec import FEATURES, MASK, Verdict
+from tests.double.machine import install
 from tests.modules import features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -48,7 +52,8 @@ def test_a_slower_candidate_is_seen_to_be_slower(exported: OnnxArtifact, monkeyp
 
     class Planted(latency._Worker):
         def __init__(self, candidate: Candidate, *_: object, **__: object) -> None:
-            self.candidate, self.reason, self.warmup_runs, self.blocks = candidate, "", 1, []
+            self.candidate, self.reason, self.conditions, self.warmup_runs = candidate, "", "", 1
+            self.blocks, self.times = [], []
             self.slow = 1.5 if candidate.backend else 1.0
 
         def __exit__(self, *_: object) -> None: ...
@@ -149,3 +154,38 @@ def test_a_folder_of_files_named_as_modules_does_no_harm(
     monkeypatch.chdir(tmp_path)
     report = measure([Candidate(path=exported.path)], FEEDS, rounds=1, block_ms=1, warmup_ms=1)
     assert report.verdict is Verdict.PASS
+
+
+def test_an_engines_report_has_the_gpus_own_times(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The worker of an engine, in this process and on doubles: one run of each block is timed by events."""
+    machine = install(monkeypatch, "10.3")
+    runner = TensorRTRunner(machine.engine(tmp_path / "m.engine"))
+    monkeypatch.setattr(Candidate, "open", lambda *_, **__: runner)
+    np.savez(tmp_path / "feeds.npz", features=np.ones((1, 3, 3), np.float32), mask=np.ones((1, 3), np.bool_))
+    request = {"path": "m.engine", "backend": None, "expect_sha256": None, "threads": 1, "warmup_ms": 1}
+    lines = [request | {"feeds": str(tmp_path / "feeds.npz")}, {"block_ms": 1}, {"block_ms": 1}]
+    monkeypatch.setattr("sys.stdin", StringIO("".join(json.dumps(line) + "\n" for line in lines)))
+    output = StringIO()
+    monkeypatch.setattr(worker, "_claim_stdout", lambda: output)
+    worker.main()
+    opened, *blocks = (json.loads(line) for line in output.getvalue().splitlines())
+    assert opened["conditions"] == "CUDA graphs on"
+    assert [block["times_ms"] for block in blocks] == [[2, 2, 2]] * 2
+
+
+def test_gpu_times_are_medians_over_the_rounds() -> None:
+    one = CandidateLatency(name="m.engine", verdict=Verdict.PASS, h2d_ms=0.5, compute_ms=2, d2h_ms=0.25, conditions="x")
+    other = CandidateLatency(name="m.onnx", verdict=Verdict.PASS)
+    report = LatencyReport(
+        batch=1, num_features=1, threads=1, rounds=1, block_ms=1, warmup_ms=1, machine={}, candidates=(one, other)
+    )
+    assert device_lines(report) == [
+        "m.engine by the GPU's clock: copies in 0.500 ms, work 2.000 ms, copies out 0.250 ms; x"
+    ]
+    process = _Worker.__new__(_Worker)
+    process.candidate, process.reason, process.conditions, process.warmup_runs = Candidate(path=Path("m")), "", "x", 1
+    process.blocks, process.times = [np.ones(3)], [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [9.0, 9.0, 9.0]]
+    result = process.result(1, process, np.random.default_rng(0))
+    assert (result.h2d_ms, result.compute_ms, result.d2h_ms) == (2, 4, 6)

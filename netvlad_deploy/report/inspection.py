@@ -1,0 +1,58 @@
+"""An inspection: what a file is, whether what it was made from stands beside it, and what TensorRT shows of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from netvlad_deploy.artifact import Artifact, EngineArtifact
+from netvlad_deploy.report.text import artifact_lines, mebibytes
+from netvlad_deploy.runtime.engine_loader import EngineTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A file that an artifact refers to; `state` is unchanged, changed, or not here."""
+
+    role: str
+    name: str
+    sha256: str
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a file is. `tensors` and `memory_bytes` are an engine's as TensorRT shows them, `reason` why it cannot."""
+
+    artifact: Artifact
+    relatives: tuple[Relative, ...]
+    rebuild_command: str | None = None
+    tensors: tuple[EngineTensor, ...] = ()
+    memory_bytes: tuple[int, ...] = ()
+    reason: str = ""
+
+
+def inspection_lines(inspection: Inspection) -> list[str]:
+    """Return what `inspect` prints."""
+    artifact = inspection.artifact
+    lines = artifact_lines(artifact)
+    lines += [f"  SHA-256 {artifact.sha256}", f"  preprocessing {artifact.preprocessing}"]
+    lines += [f"  {one.role} {one.name}, SHA-256 {one.sha256[:16]}: {one.state}" for one in inspection.relatives]
+    lines += ["  versions " + ", ".join(f"{name} {version}" for name, version in sorted(artifact.versions.items()))]
+    if isinstance(artifact, EngineArtifact):
+        lines += list(_engine_lines(artifact, inspection))
+    return lines
+
+
+def _engine_lines(artifact: EngineArtifact, inspection: Inspection) -> Iterator[str]:
+    if (gpu := artifact.gpu) is not None:
+        yield f"  built on {gpu.name} ({gpu.compute_capability}), driver for CUDA {gpu.driver}"
+    for kernel in artifact.figures.kernels:
+        yield f"  kernel {kernel.name} ({kernel.kind}): {', '.join(kernel.inputs)} -> {', '.join(kernel.outputs)}"
+    if inspection.reason:
+        yield f"  not loaded: {inspection.reason}"
+    for tensor in inspection.tensors:
+        profiles = "; ".join(" / ".join("x".join(map(str, shape)) for shape in profile) for profile in tensor.profiles)
+        shape = "x".join(map(str, tensor.shape))
+        yield f"  {tensor.mode} {tensor.name} {tensor.dtype} {shape}, {tensor.format}" + (profiles and f": {profiles}")
+    for number, size_bytes in enumerate(inspection.memory_bytes):
+        yield f"  an execution context takes {mebibytes(size_bytes)} in profile {number}"
+    yield f"  build it again: {inspection.rebuild_command}"
