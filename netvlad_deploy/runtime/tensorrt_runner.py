@@ -59,8 +59,8 @@ class TensorRTRunner(Runner):
         self._busy = 0
         self._cuda_graphs, self._cache_path = cuda_graphs, runtime_cache
         self._loaded: LoadedEngine | None = LoadedEngine(artifact)
-        self._config: Any = None
-        self._cache: Any = None
+        self._runtime_config: Any = None
+        self._runtime_cache: Any = None
         if self._loaded.tensorrt.has_runtime_cache:
             self._configure(self._loaded)
         elif runtime_cache is not None:
@@ -72,7 +72,7 @@ class TensorRTRunner(Runner):
     def conditions(self) -> str:
         """Return whether runs are replayed from CUDA graphs, and when TensorRT-RTX compiles kernels."""
         graphs = f"CUDA graphs {'on' if self._cuda_graphs else 'off'}"
-        return graphs if self._config is None else f"{graphs}, kernels compiled eagerly"
+        return graphs if self._runtime_config is None else f"{graphs}, kernels compiled eagerly"
 
     def run(self, feeds: Feeds) -> Arrays:
         """Return a fresh array for each output, on the host.
@@ -135,34 +135,38 @@ class TensorRTRunner(Runner):
     def _new_lane(self, loaded: LoadedEngine) -> Lane:
         trt = loaded.tensorrt.module
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE  # memory of one profile, not of the largest
-        context = loaded.engine.create_execution_context(self._config or strategy)
+        context = loaded.engine.create_execution_context(self._runtime_config or strategy)
         if context is None:
             raise RunError(f"{loaded.artifact.path} gives no execution context: {loaded.last_error}")
-        return Lane(loaded, context, cuda_graphs=self._cuda_graphs and self._config is None)
+        return Lane(loaded, context, cuda_graphs=self._cuda_graphs and self._runtime_config is None)
 
     def _configure(self, loaded: LoadedEngine) -> None:
         """Let TensorRT-RTX compile a shape's kernels before its first run ends, capture by itself, and keep kernels."""
         trt = loaded.tensorrt.module
-        config = loaded.engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config = loaded.engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        )
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
         graphs = trt.CudaGraphStrategy
-        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._cuda_graphs else graphs.DISABLED
+        runtime_config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._cuda_graphs else graphs.DISABLED
         if self._cache_path is not None:
-            self._cache = config.create_runtime_cache()
-            if self._cache_path.exists() and not self._cache.deserialize(self._cache_path.read_bytes()):
+            self._runtime_cache = runtime_config.create_runtime_cache()
+            if self._cache_path.exists() and not self._runtime_cache.deserialize(self._cache_path.read_bytes()):
                 LOG.warning("%s is of another GPU, driver or version: kernels are compiled anew", self._cache_path)
-            if not config.set_runtime_cache(self._cache):
+            if not runtime_config.set_runtime_cache(self._runtime_cache):
                 raise RunError(f"{self.name} refused the runtime cache {self._cache_path}: {loaded.last_error}")
-        self._config = config
+        self._runtime_config = runtime_config
 
     def _release(self) -> None:
         """Let go of the engine, and write the runtime cache."""
-        cache, path = self._cache, self._cache_path
-        self._config = self._cache = self._loaded = None
-        if cache is not None and path is not None:
+        runtime_cache, path = self._runtime_cache, self._cache_path
+        self._runtime_config = self._runtime_cache = self._loaded = None
+        if runtime_cache is not None and path is not None:
             with locked(path), stage_files(force=True) as staging:
-                staging.write(path, bytes(cache.serialize()))
+                staging.write(path, bytes(runtime_cache.serialize()))
 
 
 def _close(lane: Lane, *, sound: bool) -> None:

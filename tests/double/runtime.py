@@ -152,7 +152,7 @@ class ContextDouble(Double):
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        if self._fails("set_tensor_address") or (address <= 0):
+        if self._fails("set_tensor_address") or f"address of {name}" in self._world.failing or address <= 0:
             return False
         self._addresses[name] = address
         return True
@@ -160,8 +160,8 @@ class ContextDouble(Double):
     def infer_shapes(self) -> list[str]:
         if self._fails("infer_shapes"):
             raise RuntimeError("shape inference failed")
-        tensors = self._engine._record["tensors"]
-        return [name for name in tensors if tensors[name][0] == "INPUT" and name not in self._shapes]
+        tensors, unknown = self._engine._record["tensors"], "shapes" in self._world.failing
+        return [name for name in tensors if tensors[name][0] == "INPUT" and (unknown or name not in self._shapes)]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         batch = self._shapes["features"][0]

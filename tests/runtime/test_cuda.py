@@ -107,6 +107,10 @@ def test_free_memory_is_what_is_not_allocated(single: Machine) -> None:
 
 
 def test_no_gpu_is_an_unavailable_device(single: Machine) -> None:
+    single.world.failing.add("cudaGetDeviceCount")
+    with pytest.raises(DeviceUnavailableError, match="no usable NVIDIA GPU on this machine: cudaErrorUnknown"):
+        Cuda(extra="rtx")
+    single.world.failing.clear()
     single.cuda.count = 0
     with pytest.raises(DeviceUnavailableError, match="found none"):
         Cuda(extra="rtx")

@@ -35,6 +35,11 @@ def test_every_changed_byte_is_refused_before_it_is_deserialised(machine: Machin
         refused(machine, artifact, "its sidecar says")
 
 
+def test_a_file_that_changed_since_its_sidecar_was_read_is_refused(machine: Machine, artifact: EngineArtifact) -> None:
+    artifact.path.write_bytes(artifact.path.read_bytes() + b" ")
+    refused(machine, artifact, "its sidecar says")
+
+
 def test_a_file_that_is_gone_is_an_artifact_error(artifact: EngineArtifact) -> None:
     artifact.path.unlink()
     with pytest.raises(ArtifactError, match="cannot be read: No such file"):

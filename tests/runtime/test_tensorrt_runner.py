@@ -221,6 +221,14 @@ def test_a_failed_lane_is_not_lent_again(machine: Machine, tmp_path: Path) -> No
     assert machine.cuda.alive == {}
 
 
+def test_memory_on_the_gpu_goes_where_there_is_none_on_the_host(machine: Machine, tmp_path: Path) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        machine.world.failing.add("cudaMallocHost")
+        with pytest.raises(RunError, match="cudaMallocHost failed"):
+            runner.run({FEATURES: values(1, 3, 3)})
+        assert machine.cuda.alive == {}
+
+
 def test_what_failed_first_is_what_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
         check(runner, values(1, 3, 3))
@@ -230,6 +238,23 @@ def test_what_failed_first_is_what_is_said(machine: Machine, tmp_path: Path, cap
         assert "cleaning up: cudaFree failed" in caplog.text
         machine.world.failing.clear()
     assert set(machine.cuda.alive) == {"memory"}  # what CUDA refused to release, and nothing else
+
+
+def test_a_release_that_fails_after_a_sound_run_is_said(machine: Machine, tmp_path: Path) -> None:
+    runner = TensorRTRunner(machine.engine(tmp_path / "m.engine"))
+    lending = runner._lane()
+    lending.__enter__()
+    runner.close()
+    machine.world.failing.add("cudaStreamDestroy")
+    with pytest.raises(RunError, match="cudaStreamDestroy failed"):
+        lending.__exit__(None, None, None)
+
+
+def test_latency_reports_hear_what_makes_it_fast(machine: Machine, tmp_path: Path) -> None:
+    said = ", kernels compiled eagerly" if machine.world.rtx else ""
+    for graphs, word in ((True, "on"), (False, "off")):
+        with TensorRTRunner(machine.engine(tmp_path / "m.engine"), cuda_graphs=graphs) as runner:
+            assert runner.conditions == f"CUDA graphs {word}{said}"
 
 
 def test_rtx_compiles_eagerly_captures_itself_and_keeps_its_kernels(
@@ -259,6 +284,8 @@ def test_rtx_compiles_eagerly_captures_itself_and_keeps_its_kernels(
         ("IExecutionContext.set_optimization_profile_async", "refused optimization profile 0: no reason given"),
         ("IExecutionContext.set_input_shape", r"refused shape \(1, 3, 3\) of features"),
         ("IExecutionContext.set_tensor_address", "refused address of features"),
+        ("address of descriptor", "refused address of descriptor"),
+        ("shapes", "refused inputs without a shape: features"),
         ("IExecutionContext.infer_shapes", "cannot infer shapes: shape inference failed"),
         ("IExecutionContext.execute_async_v3", "refused execution"),
     ],

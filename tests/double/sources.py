@@ -1,0 +1,67 @@
+"""Which code talks to CUDA and TensorRT, and how a call on their objects looks in it."""
+
+import ast
+import re
+from typing import Final
+
+GPU_MODULES: Final = (
+    "netvlad_deploy.runtime.cuda",
+    "netvlad_deploy.runtime.device_array",
+    "netvlad_deploy.runtime.engine_loader",
+    "netvlad_deploy.runtime.lane",
+    "netvlad_deploy.runtime.tensorrt_runner",
+    "netvlad_deploy.runtime.trt_api",
+)
+GPU_TESTS: Final = (
+    "tests/runtime/test_cuda.py",
+    "tests/runtime/test_device_array.py",
+    "tests/runtime/test_engine_loader.py",
+    "tests/runtime/test_tensorrt_runner.py",
+)
+"""The tests of these modules, which need no GPU, torch or onnx."""
+
+TENSORRT_OBJECTS: Final = {
+    "builder": "Builder",
+    "config": "IBuilderConfig",
+    "optimization_profile": "IOptimizationProfile",
+    "parser": "OnnxParser",
+    "parser_error": "ParserError",
+    "network": "INetworkDefinition",
+    "timing_cache": "ITimingCache",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache",
+}
+"""What a variable or attribute of this name holds, with or without a leading underscore."""
+
+CUDA_OBJECTS: Final = frozenset(("cuda", "_cuda"))
+
+
+def owner(node: ast.AST) -> str:
+    """Return the name of what an attribute is taken from: `context` in `self._context.execute_async_v3`."""
+    value = node.value if isinstance(node, ast.Attribute) else None
+    name = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else ""
+    return name.lstrip("_")
+
+
+def is_gpu_attribute(node: ast.AST) -> bool:
+    """Return whether a node is a member of a CUDA or TensorRT object."""
+    return isinstance(node, ast.Attribute) and owner(node) in {*TENSORRT_OBJECTS, "cuda"}
+
+
+def is_gpu_call(node: ast.Call) -> bool:
+    """Return whether a call is one on a CUDA or TensorRT object, or on the CUDA binding itself."""
+    if isinstance(node.func, ast.Attribute) and (node.func.attr == "_call" or re.match("cuda[A-Z]", node.func.attr)):
+        return True
+    return is_gpu_attribute(node.func)
+
+
+def is_gpu_statement(node: ast.Expr | ast.Assign) -> bool:
+    """Return whether a statement is a GPU call, hands a member of a GPU object on to be called, or sets one."""
+    if isinstance(node, ast.Assign):
+        return any(is_gpu_attribute(target) for target in node.targets)
+    return isinstance(node.value, ast.Call) and (
+        is_gpu_call(node.value) or any(is_gpu_attribute(argument) for argument in node.value.args)
+    )

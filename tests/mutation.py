@@ -1,0 +1,152 @@
+"""Prove the tests of the code that no machine here can run for real: `make mutation`. Exit 1 if they fall short.
+
+First every line of the GPU modules must run under the doubles. Then every call on a CUDA or TensorRT object is deleted,
+one at a time, and a test must fail.
+
+A call that no test misses is one that nobody would miss: on a GPU it could be wrong, or gone, and all tests here would
+still pass. A call that stands alone is removed; one whose value is used becomes None, or True where False means a
+failure. Each mutant runs in a process of its own, forked after the imports that it shares with the others.
+"""
+
+import ast
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np  # noqa: F401 - imported before the fork, once for all mutants
+import pytest
+from cuda.bindings import runtime  # noqa: F401 - the same
+
+from tests.double.sources import GPU_MODULES, GPU_TESTS, is_gpu_call, is_gpu_statement
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = os.cpu_count() or 1
+TIMEOUT_S = 120.0
+DESELECTED = "not every_failure_code and not every_changed_byte"
+"""Slow and thorough tests, of which others are the short form."""
+
+
+def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
+    """Yield line, text and tree of each mutant: one GPU call or assignment deleted."""
+    nodes = list(ast.walk(tree))
+    parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
+    for index, node in enumerate(nodes):
+        if isinstance(node, ast.Expr | ast.Assign) and is_gpu_statement(node):
+            yield node.lineno, ast.unparse(node), _replaced(tree, index, ast.Pass())
+        elif isinstance(node, ast.Call) and is_gpu_call(node) and not isinstance(parents[node], ast.Expr):
+            refused = isinstance(parents[node], ast.UnaryOp)
+            yield node.lineno, ast.unparse(node), _replaced(tree, index, ast.Constant(value=True if refused else None))
+
+
+def _replaced(tree: ast.Module, index: int, new: ast.stmt | ast.expr) -> ast.Module:
+    """Return a copy of the tree in which the node of this number, in the order of `ast.walk`, is another one."""
+    mutant = copy.deepcopy(tree)
+    old = list(ast.walk(mutant))[index]
+
+    class Replace(ast.NodeTransformer):
+        def visit(self, node: ast.AST) -> ast.AST:
+            return ast.copy_location(new, node) if node is old else self.generic_visit(node)
+
+    Replace().visit(mutant)
+    return ast.fix_missing_locations(mutant)
+
+
+class Planted(MetaPathFinder):
+    """Give one module another code; all others come from where they are."""
+
+    def __init__(self, name: str, path: Path, tree: ast.Module) -> None:
+        self.name, self.path, self.tree = name, path, tree
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        """Return a spec for the one module."""
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Let Python make the module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the mutant's code."""
+        module.__file__ = str(self.path)
+        exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
+
+
+def start(name: str, path: Path, tree: ast.Module, tests: Sequence[str]) -> int:
+    """Run the tests on a mutant in a forked process; return its number."""
+    process = os.fork()
+    if process:
+        return process
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    sys.meta_path.insert(0, Planted(name, path, tree))
+    code = 70
+    try:
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", DESELECTED, *tests])
+    finally:
+        os._exit(int(code))
+
+
+def finish(running: dict[int, tuple[str, float]]) -> tuple[str, bool]:
+    """Wait for the first of the running mutants to end, or to hang; return its text and whether a test failed."""
+    while True:
+        for process, (text, started) in running.items():
+            ended, status = os.waitpid(process, os.WNOHANG)
+            hangs = time.monotonic() - started > TIMEOUT_S
+            if hangs:
+                os.kill(process, 9)
+                os.waitpid(process, 0)
+            if ended or hangs:
+                del running[process]
+                return text, hangs or os.waitstatus_to_exitcode(status) == pytest.ExitCode.TESTS_FAILED
+        time.sleep(0.01)
+
+
+def cover() -> bool:
+    """Print the lines of the GPU modules that no test runs; return whether there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "COVERAGE_FILE": str(Path(folder) / "coverage")}
+        tests = ["-m", "pytest", "-q", "-k", DESELECTED, *GPU_TESTS]
+        for words in (
+            ["run", f"--source={','.join(GPU_MODULES)}", *tests],
+            ["report", "--show-missing", "--fail-under=100"],
+        ):
+            line = [sys.executable, "-m", "coverage", *words]
+            if subprocess.run(line, cwd=ROOT, env=environment, check=False).returncode:
+                return False
+    return True
+
+
+def main() -> None:
+    """Print the coverage, every mutant that survives, and how many did not."""
+    covered = cover()
+    running: dict[int, tuple[str, float]] = {}
+    outcomes = []
+    for module in GPU_MODULES:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        for line, text, tree in mutants(ast.parse(path.read_text())):
+            if len(running) == PROCESSES:
+                outcomes.append(finish(running))
+            label = f"{path.relative_to(ROOT)}:{line}: {text}"
+            running[start(module, path, tree, GPU_TESTS)] = (label, time.monotonic())
+    while running:
+        outcomes.append(finish(running))
+    survivors = [text for text, killed in outcomes if not killed]
+    for text in survivors:
+        print(f"SURVIVED  {text}")
+    print(
+        f"{'FAIL' if survivors else 'PASS'}  {len(outcomes) - len(survivors)} of {len(outcomes)} deletions are noticed"
+    )
+    raise SystemExit(0 if covered and outcomes and not survivors else 1)
+
+
+if __name__ == "__main__":
+    main()
