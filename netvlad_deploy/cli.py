@@ -17,6 +17,7 @@ import typer
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import NetVLADDeployError, UsageError
 from netvlad_deploy.flags import (
+    TIMED_BACKENDS,
     AllowNotRun,
     Backend,
     Duration,
@@ -114,9 +115,7 @@ def validate(
 @app.command()
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines.")],
-    backend: Annotated[
-        list[str] | None, typer.Option(help="onnxruntime, tensorrt, torch or oracle; repeat for several.")
-    ] = None,
+    backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
     num_features: Annotated[int, typer.Option(min=1, help="Local descriptors of an image.")] = 300,
     duration: Duration = 3.0,

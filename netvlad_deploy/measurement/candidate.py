@@ -9,9 +9,11 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec import Profile
 
-BACKENDS: Final = ("onnxruntime", "strict", "tensorrt", "torch", "oracle")
+BACKENDS: Final = (*PROVIDERS, "strict", "tensorrt", "torch", "oracle")
 CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".pt", ".pth", ".tar")
 
 
@@ -33,43 +35,56 @@ class Candidate:
 
 
 def open_runner(
-    source: Artifact | Path | str, *, backend: str | None = None, threads: int | None = None, prefix: str = ""
+    source: Artifact | Path | str,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    prefix: str = "",
+    profile: Profile | None = None,
 ) -> Runner:
     """Open an artifact or a checkpoint for running.
 
     Args:
         source: an artifact, its file, or a checkpoint file.
-        backend: `onnxruntime` (ONNX files), `strict` (the same, every FP16 tensor rounded), `tensorrt` (engines),
-            `torch` (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by
-            default the first that fits the file. There is no fallback.
+        backend: `onnxruntime` (ONNX files on the CPU), `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime-rtx`
+            (the same on a GPU), `strict` (on the CPU, every FP16 tensor rounded), `tensorrt` (engines), `torch`
+            (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by default the
+            first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: what stands before the layer's names in a checkpoint.
+        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default `Profile()`.
 
     Raises: UsageError if the backend cannot run this file; ArtifactError, InputError, MissingDependencyError,
         DeviceUnavailableError.
     """
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if profile is not None and backend not in PROFILED:
+        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
     if isinstance(source, str | Path):
         path = Path(source)
         if is_checkpoint(path):
             return _open_parameters(path, backend or "torch", threads, prefix)
         source = load_artifact(path)
-    natural = "tensorrt" if isinstance(source, EngineArtifact) else "onnxruntime"
-    backend = backend or natural
     if backend in ("torch", "oracle"):
         reference = check_file(source.path.parent, source.reference)
         return _open_parameters(reference, backend, threads, "")
+    return _open_artifact(source, backend, threads, profile)
+
+
+def _open_artifact(source: Artifact, backend: str | None, threads: int | None, profile: Profile | None) -> Runner:
+    natural = "tensorrt" if isinstance(source, EngineArtifact) else CPU
+    backend = backend or natural
     if backend == "strict" and isinstance(source, OnnxArtifact):
         from netvlad_deploy.runtime.strict_runner import StrictRunner
 
         return StrictRunner(source, threads=threads)
-    if backend != natural:
-        raise UsageError(f"{source.path} cannot run on {backend}: leave --backend out for {natural}")
-    if isinstance(source, OnnxArtifact):
+    if backend in PROVIDERS and isinstance(source, OnnxArtifact):
         from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(source, threads=threads)
+        return OnnxRuntimeRunner(source, backend=backend, profile=profile, threads=threads)
+    if backend != natural:
+        raise UsageError(f"{source.path} cannot run on {backend}: leave --backend out for {natural}")
     if not isinstance(source, EngineArtifact):
         raise UsageError(f"{source.path} is neither an ONNX artifact nor an engine")
     check_lineage(source)
