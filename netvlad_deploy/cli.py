@@ -207,6 +207,20 @@ def precision(
     _render("precision", report, precision_lines, as_json)
 
 
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, what can run on this machine, and why not.
+
+    Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.
+    """
+    from netvlad_deploy.doctor import diagnose
+    from netvlad_deploy.report.doctor import diagnosis_lines
+
+    diagnosis = diagnose()
+    _render("doctor", diagnosis, diagnosis_lines, as_json)
+    raise typer.Exit(1 if diagnosis.broken else 0)
+
+
 def _source(given: SourceFlags) -> "Source":
     from netvlad_deploy.workflow import Source
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from netvlad_deploy.arrays import Array
+from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
 from netvlad_deploy.require import require
 
@@ -62,3 +63,24 @@ def _open_runtime(extra: str) -> Any:
     if not count:
         raise DeviceUnavailableError("no NVIDIA GPU on this machine: cudaGetDeviceCount found none")
     return runtime
+
+
+def describe_gpu(extra: str) -> Gpu:
+    """Return the current GPU and the newest CUDA version of its driver.
+
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError without a driver or a GPU.
+    """
+    runtime = _open_runtime(extra)
+
+    def ask(name: str, *arguments: Any) -> Any:
+        status, value = getattr(runtime, name)(*arguments)
+        if status != runtime.cudaError_t.cudaSuccess:
+            raise DeviceUnavailableError(f"{name} failed: {status.name}")
+        return value
+
+    properties, driver = ask("cudaGetDeviceProperties", ask("cudaGetDevice")), ask("cudaDriverGetVersion")
+    return Gpu(
+        name=properties.name.decode(),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        driver=f"{driver // 1000}.{driver % 1000 // 10}",
+    )

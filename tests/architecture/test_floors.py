@@ -18,7 +18,7 @@ FLOORS = [
     {"export", "measurement"},
     {"report"},
     {"workflow"},
-    {"deployment", "flags"},
+    {"deployment", "doctor", "flags"},
     {"cli"},
     {"__main__", "__init__"},
 ]
