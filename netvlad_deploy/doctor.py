@@ -42,7 +42,6 @@ POWER_TIMEOUT_S = 10
 BROKEN = (RunError, AttributeError, RuntimeError, TypeError, ValueError)
 """What a provider raises that is there and fails, and what an import of a damaged or foreign package may raise."""
 
-
 Step = tuple[Callable[[], object], tuple[str, ...]]
 """Something to try, and the packages that are broken if it cannot import them although they are installed."""
 

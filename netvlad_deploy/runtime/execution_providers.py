@@ -61,6 +61,7 @@ TF32_OVERRIDE: Final = "NVIDIA_TF32_OVERRIDE"
 UNAVAILABLE: Final = re.compile(
     r"CUDA (?:failure|error|initialization failure with error:?) (?:3|35|36|46|100|101|209|802|803|804)\b"
     r"|explicitly disabled by the user|cannot open shared object|Failed to load (?:shared )?library|Invalid device ID"
+    r"|[Pp]lease install (?:TensorRT libraries|the correct version of CUDA)"
 )
 """How ONNX Runtime says that a driver, a GPU or a library is not there; any other error is a fault, not an absence."""
 
@@ -187,11 +188,12 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(model, options, enable_fallback=0, **arguments)
     except errors_of(onnxruntime) as error:
-        if backend != CPU and UNAVAILABLE.search(str(error)):
+        words = " ".join(str(error).split())  # a reason stands in one row of a report
+        if backend != CPU and UNAVAILABLE.search(words):
             raise DeviceUnavailableError(
-                f"{provider} cannot be used here, or leaves nodes to the CPU; ONNX Runtime says: {error}"
+                f"{provider} cannot be used here, or leaves nodes to the CPU; ONNX Runtime says: {words}"
             ) from error
-        raise RunError(f"ONNX Runtime cannot load {name}: {error}") from error
+        raise RunError(f"ONNX Runtime cannot load {name}: {words}") from error
     if session.get_providers()[0] != provider:
         raise DeviceUnavailableError(f"asked for {provider}, ONNX Runtime took {session.get_providers()[0]}")
     return session
