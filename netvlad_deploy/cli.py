@@ -17,6 +17,7 @@ import typer
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import NetVLADDeployError, UsageError
 from netvlad_deploy.flags import (
+    TIMED_BACKENDS,
     AllowNotRun,
     Backend,
     Duration,
@@ -118,9 +119,7 @@ def validate(
 @app.command()
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines.")],
-    backend: Annotated[
-        list[str] | None, typer.Option(help="onnxruntime, tensorrt, torch or oracle; repeat for several.")
-    ] = None,
+    backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
     num_features: Annotated[int, typer.Option(min=1, help="Local descriptors of an image.")] = 300,
     duration: Duration = 3.0,
@@ -230,6 +229,20 @@ def precision(
 
     report = workflow.precision(_source(source), output, feature_norm=feature_norm, force=force)
     _render("precision", report, precision_lines, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, what can run on this machine, and why not.
+
+    Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.
+    """
+    from netvlad_deploy.doctor import diagnose
+    from netvlad_deploy.report.doctor import diagnosis_lines
+
+    diagnosis = diagnose()
+    _render("doctor", diagnosis, diagnosis_lines, as_json)
+    raise typer.Exit(1 if diagnosis.broken else 0)
 
 
 def _source(given: SourceFlags) -> "Source":

@@ -12,9 +12,9 @@ import typer
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec import AxisRange, Profile
 
-Backend = Annotated[
-    str | None, typer.Option(help="onnxruntime, strict, tensorrt, torch or oracle.  [default: the file's own]")
-]
+TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
+
+Backend = Annotated[str | None, typer.Option(help=f"{TIMED_BACKENDS} or strict.  [default: the file's own]")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

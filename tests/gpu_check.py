@@ -19,13 +19,14 @@ from netvlad_deploy import workflow
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
 from netvlad_deploy.build_options import FLAVORS, BuildOptions
-from netvlad_deploy.doctor import Diagnosis, diagnose
+from netvlad_deploy.doctor import diagnose
 from netvlad_deploy.errors import NetVLADDeployError, UsageError
 from netvlad_deploy.files import write_text
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.latency import LatencyReport
 from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.report.deployment import Step, step_rows
+from netvlad_deploy.report.doctor import Diagnosis
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.report.text import table
 from netvlad_deploy.runtime.cuda import Cuda
@@ -78,7 +79,9 @@ def same_in_threads(runner: TensorRTRunner) -> str:
 
 def same_from_graphs(runner: TensorRTRunner) -> str:
     """Return what is wrong with replayed results, compared with the first, for shapes that take turns."""
-    feeds = [features(runner, seed, batch, length) for seed, (batch, length) in enumerate(((1, 300), (4, 512), (8, 900)))]
+    feeds = [
+        features(runner, seed, batch, length) for seed, (batch, length) in enumerate(((1, 300), (4, 512), (8, 900)))
+    ]
     first = [runner.run(each)[DESCRIPTOR] for each in feeds]
     for turn in range(10):
         for one, each in zip(first, feeds, strict=True):
@@ -235,7 +238,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report: Any = gpu_check([Path(argument) for argument in sys.argv[1:]], Path(folder))
     write_text(REPORT, to_json("gpu-check", report))
-    print("\n".join([report.verdict.value, *table(("verdict", "step", "reason"), step_rows(report.steps)), str(REPORT)]))
+    print(
+        "\n".join([report.verdict.value, *table(("verdict", "step", "reason"), step_rows(report.steps)), str(REPORT)])
+    )
     raise SystemExit({Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOT_RUN: 69}[report.verdict])
 
 

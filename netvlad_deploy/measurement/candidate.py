@@ -9,9 +9,14 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec import Profile
 
-BACKENDS: Final = ("onnxruntime", "strict", "tensorrt", "torch", "oracle")
+ENGINES: Final = "tensorrt"
+"""The backend of engines, of both flavors."""
+
+BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
 CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".pt", ".pth", ".tar")
 
 
@@ -45,6 +50,7 @@ def open_runner(
     backend: str | None = None,
     threads: int | None = None,
     prefix: str = "",
+    profile: Profile | None = None,
     expect_sha256: str | None = None,
     runtime_cache: Path | None = None,
 ) -> Runner:
@@ -52,11 +58,13 @@ def open_runner(
 
     Args:
         source: an artifact, its file, or a checkpoint file.
-        backend: `onnxruntime` (ONNX files), `strict` (the same, every FP16 tensor rounded), `tensorrt` (engines),
-            `torch` (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by
-            default the first that fits the file. There is no fallback.
+        backend: `onnxruntime` (ONNX files on the CPU), `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime-rtx`
+            (the same on a GPU), `strict` (on the CPU, every FP16 tensor rounded), `tensorrt` (engines), `torch`
+            (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by default the
+            first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: what stands before the layer's names in a checkpoint.
+        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default `Profile()`.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
 
@@ -65,6 +73,8 @@ def open_runner(
     """
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if profile is not None and backend not in PROFILED:
+        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
     if isinstance(source, str | Path):
         path = Path(source)
         if is_checkpoint(path):
@@ -72,33 +82,37 @@ def open_runner(
                 raise UsageError(f"{path} is a checkpoint: an expected hash is for ONNX files and engines")
             return _open_parameters(path, backend or "torch", threads, prefix)
         source = load_artifact(path, expect_sha256=expect_sha256)
-    return _open_artifact(source, backend, threads, runtime_cache)
-
-
-def _open_artifact(source: Artifact, backend: str | None, threads: int | None, runtime_cache: Path | None) -> Runner:
-    if runtime_cache is not None and not isinstance(source, EngineArtifact):
-        raise UsageError(f"{source.path} is no engine: leave the runtime cache out")
-    natural = "tensorrt" if isinstance(source, EngineArtifact) else "onnxruntime"
-    backend = backend or natural
     if backend in ("torch", "oracle"):
         reference = check_file(source.path.parent, source.reference)
         return _open_parameters(reference, backend, threads, "")
-    if backend == "strict" and isinstance(source, OnnxArtifact):
+    if isinstance(source, OnnxArtifact):
+        if runtime_cache is not None:
+            raise UsageError(f"{source.path} is no engine: leave the runtime cache out")
+        return _open_onnx(source, backend or CPU, threads, profile)
+    return _open_engine(source, backend or ENGINES, runtime_cache)
+
+
+def _open_onnx(artifact: OnnxArtifact, backend: str, threads: int | None, profile: Profile | None) -> Runner:
+    if backend == "strict":
         from netvlad_deploy.runtime.strict_runner import StrictRunner
 
-        return StrictRunner(source, threads=threads)
-    if backend != natural:
-        raise UsageError(f"{source.path} cannot run on {backend}: leave --backend out for {natural}")
-    if isinstance(source, OnnxArtifact):
-        from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
+        return StrictRunner(artifact, threads=threads)
+    if backend not in PROVIDERS:
+        raise UsageError(f"{artifact.path} cannot run on {backend}: leave --backend out for {CPU}")
+    from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(source, threads=threads)
-    if not isinstance(source, EngineArtifact):
-        raise UsageError(f"{source.path} is neither an ONNX artifact nor an engine")
-    check_lineage(source)
+    return OnnxRuntimeRunner(artifact, backend=backend, profile=profile, threads=threads)
+
+
+def _open_engine(artifact: Artifact, backend: str, runtime_cache: Path | None) -> Runner:
+    if not isinstance(artifact, EngineArtifact):
+        raise UsageError(f"{artifact.path} is neither an ONNX artifact nor an engine")
+    if backend != ENGINES:
+        raise UsageError(f"{artifact.path} cannot run on {backend}: leave --backend out for {ENGINES}")
+    check_lineage(artifact)
     from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 
-    return TensorRTRunner(source, runtime_cache=runtime_cache)
+    return TensorRTRunner(artifact, runtime_cache=runtime_cache)
 
 
 def check_lineage(engine: EngineArtifact) -> None:

@@ -138,7 +138,7 @@ class Cuda:
             raise RunError(f"{name} failed: {status.name}")
 
 
-def describe_gpu(*, extra: str) -> Gpu:
+def describe_gpu(extra: str) -> Gpu:
     """Return what the current GPU is.
 
     Raises: MissingDependencyError without cuda-bindings, of which `extra` brings one; DeviceUnavailableError.

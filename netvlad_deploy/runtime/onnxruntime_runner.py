@@ -1,7 +1,6 @@
-"""Run an ONNX artifact with ONNX Runtime on the CPU.
+"""Run an ONNX artifact with ONNX Runtime, on the CPU or on the execution provider that was asked for, and no other.
 
-ONNX Runtime drops a provider it cannot use and goes on with another one; this runner asks the session which
-provider it really has and refuses any but the one that was asked for.
+One runner may be used by several threads at once: a session may, and the runner keeps nothing between runs.
 """
 
 import importlib.util
@@ -10,12 +9,21 @@ from typing import Any
 
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import DeviceUnavailableError, RunError
+from netvlad_deploy.errors import RunError
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.spec import FEATURES, STAGES
+from netvlad_deploy.runtime.execution_providers import (
+    CPU,
+    PROFILED,
+    errors_of,
+    import_onnxruntime,
+    make_cache,
+    open_session,
+    precision_on,
+    provider_options,
+)
+from netvlad_deploy.spec import FEATURES, STAGES, Profile
 
-PROVIDER = "CPUExecutionProvider"
 QUIET = 3
 """ONNX Runtime's severity for errors only."""
 
@@ -24,33 +32,45 @@ class OnnxRuntimeRunner(Runner):
     """Run an ONNX artifact.
 
     Args:
+        backend: whose execution provider computes; see `execution_providers`.
+        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, when the runner is opened.
+            Others are refused: they would build again, online. The other backends take any shape.
         threads: CPU threads inside an operator, by default all cores.
         taps: also give the stages inside the graph; needs the package onnx.
     """
 
-    def __init__(self, artifact: OnnxArtifact, *, threads: int | None = None, taps: bool = False) -> None:
+    def __init__(
+        self,
+        artifact: OnnxArtifact,
+        *,
+        backend: str = CPU,
+        profile: Profile | None = None,
+        threads: int | None = None,
+        taps: bool = False,
+    ) -> None:
+        profile = profile or Profile()
         super().__init__(
             artifact.path.name,
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
             dtype=artifact.dtypes[FEATURES],
-            precision=artifact.precision,
+            profiles=(profile,) if backend in PROFILED else (),
+            precision=precision_on(backend, artifact),
             feature_range=artifact.range,
         )
-        self._artifact, self._threads, self._taps = artifact, threads, taps
-        onnxruntime = require("onnxruntime", extra="cpu")
+        self._artifact, self._taps = artifact, taps
+        self._settings: dict[str, Any] = {"backend": backend, "profile": profile, "threads": threads}
+        onnxruntime = import_onnxruntime(backend)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
         self._configure(options, onnxruntime)
-        self._errors = _errors_of(onnxruntime)
-        try:
-            self._session = onnxruntime.InferenceSession(self._content(), options, providers=[PROVIDER])
-        except self._errors as error:
-            raise RunError(f"ONNX Runtime cannot load {artifact.path}: {error}") from error
-        if self._session.get_providers()[0] != PROVIDER:
-            raise DeviceUnavailableError(f"asked for {PROVIDER}, ONNX Runtime took {self._session.get_providers()[0]}")
+        self._errors = errors_of(onnxruntime)
+        # a tapped graph has other outputs than the one that is cached, and is run once
+        cache = make_cache(artifact, self.precision, profile) if self.profiles and not taps else None
+        settings = provider_options(backend, artifact, profile, cache=cache)
+        self._session = open_session(onnxruntime, backend, self._content(), options, settings, name=str(artifact.path))
         if taps:
             self.outputs = tuple(output.name for output in self._session.get_outputs())
 
@@ -58,7 +78,7 @@ class OnnxRuntimeRunner(Runner):
         """Return a runner that also gives the stages inside the graph; itself where onnx is not installed."""
         if importlib.util.find_spec("onnx") is None:
             return self
-        return type(self)(self._artifact, threads=self._threads, taps=True)
+        return type(self)(self._artifact, **self._settings, taps=True)
 
     def close(self) -> None:
         """Release the session."""
@@ -85,9 +105,3 @@ class OnnxRuntimeRunner(Runner):
             return dict(zip(self.outputs, self._session.run(self.outputs, feeds), strict=True))
         except self._errors as error:
             raise RunError(f"ONNX Runtime failed: {error}") from error
-
-
-def _errors_of(onnxruntime: Any) -> tuple[type[Exception], ...]:
-    """Return the exception classes of ONNX Runtime, which have no common base of their own."""
-    members = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-    return tuple(member for member in members if isinstance(member, type) and issubclass(member, Exception))

@@ -7,7 +7,7 @@ changes, and gives it back; so there are as many lanes as runs have been under w
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.files import locked, stage_files
-from netvlad_deploy.runner import EventTimes, Feeds, Runner
+from netvlad_deploy.runner import EventTimes, Runner
 from netvlad_deploy.runtime.device_array import device_array
 from netvlad_deploy.runtime.engine_loader import LoadedEngine
 from netvlad_deploy.runtime.lane import Lane
@@ -74,14 +74,14 @@ class TensorRTRunner(Runner):
         graphs = f"CUDA graphs {'on' if self._cuda_graphs else 'off'}"
         return graphs if self._runtime_config is None else f"{graphs}, kernels compiled eagerly"
 
-    def run(self, feeds: Feeds) -> Arrays:
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return a fresh array for each output, on the host.
 
         Raises: InputError if the feeds are not what the engine takes; RunError if it was closed or failed.
         """
         return self._run(feeds)  # checked there, on the stream that arrays on the GPU must arrive on
 
-    def time(self, feeds: Feeds) -> EventTimes:
+    def time(self, feeds: Mapping[str, Any]) -> EventTimes:
         """Run once and return what the GPU's own clock says of the copies and the work."""
         with self._lane() as lane:
             return lane.time(self._views(feeds, lane))
@@ -96,11 +96,11 @@ class TensorRTRunner(Runner):
             for lane in idle:
                 undo.callback(lane.close)
 
-    def _run(self, feeds: Feeds) -> Arrays:
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         with self._lane() as lane:
             return lane.run(self._views(feeds, lane))
 
-    def _views(self, feeds: Feeds, lane: Lane) -> dict[str, Any]:
+    def _views(self, feeds: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
         """Return checked feeds, those on the GPU as arrays there."""
         return self.check_feeds({name: device_array(value, lane.stream) or value for name, value in feeds.items()})
 

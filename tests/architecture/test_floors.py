@@ -18,7 +18,7 @@ FLOORS = [
     {"export", "measurement"},
     {"report"},
     {"workflow"},
-    {"deployment", "flags", "inspection"},
+    {"deployment", "doctor", "flags", "inspection"},
     {"cli"},
     {"__main__", "__init__"},
 ]

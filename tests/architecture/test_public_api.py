@@ -1,5 +1,6 @@
 """The public API is a test; so is what it costs to start, and what a machine without torch can still do."""
 
+import json
 import subprocess
 import sys
 import time
@@ -83,6 +84,14 @@ def test_engines_are_built_and_validated_without_torch_and_onnx(exported: OnnxAr
     assert built.returncode == 0, built.stderr
     validated = python("-c", BLOCKED, "validate", engine, "--allow-not-run")
     assert validated.returncode == 0, validated.stderr
+
+
+def test_doctor_needs_nothing_heavy_and_says_what_is_blocked() -> None:
+    """They are installed, so that none can be imported is a fault, and not a crash."""
+    outcome = python("-c", BLOCKED, "doctor", "--json")
+    assert outcome.returncode == 1, outcome.stderr
+    blocked = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "strict", "torch")
+    assert json.loads(outcome.stdout)["broken"] == [f"backend {name}" for name in blocked]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Scripted doubles of TensorRT and CUDA, strict as the bindings they stand for."""
+"""Scripted doubles of TensorRT, CUDA and ONNX Runtime, strict as the bindings they stand for."""

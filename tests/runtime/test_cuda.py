@@ -46,7 +46,7 @@ def scenario(machine: Machine, folder: Path) -> None:
             runner.run({FEATURES: np.ones((1, length, 3), np.float32)})
         on_gpu = InterfaceOnGpu(machine.cuda, np.ones((1, 3, 3), np.float32), stream=1)
         try:
-            runner.time({FEATURES: on_gpu})  # type: ignore[dict-item]
+            runner.time({FEATURES: on_gpu})
         finally:
             machine.cuda.memory.pop(on_gpu.address)
     Cuda(extra="rtx").free_bytes()

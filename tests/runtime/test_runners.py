@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,16 @@ import pytest
 
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.artifact import OnnxArtifact, sidecar_path
-from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, RunError, UsageError
+from netvlad_deploy.errors import (
+    ArtifactError,
+    DeviceUnavailableError,
+    InputError,
+    MissingDependencyError,
+    RunError,
+    UsageError,
+)
 from netvlad_deploy.measurement.candidate import BACKENDS, Candidate, open_runner
-from netvlad_deploy.runtime import onnxruntime_runner
+from netvlad_deploy.runtime.execution_providers import PROVIDERS
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, AxisRange, Profile
 from tests.modules import features
@@ -125,6 +133,20 @@ def test_backends_that_cannot_run_a_file_are_refused(exported: OnnxArtifact) -> 
         open_runner(exported, backend="tensorrt")
     with pytest.raises(UsageError, match="choose torch or oracle"):
         open_runner(exported.reference_path, backend="onnxruntime")
+    with pytest.raises(UsageError, match="a profile is for onnxruntime-tensorrt and onnxruntime-rtx, not for None"):
+        open_runner(exported, profile=Profile())
+
+
+def test_threads_that_share_a_runner_get_their_own_results(masked: OnnxArtifact) -> None:
+    feeds = []
+    for number in range(16):
+        x = features(1 + number % 3, 5 + number, 16, seed=number)
+        feeds.append({FEATURES: x, MASK: np.random.default_rng(number).random(x.shape[:2]) < 0.7})
+    with open_runner(masked, threads=1) as runner, ThreadPoolExecutor(16) as pool:
+        expected = [runner.run(each)[DESCRIPTOR] for each in feeds]
+        for _ in range(10):
+            for got, alone in zip(pool.map(runner.run, feeds), expected, strict=True):
+                assert np.array_equal(got[DESCRIPTOR], alone)
 
 
 def test_a_reference_file_is_a_checkpoint(exported: OnnxArtifact) -> None:
@@ -132,11 +154,18 @@ def test_a_reference_file_is_a_checkpoint(exported: OnnxArtifact) -> None:
         assert runner.name == "torch"
 
 
-@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available")
-def test_no_fallback_to_another_provider(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_runner, "PROVIDER", "CUDAExecutionProvider")
-    with pytest.raises(DeviceUnavailableError, match="asked for CUDAExecutionProvider, ONNX Runtime took CPU"):
-        open_runner(exported)
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_onnx_runtime_of_the_cpu_has_no_gpu_provider(exported: OnnxArtifact, backend: str) -> None:
+    message = (
+        rf"^onnxruntime [\d.]+ has no {PROVIDERS[backend]}, .*pip uninstall -y onnxruntime, then pip install '.*gpu"
+    )
+    with pytest.raises(DeviceUnavailableError, match=message):
+        open_runner(exported, backend=backend)
+
+
+def test_the_rtx_provider_needs_its_plugin(exported: OnnxArtifact) -> None:
+    with pytest.raises(MissingDependencyError, match=r"cpu.' onnxruntime-ep-nv-tensorrt-rtx$"):
+        open_runner(exported, backend="onnxruntime-rtx")
 
 
 def test_another_provider_than_asked_for_is_refused(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:

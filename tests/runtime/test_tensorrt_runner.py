@@ -122,9 +122,9 @@ def test_what_lies_on_the_gpu_is_read_there(
     with TensorRTRunner(machine.engine(tmp_path / "m.engine", masked=True)) as runner:
         for _ in range(3):
             on_gpu, mask_on_gpu = (kind(machine.cuda, array, stream=stream) for array in (x, mask))
-            result = runner.run({FEATURES: on_gpu, MASK: mask_on_gpu})[DESCRIPTOR]  # type: ignore[dict-item]
+            result = runner.run({FEATURES: on_gpu, MASK: mask_on_gpu})[DESCRIPTOR]
             assert np.abs(result - descriptors(x, SIZE, mask)).max() < 1e-4
-            mixed = runner.run({FEATURES: on_gpu, MASK: mask})[DESCRIPTOR]  # type: ignore[dict-item]
+            mixed = runner.run({FEATURES: on_gpu, MASK: mask})[DESCRIPTOR]
             assert np.array_equal(result, mixed)
             on_gpu.free()
             mask_on_gpu.free()
@@ -137,7 +137,7 @@ def test_what_lies_on_another_gpu_or_in_pieces_is_refused(machine: Machine, tmp_
         x = DlpackOnGpu(machine.cuda, values(2, 3, 3))
         machine.cuda.elsewhere.add(x.address)
         with pytest.raises(InputError, match="features is on GPU 1, the engine on GPU 0"):
-            runner.run({FEATURES: x})  # type: ignore[dict-item]
+            runner.run({FEATURES: x})
         machine.cuda.elsewhere.clear()
         for name, value, message in (
             ("strides", (9, 1, 3), "make it contiguous"),
@@ -148,14 +148,14 @@ def test_what_lies_on_another_gpu_or_in_pieces_is_refused(machine: Machine, tmp_
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(x, name, value)
                 with pytest.raises(InputError, match=message):
-                    runner.run({FEATURES: x})  # type: ignore[dict-item]
+                    runner.run({FEATURES: x})
         x.strides = (9, 3, 1)
-        assert runner.run({FEATURES: x})[DESCRIPTOR].shape == (2, SIZE)  # type: ignore[dict-item]
+        assert runner.run({FEATURES: x})[DESCRIPTOR].shape == (2, SIZE)
         x.free()
         sliced = InterfaceOnGpu(machine.cuda, values(2, 3, 3))
         sliced.strides = (72, 24, 8)
         with pytest.raises(InputError, match="make it contiguous"):
-            runner.run({FEATURES: sliced})  # type: ignore[dict-item]
+            runner.run({FEATURES: sliced})
         sliced.free()
     assert machine.cuda.alive == {}
 

@@ -1,0 +1,152 @@
+"""What is installed, what can run on this machine, and why not. What can be tried is tried, not concluded.
+
+A package that is missing is a fact. A package that is installed and cannot be imported, and packages that break each
+other, are faults.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from netvlad_deploy.artifact import Gpu
+from netvlad_deploy.build_options import FLAVORS, TENSORRT
+from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
+from netvlad_deploy.measurement.machine import describe_machine
+from netvlad_deploy.report.doctor import Check, Diagnosis
+from netvlad_deploy.require import installed_version, require
+from netvlad_deploy.runtime.cuda import describe_gpu
+from netvlad_deploy.runtime.execution_providers import (
+    CPU,
+    DISTRIBUTIONS,
+    PROVIDERS,
+    RTX,
+    RTX_PLUGIN,
+    check_distributions,
+    installed_distributions,
+    probe,
+)
+from netvlad_deploy.runtime.trt_api import EXTRAS, open_tensorrt, stdout_to_stderr
+from netvlad_deploy.spec import Verdict
+
+PACKAGES = (
+    "netvlad-deploy", "numpy", "typer", "torch", "onnx", "onnxscript", "safetensors", "matplotlib", "tensorrt",
+    "tensorrt-rtx", "cuda-bindings", RTX_PLUGIN,
+)  # fmt: skip
+RTX_PLUGINS = (RTX_PLUGIN, f"{RTX_PLUGIN}-cu12", f"{RTX_PLUGIN}-cu13")
+CUDA_PACKAGES = ("cuda-bindings",)
+MACHINE = ("processor", "cores", "system", "python")
+POWER_TIMEOUT_S = 10
+BROKEN = (RunError, AttributeError, RuntimeError, TypeError, ValueError)
+"""What a provider raises that is there and fails, and what an import of a damaged or foreign package may raise."""
+
+Step = tuple[Callable[[], object], tuple[str, ...]]
+"""Something to try, and the packages that are broken if it cannot import them although they are installed."""
+
+
+def diagnose(root: Path = Path("/")) -> Diagnosis:
+    """Try what this package can do on this machine; `root` is where the system's own files stand."""
+    with stdout_to_stderr():  # the libraries that are tried say what they like there
+        gpu, check = _gpu()
+        checks = [
+            _check("packages that bring onnxruntime", (check_distributions, DISTRIBUTIONS)),
+            check,
+            *(_check(f"build engines with {flavor}", (partial(_build, flavor), (flavor,))) for flavor in FLAVORS),
+            *(_check(f"backend {name}", *steps) for name, steps in _backends().items()),
+        ]
+    return Diagnosis(
+        machine=_machine(root),
+        packages=_packages(),
+        gpu=gpu,
+        checks=tuple(checks),
+        broken=tuple(check.name for check in checks if check.verdict is Verdict.FAIL),
+    )
+
+
+def _gpu() -> tuple[Gpu | None, Check]:
+    found: list[Gpu] = []
+    check = _check("GPU", (lambda: found.append(describe_gpu(EXTRAS[TENSORRT])), CUDA_PACKAGES))
+    if not found:
+        return None, check
+    (gpu,) = found
+    detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
+    return gpu, replace(check, detail=detail)
+
+
+def _backends() -> dict[str, list[Step]]:
+    """Return what each backend needs."""
+    backends: dict[str, list[Step]] = {
+        name: [(partial(probe, name), RTX_PLUGINS if name == RTX else DISTRIBUTIONS)] for name in PROVIDERS
+    }
+    backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="export"), ("onnx",))]
+    for flavor in FLAVORS:
+        gpu = partial(describe_gpu, EXTRAS[flavor])
+        backends[f"tensorrt, {flavor} engines"] = [(partial(open_tensorrt, flavor), (flavor,)), (gpu, CUDA_PACKAGES)]
+    backends["torch"] = [(partial(require, "torch", extra="export"), ("torch",))]
+    backends["oracle"] = []
+    return backends
+
+
+def _build(flavor: str) -> None:
+    """Make a builder, for which the standard TensorRT needs a driver."""
+    tensorrt = open_tensorrt(flavor)
+    tensorrt.builder(tensorrt.logger())
+
+
+def _check(name: str, *steps: Step) -> Check:
+    """Return PASS if every step can be done, else why the first that cannot be done cannot."""
+    for action, packages in steps:
+        try:
+            action()
+        except DeviceUnavailableError as error:
+            return Check(name=name, verdict=Verdict.NOT_RUN, detail=_line(error))
+        except (MissingDependencyError, OSError) as error:
+            installed = any(installed_version(package) for package in packages)
+            return Check(name=name, verdict=Verdict.FAIL if installed else Verdict.NOT_RUN, detail=_line(error))
+        except BROKEN as error:
+            return Check(name=name, verdict=Verdict.FAIL, detail=_line(error))
+    return Check(name=name, verdict=Verdict.PASS)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _packages() -> dict[str, str | None]:
+    runtimes: dict[str, str | None] = {**installed_distributions()}
+    return {name: installed_version(name) for name in PACKAGES} | (runtimes or {"onnxruntime": None})
+
+
+def _machine(root: Path) -> dict[str, str]:
+    """Return the processor, its cores, system, memory, and what a Jetson says of itself."""
+    known = describe_machine()
+    facts = {name: known[name] for name in MACHINE}
+    for line in _text(root / "proc" / "meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            facts["memory"] = f"{int(line.split()[1]) / 2**20:.1f} GiB"
+    facts["board"] = _text(root / "proc" / "device-tree" / "model").strip("\0 \n")
+    facts["jetson_linux"] = _text(root / "etc" / "nv_tegra_release").partition("\n")[0].strip("# ")
+    facts["power_mode"] = _power_mode()
+    return {name: value for name, value in facts.items() if value}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _power_mode() -> str:
+    """Return a Jetson's power mode, on which every latency depends, or an empty string."""
+    program = shutil.which("nvpmodel")
+    if program is None:
+        return ""
+    try:
+        answer = subprocess.run([program, "-q"], capture_output=True, text=True, timeout=POWER_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"unknown: {_line(error)}"
+    modes = [line.partition(":")[2].strip() for line in answer.stdout.splitlines() if "Power Mode:" in line]
+    return modes[0] if modes else "unknown: nvpmodel -q does not say"
