@@ -4,8 +4,6 @@ A package that is missing is a fact. A package that is installed and cannot be i
 other, are faults.
 """
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +12,7 @@ from pathlib import Path
 from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.build_options import FLAVORS, TENSORRT
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
-from netvlad_deploy.measurement.machine import describe_machine
+from netvlad_deploy.machine import describe_machine
 from netvlad_deploy.report.doctor import Check, Diagnosis
 from netvlad_deploy.require import installed_version, require
 from netvlad_deploy.runtime.cuda import describe_gpu
@@ -37,8 +35,6 @@ PACKAGES = (
 )  # fmt: skip
 RTX_PLUGINS = (RTX_PLUGIN, f"{RTX_PLUGIN}-cu12", f"{RTX_PLUGIN}-cu13")
 CUDA_PACKAGES = ("cuda-bindings",)
-MACHINE = ("processor", "cores", "system", "python")
-POWER_TIMEOUT_S = 10
 BROKEN = (RunError, AttributeError, RuntimeError, TypeError, ValueError)
 """What a provider raises that is there and fails, and what an import of a damaged or foreign package may raise."""
 
@@ -57,7 +53,7 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
             *(_check(f"backend {name}", *steps) for name, steps in _backends().items()),
         ]
     return Diagnosis(
-        machine=_machine(root),
+        machine=describe_machine(root),
         packages=_packages(),
         gpu=gpu,
         checks=tuple(checks),
@@ -117,36 +113,3 @@ def _line(error: Exception) -> str:
 def _packages() -> dict[str, str | None]:
     runtimes: dict[str, str | None] = {**installed_distributions()}
     return {name: installed_version(name) for name in PACKAGES} | (runtimes or {"onnxruntime": None})
-
-
-def _machine(root: Path) -> dict[str, str]:
-    """Return the processor, its cores, system, memory, and what a Jetson says of itself."""
-    known = describe_machine()
-    facts = {name: known[name] for name in MACHINE}
-    for line in _text(root / "proc" / "meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            facts["memory"] = f"{int(line.split()[1]) / 2**20:.1f} GiB"
-    facts["board"] = _text(root / "proc" / "device-tree" / "model").strip("\0 \n")
-    facts["jetson_linux"] = _text(root / "etc" / "nv_tegra_release").partition("\n")[0].strip("# ")
-    facts["power_mode"] = _power_mode()
-    return {name: value for name, value in facts.items() if value}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _power_mode() -> str:
-    """Return a Jetson's power mode, on which every latency depends, or an empty string."""
-    program = shutil.which("nvpmodel")
-    if program is None:
-        return ""
-    try:
-        answer = subprocess.run([program, "-q"], capture_output=True, text=True, timeout=POWER_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"unknown: {_line(error)}"
-    modes = [line.partition(":")[2].strip() for line in answer.stdout.splitlines() if "Power Mode:" in line]
-    return modes[0] if modes else "unknown: nvpmodel -q does not say"

@@ -28,8 +28,8 @@ from netvlad_deploy.errors import (
     RunError,
     UsageError,
 )
+from netvlad_deploy.machine import available_cores, describe_machine, installed_versions
 from netvlad_deploy.measurement.candidate import Candidate
-from netvlad_deploy.measurement.machine import available_cores, describe_machine
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.spec import FEATURES, Verdict
 
@@ -144,7 +144,7 @@ def measure(
         rounds=rounds,
         block_ms=block_ms,
         warmup_ms=warmup_ms,
-        machine=describe_machine(),
+        machine=describe_machine() | installed_versions(),
         candidates=tuple(_within_budget(result, budget_p99_ms) for result in results),
     )
 

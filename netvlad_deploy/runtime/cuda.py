@@ -20,7 +20,7 @@ class Cuda:
     """
 
     def __init__(self, *, extra: str) -> None:
-        self._runtime = _open_runtime(extra)
+        self._binding = _open_runtime(extra)
 
     def device(self) -> int:
         """Return the number of the current GPU."""
@@ -42,13 +42,13 @@ class Cuda:
 
     def free_bytes(self) -> int:
         """Return how much device memory is free."""
-        status, free, _ = self._runtime.cudaMemGetInfo()
+        status, free, _ = self._binding.cudaMemGetInfo()
         self._check("cudaMemGetInfo", status)
         return int(free)
 
     def create_stream(self) -> Any:
         """Return a stream that waits for no other: what it must wait for is said with `wait`."""
-        return self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
+        return self._call("cudaStreamCreateWithFlags", self._binding.cudaStreamNonBlocking)
 
     def synchronize(self, stream: Any) -> None:
         """Wait until all work on the stream is done."""
@@ -77,12 +77,12 @@ class Cuda:
 
     def copy_to_device(self, address: int, array: Array, stream: Any) -> None:
         """Copy a contiguous host array to device memory, in stream order."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        kind = self._binding.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
 
     def copy_to_host(self, array: Array, address: int, stream: Any) -> None:
         """Copy device memory to a contiguous host array, in stream order."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        kind = self._binding.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
 
     def create_event(self) -> Any:
@@ -107,12 +107,12 @@ class Cuda:
 
     def capture(self, stream: Any, queue: Callable[[], None]) -> Any:
         """Record what `queue` queues on a stream, instead of running it, and return it ready to launch."""
-        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        mode = self._binding.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             queue()
         except RunError:
-            self._runtime.cudaStreamEndCapture(stream)  # what failed first is what to say
+            self._binding.cudaStreamEndCapture(stream)  # what failed first is what to say
             raise
         graph = self._call("cudaStreamEndCapture", stream)
         try:
@@ -129,12 +129,12 @@ class Cuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        status, *values = getattr(self._runtime, name)(*arguments)
+        status, *values = getattr(self._binding, name)(*arguments)
         self._check(name, status)
         return values[0] if values else None
 
     def _check(self, name: str, status: Any) -> None:
-        if status != self._runtime.cudaError_t.cudaSuccess:
+        if status != self._binding.cudaError_t.cudaSuccess:
             raise RunError(f"{name} failed: {status.name}")
 
 
@@ -149,12 +149,12 @@ def describe_gpu(extra: str) -> Gpu:
 def _open_runtime(extra: str) -> Any:
     """Return the CUDA runtime binding after making sure that there is a GPU."""
     try:
-        runtime = require("cuda.bindings.runtime", extra=extra)
-        status, count = runtime.cudaGetDeviceCount()
+        binding = require("cuda.bindings.runtime", extra=extra)
+        status, count = binding.cudaGetDeviceCount()
     except RuntimeError as error:  # the binding found no CUDA library to load
         raise DeviceUnavailableError(f"no CUDA runtime on this machine: {error}") from error
-    if status != runtime.cudaError_t.cudaSuccess:
+    if status != binding.cudaError_t.cudaSuccess:
         raise DeviceUnavailableError(f"no usable NVIDIA GPU on this machine: {status.name}")
     if not count:
         raise DeviceUnavailableError("no NVIDIA GPU on this machine: cudaGetDeviceCount found none")
-    return runtime
+    return binding

@@ -12,7 +12,7 @@ ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
     {"spec", "require"},
-    {"arrays", "files", "build_options"},
+    {"arrays", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner"},
     {"runtime", "models"},
     {"export", "measurement"},

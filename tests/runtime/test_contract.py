@@ -20,9 +20,9 @@ ENUMS: Final = frozenset(kind for kind, names in TABLES["rtx-1.7.1"].items() if 
 CAPABILITIES: Final = {
     "chooses_compute_capability": {"num_compute_capabilities", "get_compute_capability", "set_compute_capability"},
     "has_runtime_cache": {
-        "create_runtime_config", "set_execution_context_allocation_strategy", "create_runtime_cache", "set_runtime_cache",
-        "cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "deserialize", "serialize", "EAGER",
-        "WHOLE_GRAPH_CAPTURE", "DISABLED",
+        "create_runtime_config", "set_execution_context_allocation_strategy", "create_runtime_cache",
+        "set_runtime_cache", "cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "deserialize",
+        "serialize", "EAGER", "WHOLE_GRAPH_CAPTURE", "DISABLED",
     },
     "checks_validity": {"get_engine_validity", "INVALID", "SUBOPTIMAL"},
 }  # fmt: skip
