@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars mutation figure resolve-3.10 clean
+.PHONY: demo test check lint bars mutation gpu-check figure resolve-3.10 clean
 
 demo: $(INSTALLED)  ## export, build, validate and measure an untrained NetVLAD; the report is demo/report.md
 	$(BIN)/netvlad-deploy deploy --clusters 64 --ghost-clusters 8 --probe --flavor tensorrt-rtx --allow-not-run --force -o $(DEMO)
@@ -28,6 +28,9 @@ bars: $(INSTALLED)  ## every figure this project promises, measured
 
 mutation: $(INSTALLED)  ## the GPU code under doubles: every line runs, and every CUDA or TensorRT call deleted is noticed
 	$(BIN)/python -m tests.mutation
+
+gpu-check: $(INSTALLED)  ## all that only a GPU can show, into gpu-check.json; MODELS names ONNX files exported elsewhere
+	$(BIN)/python -m tests.gpu_check $(MODELS)
 
 figure: $(INSTALLED)  ## the README's picture of what FP16 costs, plain and ours
 	$(BIN)/python -m tests.figure $(FIGURE)
