@@ -3,6 +3,7 @@
 from typing import Any
 
 from netvlad_deploy.arrays import Array
+from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
 from netvlad_deploy.require import require
 
@@ -62,3 +63,25 @@ def _open_runtime(extra: str) -> Any:
     if not count:
         raise DeviceUnavailableError("no NVIDIA GPU on this machine: cudaGetDeviceCount found none")
     return runtime
+
+
+def describe_gpu(extra: str) -> Gpu:
+    """Return the current GPU: its name, compute capability and the CUDA version of its driver.
+
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError without a driver or a GPU.
+    """
+    runtime = _open_runtime(extra)
+
+    def call(name: str, *arguments: Any) -> Any:
+        status, value = getattr(runtime, name)(*arguments)
+        if status != runtime.cudaError_t.cudaSuccess:
+            raise DeviceUnavailableError(f"{name} failed: {status.name}")
+        return value
+
+    properties = call("cudaGetDeviceProperties", call("cudaGetDevice"))
+    version = call("cudaDriverGetVersion")  # 12040 is 12.4
+    return Gpu(
+        name=properties.name.rstrip(b"\0").decode(),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        driver=f"{version // 1000}.{version % 1000 // 10}",
+    )

@@ -9,7 +9,7 @@ import pytest
 import netvlad_deploy
 
 ROOT = Path(netvlad_deploy.__file__).parent
-SOURCES = [ROOT / "runtime" / "trt_api.py", ROOT / "runtime" / "tensorrt_runner.py", ROOT / "export" / "engine.py"]
+SOURCES = [ROOT / "runtime" / "trt_api.py", ROOT / "runtime" / "tensorrt_runner.py", *(ROOT / "export").glob("*.py")]
 TABLES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parents[1] / "data" / "tensorrt_api.json").read_text()
 )
@@ -25,7 +25,7 @@ OBJECTS = {
     "NetworkDefinitionCreationFlag": "NetworkDefinitionCreationFlag",
     "ProfilingVerbosity": "ProfilingVerbosity",
 }
-RTX_ONLY = {("IBuilderConfig", "num_compute_capabilities"), ("IBuilderConfig", "get_compute_capability")}
+RTX_ONLY = {("IBuilderConfig", name) for name in TABLES["rtx-1.7.1"]["IBuilderConfig"] if "compute_capabilit" in name}
 """Behind the capability `builds_without_gpu`."""
 
 
