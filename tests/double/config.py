@@ -117,6 +117,7 @@ class IBuilderConfig(Refusing):
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
         assert not self._world.rtx, "TensorRT-RTX deprecates it, and warns"
+        assert isinstance(serialized_timing_cache, bytes)
         record, wrong = {"header": self._world.header, "timings": []}, ""
         if serialized_timing_cache:
             try:
