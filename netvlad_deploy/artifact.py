@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.files import Staging, sha256_file
-from netvlad_deploy.spec import AxisRange, FeatureRange, NetVLADSpec, Profile
+from netvlad_deploy.spec import FEATURES, MASK, AxisRange, FeatureRange, NetVLADSpec, Profile
 
 SCHEMA = "netvlad-deploy/artifact/2"
 REFERENCE_SUFFIX = ".reference.npz"
@@ -54,6 +54,11 @@ class Artifact:
     def reference_path(self) -> Path:
         """Return where the oracle's parameters stand."""
         return self.path.parent / self.reference.name
+
+    def input_shapes(self, profile: Profile) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Return the smallest, usual and largest shape of every input under an optimization profile."""
+        tails = {FEATURES: (self.spec.feature_size,), MASK: ()}
+        return {name: tuple((*shape, *tails[name]) for shape in profile.shapes) for name in self.inputs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,11 @@ ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 def sidecar_path(path: Path) -> Path:
     """Return where the sidecar of `path` stands."""
     return path.with_name(path.name + ".json")
+
+
+def log_path(path: Path) -> Path:
+    """Return where the build log of the engine `path` stands."""
+    return path.with_name(path.name + ".log")
 
 
 def reference_path(path: Path) -> Path:

@@ -20,6 +20,7 @@ from netvlad_deploy.flags import (
     TIMED_BACKENDS,
     AllowNotRun,
     Backend,
+    BuildFlags,
     Duration,
     EngineFlags,
     ExpectSha256,
@@ -70,22 +71,22 @@ def export(
 def build(
     source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported ONNX file.")],
     engine: EngineFlags,
+    tuning: BuildFlags,
     output: Output = None,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32, which costs about 1e-3 of accuracy.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Build a TensorRT engine, strongly typed, for one or several optimization profiles.
 
-    The target is MODEL.engine beside the ONNX file.
+    The target is MODEL.engine beside the ONNX file; the builder's log is MODEL.engine.log.
     """
     from netvlad_deploy import workflow
+    from netvlad_deploy.export.trtexec import trtexec_line
     from netvlad_deploy.report.text import artifact_lines
 
-    target = output or source.with_suffix(".engine")
-    options = BuildOptions(flavor=engine.flavor, profiles=engine.profiles, tf32=tf32)
-    artifact = workflow.build(source, target, options, force=force)
-    _render("build", artifact, artifact_lines, as_json)
+    target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
+    artifact = workflow.build(source, target, tuning.options(engine), timing_cache=cache, force=force)
+    _render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, cache)}"], as_json)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from netvlad_deploy.artifact import sidecar_path
+from netvlad_deploy.artifact import log_path, sidecar_path
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.files import make_folder, write_text
 from netvlad_deploy.measurement.candidate import Candidate
@@ -54,7 +54,7 @@ def deploy(
     try:
         engine = build(onnx_path, engine_path, engine_options, force=force)
     except UNAVAILABLE as error:
-        for leftover in (engine_path, sidecar_path(engine_path)):  # of an earlier deployment, with --force
+        for leftover in (engine_path, sidecar_path(engine_path), log_path(engine_path)):  # of an earlier deployment
             leftover.unlink(missing_ok=True)
         steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
     else:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec import AxisRange, Profile
 
@@ -98,6 +99,48 @@ class EngineFlags:
         if self.batch or self.num_features:
             raise UsageError("--profile says both axes: leave --batch and --num-features out")
         return tuple(Profile.parse(text) for text in self.profile)
+
+
+@dataclass(frozen=True)
+class BuildFlags:
+    """What the builder may do, and the file of timings it shares with other builds."""
+
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32, which costs about 1e-3 of accuracy.")] = False
+    workspace_mib: Annotated[
+        int | None, typer.Option(help="Most scratch memory of a kernel, in MiB.  [default: the GPU's memory]")
+    ] = None
+    optimization_level: Annotated[
+        int | None, typer.Option(help="0 builds fastest, 5 tries most.  [default: TensorRT's own, 3]")
+    ] = None
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="One engine for GPUs since Ampere, at the price of speed.")
+    ] = False
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="One engine for later versions of the same major version.")
+    ] = False
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SMxx", help="GPU architecture of a tensorrt-rtx engine; repeat for several."),
+    ] = None
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kernel timings to use and add to, shared by all builds.")
+    ] = None
+
+    def options(self, engine: EngineFlags) -> BuildOptions:
+        """Return all options of the builder as one object.
+
+        Raises: UsageError if two of them contradict each other.
+        """
+        return BuildOptions(
+            flavor=engine.flavor,
+            profiles=engine.profiles,
+            tf32=self.tf32,
+            workspace_mib=self.workspace_mib,
+            optimization_level=self.optimization_level,
+            hardware_compatible=self.hardware_compatible,
+            version_compatible=self.version_compatible,
+            compute_capabilities=tuple(self.compute_capability or ()),
+        )
 
 
 def flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -105,11 +105,13 @@ def export(source: Source, target: Path, options: GraphOptions, *, force: bool =
     return export_onnx(module, target, options, origin=origin, parent=parent, force=force)
 
 
-def build(source: Path, target: Path, options: BuildOptions, *, force: bool = False) -> EngineArtifact:
+def build(
+    source: Path, target: Path, options: BuildOptions, *, timing_cache: Path | None = None, force: bool = False
+) -> EngineArtifact:
     """Build an engine from an ONNX artifact."""
     from netvlad_deploy.export.engine import build_engine
 
-    return build_engine(source, target, options, force=force)
+    return build_engine(source, target, options, timing_cache=timing_cache, force=force)
 
 
 def validate(

@@ -1,11 +1,15 @@
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from netvlad_deploy import workflow
-from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
+from netvlad_deploy.build_options import RTX, BuildOptions
+from netvlad_deploy.errors import BuildError
+from netvlad_deploy.spec import Profile
 from tests.command import Command, error_of
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -25,6 +29,35 @@ class TestEngine:
         assert record["schema"] == "netvlad-deploy/build/1"
         assert record["options"]["profiles"][0]["num_features"] == {"min": 1, "opt": 10, "max": 20}
         assert record["figures"]["activation_bytes"] > 0
+
+    def test_options_of_the_builder(self, command: Command, checkpoint: Path, tmp_path: Path) -> None:
+        command("export", checkpoint)
+        options = ("--profile", "1x1,2x5,4x9", "--profile", "1x20", "--workspace-mib", 64, "--optimization-level", 2)
+        arguments = ("build", "best.onnx", "--flavor", "tensorrt-rtx", *options, "--compute-capability", "SM89")
+        outcome = command(*arguments)
+        assert outcome.code == 0
+        assert "  profile: batch 1:1:1, num_features 20:20:20" in outcome.out
+        assert outcome.out.splitlines()[-1].startswith("  tensorrt_rtx --onnx=best.onnx --saveEngine=best.engine ")
+        assert outcome.out.splitlines()[-1] in (tmp_path / "best.engine.log").read_text().replace("#", " ")
+        assert "build: Building engine" in outcome.err
+        record = json.loads(command(*arguments, "--force", "--json").out)
+        assert record["targets"] == ["SM89"]
+        assert (record["options"]["workspace_mib"], record["options"]["optimization_level"]) == (64, 2)
+        refused = command(*arguments, "--force", "--timing-cache", "timings")
+        assert refused.code == 2
+        assert "keeps no timings" in error_of(refused.err)
+
+    def test_the_rebuild_command_builds_it_again(self, command: Command, checkpoint: Path, tmp_path: Path) -> None:
+        self.build(command, checkpoint)
+        before = load_artifact(tmp_path / "best.engine")
+        assert isinstance(before, EngineArtifact)
+        words = shlex.split(before.rebuild_command)
+        (tmp_path / "best.engine").write_bytes(b"damaged")
+        assert words[0] == "netvlad-deploy"
+        assert command(*words[1:]).code == 0
+        after = load_artifact(tmp_path / "best.engine")
+        assert isinstance(after, EngineArtifact)
+        assert (after.options, after.sha256) == (before.options, before.sha256)
 
     def test_an_engine_where_no_gpu_is_did_not_run(self, command: Command, checkpoint: Path) -> None:
         self.build(command, checkpoint)
@@ -72,6 +105,31 @@ class TestEngine:
         assert record["engine"]["figures"]["kernels"]
         assert (tmp_path / "out" / "report.md").read_text().startswith(f"# {record['verdict']}: best.onnx")
         assert command(*arguments).code == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(),
+        BuildOptions(profiles=(Profile.parse("1x1,2x5,4x9"), Profile.parse("1x1200")), tf32=True),
+        BuildOptions(workspace_mib=512, optimization_level=0, hardware_compatible=True),
+        BuildOptions(version_compatible=True, optimization_level=5),
+        BuildOptions(flavor=RTX, profiles=(Profile.parse("1x1"),), compute_capabilities=("SM89", "SM120")),
+    ],
+)
+def test_the_arguments_of_build_options_are_those_of_the_command_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, exported: OnnxArtifact, options: BuildOptions
+) -> None:
+    given: list[tuple[BuildOptions, Path | None]] = []
+
+    def built(_: Path, __: Path, chosen: BuildOptions, *, timing_cache: Path | None, force: bool) -> OnnxArtifact:
+        given.append((chosen, timing_cache))
+        raise BuildError("enough")
+
+    monkeypatch.setattr(workflow, "build", built)
+    assert command("build", "m.onnx", *options.arguments, "--timing-cache", "timings").code == 70
+    assert command("build", "m.onnx", *options.arguments).code == 70
+    assert given == [(options, Path("timings")), (options, None)]
 
 
 def test_build_without_tensorrt_says_what_is_missing(

@@ -5,10 +5,9 @@ Precision is what the ONNX graph says: the network is strongly typed (required o
 """
 
 import os
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,63 @@ from netvlad_deploy.artifact import (
     BuildFigures,
     EngineArtifact,
     FileReference,
-    Kernel,
+    Gpu,
     OnnxArtifact,
     check_file,
     load_artifact,
+    log_path,
+    sidecar_path,
     stage_artifact,
 )
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.errors import ArtifactError, BuildError, UsageError
+from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableError, UsageError
+from netvlad_deploy.export.build_log import check_types, log_text, read_figures
+from netvlad_deploy.export.progress import run_builder
+from netvlad_deploy.export.timing_cache import load_timing_cache, save_timing_cache
 from netvlad_deploy.files import check_suffix, stage_files
-from netvlad_deploy.runtime.trt_api import LogLine, TensorRT, last_error, open_tensorrt, parse_onnx, stdout_to_stderr
-from netvlad_deploy.spec import FEATURES, MASK, Profile
-
-NOT_KERNELS = frozenset(("shape_call", "signal", "wait"))
-"""Entries of the layer list that are bookkeeping of the engine, not GPU work."""
-
-PRODUCT_KINDS = frozenset(("gemm", "runtime_fusion"))
-"""Kinds of kernels that hold a matrix product."""
-
-FP32_PRODUCTS = {"fp16": 0, "fp16-wide-logits": 1}
-"""How many matrix products of an FP16 graph may read FP32."""
+from netvlad_deploy.runtime.trt_api import (
+    EXTRAS,
+    LogLine,
+    TensorRT,
+    last_error,
+    members,
+    open_tensorrt,
+    parse_onnx,
+    stdout_to_stderr,
+)
+from netvlad_deploy.spec import Profile
 
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120 and later")
 """Where an RTX engine runs if no compute capability is named. Source: TensorRT-RTX documentation, CPU-only AOT."""
+
+NO_TARGETS = frozenset(("NONE", "CURRENT"))
+"""Compute capabilities of the binding that are no GPU architecture."""
+
+HARDWARE_PRICE = (
+    "hardware-compatible: runs on Ampere and later GPUs, with at most 48 KiB of shared memory and fewer kernels to "
+    "choose from, so slower than an engine built for its GPU"
+)
+"""Source: TensorRT API reference, HardwareCompatibilityLevel."""
+
+VERSION_PRICE = (
+    "version-compatible: carries a runtime of its own as native code, which makes the file larger, may make it slower "
+    "and must be allowed where it is loaded"
+)
+"""Source: TensorRT documentation, Version Compatibility."""
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    """What the builder gave, and what it was set to."""
+
+    content: bytes
+    flags: tuple[str, ...]
+    gpu: Gpu | None
+    targets: tuple[str, ...]
+    build_ms: float
+    lines: Sequence[LogLine]
 
 
 def build_engine(
@@ -46,9 +79,12 @@ def build_engine(
     target: Path | str,
     options: BuildOptions | None = None,
     *,
+    timing_cache: Path | str | None = None,
     force: bool = False,
 ) -> EngineArtifact:
-    """Build `source`; write the engine and its sidecar.
+    """Build `source`; write the engine, its sidecar and its build log.
+
+    `timing_cache` is a file of kernel timings that builds share: it changes how long a build takes, not what it makes.
 
     Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
         TensorRT's own words; ArtifactError if `source` is damaged; UsageError, OutputError for the target.
@@ -61,136 +97,173 @@ def build_engine(
     if options.tf32 and parent.precision != "fp32":
         raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
     target = check_suffix(Path(target), ".engine")
+    cache_path = None if timing_cache is None else Path(timing_cache)
     tensorrt = open_tensorrt(options.flavor)
+    if cache_path is not None and not tensorrt.has_timing_cache:
+        raise UsageError(f"{tensorrt.name} keeps no timings, its kernels are compiled at run time: no --timing-cache")
     with stage_files(force=force) as staging:
-        staging.check(target)
-        content, targets, figures = _build(tensorrt, parent, options)
+        for path in (target, sidecar_path(target), log_path(target)):
+            if cache_path is not None and cache_path.resolve() == path.resolve():
+                raise UsageError(f"{path} is to be written, it cannot be the timing cache too: name another file")
+            staging.check(path)
+        built = _build(tensorrt, parent, options, cache_path)
+        figures = read_figures(built.lines, built.build_ms)
         check_types(figures.kernels, parent.precision)
-        reference = replace(parent.reference, name=_relative(parent.reference_path, target))
-        artifact = EngineArtifact(
-            path=target,
-            spec=parent.spec,
-            precision="tf32" if options.tf32 else parent.precision,
-            inputs=parent.inputs,
-            outputs=parent.outputs,
-            dtypes=parent.dtypes,
-            range=parent.range,
-            warnings=parent.warnings,
-            origin=parent.origin,
-            parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
-            reference=reference,
-            preprocessing=parent.preprocessing,
-            versions={**parent.versions, options.flavor: tensorrt.version},
-            options=options,
-            flags=(),
-            gpu=None,
-            targets=targets,
-            figures=figures,
-        )
-        return stage_artifact(staging, artifact, content)
+        artifact = _artifact(parent, target, options, built, figures, tensorrt.version)
+        staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
+        return stage_artifact(staging, artifact, built.content)
 
 
-def _build(
-    tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions
-) -> tuple[bytes, tuple[str, ...], BuildFigures]:
-    """Return the engine's bytes, the GPU architectures it is for, and the builder's figures."""
+def _artifact(
+    parent: OnnxArtifact,
+    target: Path,
+    options: BuildOptions,
+    built: _Built,
+    figures: BuildFigures,
+    version: str,
+) -> EngineArtifact:
+    prices = ((options.hardware_compatible, HARDWARE_PRICE), (options.version_compatible, VERSION_PRICE))
+    return EngineArtifact(
+        path=target,
+        spec=parent.spec,
+        precision="tf32" if options.tf32 else parent.precision,
+        inputs=parent.inputs,
+        outputs=parent.outputs,
+        dtypes=parent.dtypes,
+        range=parent.range,
+        warnings=(*parent.warnings, *(price for paid, price in prices if paid)),
+        origin=parent.origin,
+        parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
+        reference=replace(parent.reference, name=_relative(parent.reference_path, target)),
+        preprocessing=parent.preprocessing,
+        versions={**parent.versions, options.flavor: version},
+        options=options,
+        flags=built.flags,
+        gpu=built.gpu,
+        targets=built.targets,
+        figures=figures,
+    )
+
+
+def _build(tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions, cache_path: Path | None) -> _Built:
     trt = tensorrt.module
     logger = tensorrt.logger()
     with stdout_to_stderr():
         builder = tensorrt.builder(logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        gpu = _gpu(tensorrt, options)
+        typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = tensorrt.accepted(builder.create_network(typed), "a network", logger)
         parse_onnx(tensorrt, network, logger, parent.path.read_bytes())
-        config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if options.tf32:
-            config.set_flag(trt.BuilderFlag.TF32)
-        else:
-            config.clear_flag(trt.BuilderFlag.TF32)
-        if config.get_flag(trt.BuilderFlag.TF32) != options.tf32:
-            raise BuildError(
-                f"{tensorrt.flavor} {tensorrt.version} did not turn TF32 {'on' if options.tf32 else 'off'}"
-            )
+        config = tensorrt.accepted(builder.create_builder_config(), "a configuration", logger)
+        flags = _configure(tensorrt, config, options, logger)
         for profile in options.profiles:
-            config.add_optimization_profile(_profile(builder, parent, profile))
+            index = config.add_optimization_profile(_profile(builder, parent, profile, tensorrt, logger))
+            tensorrt.accepted(index, f"the profile {profile}", logger)
+        cache = None if cache_path is None else load_timing_cache(tensorrt, config, cache_path, logger)
         started = time.perf_counter()
-        engine = builder.build_serialized_network(network, config)
+        engine = run_builder(tensorrt, builder, network, config)
         build_ms = (time.perf_counter() - started) * 1e3
-    if engine is None:
-        raise BuildError(
-            f"{tensorrt.flavor} {tensorrt.version} built no engine: {last_error(logger) or 'no reason given'}"
+        if engine is None:
+            raise BuildError(f"{tensorrt.name} built no engine: {last_error(logger) or 'no reason given'}")
+        if cache_path is not None:
+            save_timing_cache(tensorrt, config, cache_path, cache, logger)
+        return _Built(
+            content=bytes(engine),
+            flags=flags,
+            gpu=gpu,
+            targets=_targets(tensorrt, config, options),
+            build_ms=build_ms,
+            lines=logger.lines,
         )
-    return bytes(engine), _targets(tensorrt, config), read_figures(logger.lines, build_ms)
 
 
-def _profile(builder: Any, parent: OnnxArtifact, profile: Profile) -> Any:
+def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:
+    """Return the GPU an engine is built on, None where it is built for named architectures or without one."""
+    from netvlad_deploy.runtime.cuda import describe_gpu
+
+    if options.compute_capabilities:
+        return None
+    try:
+        return describe_gpu(EXTRAS[options.flavor])
+    except DeviceUnavailableError:
+        if not tensorrt.builds_without_gpu:
+            raise
+        return None
+
+
+def _configure(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> tuple[str, ...]:
+    """Set what the options say, read all of it back, and return the names of all flags that are set.
+
+    Raises: BuildError if TensorRT does not keep a setting; UsageError for an unknown compute capability.
+    """
+    trt = tensorrt.module
+    detailed = trt.ProfilingVerbosity.DETAILED
+    config.profiling_verbosity = detailed
+    _kept(tensorrt, "profiling verbosity", config.profiling_verbosity, detailed)
+    if options.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    _kept(tensorrt, "TF32", config.get_flag(trt.BuilderFlag.TF32), options.tf32)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        _kept(tensorrt, "VERSION_COMPATIBLE", config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE), True)
+    if options.hardware_compatible:
+        ampere = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        config.hardware_compatibility_level = ampere
+        _kept(tensorrt, "hardware compatibility", config.hardware_compatibility_level, ampere)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+        _kept(tensorrt, "optimization level", config.builder_optimization_level, options.optimization_level)
+    if options.workspace_mib is not None:
+        workspace, limit_bytes = trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB
+        config.set_memory_pool_limit(workspace, limit_bytes)
+        _kept(tensorrt, "workspace in bytes", config.get_memory_pool_limit(workspace), limit_bytes)
+    if options.compute_capabilities:
+        _choose_capabilities(tensorrt, config, options, logger)
+    return tuple(sorted(name for name, flag in members(trt.BuilderFlag).items() if config.get_flag(flag)))
+
+
+def _kept(tensorrt: TensorRT, what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise BuildError(f"{tensorrt.name} did not keep {what}: got {found}, expected {expected}")
+
+
+def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> None:
+    listed = members(tensorrt.module.ComputeCapability)
+    known = {name: value for name, value in listed.items() if name not in NO_TARGETS}
+    for name in options.compute_capabilities:
+        if name not in known:
+            raise UsageError(f"{tensorrt.name} has no compute capability {name}: choose from {', '.join(known)}")
+    config.num_compute_capabilities = len(options.compute_capabilities)
+    for index, name in enumerate(options.compute_capabilities):
+        answer = config.set_compute_capability(known[name], index)
+        tensorrt.accepted(answer, f"compute capability {name}", logger)
+    _kept(tensorrt, "compute capabilities", _capabilities(config), options.compute_capabilities)
+
+
+def _capabilities(config: Any) -> tuple[str, ...]:
+    return tuple(config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
+
+
+def _profile(builder: Any, parent: OnnxArtifact, profile: Profile, tensorrt: TensorRT, logger: Any) -> Any:
     """Return TensorRT's optimization profile for the dynamic axes of every input."""
-    optimization_profile = builder.create_optimization_profile()
-    tails = {FEATURES: (parent.spec.feature_size,), MASK: ()}
-    for name in parent.inputs:
-        optimization_profile.set_shape(name, *((*shape, *tails[name]) for shape in profile.shapes))
+    optimization_profile = tensorrt.accepted(builder.create_optimization_profile(), "an optimization profile", logger)
+    for name, shapes in parent.input_shapes(profile).items():
+        try:
+            optimization_profile.set_shape(name, *shapes)
+        except (RuntimeError, ValueError) as error:
+            raise BuildError(f"{tensorrt.name} refused the shapes {shapes} of {name}: {error}") from error
+        found = tuple(tuple(shape) for shape in optimization_profile.get_shape(name))
+        _kept(tensorrt, f"the shapes of {name}", found, shapes)
     return optimization_profile
 
 
-def _targets(tensorrt: TensorRT, config: Any) -> tuple[str, ...]:
-    """Return the compute capabilities the engine is for: this GPU's own on TensorRT, a portable set on RTX."""
-    if not tensorrt.builds_without_gpu:
-        return ("the GPU it was built on",)
-    chosen = [config.get_compute_capability(index).name for index in range(config.num_compute_capabilities)]
-    return tuple(chosen) or RTX_TARGETS
-
-
-def read_figures(lines: Sequence[LogLine], build_ms: float) -> BuildFigures:
-    """Read activation memory, weight bytes and the kernel list from the builder's log.
-
-    The text is not an interface: figures are comparable within one version only, and None where it is silent.
-    """
-    text = "\n".join(line.text for line in lines)
-    return BuildFigures(
-        build_ms=round(build_ms, 3),
-        activation_bytes=_bytes(text, "Total Activation Memory"),
-        weight_bytes=_bytes(text, "Total Weights Memory"),
-        kernels=tuple(_kernels(text)),
-    )
-
-
-def _bytes(text: str, label: str) -> int | None:
-    found = re.search(rf"{label}: (\d+) bytes", text)
-    return int(found[1]) if found else None
-
-
-def _kernels(text: str) -> list[Kernel]:
-    """Return the kernels of the log's layer list, without bookkeeping entries."""
-    pattern = r"^Name: (\S+), LayerType: (\w+), Inputs: (.*), Constants: .*, Outputs: (.*), TacticName:"
-    records = re.findall(pattern, text, re.MULTILINE)
-    return [
-        Kernel(name=name, kind=kind, inputs=_dtypes(inputs), outputs=_dtypes(outputs))
-        for name, kind, inputs, outputs in records
-        if kind not in NOT_KERNELS
-    ]
-
-
-def _dtypes(tensors: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"Datatype: (\w+)", tensors))
-
-
-def check_types(kernels: Sequence[Kernel], precision: str) -> None:
-    """Compare the dtypes of an engine's matrix products with those the graph asked for, where the builder lists them.
-
-    Raises: BuildError if an engine came out in another precision than its graph.
-    """
-    half = [kernel.name for kernel in kernels if "Half" in (*kernel.inputs, *kernel.outputs)]
-    products = [kernel for kernel in kernels if kernel.kind in PRODUCT_KINDS]
-    if precision not in FP32_PRODUCTS:
-        wrong = half
-    else:
-        wide = [kernel.name for kernel in products if "Half" not in kernel.inputs]
-        expected = FP32_PRODUCTS[precision]
-        fits = len(wide) <= expected and (len(products) < 2 or len(wide) == expected)
-        wrong = [] if fits else [kernel.name for kernel in products]
-    if wrong:
-        raise BuildError(
-            f"the engine of a graph in {precision} has other types in {', '.join(wrong)}: nothing was written"
-        )
+def _targets(tensorrt: TensorRT, config: Any, options: BuildOptions) -> tuple[str, ...]:
+    """Return the GPUs the engine is for: its own, or all since Ampere, on TensorRT; architectures on RTX."""
+    if tensorrt.builds_without_gpu:
+        return _capabilities(config) or RTX_TARGETS
+    return ("Ampere and later GPUs",) if options.hardware_compatible else ("the GPU it was built on",)
 
 
 def _relative(path: Path, target: Path) -> str:

@@ -40,19 +40,39 @@ class TensorRT:
         return str(self.module.__version__)
 
     @property
+    def name(self) -> str:
+        """Return flavor and version, as errors say them."""
+        return f"{self.flavor} {self.version}"
+
+    @property
+    def chooses_compute_capability(self) -> bool:
+        """Return whether the builder is told which GPU architectures an engine is for."""
+        return hasattr(self.module.IBuilderConfig, "set_compute_capability")
+
+    @property
     def builds_without_gpu(self) -> bool:
-        """Return whether an engine can be built on a machine without a GPU."""
-        return self.flavor == RTX
+        """Return whether an engine can be built on a machine without a GPU: it then names its architectures."""
+        return self.chooses_compute_capability
+
+    @property
+    def has_precision_flags(self) -> bool:
+        """Return whether a flag of the builder could choose FP16; this package leaves precision to the graph."""
+        return hasattr(self.module.BuilderFlag, "FP16")
 
     @property
     def checks_validity(self) -> bool:
-        """Return whether this TensorRT can say if an engine is valid before it is loaded."""
+        """Return whether the runtime can say of an engine's bytes whether it would load them."""
         return hasattr(self.module.Runtime, "get_engine_validity")
 
     @property
     def has_runtime_cache(self) -> bool:
-        """Return whether this TensorRT compiles kernels at run time and can keep them."""
+        """Return whether kernels compiled at run time can be kept."""
         return hasattr(self.module, "IRuntimeCache")
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Return whether the builder measures kernels; one that leaves them to the runtime has a cache in name only."""
+        return not self.has_runtime_cache
 
     def logger(self) -> Any:
         """Return a logger for the builder that keeps every message in its list `lines`."""
@@ -77,7 +97,7 @@ class TensorRT:
             return self.module.Builder(logger)
         except TypeError as error:  # pybind11 reports the null pointer of a missing driver so
             raise DeviceUnavailableError(
-                f"{self.flavor} {self.version} cannot build here: {last_error(logger) or 'no NVIDIA driver'}"
+                f"{self.name} cannot build here: {last_error(logger) or 'no NVIDIA driver'}"
             ) from error
 
     def runtime(self, logger: Any) -> Any:
@@ -89,8 +109,17 @@ class TensorRT:
             return self.module.Runtime(logger)
         except TypeError as error:  # pybind11 reports the null pointer of a missing driver so
             raise DeviceUnavailableError(
-                f"{self.flavor} {self.version} cannot run here: {last_error(logger) or 'no NVIDIA driver'}"
+                f"{self.name} cannot run here: {last_error(logger) or 'no NVIDIA driver'}"
             ) from error
+
+    def accepted(self, answer: Any, what: str, logger: Any) -> Any:
+        """Return what a call of the builder gave.
+
+        Raises: BuildError in TensorRT's own words if it refused: None, False or a negative index.
+        """
+        if answer is None or answer is False or (isinstance(answer, int) and answer < 0):
+            raise BuildError(f"{self.name} refused {what}: {last_error(logger) or 'no reason given'}")
+        return answer
 
 
 def open_tensorrt(flavor: str) -> TensorRT:
@@ -107,6 +136,11 @@ def open_tensorrt(flavor: str) -> TensorRT:
     return TensorRT(flavor=flavor, module=module)
 
 
+def members(kind: Any) -> dict[str, Any]:
+    """Return the members of one of the binding's enums by name: their integers differ between versions."""
+    return dict(kind.__members__)
+
+
 def last_error(logger: Any) -> str:
     """Return TensorRT's last error in its own words, or an empty string."""
     errors = [line.text for line in logger.lines if line.severity in ("ERROR", "INTERNAL_ERROR")]
@@ -120,8 +154,15 @@ def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, content: bytes) ->
     """
     parser = tensorrt.module.OnnxParser(network, logger)
     if not parser.parse(content):
-        errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise BuildError(f"{tensorrt.flavor} {tensorrt.version} cannot parse the graph: {errors}")
+        errors = "; ".join(_in_words(parser.get_error(index)) for index in range(parser.num_errors))
+        reason = errors or last_error(logger) or "no reason given"
+        raise BuildError(f"{tensorrt.name} cannot parse the graph: {reason}")
+
+
+def _in_words(error: Any) -> str:
+    """Return a parser error with its node and the line of the parser that raised it."""
+    node = f"node {error.node()}, {error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
+    return f"{node}{error.desc()} ({error.file()}:{error.line()})"
 
 
 @contextlib.contextmanager

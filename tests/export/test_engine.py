@@ -11,7 +11,8 @@ from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.export import engine as engines
-from netvlad_deploy.export.engine import build_engine, read_figures
+from netvlad_deploy.export.build_log import read_figures
+from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.files import sha256_file
 from netvlad_deploy.runtime import trt_api

@@ -8,7 +8,8 @@ import pytest
 from netvlad_deploy.artifact import Kernel
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import BuildError
-from netvlad_deploy.export.engine import build_engine, check_types
+from netvlad_deploy.export.build_log import check_types
+from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.spec import AxisRange, GraphOptions, Profile
 from tests.modules import make_module

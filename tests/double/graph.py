@@ -1,0 +1,34 @@
+"""An ONNX artifact whose file is the JSON that the double of the parser reads: no torch, no onnx."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
+from netvlad_deploy.files import stage_files
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec
+
+GRAPH = {"inputs": [FEATURES, MASK]}
+
+
+def write_graph(folder: Path, *, precision: str = "fp32") -> OnnxArtifact:
+    """Write `m.onnx` with its sidecar and its reference file: K=2, D=3, masked."""
+    (folder / "m.reference.npz").write_bytes(b"parameters")
+    artifact = OnnxArtifact(
+        path=folder / "m.onnx",
+        spec=NetVLADSpec(num_clusters=2, feature_size=3),
+        precision=precision,
+        inputs=(FEATURES, MASK),
+        outputs=(DESCRIPTOR,),
+        dtypes={FEATURES: "float32", MASK: "bool", DESCRIPTOR: "float32"},
+        range=FeatureRange(norm=1, largest=None, logit_slope=2, logit_step=2.0**-22),
+        warnings=("of the audit",),
+        origin="best.pth",
+        parent=None,
+        reference=FileReference(name="m.reference.npz", sha256=hashlib.sha256(b"parameters").hexdigest()),
+        preprocessing="none",
+        versions={"onnx": "1.19.0"},
+        opset=18,
+    )
+    with stage_files(force=False) as staging:
+        return stage_artifact(staging, artifact, json.dumps(GRAPH).encode())

@@ -1,0 +1,68 @@
+"""Builds on the double of the binding."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netvlad_deploy.artifact import EngineArtifact, Gpu
+from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.errors import DeviceUnavailableError
+from netvlad_deploy.export.engine import build_engine
+from netvlad_deploy.runtime.trt_api import MODULES
+from netvlad_deploy.spec import Profile
+from tests.double.builder import BuilderWorld
+from tests.double.core import VERSIONS
+from tests.double.graph import write_graph
+
+ORIN = Gpu(name="Orin", compute_capability="8.7", driver="12.6")
+PROFILES = (Profile.parse("1x1,2x5,4x9"), Profile.parse("1x7"))
+
+Build = Callable[..., EngineArtifact]
+Open = Callable[..., BuilderWorld]
+
+
+def files(folder: Path) -> set[str]:
+    """Return what a build left in the folder, beside its sources and the lock of a timing cache."""
+    sources = {"m.onnx", "m.onnx.json", "m.reference.npz", ".timings.lock"}
+    return {path.name for path in folder.iterdir()} - sources
+
+
+@pytest.fixture
+def open_world(monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Return what installs a binding, with a GPU for the standard package and none for RTX."""
+
+    def opened(version: str, **arguments: Any) -> BuilderWorld:
+        world = BuilderWorld(version, **arguments)
+        monkeypatch.setitem(sys.modules, MODULES[world.flavor], world.binding)
+
+        def describe(extra: str) -> Gpu:
+            if world.rtx:
+                raise DeviceUnavailableError("no GPU")
+            assert extra == "tensorrt"
+            return ORIN
+
+        monkeypatch.setattr("netvlad_deploy.runtime.cuda.describe_gpu", describe)
+        return world
+
+    return opened
+
+
+@pytest.fixture(params=VERSIONS)
+def world(request: pytest.FixtureRequest, open_world: Open) -> BuilderWorld:
+    return open_world(request.param)
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Return a function that builds the graph in the test's folder."""
+    graph = write_graph(tmp_path)
+
+    def built(world: BuilderWorld, *, cache: bool = False, force: bool = False, **options: Any) -> EngineArtifact:
+        chosen = BuildOptions(flavor=world.flavor, **{"profiles": PROFILES, **options})
+        timing_cache = tmp_path / "timings" if cache else None
+        return build_engine(graph, tmp_path / "m.engine", chosen, timing_cache=timing_cache, force=force)
+
+    return built

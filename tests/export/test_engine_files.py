@@ -1,0 +1,64 @@
+"""Files a build refuses before it works: sources that are stale, targets that are in the way."""
+
+from pathlib import Path
+
+import pytest
+
+from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.errors import ArtifactError, BuildError, NetVLADDeployError, UsageError
+from netvlad_deploy.export.engine import build_engine
+from tests.double.builder import BuilderWorld
+from tests.double.graph import write_graph
+from tests.export.conftest import Build, Open, files
+
+
+def test_a_timing_cache_is_not_what_the_build_writes(open_world: Open, build: Build, tmp_path: Path) -> None:
+    open_world("10.3")
+    for name in ("m.engine", "m.engine.json", "m.engine.log"):
+        with pytest.raises(UsageError, match=f"{name} is to be written"):
+            build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", timing_cache=tmp_path / name)
+
+
+def test_files_in_the_way_are_refused_before_any_work(world: BuilderWorld, build: Build, tmp_path: Path) -> None:
+    for name in ("m.engine", "m.engine.json", "m.engine.log"):
+        (tmp_path / name).write_text("in the way")
+        with pytest.raises(NetVLADDeployError, match=f"{name} exists already"):
+            build(world)
+        (tmp_path / name).unlink()
+    assert world.journal == []
+
+
+def test_a_target_is_an_engine_by_its_name(open_world: Open, build: Build, tmp_path: Path) -> None:
+    open_world("10.3")
+    with pytest.raises(UsageError, match=r"m\.plan does not end in \.engine: name the target m\.engine"):
+        build_engine(tmp_path / "m.onnx", tmp_path / "m.plan")
+
+
+def test_tf32_is_for_fp32_graphs(open_world: Open, build: Build, tmp_path: Path) -> None:
+    open_world("10.3")
+    (tmp_path / "half").mkdir()
+    graph = write_graph(tmp_path / "half", precision="fp16")
+    with pytest.raises(UsageError, match="TF32 is for FP32 graphs"):
+        build_engine(graph, tmp_path / "m.engine", BuildOptions(tf32=True))
+
+
+def test_a_stale_reference_file_is_refused(world: BuilderWorld, build: Build, tmp_path: Path) -> None:
+    (tmp_path / "m.reference.npz").write_bytes(b"others")
+    with pytest.raises(ArtifactError, match=r"m\.reference\.npz has SHA-256 .* stale"):
+        build(world)
+    assert world.journal == []
+
+
+def test_an_engine_is_no_source(world: BuilderWorld, build: Build, tmp_path: Path) -> None:
+    artifact = build(world)
+    with pytest.raises(ArtifactError, match="expected an ONNX file to build from"):
+        build_engine(artifact.path, tmp_path / "again.engine")
+
+
+def test_an_engine_of_other_types_is_not_written(world: BuilderWorld, build: Build, tmp_path: Path) -> None:
+    tensor = "[ { Name: x, Dimensions: [1], Datatype: Half }]"
+    layer = f"Name: g, LayerType: gemm, Inputs: {tensor}, Constants: [], Outputs: {tensor}, TacticName: t, StreamId: 0"
+    world.messages.append(("VERBOSE", f"Layers:\n{layer}\n"))
+    with pytest.raises(BuildError, match="graph in fp32 has other types in g: nothing was written"):
+        build(world)
+    assert files(tmp_path) == set()
