@@ -80,9 +80,13 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFigures:
-    """What the builder said of the engine; None where this TensorRT does not say."""
+    """What the builder said of the engine; None where this TensorRT does not say.
+
+    `host_bytes` is the most memory that the process of the build has taken from the host.
+    """
 
     build_ms: float
+    host_bytes: int
     activation_bytes: int | None
     weight_bytes: int | None
     kernels: tuple[Kernel, ...]
@@ -101,13 +105,14 @@ class Gpu:
 class EngineArtifact(Artifact):
     """A built TensorRT engine.
 
-    `flags` are the builder's by name, `gpu` is None where it was built without one, `targets` are the architectures an
-    engine without a GPU is for.
+    `flags` are the builder's by name; `gpu` is None where it was built without one; `machine` is what it was built on;
+    `targets` are the architectures that a TensorRT-RTX engine is for.
     """
 
     options: BuildOptions
     flags: tuple[str, ...]
     gpu: Gpu | None
+    machine: Mapping[str, str]
     targets: tuple[str, ...]
     figures: BuildFigures
 

@@ -73,6 +73,7 @@ def build(
     engine: EngineFlags,
     tuning: BuildFlags,
     output: Output = None,
+    expect_sha256: ExpectSha256 = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -85,7 +86,9 @@ def build(
     from netvlad_deploy.report.text import artifact_lines
 
     target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
-    artifact = workflow.build(source, target, tuning.options(engine), timing_cache=cache, force=force)
+    artifact = workflow.build(
+        source, target, tuning.options(engine), timing_cache=cache, expect_sha256=expect_sha256, force=force
+    )
     _render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, cache)}"], as_json)
 
 

@@ -85,17 +85,19 @@ def _backends() -> dict[str, list[Step]]:
     return backends
 
 
-def _build(flavor: str) -> None:
-    """Make a builder, for which the standard TensorRT needs a driver."""
+def _build(flavor: str) -> str:
+    """Make a builder, for which the standard TensorRT needs a driver; return what it is."""
     tensorrt = open_tensorrt(flavor)
     tensorrt.builder(tensorrt.logger())
+    return f"{tensorrt.version}: {tensorrt.capabilities}"
 
 
 def _check(name: str, *steps: Step) -> Check:
-    """Return PASS if every step can be done, else why the first that cannot be done cannot."""
+    """Return PASS if every step can be done, with what the last one says, else why the first that cannot cannot."""
+    said: object = ""
     for action, packages in steps:
         try:
-            action()
+            said = action()
         except DeviceUnavailableError as error:
             return Check(name=name, verdict=Verdict.NOT_RUN, detail=_line(error))
         except (MissingDependencyError, OSError) as error:
@@ -103,7 +105,7 @@ def _check(name: str, *steps: Step) -> Check:
             return Check(name=name, verdict=Verdict.FAIL if installed else Verdict.NOT_RUN, detail=_line(error))
         except BROKEN as error:
             return Check(name=name, verdict=Verdict.FAIL, detail=_line(error))
-    return Check(name=name, verdict=Verdict.PASS)
+    return Check(name=name, verdict=Verdict.PASS, detail=said if isinstance(said, str) else "")
 
 
 def _line(error: Exception) -> str:

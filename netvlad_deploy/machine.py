@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,6 +45,11 @@ def describe_machine(root: Path = Path("/")) -> dict[str, str]:
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that a figure may depend on."""
     return {name: version for name in PACKAGES if (version := installed_version(name)) is not None}
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has taken from the host so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def available_cores() -> int:

@@ -106,12 +106,19 @@ def export(source: Source, target: Path, options: GraphOptions, *, force: bool =
 
 
 def build(
-    source: Path, target: Path, options: BuildOptions, *, timing_cache: Path | None = None, force: bool = False
+    source: Path,
+    target: Path,
+    options: BuildOptions,
+    *,
+    timing_cache: Path | None = None,
+    expect_sha256: str | None = None,
+    force: bool = False,
 ) -> EngineArtifact:
     """Build an engine from an ONNX artifact."""
     from netvlad_deploy.export.engine import build_engine
 
-    return build_engine(source, target, options, timing_cache=timing_cache, force=force)
+    artifact = load_artifact(source, expect_sha256=expect_sha256)
+    return build_engine(artifact, target, options, timing_cache=timing_cache, force=force)
 
 
 def validate(

@@ -65,8 +65,9 @@ def engine_artifact(path: Path) -> EngineArtifact:
         options=BuildOptions(flavor="tensorrt-rtx", profiles=(Profile(),)),
         flags=(),
         gpu=None,
+        machine={"cores": "2"},
         targets=("SM89",),
-        figures=BuildFigures(build_ms=1.5, activation_bytes=None, weight_bytes=7, kernels=(kernel,)),
+        figures=BuildFigures(build_ms=1.5, host_bytes=2**20, activation_bytes=None, weight_bytes=7, kernels=(kernel,)),
     )
 
 

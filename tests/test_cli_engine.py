@@ -2,6 +2,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_the_arguments_of_build_options_are_those_of_the_command_line(
 ) -> None:
     given: list[tuple[BuildOptions, Path | None]] = []
 
-    def built(_: Path, __: Path, chosen: BuildOptions, *, timing_cache: Path | None, force: bool) -> OnnxArtifact:
+    def built(_: Path, __: Path, chosen: BuildOptions, *, timing_cache: Path | None, **___: Any) -> OnnxArtifact:
         given.append((chosen, timing_cache))
         raise BuildError("enough")
 

@@ -37,11 +37,12 @@ def log_text(artifact: EngineArtifact, lines: Sequence[LogLine], timing_cache: P
     )
 
 
-def read_figures(lines: Sequence[LogLine], build_ms: float) -> BuildFigures:
+def read_figures(lines: Sequence[LogLine], build_ms: float, host_bytes: int) -> BuildFigures:
     """Read activation memory, weight bytes and the kernel list from the builder's log."""
     text = "\n".join(line.text for line in lines)
     return BuildFigures(
         build_ms=round(build_ms, 3),
+        host_bytes=host_bytes,
         activation_bytes=_bytes(text, "Total Activation Memory"),
         weight_bytes=_bytes(text, "Total Weights Memory"),
         kernels=tuple(_kernels(text)),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.artifact import (
+    Artifact,
     BuildFigures,
     EngineArtifact,
     FileReference,
@@ -29,6 +30,7 @@ from netvlad_deploy.export.build_log import check_types, log_text, read_figures
 from netvlad_deploy.export.progress import run_builder
 from netvlad_deploy.export.timing_cache import load_timing_cache, save_timing_cache
 from netvlad_deploy.files import check_suffix, stage_files
+from netvlad_deploy.machine import describe_machine, peak_memory_bytes
 from netvlad_deploy.runtime.trt_api import (
     EXTRAS,
     LogLine,
@@ -75,7 +77,7 @@ class _Built:
 
 
 def build_engine(
-    source: OnnxArtifact | Path | str,
+    source: Artifact | Path | str,
     target: Path | str,
     options: BuildOptions | None = None,
     *,
@@ -89,7 +91,7 @@ def build_engine(
     Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
         TensorRT's own words; ArtifactError if `source` is damaged; UsageError, OutputError for the target.
     """
-    parent = source if isinstance(source, OnnxArtifact) else load_artifact(Path(source))
+    parent = source if isinstance(source, Artifact) else load_artifact(source)
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
@@ -107,7 +109,7 @@ def build_engine(
                 raise UsageError(f"{path} is to be written, it cannot be the timing cache too: name another file")
             staging.check(path)
         built = _build(tensorrt, parent, options, cache_path)
-        figures = read_figures(built.lines, built.build_ms)
+        figures = read_figures(built.lines, built.build_ms, peak_memory_bytes())
         check_types(figures.kernels, parent.precision)
         artifact = _artifact(parent, target, options, built, figures, tensorrt.version)
         staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
@@ -140,6 +142,7 @@ def _artifact(
         options=options,
         flags=built.flags,
         gpu=built.gpu,
+        machine=describe_machine(),
         targets=built.targets,
         figures=figures,
     )
@@ -171,7 +174,7 @@ def _build(tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions, cach
             content=bytes(engine),
             flags=flags,
             gpu=gpu,
-            targets=_targets(tensorrt, config, options),
+            targets=_targets(tensorrt, config),
             build_ms=build_ms,
             lines=logger.lines,
         )
@@ -259,11 +262,9 @@ def _profile(builder: Any, parent: OnnxArtifact, profile: Profile, tensorrt: Ten
     return optimization_profile
 
 
-def _targets(tensorrt: TensorRT, config: Any, options: BuildOptions) -> tuple[str, ...]:
-    """Return the GPUs the engine is for: its own, or all since Ampere, on TensorRT; architectures on RTX."""
-    if tensorrt.builds_without_gpu:
-        return _capabilities(config) or RTX_TARGETS
-    return ("Ampere and later GPUs",) if options.hardware_compatible else ("the GPU it was built on",)
+def _targets(tensorrt: TensorRT, config: Any) -> tuple[str, ...]:
+    """Return the architectures an RTX engine is for; another engine is for the GPU it was built on."""
+    return (_capabilities(config) or RTX_TARGETS) if tensorrt.builds_without_gpu else ()
 
 
 def _relative(path: Path, target: Path) -> str:

@@ -33,10 +33,10 @@ def save_timing_cache(tensorrt: TensorRT, config: Any, path: Path, cache: Any, l
     Raises: BuildError if TensorRT refuses the file; OutputError if it cannot be written.
     """
     with locked(path):
-        merged = _cache(tensorrt, config, path, _read(path), logger)
-        if not merged.combine(cache, ignore_mismatch=False):
+        timing_cache = _cache(tensorrt, config, path, _read(path), logger)
+        if not timing_cache.combine(cache, ignore_mismatch=False):
             raise _refusal(tensorrt, path, logger)
-        content = tensorrt.accepted(merged.serialize(), "to serialize its timing cache", logger)
+        content = tensorrt.accepted(timing_cache.serialize(), "to serialize its timing cache", logger)
         with stage_files(force=True) as staging:
             staging.write(path, bytes(content))
 

@@ -45,6 +45,7 @@ def inspection_lines(inspection: Inspection) -> list[str]:
 def _engine_lines(artifact: EngineArtifact, inspection: Inspection) -> Iterator[str]:
     if (gpu := artifact.gpu) is not None:
         yield f"  built on {gpu.name} ({gpu.compute_capability}), driver for CUDA {gpu.driver}"
+    yield "  built with " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in artifact.machine.items())
     for kernel in artifact.figures.kernels:
         yield f"  kernel {kernel.name} ({kernel.kind}): {', '.join(kernel.inputs)} -> {', '.join(kernel.outputs)}"
     if inspection.reason:

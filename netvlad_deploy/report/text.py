@@ -44,13 +44,21 @@ def artifact_lines(artifact: Artifact) -> list[str]:
     if isinstance(artifact, EngineArtifact):
         figures = artifact.figures
         lines += [
-            f"  {artifact.flavor} {artifact.versions[artifact.flavor]} for {', '.join(artifact.targets)}, "
+            f"  {artifact.flavor} {artifact.versions[artifact.flavor]} for {_destination(artifact)}, "
             f"flags {', '.join(artifact.flags) or 'none'}",
             *(f"  profile: {profile}" for profile in artifact.profiles),
             f"  built in {figures.build_ms:.0f} ms: {len(figures.kernels)} kernels, activations "
-            f"{mebibytes(figures.activation_bytes)}, weights {mebibytes(figures.weight_bytes)}",
+            f"{mebibytes(figures.activation_bytes)}, weights {mebibytes(figures.weight_bytes)}, memory of the host "
+            f"{mebibytes(figures.host_bytes)}",
         ]
     return lines + [f"  warning: {warning}" for warning in artifact.warnings]
+
+
+def _destination(artifact: EngineArtifact) -> str:
+    """Return which GPUs an engine is for."""
+    if artifact.targets:
+        return ", ".join(artifact.targets)
+    return "Ampere and later GPUs" if artifact.options.hardware_compatible else "the GPU it was built on"
 
 
 def _tensors(artifact: Artifact, names: Sequence[str]) -> str:

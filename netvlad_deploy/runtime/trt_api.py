@@ -74,6 +74,18 @@ class TensorRT:
         """Return whether the builder measures kernels; one that leaves them to the runtime has a cache in name only."""
         return not self.has_runtime_cache
 
+    @property
+    def capabilities(self) -> str:
+        """Return in words what this TensorRT can do that another cannot."""
+        words = {
+            "builds without a GPU": self.builds_without_gpu,
+            "has precision flags": self.has_precision_flags,
+            "keeps timings": self.has_timing_cache,
+            "checks engines before loading them": self.checks_validity,
+            "keeps kernels compiled at run time": self.has_runtime_cache,
+        }
+        return ", ".join(word for word, true in words.items() if true)
+
     def logger(self) -> Any:
         """Return a logger for the builder that keeps every message in its list `lines`."""
         base = self.module.ILogger

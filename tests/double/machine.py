@@ -48,21 +48,9 @@ class Machine:
     ) -> EngineArtifact:
         """Write an engine's file and return the artifact that a sidecar would give."""
         inputs = (FEATURES, MASK) if masked else (FEATURES,)
-        dtypes = {
-            FEATURES: "float16" if half else "float32",
-            MASK: "bool",
-            DESCRIPTOR: "float16" if half else "float32",
-        }
-        dtypes = {name: dtypes[name] for name in (*inputs, DESCRIPTOR)}
-        shapes = {FEATURES: (-1, -1, SPEC.feature_size), MASK: (-1, -1), DESCRIPTOR: (-1, SPEC.descriptor_size)}
-        tensors = {
-            name: ("INPUT" if name in inputs else "OUTPUT", TENSOR_TYPES[dtypes[name]], shapes[name]) for name in dtypes
-        }
-        tails = {FEATURES: (SPEC.feature_size,), MASK: ()}
-        ranges = [
-            {name: [(*shape, *tails[name]) for shape in profile.shapes] for name in inputs} for profile in profiles
-        ]
-        content = engine_bytes(tensors, ranges)
+        number = "float16" if half else "float32"
+        dtypes = {name: "bool" if name == MASK else number for name in (*inputs, DESCRIPTOR)}
+        content = content_of(inputs, dtypes, profiles)
         path.write_bytes(content)
         return EngineArtifact(
             path=path,
@@ -82,9 +70,20 @@ class Machine:
             options=BuildOptions(flavor=self.flavor, profiles=profiles, **options),
             flags=(),
             gpu=gpu,
+            machine={"cores": "2"},
             targets=(("SM80", "SM87") if self.world.rtx else ()) if targets is None else targets,
-            figures=BuildFigures(build_ms=1, activation_bytes=None, weight_bytes=None, kernels=()),
+            figures=BuildFigures(build_ms=1, host_bytes=2**20, activation_bytes=None, weight_bytes=None, kernels=()),
         )
+
+
+def content_of(inputs: tuple[str, ...], dtypes: dict[str, str], profiles: tuple[Profile, ...]) -> bytes:
+    """Return the bytes of an engine with these inputs, one descriptor, and these profiles."""
+    shapes = {FEATURES: (-1, -1, SPEC.feature_size), MASK: (-1, -1), DESCRIPTOR: (-1, SPEC.descriptor_size)}
+    modes = {name: "INPUT" if name in inputs else "OUTPUT" for name in dtypes}
+    tensors = {name: (modes[name], TENSOR_TYPES[dtypes[name]], shapes[name]) for name in dtypes}
+    tails = {FEATURES: (SPEC.feature_size,), MASK: ()}
+    ranges = [{name: [(*shape, *tails[name]) for shape in profile.shapes] for name in inputs} for profile in profiles]
+    return engine_bytes(tensors, ranges)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str) -> Machine:

@@ -5,6 +5,9 @@ import re
 from typing import Final
 
 GPU_MODULES: Final = (
+    "netvlad_deploy.export.engine",
+    "netvlad_deploy.export.progress",
+    "netvlad_deploy.export.timing_cache",
     "netvlad_deploy.runtime.cuda",
     "netvlad_deploy.runtime.device_array",
     "netvlad_deploy.runtime.engine_loader",
@@ -13,6 +16,7 @@ GPU_MODULES: Final = (
     "netvlad_deploy.runtime.trt_api",
 )
 GPU_TESTS: Final = (
+    "tests/export/test_engine_double.py",
     "tests/runtime/test_cuda.py",
     "tests/runtime/test_device_array.py",
     "tests/runtime/test_engine_loader.py",
@@ -52,16 +56,14 @@ def is_gpu_attribute(node: ast.AST) -> bool:
 
 
 def is_gpu_call(node: ast.Call) -> bool:
-    """Return whether a call is one on a CUDA or TensorRT object, or on the CUDA binding itself."""
+    """Return whether a call is one on a CUDA or TensorRT object, or on the binding, or hands such a member on."""
     if isinstance(node.func, ast.Attribute) and (node.func.attr == "_call" or re.match("cuda[A-Z]", node.func.attr)):
         return True
-    return is_gpu_attribute(node.func)
+    return is_gpu_attribute(node.func) or any(is_gpu_attribute(argument) for argument in node.args)
 
 
 def is_gpu_statement(node: ast.Expr | ast.Assign) -> bool:
-    """Return whether a statement is a GPU call, hands a member of a GPU object on to be called, or sets one."""
+    """Return whether a statement is a GPU call, or sets a member of a GPU object."""
     if isinstance(node, ast.Assign):
         return any(is_gpu_attribute(target) for target in node.targets)
-    return isinstance(node.value, ast.Call) and (
-        is_gpu_call(node.value) or any(is_gpu_attribute(argument) for argument in node.value.args)
-    )
+    return isinstance(node.value, ast.Call) and is_gpu_call(node.value)

@@ -43,7 +43,7 @@ LOG = [
 
 
 def test_figures_are_read_from_the_log() -> None:
-    figures = read_figures(LOG, 12.3456)
+    figures = read_figures(LOG, 12.3456, 7)
     assert (figures.build_ms, figures.activation_bytes, figures.weight_bytes) == (12.346, 2048, 96)
     assert [(kernel.name, kernel.kind, kernel.inputs, kernel.outputs) for kernel in figures.kernels] == [
         ("gemm", "runtime_fusion", ("Float",), ("Half", "Float"))
@@ -51,7 +51,7 @@ def test_figures_are_read_from_the_log() -> None:
 
 
 def test_a_silent_log_gives_no_figures() -> None:
-    figures = read_figures([], 1.0)
+    figures = read_figures([], 1.0, 7)
     assert (figures.activation_bytes, figures.weight_bytes, figures.kernels) == (None, None, ())
 
 

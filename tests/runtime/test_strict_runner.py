@@ -283,8 +283,9 @@ def engine_like(artifact: OnnxArtifact) -> EngineArtifact:
         options=BuildOptions(flavor="tensorrt", profiles=(Profile(),)),
         flags=(),
         gpu=None,
+        machine={"cores": "2"},
         targets=("SM90",),
-        figures=BuildFigures(build_ms=1, activation_bytes=None, weight_bytes=None, kernels=()),
+        figures=BuildFigures(build_ms=1, host_bytes=2**20, activation_bytes=None, weight_bytes=None, kernels=()),
     )
 
 
