@@ -16,7 +16,7 @@ demo: $(INSTALLED)  ## export, build, validate and measure an untrained NetVLAD;
 test: $(INSTALLED)  ## all tests that this machine can run
 	$(BIN)/python -m pytest -q
 
-check: lint test bars  ## what CI runs
+check: lint test mutation bars  ## what CI runs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

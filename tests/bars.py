@@ -193,7 +193,7 @@ def engine(folder: Path) -> Iterator[Bar]:
 
 
 def command_line(folder: Path) -> Iterator[Bar]:
-    """Start-up of `--help` and a whole `export --clusters 64`."""
+    """Start-up of `--help` and of what runs engines, and a whole `export --clusters 64`."""
     help_s, imports_s = (
         fastest([sys.executable, *arguments], folder)
         for arguments in (["-m", "netvlad_deploy", "--help"], ["-c", "import typer, numpy"])
@@ -204,6 +204,13 @@ def command_line(folder: Path) -> Iterator[Bar]:
         f"{help_s * 1e3:.0f} ms of {limit_s * 1e3:.0f} ms",
         help_s <= limit_s,
     )
+    numpy_s, package_s, runner_s = (
+        fastest([sys.executable, "-c", f"import {module}"], folder)
+        for module in ("numpy", "netvlad_deploy.runtime", "netvlad_deploy.runtime.tensorrt_runner")
+    )
+    yield Bar("import netvlad_deploy.runtime: at most 100 ms", f"{package_s * 1e3:.0f} ms", package_s <= 0.1)
+    beyond_s = runner_s - numpy_s
+    yield Bar("import of the TensorRT runner beyond NumPy: at most 100 ms", f"{beyond_s * 1e3:.0f} ms", beyond_s <= 0.1)
     export_s = fastest([sys.executable, "-m", "netvlad_deploy", "export", "--clusters", "64", "--force"], folder, 2)
     yield Bar("export --clusters 64: at most 8 s", f"{export_s:.1f} s", export_s <= 8)
 

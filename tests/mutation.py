@@ -26,7 +26,7 @@ import numpy as np  # noqa: F401 - imported before the fork, once for all mutant
 import pytest
 from cuda.bindings import runtime  # noqa: F401 - the same
 
-from tests.double.sources import GPU_MODULES, GPU_TESTS, is_gpu_call, is_gpu_statement
+from tests.double.sources import BUILD_TESTS, GPU_MODULES, RUN_TESTS, is_gpu_call, is_gpu_statement
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = os.cpu_count() or 1
@@ -114,7 +114,7 @@ def cover() -> bool:
     """Print the lines of the GPU modules that no test runs; return whether there is none."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "COVERAGE_FILE": str(Path(folder) / "coverage")}
-        tests = ["-m", "pytest", "-q", "-k", DESELECTED, *GPU_TESTS]
+        tests = ["-m", "pytest", "-q", "-k", DESELECTED, *BUILD_TESTS, *RUN_TESTS]
         for words in (
             ["run", f"--source={','.join(GPU_MODULES)}", *tests],
             ["report", "--show-missing", "--fail-under=100"],
@@ -130,13 +130,13 @@ def main() -> None:
     covered = cover()
     running: dict[int, tuple[str, float]] = {}
     outcomes = []
-    for module in GPU_MODULES:
+    for module, tests in GPU_MODULES.items():
         path = ROOT / f"{module.replace('.', '/')}.py"
         for line, text, tree in mutants(ast.parse(path.read_text())):
             if len(running) == PROCESSES:
                 outcomes.append(finish(running))
             label = f"{path.relative_to(ROOT)}:{line}: {text}"
-            running[start(module, path, tree, GPU_TESTS)] = (label, time.monotonic())
+            running[start(module, path, tree, tests)] = (label, time.monotonic())
     while running:
         outcomes.append(finish(running))
     survivors = [text for text, killed in outcomes if not killed]

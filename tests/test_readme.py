@@ -42,7 +42,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     torch.save({"state_dict": make_module(16, 64, 4).state_dict()}, tmp_path / "checkpoint.pth.tar")
     np.save(tmp_path / "x.npy", features(2, 30, 64))
     np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
-    assert len(IN_FOLDER) == 17
+    assert len(IN_FOLDER) == 23
     for command in IN_FOLDER:
         outcome = run(command, tmp_path)
         codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
@@ -56,6 +56,9 @@ def test_the_commands_in_a_checkout() -> None:
         ["make", "demo"],
         ["make", "test"],
         ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx]"],
+        ["python3", "-m", "venv", "--system-site-packages", ".venv"],
+        [".venv/bin/python", "-m", "pip", "install", "-e", ".", "cuda-bindings>=12,<13"],
+        ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
     ]
     assert "make test" in (ROOT / ".ci" / "run").read_text(), "the one command a test cannot run: it runs the tests"
 
@@ -82,10 +85,19 @@ def texts_of(picture: Path) -> list[str]:
     return re.findall(r">([^<>]+)</text>", picture.read_text())
 
 
-def test_the_install_line_resolves_to_what_is_installed() -> None:
-    command = next(line for line in IN_CHECKOUT if "pip install" in line)
-    outcome = run(f"{command} --dry-run --no-build-isolation --quiet", ROOT)
+@pytest.mark.parametrize("command", [line for line in IN_CHECKOUT if "pip install" in line])
+def test_every_install_line_resolves(command: str) -> None:
+    """TensorRT's libraries come from NVIDIA's package index, so that line is read without its dependencies."""
+    command = command.replace(".venv/bin/python", "python3") + " --dry-run --no-build-isolation --quiet"
+    outcome = run(command + (" --no-deps" if "tensorrt]" in command else ""), ROOT)
     assert outcome.returncode == 0, outcome.stderr
+    assert "does not provide the extra" not in outcome.stderr
+
+
+def test_an_environment_that_sees_the_systems_packages(tmp_path: Path) -> None:
+    (command,) = (line for line in IN_CHECKOUT if "-m venv" in line)
+    assert run(command, tmp_path).returncode == 0
+    assert "include-system-site-packages = true" in (tmp_path / ".venv" / "pyvenv.cfg").read_text()
 
 
 def test_the_python_example(tmp_path: Path) -> None:
@@ -112,6 +124,7 @@ def test_the_json_fields_are_the_documented_ones(tmp_path: Path) -> None:
         "bench": "bench m.onnx --num-features 5 --duration 0.3",
         "precision": "precision m.pt",
         "doctor": "doctor",
+        "inspect": "inspect m.engine",
         "embed": "embed m.onnx x.npy -o y.npy",
         "deploy": "deploy m.pt --flavor tensorrt-rtx --duration 0.3 --allow-not-run",
     }.items():

@@ -4,25 +4,25 @@ import ast
 import re
 from typing import Final
 
-GPU_MODULES: Final = (
-    "netvlad_deploy.export.engine",
-    "netvlad_deploy.export.progress",
-    "netvlad_deploy.export.timing_cache",
-    "netvlad_deploy.runtime.cuda",
-    "netvlad_deploy.runtime.device_array",
-    "netvlad_deploy.runtime.engine_loader",
-    "netvlad_deploy.runtime.lane",
-    "netvlad_deploy.runtime.tensorrt_runner",
-    "netvlad_deploy.runtime.trt_api",
-)
-GPU_TESTS: Final = (
-    "tests/export/test_engine_double.py",
+BUILD_TESTS: Final = ("tests/export/test_engine_double.py", "tests/export/test_engine_files.py")
+RUN_TESTS: Final = (
+    "tests/runtime/test_tensorrt_runner.py",
+    "tests/runtime/test_engine_loader.py",
     "tests/runtime/test_cuda.py",
     "tests/runtime/test_device_array.py",
-    "tests/runtime/test_engine_loader.py",
-    "tests/runtime/test_tensorrt_runner.py",
 )
-"""The tests of these modules, which need no GPU, torch or onnx."""
+GPU_MODULES: Final = {
+    "netvlad_deploy.export.engine": BUILD_TESTS,
+    "netvlad_deploy.export.progress": BUILD_TESTS,
+    "netvlad_deploy.export.timing_cache": BUILD_TESTS,
+    "netvlad_deploy.runtime.cuda": RUN_TESTS,
+    "netvlad_deploy.runtime.device_array": RUN_TESTS,
+    "netvlad_deploy.runtime.engine_loader": RUN_TESTS,
+    "netvlad_deploy.runtime.lane": RUN_TESTS,
+    "netvlad_deploy.runtime.tensorrt_runner": RUN_TESTS,
+    "netvlad_deploy.runtime.trt_api": (*BUILD_TESTS, *RUN_TESTS),
+}
+"""Every module that talks to a GPU or its builder, and its tests, which need no GPU, torch or onnx."""
 
 TENSORRT_OBJECTS: Final = {
     "builder": "Builder",

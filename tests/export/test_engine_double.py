@@ -308,3 +308,5 @@ def test_capabilities_are_what_the_binding_has(world: BuilderWorld) -> None:
     assert tensorrt.checks_validity == tensorrt.has_runtime_cache == world.rtx
     assert tensorrt.has_timing_cache != world.rtx
     assert tensorrt.has_precision_flags == world.version.startswith("10.")
+    assert ("has precision flags" in tensorrt.capabilities) == tensorrt.has_precision_flags
+    assert ("builds without a GPU" in tensorrt.capabilities) == world.rtx

@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.errors import ArtifactError, BuildError, NetVLADDeployError, UsageError
+from netvlad_deploy.errors import (
+    ArtifactError,
+    BuildError,
+    MissingDependencyError,
+    NetVLADDeployError,
+    OutputError,
+    UsageError,
+)
 from netvlad_deploy.export.engine import build_engine
+from netvlad_deploy.runtime import trt_api
 from tests.double.builder import BuilderWorld
 from tests.double.graph import write_graph
 from tests.export.conftest import Build, Open, files
@@ -62,3 +70,18 @@ def test_an_engine_of_other_types_is_not_written(world: BuilderWorld, build: Bui
     with pytest.raises(BuildError, match="graph in fp32 has other types in g: nothing was written"):
         build(world)
     assert files(tmp_path) == set()
+
+
+def test_a_timing_cache_that_cannot_be_read_is_named(open_world: Open, build: Build, tmp_path: Path) -> None:
+    (tmp_path / "timings").mkdir()
+    with pytest.raises(OutputError, match=r"timing cache .*timings cannot be read: Is a directory"):
+        build(open_world("10.3"), cache=True)
+
+
+def test_a_binding_without_its_libraries_is_a_missing_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(*_: object, **__: object) -> None:
+        raise OSError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(trt_api, "require", no_library)
+    with pytest.raises(MissingDependencyError, match=r"without its libraries \(libnvinfer.*netvlad-deploy\[tensorrt\]"):
+        trt_api.open_tensorrt("tensorrt")
