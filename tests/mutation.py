@@ -31,7 +31,7 @@ from tests.double.sources import BUILD_TESTS, GPU_MODULES, RUN_TESTS, is_gpu_cal
 ROOT = Path(__file__).parents[1]
 PROCESSES = os.cpu_count() or 1
 TIMEOUT_S = 120.0
-DESELECTED = "not every_failure_code_of_every_call and not every_changed_byte"
+DESELECTED = "not every_failure_code and not every_changed_byte"
 """Slow and thorough tests, of which others are the short form."""
 
 
