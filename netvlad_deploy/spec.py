@@ -171,23 +171,35 @@ class FeatureRange:
         largest: largest absolute value that overflows nowhere, None if any FP32 number may come.
         logit_slope: largest change of a logit for a change of the features by 1: the largest norm of a weight column.
         logit_step: distance of neighbouring representable logits at `norm`, where they are largest.
+        normalized: the layer L2-normalises its input, so that a logit never sees another norm than 1.
     """
 
     norm: float
     largest: float | None
     logit_slope: float
     logit_step: float
+    normalized: bool = False
 
     @classmethod
-    def at(cls, norm: float, logit_slope: float, *, significant_bits: int, largest: float | None) -> "FeatureRange":
+    def at(
+        cls,
+        norm: float,
+        logit_slope: float,
+        *,
+        significant_bits: int,
+        largest: float | None,
+        normalized: bool = False,
+    ) -> "FeatureRange":
         """Return the range of logits with this many significant bits (11 in FP16, 24 in FP32)."""
+        norm = 1.0 if normalized else norm
         step = 2.0 ** (_exponent(logit_slope * norm) - significant_bits + 1) if logit_slope else 0.0
-        return cls(norm=norm, largest=largest, logit_slope=logit_slope, logit_step=step)
+        return cls(norm=norm, largest=largest, logit_slope=logit_slope, logit_step=step, normalized=normalized)
 
     def step_at(self, norm: float) -> float:
         """Return the logit step for local descriptors of another norm."""
         if not self.logit_step or not norm:
             return 0.0
+        norm = 1.0 if self.normalized else norm
         return float(
             self.logit_step * 2.0 ** (_exponent(self.logit_slope * norm) - _exponent(self.logit_slope * self.norm))
         )

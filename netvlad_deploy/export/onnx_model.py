@@ -67,7 +67,7 @@ def export_onnx(
         feature_range, findings = audit(folded)
         model = _trace(folded, options)
         _check_graph(model, options)
-        reference = reference_content(_reference_arrays(module))
+        reference = reference_content(_reference_arrays(module), module.spec)
         artifact = OnnxArtifact(
             path=target,
             spec=module.spec,
