@@ -175,6 +175,7 @@ def embed(
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or an engine.")],
+    load: Annotated[bool, typer.Option("--load", help="Load an engine, which runs its code: needs a GPU.")] = False,
     expect_sha256: ExpectSha256 = None,
     as_json: Json = False,
 ) -> None:
@@ -182,7 +183,7 @@ def inspect(
     from netvlad_deploy.inspection import inspect as inspect_file
     from netvlad_deploy.report.inspection import inspection_lines
 
-    _render("inspect", inspect_file(file, expect_sha256=expect_sha256), inspection_lines, as_json)
+    _render("inspect", inspect_file(file, load=load, expect_sha256=expect_sha256), inspection_lines, as_json)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.build_options import FLAVORS, TENSORRT
-from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
+from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.machine import describe_machine
 from netvlad_deploy.report.doctor import Check, Diagnosis
 from netvlad_deploy.require import installed_version, require
@@ -35,7 +35,7 @@ PACKAGES = (
 )  # fmt: skip
 RTX_PLUGINS = (RTX_PLUGIN, f"{RTX_PLUGIN}-cu12", f"{RTX_PLUGIN}-cu13")
 CUDA_PACKAGES = ("cuda-bindings",)
-BROKEN = (RunError, AttributeError, RuntimeError, TypeError, ValueError)
+BROKEN = (BuildError, RunError, AttributeError, RuntimeError, TypeError, ValueError)
 """What a provider raises that is there and fails, and what an import of a damaged or foreign package may raise."""
 
 Step = tuple[Callable[[], object], tuple[str, ...]]
@@ -79,7 +79,11 @@ def _backends() -> dict[str, list[Step]]:
     backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="export"), ("onnx",))]
     for flavor in FLAVORS:
         gpu = partial(describe_gpu, EXTRAS[flavor])
-        backends[f"tensorrt, {flavor} engines"] = [(partial(open_tensorrt, flavor), (flavor,)), (gpu, CUDA_PACKAGES)]
+        backends[f"tensorrt, {flavor} engines"] = [
+            (partial(open_tensorrt, flavor), (flavor,)),
+            (gpu, CUDA_PACKAGES),
+            (partial(_run, flavor), (flavor,)),
+        ]
     backends["torch"] = [(partial(require, "torch", extra="export"), ("torch",))]
     backends["oracle"] = []
     return backends
@@ -90,6 +94,12 @@ def _build(flavor: str) -> str:
     tensorrt = open_tensorrt(flavor)
     tensorrt.builder(tensorrt.logger())
     return f"{tensorrt.version}: {tensorrt.capabilities}"
+
+
+def _run(flavor: str) -> None:
+    """Make a runtime, on a machine that has a GPU."""
+    tensorrt = open_tensorrt(flavor)
+    tensorrt.runtime(tensorrt.logger())
 
 
 def _check(name: str, *steps: Step) -> Check:

@@ -60,8 +60,8 @@ class Staging:
         if not target.parent.is_dir():
             raise OutputError(f"{target} cannot be written: there is no folder {target.parent}")
 
-    def add(self, target: Path) -> Path:
-        """Reserve a temporary file for `target`.
+    def add(self, target: Path, *, private: bool = False) -> Path:
+        """Reserve a temporary file for `target`; a private one is for this user alone.
 
         Raises: UsageError if the target exists and `force` is off; OutputError if its folder cannot be written.
         """
@@ -71,23 +71,23 @@ class Staging:
             self._moves[target] = Path(name)
             umask = os.umask(0)
             os.umask(umask)
-            os.fchmod(handle, 0o666 & ~umask)
+            os.fchmod(handle, 0o600 if private else 0o666 & ~umask)
             os.close(handle)
         except OSError as error:
             raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
         return self._moves[target]
 
     @contextlib.contextmanager
-    def open(self, target: Path) -> Iterator[IO[bytes]]:
+    def open(self, target: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         """Open the temporary file of a new `target` for writing, and flush it to the disk."""
-        with self.add(target).open("wb") as stream:
+        with self.add(target, private=private).open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
 
-    def write(self, target: Path, content: bytes) -> None:
+    def write(self, target: Path, content: bytes, *, private: bool = False) -> None:
         """Write a whole file under its temporary name."""
-        with self.open(target) as stream:
+        with self.open(target, private=private) as stream:
             stream.write(content)
 
     def commit(self) -> None:
@@ -135,6 +135,23 @@ def write_text(path: Path, text: str, *, force: bool = True) -> None:
     """Write one text file whole or not at all."""
     with stage_files(force=force) as staging:
         staging.write(path, text.encode())
+
+
+def read_private(path: Path) -> bytes:
+    """Return the content of a file that holds code, nothing if it is not there.
+
+    Raises: ArtifactError if it cannot be read, or somebody else could have written it.
+    """
+    try:
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise ArtifactError(f"{path} holds code, and others may have written it: remove it, it is made anew")
+            return stream.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -1,39 +1,42 @@
-"""The verb `inspect`: what a file is, read from its sidecar, and from TensorRT where a GPU is."""
+"""The verb `inspect`: what a file is, by its sidecar, and by TensorRT if that is wanted."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, FileReference, check_file, load_artifact
-from netvlad_deploy.errors import ArtifactError
+from netvlad_deploy.errors import ArtifactError, UsageError
 from netvlad_deploy.report.inspection import Inspection, Relative
+from netvlad_deploy.runtime.trt_api import stdout_to_stderr
 from netvlad_deploy.workflow import UNAVAILABLE
 
 
-def inspect(path: Path, *, expect_sha256: str | None = None) -> Inspection:
-    """Return what an ONNX file or an engine is; an engine is loaded where TensorRT and a GPU are there.
+def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None) -> Inspection:
+    """Return what an ONNX file or an engine is.
 
-    An engine of another TensorRT or GPU is described by its sidecar alone, with the reason.
+    With `load` an engine is loaded, which runs code that it brings, and described as TensorRT shows it, where TensorRT
+    and a GPU are there.
 
-    Raises: ArtifactError if the file or its sidecar is damaged.
+    Raises: ArtifactError if the file or its sidecar is damaged, or an engine to load is not what its sidecar says, or
+        was built for another TensorRT or GPU; UsageError if there is nothing to load.
     """
     artifact = load_artifact(path, expect_sha256=expect_sha256)
     relatives = tuple(_relatives(artifact))
     if not isinstance(artifact, EngineArtifact):
+        if load:
+            raise UsageError(f"{path} is no engine: leave --load out")
         return Inspection(artifact=artifact, relatives=relatives)
+    inspection = Inspection(artifact=artifact, relatives=relatives, rebuild_command=artifact.rebuild_command)
+    if not load:
+        return replace(inspection, reason="only read; --load asks TensorRT, which runs code that the engine brings")
     from netvlad_deploy.runtime.engine_loader import LoadedEngine
 
-    command = artifact.rebuild_command
     try:
-        loaded = LoadedEngine(artifact)
-    except (*UNAVAILABLE, ArtifactError) as error:
-        return Inspection(artifact=artifact, relatives=relatives, rebuild_command=command, reason=str(error))
-    return Inspection(
-        artifact=artifact,
-        relatives=relatives,
-        rebuild_command=command,
-        tensors=tuple(loaded.tensors()),
-        memory_bytes=loaded.memory_bytes(),
-    )
+        with stdout_to_stderr():
+            loaded = LoadedEngine(artifact)
+    except UNAVAILABLE as error:
+        return replace(inspection, reason=str(error))
+    return replace(inspection, tensors=tuple(loaded.tensors()), memory_bytes=loaded.memory_bytes())
 
 
 def _relatives(artifact: Artifact) -> Iterator[Relative]:

@@ -39,6 +39,7 @@ from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
+from netvlad_deploy.runtime.trt_api import stdout_to_stderr
 from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def validate(
     candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact))
     reference = against.name if against else "oracle"
     try:
-        with candidate.open() as runner, contextlib.ExitStack() as stack:
+        with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
             other = stack.enter_context(_open_reference(against)) if against else None
             report = compare(runner, parameters, against=other, banks=banks)
         report = replace(report, candidate=candidate.name, reference=reference)
@@ -232,7 +233,7 @@ def embed(
     features = load_features(source)
     with stage_files(force=force) as staging:
         staging.check(target)
-        with candidate.open(runtime_cache=runtime_cache) as runner:
+        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
             started = time.perf_counter()
             if isinstance(features, dict):
                 sequences = embed_sequences(runner, features, batch=batch)

@@ -34,6 +34,7 @@ def test_an_onnx_file_is_described(command: Command, exported: OnnxArtifact, tmp
         "torch",
     ):
         assert part in outcome.out
+    assert command("inspect", "m.onnx", "--load").code == 2
     record = json.loads(command("inspect", "m.onnx", "--json").out)
     assert record["schema"] == "netvlad-deploy/inspect/1"
     assert record["artifact"]["sha256"] == exported.sha256
@@ -59,11 +60,11 @@ def test_a_damaged_file_is_refused(command: Command, exported: OnnxArtifact, tmp
 def test_an_engine_is_described_without_a_gpu(command: Command, exported: OnnxArtifact, tmp_path: Path) -> None:
     copy(exported, tmp_path)
     assert command("build", "m.onnx", "--flavor", "tensorrt-rtx", "--profile", "1x1,2x3,4x5").code == 0
-    outcome = command("inspect", "m.engine")
+    outcome = command("inspect", "m.engine", "--load")
     assert outcome.code == 0
     for part in ("parent m.onnx", "kernel ", "profile: batch 1:2:4, num_features 1:3:5", "netvlad-deploy build "):
         assert part in outcome.out
-    assert "not loaded: no usable NVIDIA GPU" in outcome.out or "an execution context takes" in outcome.out
+    assert "tensors: no usable NVIDIA GPU" in outcome.out or "an execution context takes" in outcome.out
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -76,14 +77,18 @@ def test_an_engine_is_described_as_tensorrt_shows_it(
     artifact = machine.engine(tmp_path / "m.engine", masked=True)
     with stage_files(force=True) as staging:
         stage_artifact(staging, artifact, artifact.path.read_bytes())
-    outcome = command("inspect", "m.engine")
+    assert "tensors: only read; --load asks TensorRT" in command("inspect", "m.engine").out
+    assert not machine.world.journal
+    outcome = command("inspect", "m.engine", "--load")
     assert "input features float32 -1x-1x3, LINEAR: 1x1x3 / 2x5x3 / 4x9x3; 1x100x3 / 1x300x3 / 2x400x3" in outcome.out
     assert "output descriptor float32 -1x6, LINEAR" in outcome.out
     assert "built on Double GPU (8.7), driver for CUDA 12.4" in outcome.out
-    assert inspect(tmp_path / "m.engine").memory_bytes == (432, 9600)
+    assert inspect(tmp_path / "m.engine", load=True).memory_bytes == (432, 9600)
     with stage_files(force=True) as staging:
         stage_artifact(staging, replace(artifact, versions={artifact.flavor: "1.2"}), artifact.path.read_bytes())
-    assert "not loaded: m.engine does not fit this machine: it was built by" in command("inspect", "m.engine").out
+    outcome = command("inspect", "m.engine", "--load")
+    assert (outcome.code, "does not fit this machine: it was built by" in error_of(outcome.err)) == (65, True)
+    assert command("inspect", "m.engine").code == 0
 
 
 @pytest.mark.ort

@@ -4,6 +4,7 @@ Precision is what the ONNX graph says: the network is strongly typed (required o
 11 and on RTX), and TF32 is cleared, since it is on by default everywhere and costs about 1e-3.
 """
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -25,12 +26,13 @@ from netvlad_deploy.artifact import (
     stage_artifact,
 )
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableError, UsageError
+from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableError, OutputError, UsageError
 from netvlad_deploy.export.build_log import check_types, log_text, read_figures
 from netvlad_deploy.export.progress import run_builder
 from netvlad_deploy.export.timing_cache import load_timing_cache, save_timing_cache
 from netvlad_deploy.files import check_suffix, stage_files
 from netvlad_deploy.machine import describe_machine, peak_memory_bytes
+from netvlad_deploy.runtime.cuda import describe_gpu, same_device
 from netvlad_deploy.runtime.trt_api import (
     EXTRAS,
     LogLine,
@@ -42,6 +44,8 @@ from netvlad_deploy.runtime.trt_api import (
     stdout_to_stderr,
 )
 from netvlad_deploy.spec import Profile
+
+LOG = logging.getLogger(__name__)
 
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120 and later")
 """Where an RTX engine runs if no compute capability is named. Source: TensorRT-RTX documentation, CPU-only AOT."""
@@ -164,12 +168,12 @@ def _build(tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions, cach
             tensorrt.accepted(index, f"the profile {profile}", logger)
         cache = None if cache_path is None else load_timing_cache(tensorrt, config, cache_path, logger)
         started = time.perf_counter()
-        engine = run_builder(tensorrt, builder, network, config)
+        engine = run_builder(tensorrt, builder, network, config, same_device(EXTRAS[options.flavor]) if gpu else None)
         build_ms = (time.perf_counter() - started) * 1e3
         if engine is None:
             raise BuildError(f"{tensorrt.name} built no engine: {last_error(logger) or 'no reason given'}")
         if cache_path is not None:
-            save_timing_cache(tensorrt, config, cache_path, cache, logger)
+            _keep_timings(tensorrt, config, cache_path, cache, logger)
         return _Built(
             content=bytes(engine),
             flags=flags,
@@ -180,10 +184,16 @@ def _build(tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions, cach
         )
 
 
+def _keep_timings(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logger: Any) -> None:
+    """Save what the build measured; an engine is not thrown away because that cannot be kept."""
+    try:
+        save_timing_cache(tensorrt, config, path, cache, logger)
+    except (BuildError, OutputError) as error:
+        LOG.warning("the timings of this build are not kept: %s", error)
+
+
 def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:
     """Return the GPU an engine is built on, None where it is built for named architectures or without one."""
-    from netvlad_deploy.runtime.cuda import describe_gpu
-
     if options.compute_capabilities:
         return None
     try:

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -68,18 +69,20 @@ def make_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
     return Monitor()
 
 
-def run_builder(tensorrt: TensorRT, builder: Any, network: Any, config: Any) -> Any:
+def run_builder(
+    tensorrt: TensorRT, builder: Any, network: Any, config: Any, prepare: Callable[[], None] | None = None
+) -> Any:
     """Return the serialized engine, or None if the builder gives none.
 
-    The builder works in a thread of its own and leaves Python to this one, which Ctrl-C reaches. A new thread starts on
-    the first GPU that `CUDA_VISIBLE_DEVICES` shows, whichever this one chose.
+    The builder works in a thread of its own and leaves Python to this one, which Ctrl-C reaches. `prepare` is called
+    in that thread first: a new thread starts on GPU 0, whichever this one chose.
 
     Raises: KeyboardInterrupt once the builder has stopped.
     """
     progress = Progress()
     monitor = make_monitor(tensorrt, progress)
     config.progress_monitor = monitor
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=1, initializer=prepare) as pool:
         try:
             return pool.submit(builder.build_serialized_network, network, config).result()
         except KeyboardInterrupt:

@@ -49,7 +49,7 @@ def _engine_lines(artifact: EngineArtifact, inspection: Inspection) -> Iterator[
     for kernel in artifact.figures.kernels:
         yield f"  kernel {kernel.name} ({kernel.kind}): {', '.join(kernel.inputs)} -> {', '.join(kernel.outputs)}"
     if inspection.reason:
-        yield f"  not loaded: {inspection.reason}"
+        yield f"  tensors: {inspection.reason}"
     for tensor in inspection.tensors:
         profiles = "; ".join(" / ".join("x".join(map(str, shape)) for shape in profile) for profile in tensor.profiles)
         shape = "x".join(map(str, tensor.shape))

@@ -1,7 +1,8 @@
 """The few CUDA runtime calls that an engine needs, with every return code checked at the call."""
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,22 @@ class Cuda:
         self._binding = _open_runtime(extra)
 
     def device(self) -> int:
-        """Return the number of the current GPU."""
+        """Return the number of this thread's GPU."""
         return int(self._call("cudaGetDevice"))
+
+    def use(self, device: int) -> None:
+        """Make this GPU the thread's own from now on."""
+        self._call("cudaSetDevice", device)
+
+    @contextlib.contextmanager
+    def using(self, device: int) -> Iterator[None]:
+        """Work on this GPU for a while: which one is current is a matter of each thread."""
+        previous = self.device()
+        self.use(device)
+        try:
+            yield
+        finally:
+            self.use(previous)
 
     def device_of(self, address: int) -> int:
         """Return the number of the GPU that this memory is on."""
@@ -109,15 +124,23 @@ class Cuda:
         """Record what `queue` queues on a stream, instead of running it, and return it ready to launch."""
         mode = self._binding.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
+        complete = False
         try:
             queue()
-        except RunError:
-            self._binding.cudaStreamEndCapture(stream)  # what failed first is what to say
-            raise
+            complete = True
+        finally:
+            if not complete:
+                self._abandon_capture(stream)
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiate", graph, 0)
         finally:
+            self._call("cudaGraphDestroy", graph)
+
+    def _abandon_capture(self, stream: Any) -> None:
+        """End a capture whose work failed: what failed first is what to say, so a failure here is not."""
+        status, graph = self._binding.cudaStreamEndCapture(stream)
+        if status == self._binding.cudaError_t.cudaSuccess:
             self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any, stream: Any) -> None:
@@ -144,6 +167,16 @@ def describe_gpu(extra: str) -> Gpu:
     Raises: MissingDependencyError without cuda-bindings, of which `extra` brings one; DeviceUnavailableError.
     """
     return Cuda(extra=extra).gpu()
+
+
+def same_device(extra: str) -> Callable[[], None]:
+    """Return what puts another thread on the GPU of this one: a new thread starts on GPU 0.
+
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError.
+    """
+    cuda = Cuda(extra=extra)
+    device = cuda.device()
+    return lambda: cuda.use(device)
 
 
 def _open_runtime(extra: str) -> Any:

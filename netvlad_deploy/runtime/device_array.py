@@ -15,10 +15,14 @@ import numpy as np
 from netvlad_deploy.errors import InputError
 
 CUDA_DEVICE: Final = 2
-"""DLPack's kDLCUDA."""
+CUDA_KINDS: Final = (CUDA_DEVICE, 13)
+"""DLPack's kDLCUDA and kDLCUDAManaged."""
+
+ALIGNMENT: Final = 256
+"""What TensorRT demands of an address. Source: NvInferRuntime.h, IExecutionContext::setTensorAddress."""
 
 LEGACY_STREAM: Final = 1
-"""The legacy default stream by its handle: where a producer that names no stream is taken to write."""
+"""The legacy default stream by its handle: where a producer that names no stream is taken to write, to be safe."""
 
 DLPACK_KINDS: Final = {0: "i", 1: "u", 2: "f", 6: "b"}
 """NumPy's kind of each DLPack type code that an input can have: int, uint, float, bool."""
@@ -62,24 +66,40 @@ class _Tensor(ctypes.Structure):
     )
 
 
-def device_array(value: Any, stream: int) -> DeviceArray | None:
+def device_array(value: Any, stream: int, device: int) -> DeviceArray | None:
     """Return a view of what lies on a GPU, None if it does not.
 
     Args:
         value: anything; a NumPy array or CPU tensor is not on a GPU.
         stream: the stream that will read it: a DLPack producer makes it wait.
+        device: number of the GPU that will read it.
 
-    Raises: InputError if it is not contiguous or of a type that no input has.
+    Raises: InputError if it is on another GPU, not contiguous, not aligned, masked, of a type that no input has, or its
+        producer does not hand it out.
     """
     if hasattr(value, "__dlpack_device__"):
-        kind, _ = value.__dlpack_device__()
-        if int(kind) != CUDA_DEVICE:
+        kind, number = (int(part) for part in value.__dlpack_device__())
+        if kind not in CUDA_KINDS:
             return None
-        return from_dlpack(value.__dlpack__(stream=stream))
-    interface = getattr(value, "__cuda_array_interface__", None)
-    if interface is None:
+        if kind == CUDA_DEVICE and number != device:
+            raise InputError(f"input is on GPU {number}, the engine on GPU {device}: move one of them")
+        try:
+            view = from_dlpack(value.__dlpack__(stream=stream))
+        except (BufferError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"input on the GPU is not handed out ({error}): detach and clone it") from error
+    elif (interface := getattr(value, "__cuda_array_interface__", None)) is not None:
+        view = _from_interface(value, interface)
+    else:
         return None
+    if view.address % ALIGNMENT:
+        raise InputError(f"input on the GPU starts at {view.address:#x}, no multiple of {ALIGNMENT}: clone it")
+    return view
+
+
+def _from_interface(value: Any, interface: dict[str, Any]) -> DeviceArray:
     dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+    if interface.get("mask") is not None:
+        raise InputError("input on the GPU has a mask of its own: fill it, and pass `mask` (batch, num_features)")
     _check_strides(interface.get("strides"), shape, dtype.itemsize)
     return DeviceArray(
         address=int(interface["data"][0]),

@@ -8,6 +8,7 @@ TensorRT then shows of its tensors must be what the sidecar says.
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,6 +42,9 @@ class EngineTensor:
 class LoadedEngine:
     """A deserialised engine with the objects that must outlive it.
 
+    It belongs to the GPU that was this thread's, `device`. `quiet` is held by whoever captures a CUDA graph, and by
+    whatever may wait for the whole GPU, which a capture does not stand.
+
     Raises: DeviceUnavailableError without a GPU; ArtifactError if the file, TensorRT or the GPU is another than the
         sidecar says; RunError with TensorRT's own words if it cannot be loaded.
     """
@@ -48,10 +52,12 @@ class LoadedEngine:
     def __init__(self, artifact: EngineArtifact) -> None:
         self.artifact = artifact
         self.cuda = Cuda(extra=EXTRAS[artifact.flavor])
+        self.device = self.cuda.device()
+        self.quiet = threading.RLock()
         self.tensorrt = open_tensorrt(artifact.flavor)
         content = _content(artifact)
         _check_machine(artifact, self.tensorrt, self.cuda.gpu())
-        self.logger = self.tensorrt.logger()
+        self.logger = self.tensorrt.logger(errors_only=True)
         self.runtime = self.tensorrt.runtime(self.logger)
         if artifact.options.version_compatible:  # it carries a runtime of its own, as native code
             self.runtime.engine_host_code_allowed = True
@@ -64,8 +70,8 @@ class LoadedEngine:
 
     @property
     def last_error(self) -> str:
-        """Return TensorRT's last error in its own words."""
-        return last_error(self.logger) or "no reason given"
+        """Return TensorRT's last error in this thread, in its own words."""
+        return last_error(self.logger, threading.get_ident()) or "no reason given"
 
     def tensors(self) -> Iterator[EngineTensor]:
         """Yield every input and output as TensorRT shows it."""
@@ -102,15 +108,14 @@ class LoadedEngine:
     def _check_tensors(self) -> None:
         """Raise ArtifactError unless the engine has the inputs, outputs, dtypes and profiles of its sidecar."""
         artifact = self.artifact
-        found = {tensor.name: (tensor.mode, tensor.dtype) for tensor in self.tensors()}
-        said = {name: ("input", artifact.dtypes[name]) for name in artifact.inputs}
-        said |= {name: ("output", artifact.dtypes[name]) for name in artifact.outputs}
-        profiles = self.engine.num_optimization_profiles
-        if found != said or profiles != len(artifact.profiles):
-            raise ArtifactError(
-                f"{artifact.path} has {found} and {profiles} profiles, its sidecar says {said} and "
-                f"{len(artifact.profiles)}: {artifact.rebuild_command}"
-            )
+        shapes = [artifact.input_shapes(profile) for profile in artifact.profiles]
+        found = {tensor.name: (tensor.mode, tensor.dtype, tensor.profiles) for tensor in self.tensors()}
+        said: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+            name: ("input", artifact.dtypes[name], tuple(each[name] for each in shapes)) for name in artifact.inputs
+        }
+        said |= {name: ("output", artifact.dtypes[name], ()) for name in artifact.outputs}
+        if found != said:
+            raise ArtifactError(f"{artifact.path} has {found}, its sidecar says {said}: {artifact.rebuild_command}")
 
 
 def _dtype(dtype: Any) -> str:

@@ -190,9 +190,9 @@ def open_session(
     except errors_of(onnxruntime) as error:
         words = " ".join(str(error).split())  # a reason stands in one row of a report
         if backend != CPU and UNAVAILABLE.search(words):
-            raise DeviceUnavailableError(
-                f"{provider} cannot be used here, or leaves nodes to the CPU; ONNX Runtime says: {words}"
-            ) from error
+            if model is not PROBE and _works(backend):
+                raise RunError(f"{provider} works here and leaves nodes of {name} to the CPU: {words}") from error
+            raise DeviceUnavailableError(f"{provider} cannot be used here; ONNX Runtime says: {words}") from error
         raise RunError(f"ONNX Runtime cannot load {name}: {words}") from error
     if session.get_providers()[0] != provider:
         raise DeviceUnavailableError(f"asked for {provider}, ONNX Runtime took {session.get_providers()[0]}")
@@ -207,6 +207,15 @@ def probe(backend: str) -> None:
     onnxruntime = import_onnxruntime(backend)
     settings = {} if backend == CPU else {"device_id": "0"}
     open_session(onnxruntime, backend, PROBE, onnxruntime.SessionOptions(), settings, name="a model of one node")
+
+
+def _works(backend: str) -> bool:
+    """Return whether a backend's provider can run anything here."""
+    try:
+        probe(backend)
+    except (DeviceUnavailableError, MissingDependencyError, RunError):
+        return False
+    return True
 
 
 def _not_in_this_package(onnxruntime: Any, provider: str) -> DeviceUnavailableError:

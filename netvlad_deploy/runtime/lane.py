@@ -1,11 +1,13 @@
 """What one run needs for itself: an execution context with a stream, buffers, events and CUDA graphs of its own.
 
 Host arrays go through pinned memory that is kept from run to run; arrays on the GPU are read where they lie. Work that
-comes again with the same shapes at the same addresses is captured as a CUDA graph the second time and replayed from
-then on. TensorRT-RTX captures by itself, since it compiles kernels for a shape while it runs.
+has come twice with the same shapes at the same addresses is captured as a CUDA graph after the second time, when the
+context has just run it, and replayed from then on. TensorRT-RTX captures by itself, since it compiles kernels for a
+shape while it runs.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,8 +22,12 @@ from netvlad_deploy.runtime.device_array import DeviceArray
 from netvlad_deploy.runtime.engine_loader import LoadedEngine
 from netvlad_deploy.spec import FEATURES
 
+LOG = logging.getLogger(__name__)
+
 MOST_BINDINGS: Final = 32
-"""Shapes and addresses that are kept with their graphs; the oldest goes first."""
+"""Shapes and addresses that are kept with their graphs; the one not used for longest goes first."""
+
+RUNS_BEFORE_CAPTURE: Final = 2
 
 Inputs = Mapping[str, Array | DeviceArray]
 Key = tuple[tuple[str, tuple[int, ...], int], ...]
@@ -37,7 +43,7 @@ class _Buffer:
 
 @dataclass
 class _Binding:
-    """Inputs of certain shapes at certain addresses: the shapes of the outputs, and the graph of the second run."""
+    """Inputs of certain shapes at certain addresses: the shapes of the outputs, and the graph once there is one."""
 
     outputs: dict[str, tuple[int, ...]]
     runs: int = 0
@@ -50,25 +56,31 @@ class Lane:
     Args:
         loaded: the engine; it must outlive the lane.
         context: an execution context that nobody else uses.
-        cuda_graphs: replay what comes again from a CUDA graph.
+        cuda_graphs: replay what comes again from a CUDA graph; `replays` counts how often.
 
     Raises: RunError if CUDA or TensorRT refuses; a lane that raised it must be closed.
     """
 
     def __init__(self, loaded: LoadedEngine, context: Any, *, cuda_graphs: bool) -> None:
-        self._loaded, self._context, self._cuda = loaded, context, loaded.cuda
+        self._loaded, self._context, self.cuda = loaded, context, loaded.cuda
         self._cuda_graphs = cuda_graphs
+        self.replays = 0
         self._profile: int | None = None
         self._buffers: dict[str, _Buffer] = {}
         self._bindings: dict[Key, _Binding] = {}
         with contextlib.ExitStack() as undo:
-            self._stream = self._cuda.create_stream()
-            undo.callback(self._cuda.destroy_stream, self._stream)
+            self._stream = self.cuda.create_stream()
+            undo.callback(self.cuda.destroy_stream, self._stream)
             self._events = []
             for _ in range(5):
-                self._events.append(self._cuda.create_event())
-                undo.callback(self._cuda.destroy_event, self._events[-1])
+                self._events.append(self.cuda.create_event())
+                undo.callback(self.cuda.destroy_event, self._events[-1])
             self._undo = undo.pop_all()
+
+    @property
+    def device(self) -> int:
+        """Return the number of the engine's GPU."""
+        return self._loaded.device
 
     @property
     def stream(self) -> int:
@@ -77,10 +89,11 @@ class Lane:
 
     def close(self) -> None:
         """Release graphs, context, buffers, events and stream, in this order, each even if another one fails."""
-        with self._undo:
+        with self._loaded.quiet, self._undo:
             self._undo.callback(self._free_buffers)
             self._undo.callback(self._drop_context)
             self._undo.callback(self._drop_bindings)
+            self._undo.callback(self.cuda.synchronize, self._stream)  # a run that failed may have left work behind
 
     def run(self, inputs: Inputs) -> Arrays:
         """Return a fresh array for each output."""
@@ -89,11 +102,11 @@ class Lane:
     def time(self, inputs: Inputs) -> EventTimes:
         """Run once and return the GPU's own times of the copies and the work."""
         self._queue(inputs, timed=True)
-        return EventTimes(*(self._cuda.elapsed_ms(*self._events[index : index + 2]) for index in range(3)))
+        return EventTimes(*(self.cuda.elapsed_ms(*self._events[index : index + 2]) for index in range(3)))
 
     def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
         """Copy in, compute, copy out, wait; return the shapes of the outputs, which lie in pinned memory then."""
-        cuda, stream = self._cuda, self._stream
+        cuda, stream = self.cuda, self._stream
         self._select_profile(*inputs[FEATURES].shape[:2])
         self._await(inputs)
         binding = self._bind(inputs)
@@ -108,6 +121,8 @@ class Lane:
             cuda.copy_to_host(self._host(name, shape), self._buffers[name].address, stream)
         self._mark(3, timed)
         cuda.synchronize(stream)
+        if self._cuda_graphs and binding.graph is None and binding.runs >= RUNS_BEFORE_CAPTURE:
+            self._capture(binding)
         return binding.outputs
 
     def _select_profile(self, batch: int, num_features: int) -> None:
@@ -115,10 +130,11 @@ class Lane:
         profile = fitting_profile(self._loaded.artifact.profiles, batch, num_features)
         if profile == self._profile:
             return
-        self._drop_bindings()
-        if not self._context.set_optimization_profile_async(profile, self.stream):
-            self._fail(f"optimization profile {profile}")
-        self._cuda.synchronize(self._stream)
+        with self._loaded.quiet:
+            self._drop_bindings()
+            if not self._context.set_optimization_profile_async(profile, self.stream):
+                self._fail(f"optimization profile {profile}")
+            self.cuda.synchronize(self._stream)
         self._profile = profile
 
     def _await(self, inputs: Inputs) -> None:
@@ -126,12 +142,12 @@ class Lane:
         for name, value in inputs.items():
             if not isinstance(value, DeviceArray):
                 continue
-            where, own = self._cuda.device_of(value.address), self._cuda.device()
+            where, own = self.cuda.device_of(value.address), self._loaded.device
             if where != own:
                 raise InputError(f"{name} is on GPU {where}, the engine on GPU {own}: move one of them")
             if value.stream is not None:
-                self._cuda.record(self._events[4], value.stream)
-                self._cuda.wait(self._events[4], self._stream)
+                self.cuda.record(self._events[4], value.stream)
+                self.cuda.wait(self._events[4], self._stream)
 
     def _bind(self, inputs: Inputs) -> _Binding:
         """Copy host arrays to pinned memory, and tell the context shapes and addresses unless a graph knows them."""
@@ -144,9 +160,11 @@ class Lane:
             for name, value in inputs.items()
         }
         key = tuple((name, tuple(value.shape), addresses[name]) for name, value in inputs.items())
-        binding = self._bindings.get(key)
-        if binding is not None and binding.graph is not None:
-            return binding
+        binding = self._bindings.pop(key, None)
+        if binding is not None:
+            self._bindings[key] = binding  # the last to be dropped now
+            if binding.graph is not None:
+                return binding
         for name, value in inputs.items():
             if not self._context.set_input_shape(name, tuple(value.shape)):
                 self._fail(f"shape {tuple(value.shape)} of {name}")
@@ -175,14 +193,25 @@ class Lane:
         return shapes
 
     def _execute(self, binding: _Binding) -> None:
-        """Queue the work: as it is the first time, recorded the second time, from the graph ever after."""
-        if self._cuda_graphs and binding.runs and binding.graph is None:
-            binding.graph = self._cuda.capture(self._stream, self._enqueue)
+        """Queue the work, from its graph if there is one."""
         if binding.graph is not None:
-            self._cuda.launch(binding.graph, self._stream)
+            self.cuda.launch(binding.graph, self._stream)
+            self.replays += 1
         else:
             self._enqueue()
         binding.runs += 1
+
+    def _capture(self, binding: _Binding) -> None:
+        """Record the work that has just run, for the next time; a lane whose work cannot be recorded goes on without.
+
+        Nothing else may wait for the whole GPU meanwhile, as memory and contexts that come and go may do.
+        """
+        try:
+            with self._loaded.quiet:
+                binding.graph = self.cuda.capture(self._stream, self._enqueue)
+        except RunError as error:
+            self._cuda_graphs = False
+            LOG.warning("no CUDA graphs for %s: %s", self._name, error)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self.stream):
@@ -193,15 +222,16 @@ class Lane:
         held = self._buffers.get(name)
         if held is not None and held.host.nbytes >= size_bytes:
             return
-        self._drop_bindings()
-        if held is not None:
-            self._free(name)
-        address = self._cuda.allocate(size_bytes)
-        try:
-            self._buffers[name] = _Buffer(address, self._cuda.allocate_pinned(size_bytes))
-        except RunError:
-            self._cuda.free(address)
-            raise
+        with self._loaded.quiet:
+            self._drop_bindings()
+            if held is not None:
+                self._free(name)
+            address = self.cuda.allocate(size_bytes)
+            try:
+                self._buffers[name] = _Buffer(address, self.cuda.allocate_pinned(size_bytes))
+            except RunError:
+                self.cuda.free(address)
+                raise
 
     def _host(self, name: str, shape: tuple[int, ...]) -> Array:
         """Return a tensor's pinned memory as an array."""
@@ -216,7 +246,7 @@ class Lane:
 
     def _mark(self, index: int, timed: bool) -> None:
         if timed:
-            self._cuda.record(self._events[index], self._stream)
+            self.cuda.record(self._events[index], self._stream)
 
     def _drop_bindings(self) -> None:
         _each(self._drop, list(self._bindings))
@@ -224,7 +254,7 @@ class Lane:
     def _drop(self, key: Key) -> None:
         binding = self._bindings.pop(key)
         if binding.graph is not None:
-            self._cuda.destroy_graph(binding.graph)
+            self.cuda.destroy_graph(binding.graph)
 
     def _drop_context(self) -> None:
         self._context = None
@@ -235,9 +265,9 @@ class Lane:
     def _free(self, name: str) -> None:
         buffer = self._buffers.pop(name)
         try:
-            self._cuda.free(buffer.address)
+            self.cuda.free(buffer.address)
         finally:
-            self._cuda.free_pinned(buffer.host)
+            self.cuda.free_pinned(buffer.host)
 
     @property
     def _name(self) -> str:

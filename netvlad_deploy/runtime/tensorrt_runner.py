@@ -13,8 +13,9 @@ from typing import Any
 
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import EngineArtifact
+from netvlad_deploy.build_options import RTX
 from netvlad_deploy.errors import InputError, RunError, UsageError
-from netvlad_deploy.files import locked, stage_files
+from netvlad_deploy.files import locked, read_private, stage_files
 from netvlad_deploy.runner import EventTimes, Runner
 from netvlad_deploy.runtime.device_array import device_array
 from netvlad_deploy.runtime.engine_loader import LoadedEngine
@@ -54,6 +55,8 @@ class TensorRTRunner(Runner):
             precision=artifact.precision,
             feature_range=artifact.range,
         )
+        if runtime_cache is not None and artifact.flavor != RTX:
+            raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
         self._lock = threading.Lock()
         self._idle: list[Lane] = []
         self._busy = 0
@@ -63,16 +66,22 @@ class TensorRTRunner(Runner):
         self._runtime_cache: Any = None
         if self._loaded.tensorrt.has_runtime_cache:
             self._configure(self._loaded)
-        elif runtime_cache is not None:
-            raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
         with self._lane():  # what cannot run says so now
             pass
 
     @property
     def conditions(self) -> str:
-        """Return whether runs are replayed from CUDA graphs, and when TensorRT-RTX compiles kernels."""
+        """Return whether runs are replayed from CUDA graphs, how many were, and when TensorRT-RTX compiles kernels."""
         graphs = f"CUDA graphs {'on' if self._cuda_graphs else 'off'}"
+        if self._runtime_config is None and self._cuda_graphs:
+            graphs += f", {self.replays} replays"
         return graphs if self._runtime_config is None else f"{graphs}, kernels compiled eagerly"
+
+    @property
+    def replays(self) -> int:
+        """Return how many runs of the lanes in the pool came from a CUDA graph."""
+        with self._lock:
+            return sum(lane.replays for lane in self._idle)
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return a fresh array for each output, on the host.
@@ -88,13 +97,15 @@ class TensorRTRunner(Runner):
 
     def close(self) -> None:
         """Release everything. A run under way in another thread ends first, and the last one of them releases."""
-        with self._lock, contextlib.ExitStack() as undo:
+        with self._lock:
             super().close()
             idle, self._idle = self._idle, []
-            if not self._busy:
+            last = not self._busy
+        with contextlib.ExitStack() as undo:
+            if last:
                 undo.callback(self._release)
             for lane in idle:
-                undo.callback(lane.close)
+                undo.callback(_close, lane, sound=True)
 
     def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         with self._lane() as lane:
@@ -102,19 +113,24 @@ class TensorRTRunner(Runner):
 
     def _views(self, feeds: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
         """Return checked feeds, those on the GPU as arrays there."""
-        return self.check_feeds({name: device_array(value, lane.stream) or value for name, value in feeds.items()})
+        return self.check_feeds(
+            {name: device_array(value, lane.stream, lane.device) or value for name, value in feeds.items()}
+        )
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[Lane]:
         """Lend a lane of the pool, or a new one where none is idle. One that failed is not lent again."""
         with self._lock:
-            if not self._open or self._loaded is None:
+            loaded = self._loaded
+            if not self._open or loaded is None:
                 raise RunError(f"{self.name} is closed: open it again before running it")
-            lane = self._idle.pop() if self._idle else self._new_lane(self._loaded)
+            lane = self._idle.pop() if self._idle else None
             self._busy += 1
         sound = False
         try:
-            yield lane
+            with loaded.cuda.using(loaded.device):
+                lane = lane or self._new_lane(loaded)
+                yield lane
             sound = True
         except InputError:  # refused before anything was queued
             sound = True
@@ -122,20 +138,24 @@ class TensorRTRunner(Runner):
         finally:
             self._take_back(lane, sound=sound)
 
-    def _take_back(self, lane: Lane, *, sound: bool) -> None:
-        with self._lock, contextlib.ExitStack() as undo:
+    def _take_back(self, lane: Lane | None, *, sound: bool) -> None:
+        with self._lock:
             self._busy -= 1
-            if self._open and sound:
+            last = not self._open and not self._busy
+            keep = self._open and sound and lane is not None
+            if keep and lane is not None:
                 self._idle.append(lane)
-                return
-            if not self._open and not self._busy:
+        with contextlib.ExitStack() as undo:
+            if last:
                 undo.callback(self._release)
-            undo.callback(_close, lane, sound=sound)
+            if lane is not None and not keep:
+                undo.callback(_close, lane, sound=sound)
 
     def _new_lane(self, loaded: LoadedEngine) -> Lane:
         trt = loaded.tensorrt.module
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE  # memory of one profile, not of the largest
-        context = loaded.engine.create_execution_context(self._runtime_config or strategy)
+        with loaded.quiet:
+            context = loaded.engine.create_execution_context(self._runtime_config or strategy)
         if context is None:
             raise RunError(f"{loaded.artifact.path} gives no execution context: {loaded.last_error}")
         return Lane(loaded, context, cuda_graphs=self._cuda_graphs and self._runtime_config is None)
@@ -154,25 +174,28 @@ class TensorRTRunner(Runner):
         runtime_config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._cuda_graphs else graphs.DISABLED
         if self._cache_path is not None:
             self._runtime_cache = runtime_config.create_runtime_cache()
-            if self._cache_path.exists() and not self._runtime_cache.deserialize(self._cache_path.read_bytes()):
+            content = read_private(self._cache_path)
+            if content and not self._runtime_cache.deserialize(content):
                 LOG.warning("%s is of another GPU, driver or version: kernels are compiled anew", self._cache_path)
             if not runtime_config.set_runtime_cache(self._runtime_cache):
                 raise RunError(f"{self.name} refused the runtime cache {self._cache_path}: {loaded.last_error}")
         self._runtime_config = runtime_config
 
     def _release(self) -> None:
-        """Let go of the engine, and write the runtime cache."""
-        runtime_cache, path = self._runtime_cache, self._cache_path
-        self._runtime_config = self._runtime_cache = self._loaded = None
-        if runtime_cache is not None and path is not None:
-            with locked(path), stage_files(force=True) as staging:
-                staging.write(path, bytes(runtime_cache.serialize()))
+        """Read the runtime cache, let go of the engine, and write the cache."""
+        kernels = self._runtime_cache and self._runtime_cache.serialize()
+        content = bytes(kernels) if kernels is not None else b""
+        self._runtime_cache = self._runtime_config = self._loaded = None
+        if content and self._cache_path is not None:
+            with locked(self._cache_path), stage_files(force=True) as staging:
+                staging.write(self._cache_path, content, private=True)
 
 
 def _close(lane: Lane, *, sound: bool) -> None:
     """Close a lane; what fails after a failure is logged, so that the first one is what the caller hears of."""
     try:
-        lane.close()
+        with lane.cuda.using(lane.device):
+            lane.close()
     except RunError as error:
         if sound:
             raise

@@ -7,24 +7,30 @@ variable or whichever package happens to be installed.
 import contextlib
 import os
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from netvlad_deploy.build_options import RTX, TENSORRT
-from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError
+from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.require import require
+from netvlad_deploy.runtime.cuda import describe_gpu
 
 MODULES: Final = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
+ERRORS: Final = ("ERROR", "INTERNAL_ERROR")
+MOST_ERRORS: Final = 100
 EXTRAS: Final = {TENSORRT: "tensorrt", RTX: "rtx"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogLine:
-    """One message of TensorRT's own logger."""
+    """One message of TensorRT's own logger, and the thread it came from."""
 
     severity: str
     text: str
+    thread: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,43 +92,47 @@ class TensorRT:
         }
         return ", ".join(word for word, true in words.items() if true)
 
-    def logger(self) -> Any:
-        """Return a logger for the builder that keeps every message in its list `lines`."""
+    def logger(self, *, errors_only: bool = False) -> Any:
+        """Return a logger that keeps every message in its `lines`; with `errors_only` the last errors, for a server."""
         base = self.module.ILogger
 
         class Recorder(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
                 super().__init__()
-                self.lines: list[LogLine] = []
+                self.lines: deque[LogLine] = deque(maxlen=MOST_ERRORS if errors_only else None)
 
             def log(self, severity: Any, text: str) -> None:
-                self.lines.append(LogLine(severity=str(severity).rpartition(".")[2], text=text))
+                line = LogLine(severity=str(severity).rpartition(".")[2], text=text, thread=threading.get_ident())
+                if not errors_only or line.severity in ERRORS:
+                    self.lines.append(line)
 
         return Recorder()
 
     def builder(self, logger: Any) -> Any:
         """Return a builder.
 
-        Raises: DeviceUnavailableError where this flavor needs a GPU driver to build and there is none.
+        Raises: DeviceUnavailableError where this flavor needs a GPU to build and there is none; BuildError where there
+            is one, and no builder all the same.
         """
         try:
             return self.module.Builder(logger)
-        except TypeError as error:  # pybind11 reports the null pointer of a missing driver so
-            raise DeviceUnavailableError(
-                f"{self.name} cannot build here: {last_error(logger) or 'no NVIDIA driver'}"
-            ) from error
+        except TypeError as error:  # pybind11 reports a null pointer so
+            reason = last_error(logger)
+            try:
+                describe_gpu(EXTRAS[self.flavor])
+            except (DeviceUnavailableError, MissingDependencyError) as absent:
+                raise DeviceUnavailableError(f"{self.name} cannot build here: {reason or absent}") from error
+            raise BuildError(f"{self.name} gives no builder: {reason or 'no reason given'}") from error
 
     def runtime(self, logger: Any) -> Any:
-        """Return a runtime.
+        """Return a runtime, on a machine that has a GPU.
 
-        Raises: DeviceUnavailableError where there is no GPU driver.
+        Raises: RunError if TensorRT gives none.
         """
         try:
             return self.module.Runtime(logger)
-        except TypeError as error:  # pybind11 reports the null pointer of a missing driver so
-            raise DeviceUnavailableError(
-                f"{self.name} cannot run here: {last_error(logger) or 'no NVIDIA driver'}"
-            ) from error
+        except TypeError as error:  # pybind11 reports a null pointer so
+            raise RunError(f"{self.name} gives no runtime: {last_error(logger) or 'no reason given'}") from error
 
     def accepted(self, answer: Any, what: str, logger: Any) -> Any:
         """Return what a call of the builder gave.
@@ -153,10 +163,10 @@ def members(kind: Any) -> dict[str, Any]:
     return dict(kind.__members__)
 
 
-def last_error(logger: Any) -> str:
-    """Return TensorRT's last error in its own words, or an empty string."""
-    errors = [line.text for line in logger.lines if line.severity in ("ERROR", "INTERNAL_ERROR")]
-    return errors[-1] if errors else ""
+def last_error(logger: Any, thread: int | None = None) -> str:
+    """Return TensorRT's last error in its own words, of one thread or of any, or an empty string."""
+    lines = [line for line in logger.lines if line.severity in ERRORS and thread in (None, line.thread)]
+    return lines[-1].text if lines else ""
 
 
 def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, content: bytes) -> None:

@@ -11,10 +11,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from netvlad_deploy.artifact import Gpu
+from netvlad_deploy.export import engine
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.files import Staging
 from tests.double.builder import BuilderWorld
@@ -47,7 +47,7 @@ def die_in_files(end: str) -> None:
     replace = Path.replace
     renamed: list[Path] = []
 
-    def write(self: Staging, target: Path, content: bytes) -> None:
+    def write(self: Staging, target: Path, content: bytes, **_: bool) -> None:
         with self.open(target) as stream:
             stream.write(content[: len(content) // 2])
             stream.flush()
@@ -84,7 +84,8 @@ def main() -> None:
     if given.meet:
         world.on_step = meet
     sys.modules["tensorrt"] = world.binding
-    sys.modules["netvlad_deploy.runtime.cuda"] = SimpleNamespace(describe_gpu=lambda _: ORIN)  # type: ignore[assignment]
+    engine.describe_gpu = lambda _: ORIN  # type: ignore[attr-defined, assignment]
+    engine.same_device = lambda _: lambda: None  # type: ignore[attr-defined, assignment]
     target = given.folder / f"{given.name}.engine"
     build_engine(given.folder / "m.onnx", target, timing_cache=given.folder / "timings", force=True)
 

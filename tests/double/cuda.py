@@ -22,6 +22,7 @@ OK, INVALID, BAD_HANDLE = (
     binding.cudaError_t.cudaErrorInvalidResourceHandle,
 )
 LEGACY_STREAM = 1
+ALIGNMENT = 256
 
 
 class CudaDouble:
@@ -49,7 +50,14 @@ class CudaDouble:
         self.elsewhere: set[int] = set()
         self._handles = itertools.count(100)
         self._homes: dict[int, int] = {}
+        self._devices: dict[int, int] = {}
+        self._thread = threading.local()
         self._lock = threading.RLock()
+
+    @property
+    def current(self) -> int:
+        """Return the GPU of this thread: each starts on GPU 0."""
+        return int(getattr(self._thread, "device", 0))
 
     @property
     def alive(self) -> dict[str, int]:
@@ -79,7 +87,7 @@ class CudaDouble:
     def queue(self, stream: Any, work: Work) -> Any:
         """Put work on a stream, or into what it is capturing."""
         handle = int(stream)
-        if handle not in self.streams:
+        if handle not in self.streams or self._devices.get(handle, self.current) != self.current:
             return (BAD_HANDLE,)
         (self.capturing[handle] if handle in self.capturing else self.streams[handle]).append(work)
         return (OK,)
@@ -99,8 +107,11 @@ class CudaDouble:
         raise AssertionError(f"{size_bytes} bytes at {address} are not allocated any more")
 
     def new_memory(self, kind: dict[int, Any], size_bytes: int) -> int:
-        """Allocate, filled with what no result looks like."""
-        buffer = ctypes.create_string_buffer(b"\xff" * size_bytes, size_bytes)
+        """Allocate, aligned as CUDA does, and filled with what no result looks like."""
+        whole = ctypes.create_string_buffer(size_bytes + ALIGNMENT)
+        start = -ctypes.addressof(whole) % ALIGNMENT
+        buffer = (ctypes.c_char * size_bytes).from_buffer(whole, start)
+        buffer.raw = b"\xff" * size_bytes
         kind[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 
@@ -108,16 +119,20 @@ class CudaDouble:
         return OK, self.count
 
     def cudaGetDevice(self) -> Any:  # noqa: N802
-        return OK, 0
+        return OK, self.current
+
+    def cudaSetDevice(self, device: int) -> Any:  # noqa: N802
+        self._thread.device = device
+        return (OK,)
 
     def cudaGetDeviceProperties(self, device: int) -> Any:  # noqa: N802
-        return (OK, self.gpu) if device == 0 else (INVALID, None)
+        return (OK, self.gpu) if device == self.current else (INVALID, None)
 
     def cudaDriverGetVersion(self) -> Any:  # noqa: N802
         return OK, self.driver
 
     def cudaPointerGetAttributes(self, address: int) -> Any:  # noqa: N802
-        return OK, SimpleNamespace(device=1 if address in self.elsewhere else 0)
+        return OK, SimpleNamespace(device=self.current + (address in self.elsewhere))
 
     def cudaMemGetInfo(self) -> Any:  # noqa: N802
         return OK, 2**30 - sum(len(buffer) for buffer in self.memory.values()), 2**30
@@ -126,7 +141,7 @@ class CudaDouble:
         if flags != binding.cudaStreamNonBlocking:
             return INVALID, None
         handle = next(self._handles)
-        self.streams[handle] = []
+        self.streams[handle], self._devices[handle] = [], self.current
         return OK, handle
 
     def cudaStreamDestroy(self, stream: Any) -> Any:  # noqa: N802

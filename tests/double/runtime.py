@@ -128,6 +128,7 @@ class ContextDouble(Double):
         self._memory = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._computed: dict[str, tuple[int, ...]] = {}
         weakref.finalize(self, self._world.journal.append, "IExecutionContext.gone")
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
@@ -152,7 +153,7 @@ class ContextDouble(Double):
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        if self._fails("set_tensor_address") or f"address of {name}" in self._world.failing or address <= 0:
+        if self._fails("set_tensor_address") or f"address of {name}" in self._world.failing or address % 256:
             return False
         self._addresses[name] = address
         return True
@@ -171,12 +172,16 @@ class ContextDouble(Double):
         tensors = self._engine._record["tensors"]
         if self._fails("execute_async_v3") or set(self._addresses) != set(tensors) or self.infer_shapes():
             return False
+        if stream in self._cuda.capturing and self._computed != self._shapes:
+            return False  # work that a new shape asks for once cannot be recorded
+        self._computed = dict(self._shapes)
         shapes = {**self._shapes, "descriptor": self.get_tensor_shape("descriptor")}
         addresses, memory = dict(self._addresses), self._memory
         return bool(self._cuda.queue(stream, lambda: self._compute(shapes, addresses, memory))[0] == 0)
 
     def _compute(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int], memory: int) -> None:
         assert memory == self._memory, "a graph was replayed after the profile it was captured in"
+        self._world.journal.append("computed")
         arrays = {name: self._array(name, shapes[name], addresses[name]) for name in shapes}
         features = arrays["features"].astype(np.float64)
         if "mask" in arrays:
@@ -253,7 +258,7 @@ def binding(world: World, cuda: CudaDouble) -> Any:
     """Return the binding module of `world.version` with all that runs an engine."""
 
     class Logger:
-        Severity = SimpleNamespace(ERROR="Severity.ERROR")
+        Severity = SimpleNamespace(ERROR="Severity.ERROR", INFO="Severity.INFO")
 
         def __init__(self) -> None:
             if "Logger" in world.failing:

@@ -7,6 +7,7 @@ from typing import Final
 BUILD_TESTS: Final = ("tests/export/test_engine_double.py", "tests/export/test_engine_files.py")
 RUN_TESTS: Final = (
     "tests/runtime/test_tensorrt_runner.py",
+    "tests/runtime/test_lane.py",
     "tests/runtime/test_engine_loader.py",
     "tests/runtime/test_cuda.py",
     "tests/runtime/test_device_array.py",

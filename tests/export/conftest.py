@@ -1,6 +1,7 @@
 """Builds on the double of the binding."""
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from netvlad_deploy.artifact import EngineArtifact, Gpu
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import DeviceUnavailableError
+from netvlad_deploy.export import engine
 from netvlad_deploy.export.engine import build_engine
+from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import MODULES
 from netvlad_deploy.spec import Profile
 from tests.double.builder import BuilderWorld
@@ -44,7 +47,9 @@ def open_world(monkeypatch: pytest.MonkeyPatch) -> Open:
             assert extra == "tensorrt"
             return ORIN
 
-        monkeypatch.setattr("netvlad_deploy.runtime.cuda.describe_gpu", describe)
+        for module in (engine, trt_api):
+            monkeypatch.setattr(module, "describe_gpu", describe)
+        monkeypatch.setattr(engine, "same_device", lambda _: lambda: world.threads.append(threading.get_ident()))
         return world
 
     return opened

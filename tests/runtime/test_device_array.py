@@ -34,14 +34,14 @@ def test_a_length_of_one_may_have_any_stride() -> None:
 
 
 def test_what_lies_on_the_cpu_is_no_device_array() -> None:
-    assert device_array(np.ones(3), 5) is None
-    assert device_array([1.0], 5) is None
+    assert device_array(np.ones(3), 5, 0) is None
+    assert device_array([1.0], 5, 0) is None
 
 
 @pytest.mark.export
 def test_a_cpu_tensor_of_torch_is_no_device_array() -> None:
     import torch
 
-    assert device_array(torch.ones(3), 5) is None
+    assert device_array(torch.ones(3), 5, 0) is None
     tensor = torch.ones(2, 3, dtype=torch.bool)
     assert from_dlpack(tensor.__dlpack__()).address == tensor.data_ptr()

@@ -67,7 +67,7 @@ def test_a_provider_whose_library_is_not_loaded_is_not_there(
 ) -> None:
     runtime.unloaded = True
     with pytest.raises(
-        DeviceUnavailableError, match=f"{PROVIDERS[backend]} cannot be used here, .*explicitly disabled"
+        DeviceUnavailableError, match=f"{PROVIDERS[backend]} cannot be used here; .*explicitly disabled"
     ):
         open_runner(artifact, backend=backend)
     monkeypatch.setattr(execution_providers, "NO_CPU", "an entry that this version does not know")
