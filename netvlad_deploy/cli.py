@@ -253,13 +253,16 @@ def doctor(as_json: Json = False) -> None:
 def _source(given: SourceFlags) -> "Source":
     from netvlad_deploy.workflow import Source
 
-    if given.checkpoint is None and given.prefix:
-        raise UsageError("--prefix needs a checkpoint")
+    for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
+        if given.checkpoint is None and value:
+            raise UsageError(f"--{option} needs a checkpoint")
     if given.checkpoint is not None and given.seed is not None:
         raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
         checkpoint=given.checkpoint,
         prefix=given.prefix,
+        dialect=given.dialect,
+        head_only=given.head_only,
         num_clusters=given.clusters,
         feature_size=given.feature_size,
         num_ghost_clusters=given.ghost_clusters,

@@ -52,6 +52,13 @@ class SourceFlags:
         None
     )
     prefix: Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")] = ""
+    dialect: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose keys the checkpoint has.  [default: found by the keys]")
+    ] = None
+    head_only: Annotated[
+        bool,
+        typer.Option("--head-only", help="Leave out a projection after the head: descriptors are those before it."),
+    ] = False
 
 
 @dataclass(frozen=True)
