@@ -63,6 +63,9 @@ def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
         findings.append("FP32 logits need the features in FP32: " + _cost(4 * folded.spec.feature_size))
     if options.half and options.dtypes[FEATURES] == "float32":
         findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size))
+    if folded.spec.normalize_input:
+        size_bytes = (2 if options.half else 4) * folded.spec.feature_size
+        findings.append("the L2-normalised features are kept beside the features: " + _cost(size_bytes))
     if lost := _columns(_lost_to_subnormals(folded)):
         findings.append(f"weights of {lost} are so small in FP16 that they lose bits: export with --wide-logits")
     if dead := _columns(_dead(weight, folded.assignment_bias, norm)[: folded.spec.num_clusters]):

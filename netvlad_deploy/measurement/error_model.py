@@ -6,6 +6,8 @@ values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums ove
 
     logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
       FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dv_nk = x_n.(round(W'_k) - W'_k)    W' centred, of scale 2^s_k
+      L2-normalised input, besides  dl_nk += 4 u32 |x_n| |W_k| + g |x_n.W_k|        g = 4 u32 (sqrt(D)/2 + 2)
+      and FP16       dv_nk = round(x_n).round(W'_k) - x_n.W'_k,  dh_nk += 2 u16 max_d |x_nd| max_d |W'_dk|
     assignment       rho_nk = f_nk + h_nk + |v_nk|,  a_nk between a e^-rho and min(a e^rho, 1)  z_nk = exp(rho_nk) - 1
                      f_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  v_nk = dv_nk - S_j a_nj dv_nj
     mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                        w_nk = a_nk / A_k
@@ -13,6 +15,7 @@ values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums ove
       FP16, besides  |across V'_k of S_n w_nk v_nk (x_n - m_k) + S_n (round(w_nk) - w_nk) (x_n - c_k)| + 2 R_k^2 T_k
                      + LAMBDA sqrt(S_n mu_n (w_nk h_nk |x_n - m_k|)^2) + S_n min(w_nk, q) |x_n - c_k|
                      + LAMBDA u16 sqrt(S_n mu_n (w_nk |x_n - c_k|)^2) + u16 |m_k| + q sqrt(D)  mu_n rows equal x_n
+      L2-normalised input, besides  4 u32 Q_k + g S_n w_nk |x_n|, and in FP16 S_n w_nk (round(x_n) - x_n) across V'_k
     residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e + u16 if FP16) |V_k|              R_k^2 = S_n w_nk z_nk^2
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
     descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                      d_k = r_k / g
@@ -239,12 +242,11 @@ def _mean_errors(
     unknown = (relative_error > UNKNOWN) | (growth.sum(axis=1) > np.maximum(total, SMALLEST_ASSIGNMENT))
     wide = np.sqrt((weights * _relative_growth(rho.wide) ** 2).sum(axis=1))
     walk = np.sqrt(np.einsum("bnk,bnd->bk", weights**2, features**2))
-    rows = np.sqrt(features.shape[1])
-    error = 2 * wide * spread
-    error = error + LAMBDA * rounding.unit * (walk + rows * mean_norm + np.linalg.norm(centroids, axis=-1))
+    drift = np.sqrt(features.shape[1]) * mean_norm
+    error = 2 * wide * spread + LAMBDA * rounding.unit * (walk + drift + np.linalg.norm(centroids, axis=-1))
     if parameters.normalize_input:
         length = (weights * np.linalg.norm(features, axis=-1)[..., None]).sum(axis=1)
-        error = error + LAMBDA * FP32 * walk + _input_error(parameters, features.shape[-1]) * length
+        error += LAMBDA * FP32 * walk + _input_error(parameters, features.shape[-1]) * length
     along = np.zeros_like(error)
     if rounding.half_mean:
         # Equal local descriptors round alike: their errors add up.
