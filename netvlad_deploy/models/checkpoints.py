@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,24 @@ def read_head(path: Path | str, *, prefix: str = "", dialect: str | None = None,
 
     Raises: as `load_checkpoint`.
     """
+    head = find_head(path, prefix=prefix, dialect=dialect)
+    if head.projections:
+        if not head_only:
+            raise InputError(
+                f"{path} holds a projection after the head, which is not supported yet: {names(head.projections)}: "
+                "pass --head-only for the descriptor before it"
+            )
+        LOG.warning("left out: %s: the descriptor is the one before the projection", names(head.projections))
+    if head.ignored:
+        LOG.info("ignored: %s", _counted(head.ignored))
+    return head
+
+
+def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None) -> Head:
+    """Return the head of a checkpoint whatever stands after it: look at `projections`.
+
+    Raises: as `load_checkpoint`.
+    """
     path = Path(path)
     everything = _tensors(_read(path))
     state = _below(everything, prefix) if prefix else everything
@@ -67,16 +86,7 @@ def read_head(path: Path | str, *, prefix: str = "", dialect: str | None = None,
     for name, tensor in state.items():
         if name not in head.ignored and tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
-    if projections := chosen.projections(state, head):
-        if not head_only:
-            raise InputError(
-                f"{path} holds a projection after the head, which is not supported yet: {names(projections)}: "
-                "pass --head-only for the descriptor before it"
-            )
-        LOG.warning("left out: %s: the descriptor is the one before the projection", names(projections))
-    if head.ignored:
-        LOG.info("ignored: %s", _counted(head.ignored))
-    return head
+    return replace(head, dialect=chosen.name, projections=tuple(chosen.projections(state, head)))
 
 
 def module_of(head: Head, path: Path | str) -> NetVLAD:

@@ -30,12 +30,16 @@ class Head:
         tensors: the state of the reference module, and `batch_norm.eps` where the checkpoint brings its own.
         ignored: names in the checkpoint that are not the head.
         preprocessing: what the local descriptors must be, in words.
+        dialect: the name of the dialect it was saved in.
+        projections: those of the ignored names that would map its descriptor on.
     """
 
     spec: NetVLADSpec
     tensors: Mapping[str, Tensor]
     ignored: tuple[str, ...] = ()
     preprocessing: str = PREPROCESSING
+    dialect: str = ""
+    projections: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
