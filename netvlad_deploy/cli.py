@@ -21,6 +21,7 @@ from netvlad_deploy.flags import (
     AllowNotRun,
     Backend,
     BuildFlags,
+    Dialect,
     Duration,
     EngineFlags,
     ExpectSha256,
@@ -28,6 +29,7 @@ from netvlad_deploy.flags import (
     GraphFlags,
     Json,
     Output,
+    Prefix,
     SourceFlags,
     flags,
 )
@@ -174,16 +176,27 @@ def embed(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or an engine.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, an engine or a checkpoint.")],
     load: Annotated[bool, typer.Option("--load", help="Load an engine, which runs its code: needs a GPU.")] = False,
+    prefix: Prefix = "",
+    dialect: Dialect = None,
     expect_sha256: ExpectSha256 = None,
     as_json: Json = False,
 ) -> None:
     """Say what a file is: weights, tensors, versions, profiles, flags, and how to build it again."""
-    from netvlad_deploy.inspection import inspect as inspect_file
-    from netvlad_deploy.report.inspection import inspection_lines
+    from netvlad_deploy import inspection
+    from netvlad_deploy.measurement.candidate import is_checkpoint
+    from netvlad_deploy.report.inspection import checkpoint_lines, inspection_lines
 
-    _render("inspect", inspect_file(file, load=load, expect_sha256=expect_sha256), inspection_lines, as_json)
+    if not is_checkpoint(file):
+        found = inspection.inspect(file, load=load, expect_sha256=expect_sha256)
+        _render("inspect", found, inspection_lines, as_json)
+    elif load or expect_sha256:
+        raise UsageError(f"{file} is a checkpoint: --load and --expect-sha256 are for ONNX files and engines")
+    else:
+        _render(
+            "inspect", inspection.inspect_checkpoint(file, prefix=prefix, dialect=dialect), checkpoint_lines, as_json
+        )
 
 
 @app.command()
@@ -253,13 +266,16 @@ def doctor(as_json: Json = False) -> None:
 def _source(given: SourceFlags) -> "Source":
     from netvlad_deploy.workflow import Source
 
-    if given.checkpoint is None and given.prefix:
-        raise UsageError("--prefix needs a checkpoint")
+    for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
+        if given.checkpoint is None and value:
+            raise UsageError(f"--{option} needs a checkpoint")
     if given.checkpoint is not None and given.seed is not None:
         raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
         checkpoint=given.checkpoint,
         prefix=given.prefix,
+        dialect=given.dialect,
+        head_only=given.head_only,
         num_clusters=given.clusters,
         feature_size=given.feature_size,
         num_ghost_clusters=given.ghost_clusters,

@@ -19,6 +19,10 @@ Backend = Annotated[str | None, typer.Option(help=f"{TIMED_BACKENDS} or strict. 
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")]
+Dialect = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Whose keys the checkpoint has.  [default: found by the keys]")
+]
 ExpectSha256 = Annotated[
     str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse a file of another hash.")
 ]
@@ -51,7 +55,12 @@ class SourceFlags:
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of untrained weights.  [default: 0]")] = (
         None
     )
-    prefix: Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")] = ""
+    prefix: Prefix = ""
+    dialect: Dialect = None
+    head_only: Annotated[
+        bool,
+        typer.Option("--head-only", help="Leave out a projection after the head: descriptors are those before it."),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, FileReference, check_file, load_artifact
 from netvlad_deploy.errors import ArtifactError, UsageError
-from netvlad_deploy.report.inspection import Inspection, Relative
+from netvlad_deploy.report.inspection import CheckpointInspection, Inspection, Relative
+from netvlad_deploy.require import require
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
 from netvlad_deploy.workflow import UNAVAILABLE
 
@@ -37,6 +38,25 @@ def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None)
     except UNAVAILABLE as error:
         return replace(inspection, reason=str(error))
     return replace(inspection, tensors=tuple(loaded.tensors()), memory_bytes=loaded.memory_bytes())
+
+
+def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = None) -> CheckpointInspection:
+    """Return what a checkpoint holds, without exporting it.
+
+    Raises: InputError if it is no checkpoint of a NetVLAD; UsageError if there is no such dialect.
+    """
+    require("torch", extra="export")
+    from netvlad_deploy.models.checkpoints import find_head
+
+    head = find_head(path, prefix=prefix, dialect=dialect)
+    return CheckpointInspection(
+        path=path,
+        dialect=head.dialect,
+        spec=head.spec,
+        preprocessing=head.preprocessing,
+        ignored=head.ignored,
+        projections=head.projections,
+    )
 
 
 def _relatives(artifact: Artifact) -> Iterator[Relative]:

@@ -3,10 +3,13 @@
 It reads the unfolded parameters that `export` writes beside an ONNX file and applies BatchNorm itself. It
 shares no code with the torch module, the fold or the graph, so a fault in one of those cannot validate itself.
 
+    x / max(|x|, 1e-12), if the layer normalises its input  local_descriptors   (B,N,D)
     l = (x W - mean) / sqrt(var + eps) * gamma + beta     assignment_logits   (B,N,K+G)
     a = softmax(l) over K+G, first K columns, times mask   soft_assignment     (B,N,K)
     V_k = sum_n a_nk (x_n - c_k)                           residual_sum        (B,K,D)
-    V_k / max(|V_k|, 1e-12), flattened d*K + k, again      descriptor          (B,D*K)
+    V_k / max(|V_k|, 1e-12), flattened, and again          descriptor          (B,D*K)
+
+Without BatchNorm, l = x W, plus a bias where there is one. A descriptor is flattened d*K + k or k*D + d.
 
 Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
 """
@@ -19,7 +22,10 @@ import numpy as np
 
 from netvlad_deploy.arrays import Array, Float64, npz_content, read_arrays
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.spec import NORM_FLOOR, NetVLADSpec
+from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOOR, NetVLADSpec
+
+BIAS, NORMALIZE_INPUT, CLUSTERS_FIRST_FLAG = "assignment_bias", "normalize_input", "clusters_first"
+"""Names in a reference file beside those of the reference's own state."""
 
 BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
 
@@ -37,11 +43,17 @@ class BatchNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceParameters:
-    """Unfolded parameters of a NetVLAD layer: clusters (D,K+G), centroids (K,D), optional BatchNorm."""
+    """Unfolded parameters of a NetVLAD layer: clusters (D,K+G), centroids (K,D), BatchNorm or a bias (K+G,) or neither.
+
+    `normalize_input` and `flatten` are as in `NetVLADSpec`.
+    """
 
     clusters: Float64
     centroids: Float64
     batch_norm: BatchNorm | None
+    bias: Float64 | None = None
+    normalize_input: bool = False
+    flatten: str = CLUSTERS_LAST
 
     @property
     def spec(self) -> NetVLADSpec:
@@ -52,11 +64,16 @@ class ReferenceParameters:
             feature_size=feature_size,
             num_ghost_clusters=self.clusters.shape[1] - num_clusters,
             batch_norm=self.batch_norm is not None,
+            assignment_bias=self.bias is not None,
+            normalize_input=self.normalize_input,
+            flatten=self.flatten,
         )
 
 
 def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
-    """Read the parameters from arrays under the reference's own names (`clusters`, `clusters2`, `batch_norm.*`).
+    """Read the parameters from arrays under the reference's own names: `clusters`, `clusters2`, `batch_norm.*`.
+
+    And where they are, `assignment_bias`, and the conventions `normalize_input` and `clusters_first`, 1 for yes.
 
     Raises: InputError if an array is missing, has another shape or is not finite.
     """
@@ -64,6 +81,7 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     has_batch_norm = any(name.startswith("batch_norm.") for name in arrays)
     if has_batch_norm:
         wanted += [f"batch_norm.{key}" for key in BATCH_NORM_KEYS]
+    wanted += [name for name in (BIAS, NORMALIZE_INPUT, CLUSTERS_FIRST_FLAG) if name in arrays]
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise InputError(f"reference parameters lack {', '.join(missing)}")
@@ -88,7 +106,17 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
             if vector.shape != (columns,):
                 raise InputError(f"batch_norm.{key} has shape {vector.shape}, expected ({columns},)")
         batch_norm = BatchNorm(**vectors, eps=eps)
-    return ReferenceParameters(clusters=clusters, centroids=clusters2[0].T.copy(), batch_norm=batch_norm)
+    bias = values.get(BIAS)
+    if bias is not None and bias.shape != (columns,):
+        raise InputError(f"{BIAS} has shape {bias.shape}, expected ({columns},)")
+    return ReferenceParameters(
+        clusters=clusters,
+        centroids=clusters2[0].T.copy(),
+        batch_norm=batch_norm,
+        bias=bias,
+        normalize_input=bool(values.get(NORMALIZE_INPUT, 0)),
+        flatten=CLUSTERS_FIRST if values.get(CLUSTERS_FIRST_FLAG, 0) else CLUSTERS_LAST,
+    )
 
 
 def load_reference(path: Path | str) -> ReferenceParameters:
@@ -103,18 +131,26 @@ def load_reference(path: Path | str) -> ReferenceParameters:
         raise ArtifactError(f"no reference file: {error}: export again") from error
 
 
-def reference_content(arrays: Mapping[str, Array]) -> bytes:
+def reference_content(arrays: Mapping[str, Array], spec: NetVLADSpec) -> bytes:
     """Return the bytes of a reference file; the same arrays, under the reference's own names, give the same bytes."""
-    return npz_content({name: arrays[name] for name in sorted(arrays)})
+    conventions = {NORMALIZE_INPUT: spec.normalize_input, CLUSTERS_FIRST_FLAG: spec.flatten == CLUSTERS_FIRST}
+    marks = {name: np.ones(()) for name, holds in conventions.items() if holds}
+    return npz_content(dict(sorted({**arrays, **marks}.items())))
+
+
+def local_descriptors(parameters: ReferenceParameters, features: Array) -> Float64:
+    """Return x (B,N,D) as everything after it sees it: L2-normalised, if the layer does that."""
+    values = features.astype(np.float64)
+    return l2_normalize(values) if parameters.normalize_input else values
 
 
 def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float64:
     """Return l (B,N,K+G) of local descriptors (B,N,D), BatchNorm applied with its running statistics."""
-    logits: Float64 = features.astype(np.float64) @ parameters.clusters
+    logits: Float64 = local_descriptors(parameters, features) @ parameters.clusters
     if (norm := parameters.batch_norm) is not None:
         normalised = (logits - norm.running_mean) / np.sqrt(norm.running_var + norm.eps)
         logits = normalised * norm.weight + norm.bias
-    return logits
+    return logits if parameters.bias is None else logits + parameters.bias
 
 
 def assignment_projection(parameters: ReferenceParameters) -> tuple[Float64, Float64]:
@@ -146,7 +182,8 @@ def l2_normalize(values: Float64) -> Float64:
     return normalised
 
 
-def descriptor(residuals: Float64) -> Float64:
-    """Return the descriptor (B, D*K) of V (B,K,D): intra-normalise, flatten d*K + k, L2-normalise."""
+def descriptor(residuals: Float64, flatten: str = CLUSTERS_LAST) -> Float64:
+    """Return the descriptor (B, D*K) of V (B,K,D): intra-normalise, flatten, L2-normalise."""
     intra_normalized = l2_normalize(residuals)
-    return l2_normalize(intra_normalized.swapaxes(1, 2).reshape(len(residuals), -1))
+    ordered = intra_normalized if flatten == CLUSTERS_FIRST else intra_normalized.swapaxes(1, 2)
+    return l2_normalize(ordered.reshape(len(residuals), -1))

@@ -27,6 +27,12 @@ NORM_FLOOR: Final = 1e-12
 """Every norm is clamped to at least this, as `torch.nn.functional.normalize` does."""
 
 
+CLUSTERS_LAST: Final = "d*K+k"
+CLUSTERS_FIRST: Final = "k*D+d"
+FLATTENINGS: Final = (CLUSTERS_LAST, CLUSTERS_FIRST)
+"""Index of value d of cluster k in a descriptor."""
+
+
 class Verdict(str, enum.Enum):
     """Outcome of a check. NOT_RUN is never a pass."""
 
@@ -45,22 +51,34 @@ class Verdict(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class NetVLADSpec:
-    """Shape of a NetVLAD layer: K clusters, G ghost clusters, descriptors of D*K values (index d*K + k).
+    """Shape and conventions of a NetVLAD layer: K clusters, G ghost clusters, descriptors of D*K values.
 
-    Raises: InputError if a size is out of range.
+    Args:
+        batch_norm: normalise the assignment logits.
+        assignment_bias: add a bias to the logits instead.
+        normalize_input: L2-normalise every local descriptor before anything else.
+        flatten: index of value d of cluster k in a descriptor, `d*K+k` or `k*D+d`.
+
+    Raises: InputError if a size is out of range, or the conventions are unknown or contradict each other.
     """
 
     num_clusters: int
     feature_size: int
     num_ghost_clusters: int = 0
     batch_norm: bool = True
-    flatten: str = "d*K+k"
+    assignment_bias: bool = False
+    normalize_input: bool = False
+    flatten: str = CLUSTERS_LAST
     normalization: tuple[str, ...] = ("intra", "l2")
 
     def __post_init__(self) -> None:
         for name, least in (("num_clusters", 1), ("feature_size", 1), ("num_ghost_clusters", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.flatten not in FLATTENINGS:
+            raise InputError(f"flatten is {self.flatten!r}, expected one of {', '.join(FLATTENINGS)}")
+        if self.batch_norm and self.assignment_bias:
+            raise InputError("a layer has BatchNorm on its assignments or a bias, not both")
 
     @property
     def descriptor_size(self) -> int:
@@ -153,23 +171,35 @@ class FeatureRange:
         largest: largest absolute value that overflows nowhere, None if any FP32 number may come.
         logit_slope: largest change of a logit for a change of the features by 1: the largest norm of a weight column.
         logit_step: distance of neighbouring representable logits at `norm`, where they are largest.
+        normalized: the layer L2-normalises its input, so that a logit never sees another norm than 1.
     """
 
     norm: float
     largest: float | None
     logit_slope: float
     logit_step: float
+    normalized: bool = False
 
     @classmethod
-    def at(cls, norm: float, logit_slope: float, *, significant_bits: int, largest: float | None) -> "FeatureRange":
+    def at(
+        cls,
+        norm: float,
+        logit_slope: float,
+        *,
+        significant_bits: int,
+        largest: float | None,
+        normalized: bool = False,
+    ) -> "FeatureRange":
         """Return the range of logits with this many significant bits (11 in FP16, 24 in FP32)."""
+        norm = 1.0 if normalized else norm
         step = 2.0 ** (_exponent(logit_slope * norm) - significant_bits + 1) if logit_slope else 0.0
-        return cls(norm=norm, largest=largest, logit_slope=logit_slope, logit_step=step)
+        return cls(norm=norm, largest=largest, logit_slope=logit_slope, logit_step=step, normalized=normalized)
 
     def step_at(self, norm: float) -> float:
         """Return the logit step for local descriptors of another norm."""
         if not self.logit_step or not norm:
             return 0.0
+        norm = 1.0 if self.normalized else norm
         return float(
             self.logit_step * 2.0 ** (_exponent(self.logit_slope * norm) - _exponent(self.logit_slope * self.norm))
         )

@@ -60,6 +60,8 @@ class Source:
 
     checkpoint: Path | None = None
     prefix: str = ""
+    dialect: str | None = None
+    head_only: bool = False
     num_clusters: int | None = None
     feature_size: int | None = None
     num_ghost_clusters: int | None = None
@@ -77,13 +79,14 @@ class EmbedResult:
     duration_ms: float
 
 
-def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None]:
-    """Return the reference module, its origin in words, and the file it came from.
+def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None, str]:
+    """Return the reference module, its origin in words, the file it came from, and what local descriptors must be.
 
     Raises: InputError for an unusable checkpoint; UsageError if a size contradicts it.
     """
     require("torch", extra="export")
-    from netvlad_deploy.models.checkpoints import check_options, load_checkpoint
+    from netvlad_deploy.models.checkpoints import check_options, module_of, read_head
+    from netvlad_deploy.models.dialects.base import PREPROCESSING
     from netvlad_deploy.models.netvlad import initialize
 
     names = ("num_clusters", "feature_size", "num_ghost_clusters", "batch_norm")
@@ -91,19 +94,20 @@ def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None]:
     if source.checkpoint is None:
         spec = replace(DEFAULT_SPEC, **{name: value for name, value in given.items() if value is not None})
         LOG.info("no checkpoint given: the weights are initialised from seed %d, untrained", source.seed)
-        return initialize(spec, source.seed), f"untrained, seed {source.seed}", None
-    module = load_checkpoint(source.checkpoint, prefix=source.prefix)
+        return initialize(spec, source.seed), f"untrained, seed {source.seed}", None, PREPROCESSING
+    head = read_head(source.checkpoint, prefix=source.prefix, dialect=source.dialect, head_only=source.head_only)
+    module = module_of(head, source.checkpoint)
     check_options(module.spec, source.checkpoint, **given)
     parent = FileReference(name=source.checkpoint.name, sha256=sha256_file(source.checkpoint))
-    return module, source.checkpoint.name, parent
+    return module, source.checkpoint.name, parent, head.preprocessing
 
 
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
     """Export a checkpoint, or a seeded module, to ONNX."""
-    module, origin, parent = load_module(source)
+    module, origin, parent, preprocessing = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 
-    return export_onnx(module, target, options, origin=origin, parent=parent, force=force)
+    return export_onnx(module, target, options, origin=origin, parent=parent, preprocessing=preprocessing, force=force)
 
 
 def build(
@@ -253,7 +257,7 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
     """
     for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
         require(package, extra=extra)
-    module, origin, _ = load_module(source)
+    module, origin, _, _ = load_module(source)
     from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain
 

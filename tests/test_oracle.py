@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from netvlad_deploy.arrays import Float64
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.oracle import BatchNorm, ReferenceParameters
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, RESIDUAL_SUM, SOFT_ASSIGNMENT
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, FLATTENINGS, MASK, RESIDUAL_SUM, SOFT_ASSIGNMENT, NetVLADSpec
 
 K, D, G = 3, 4, 2
 
@@ -114,9 +115,30 @@ def arrays() -> dict[str, np.ndarray]:
     return {"clusters": np.ones((D, K + G)), "clusters2": np.ones((1, D, K))} | norm
 
 
+SPEC = NetVLADSpec(num_clusters=K, feature_size=D, num_ghost_clusters=G)
+
+
+@pytest.mark.parametrize("normalize_input", [False, True])
+@pytest.mark.parametrize("flatten", FLATTENINGS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_reference_file_keeps_the_conventions(
+    tmp_path: Path, normalize_input: bool, flatten: str, bias: bool
+) -> None:
+    values = {name: value for name, value in arrays().items() if not name.startswith("batch_norm.")}
+    values |= {"assignment_bias": np.arange(K + G)} if bias else {}
+    spec = replace(SPEC, batch_norm=False, assignment_bias=bias, normalize_input=normalize_input, flatten=flatten)
+    (tmp_path / "m.reference.npz").write_bytes(oracle.reference_content(values, spec))
+    assert oracle.load_reference(tmp_path / "m.reference.npz").spec == spec
+
+
+def test_a_bias_of_another_length_is_refused() -> None:
+    with pytest.raises(InputError, match=r"assignment_bias has shape \(3,\), expected"):
+        oracle.parameters_from_arrays({**arrays(), "assignment_bias": np.ones(3)})
+
+
 def test_reference_file_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
-    content = oracle.reference_content(arrays())
-    assert content == oracle.reference_content(arrays())
+    content = oracle.reference_content(arrays(), SPEC)
+    assert content == oracle.reference_content(arrays(), SPEC)
     (tmp_path / "m.reference.npz").write_bytes(content)
     assert oracle.load_reference(tmp_path / "m.reference.npz").spec.num_ghost_clusters == G
 

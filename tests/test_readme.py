@@ -42,7 +42,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     torch.save({"state_dict": make_module(16, 64, 4).state_dict()}, tmp_path / "checkpoint.pth.tar")
     np.save(tmp_path / "x.npy", features(2, 30, 64))
     np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
-    assert len(IN_FOLDER) == 23
+    assert len(IN_FOLDER) == 24
     for command in IN_FOLDER:
         outcome = run(command, tmp_path)
         codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())

@@ -50,21 +50,25 @@ def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
         float(weight.norm(dim=0).max()),
         significant_bits=11 if options.half_logits else 24,
         largest=LARGEST_FEATURE if options.half else None,
+        normalized=folded.spec.normalize_input,
     )
+    norm = feature_range.norm
     findings = []
     if options.half_logits and feature_range.logit_step > COARSE_STEP:
         findings.append(
-            f"FP16 logits are {feature_range.logit_step:g} apart at features of norm {options.feature_norm:g}: "
+            f"FP16 logits are {feature_range.logit_step:g} apart at features of norm {norm:g}: "
             "L2-normalise them, or export with --wide-logits"
         )
     if options.wide_logits and options.dtypes[FEATURES] == "float16":
         findings.append("FP32 logits need the features in FP32: " + _cost(4 * folded.spec.feature_size))
     if options.half and options.dtypes[FEATURES] == "float32":
         findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size))
+    if folded.spec.normalize_input:
+        size_bytes = (2 if options.half else 4) * folded.spec.feature_size
+        findings.append("the L2-normalised features are kept beside the features: " + _cost(size_bytes))
     if lost := _columns(_lost_to_subnormals(folded)):
         findings.append(f"weights of {lost} are so small in FP16 that they lose bits: export with --wide-logits")
-    if dead := _columns(_dead(weight, folded.assignment_bias, options.feature_norm)[: folded.spec.num_clusters]):
-        norm = options.feature_norm
+    if dead := _columns(_dead(weight, folded.assignment_bias, norm)[: folded.spec.num_clusters]):
         findings.append(
             f"features of norm {norm:g} are never assigned to {dead}: that part of a descriptor is always 0"
         )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from netvlad_deploy.errors import FoldError
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec import NORM_FLOOR, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec import CLUSTERS_LAST, NORM_FLOOR, GraphOptions, NetVLADSpec
 
 ASSIGNMENT_FLOOR = 1e-37
 """Smallest divisor for an assignment: below every sum that the clamp of the norm leaves visible, and normal in FP32."""
@@ -50,6 +50,8 @@ def fold(module: NetVLAD, options: GraphOptions | None = None) -> "FoldedNetVLAD
         scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
         weight = weight * scale
         bias = norm.bias.detach().double() - mean.double() * scale
+    elif module.assignment_bias is not None:
+        bias = module.assignment_bias.detach().double()
     folded = FoldedNetVLAD(weight, bias, module.clusters2.detach().double()[0].T, module.spec, options)
     for name, tensor in folded.named_buffers():
         if not tensor.isfinite().all():
@@ -132,6 +134,7 @@ class FoldedNetVLAD(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the STAGES: (B,N,K+G), (B,N,K), twice (B,K,D) and the descriptor (B, D*K)."""
+        features = self._local_descriptors(features)
         narrow = features.half() if self.options.half else features
         logits = self._logits(features, narrow)
         assignment = self._soft_assignment(logits, mask)
@@ -142,6 +145,13 @@ class FoldedNetVLAD(nn.Module):
         assignment_sum = assignment_sum.transpose(1, 2)  # (B,K,1)
         descriptor = self._normalize(mean_residual, assignment_sum)
         return logits, assignment, mean_residual, mean_residual * assignment_sum, descriptor
+
+    def _local_descriptors(self, features: Tensor) -> Tensor:
+        """L2-normalise (B,N,D) in FP32, if the layer does that."""
+        if not self.spec.normalize_input:
+            return features
+        wide = features.to(self.norm_floor.dtype)
+        return wide / torch.maximum((wide * wide).sum(-1, keepdim=True).sqrt(), self.norm_floor)
 
     def _logits(self, features: Tensor, narrow: Tensor) -> Tensor:
         wide = self.norm_floor.dtype
@@ -168,10 +178,13 @@ class FoldedNetVLAD(nn.Module):
         return weights.to(self.centroids.dtype).sum(1, keepdim=True).transpose(1, 2) * self.centroids  # (B,K,1) * (K,D)
 
     def _normalize(self, mean_residual: Tensor, assignment_sum: Tensor) -> Tensor:
-        """Intra-normalise and L2-normalise (B,K,D) in one division, then flatten to d*K + k."""
+        """Intra-normalise and L2-normalise (B,K,D) in one division, then flatten as the layer does."""
         norm = (mean_residual * mean_residual).sum(-1, keepdim=True).sqrt()  # (B,K,1)
         divisor = torch.maximum(norm, self.norm_floor / assignment_sum)
         ratio = norm / divisor
         global_norm = torch.maximum((ratio * ratio).sum(1, keepdim=True).sqrt(), self.norm_floor)  # (B,1,1)
-        descriptor = (mean_residual / (divisor * global_norm)).transpose(1, 2).flatten(1)
+        normalized = mean_residual / (divisor * global_norm)
+        if self.spec.flatten == CLUSTERS_LAST:
+            normalized = normalized.transpose(1, 2)
+        descriptor = normalized.flatten(1)
         return descriptor.half() if self.options.output_dtype == "float16" else descriptor

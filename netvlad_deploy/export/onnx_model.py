@@ -25,6 +25,7 @@ from netvlad_deploy.errors import ExportError, UsageError
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.files import check_suffix, stage_files
+from netvlad_deploy.models.dialects.base import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import reference_content
 from netvlad_deploy.require import installed_version, require
@@ -34,7 +35,6 @@ FORBIDDEN_OPS = frozenset(
     ("BatchNormalization", "ScatterND", "Shape", "Expand", "Loop", "Scan", "If", "ReduceLogSumExp")
 )
 EXPORTERS = ("torch", "onnx", "onnxscript")
-PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
 
 
 def export_onnx(
@@ -44,6 +44,7 @@ def export_onnx(
     *,
     origin: str = "module",
     parent: FileReference | None = None,
+    preprocessing: str = PREPROCESSING,
     force: bool = False,
 ) -> OnnxArtifact:
     """Write `target`, its sidecar and the oracle's reference file; return the artifact.
@@ -54,20 +55,19 @@ def export_onnx(
         options: precision, inputs and outputs; FP32 from features to descriptor by default.
         origin: where the weights come from, in words.
         parent: the file they come from, None if they come from no file.
+        preprocessing: what the local descriptors must be, in words.
         force: overwrite files that exist.
 
     Raises: FoldError, ExportError, UsageError if the target exists or the opset is unknown, OutputError.
     """
-    options = options or GraphOptions()
-    _check_opset(options.opset)
+    options = _check_opset(options or GraphOptions())
     target = check_suffix(Path(target), ".onnx")
     with stage_files(force=force) as staging:
         staging.check(target)
         folded = fold(module, options)
         feature_range, findings = audit(folded)
-        model = _trace(folded, options)
-        _check_graph(model, options)
-        reference = reference_content(_reference_arrays(module))
+        model = _check_graph(_trace(folded, options), options)
+        reference = reference_content(_reference_arrays(module), module.spec)
         artifact = OnnxArtifact(
             path=target,
             spec=module.spec,
@@ -80,7 +80,7 @@ def export_onnx(
             origin=origin,
             parent=parent,
             reference=FileReference(name=reference_path(target).name, sha256=sha256(reference).hexdigest()),
-            preprocessing=PREPROCESSING,
+            preprocessing=preprocessing,
             opset=options.opset,
             versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
         )
@@ -101,11 +101,13 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
         return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
 
 
-def _check_opset(opset: int) -> None:
+def _check_opset(options: GraphOptions) -> GraphOptions:
+    """Return the options; raise UsageError if there is no such opset."""
     require("onnxscript", extra="export")
     newest = require("onnx", extra="export").defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise UsageError(f"opset {opset} is outside {OLDEST_OPSET} to {newest}")
+    if not OLDEST_OPSET <= options.opset <= newest:
+        raise UsageError(f"opset {options.opset} is outside {OLDEST_OPSET} to {newest}")
+    return options
 
 
 def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
@@ -189,8 +191,8 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check_graph(model: Any, options: GraphOptions) -> None:
-    """Raise ExportError unless the graph keeps what the module docstring promises."""
+def _check_graph(model: Any, options: GraphOptions) -> Any:
+    """Return the model; raise ExportError unless its graph keeps what the module docstring promises."""
     found = [*sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPS), *_wide_extremes(model)]
     if found:
         raise ExportError(f"torch {torch.__version__} wrote a graph with {', '.join(found)}: use another version")
@@ -204,6 +206,7 @@ def _check_graph(model: Any, options: GraphOptions) -> None:
         dtype = require("onnx", extra="export").helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
         if dtype != options.dtypes[value.name]:
             raise ExportError(f"{value.name} is {dtype}, asked for {options.dtypes[value.name]}")
+    return model
 
 
 def _wide_extremes(model: Any) -> Iterator[str]:

@@ -6,6 +6,8 @@ values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums ove
 
     logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
       FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dv_nk = x_n.(round(W'_k) - W'_k)    W' centred, of scale 2^s_k
+      L2-normalised input, besides  dl_nk += 4 u32 |x_n| |W_k| + g |x_n.W_k|        g = 4 u32 (sqrt(D)/2 + 2)
+      and FP16       dv_nk = round(x_n).round(W'_k) - x_n.W'_k,  dh_nk += 2 u16 max_d |x_nd| max_d |W'_dk|
     assignment       rho_nk = f_nk + h_nk + |v_nk|,  a_nk between a e^-rho and min(a e^rho, 1)  z_nk = exp(rho_nk) - 1
                      f_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  v_nk = dv_nk - S_j a_nj dv_nj
     mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                        w_nk = a_nk / A_k
@@ -13,6 +15,7 @@ values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums ove
       FP16, besides  |across V'_k of S_n w_nk v_nk (x_n - m_k) + S_n (round(w_nk) - w_nk) (x_n - c_k)| + 2 R_k^2 T_k
                      + LAMBDA sqrt(S_n mu_n (w_nk h_nk |x_n - m_k|)^2) + S_n min(w_nk, q) |x_n - c_k|
                      + LAMBDA u16 sqrt(S_n mu_n (w_nk |x_n - c_k|)^2) + u16 |m_k| + q sqrt(D)  mu_n rows equal x_n
+      L2-normalised input, besides  4 u32 Q_k + g S_n w_nk |x_n|, and in FP16 S_n w_nk (round(x_n) - x_n) across V'_k
     residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e + u16 if FP16) |V_k|              R_k^2 = S_n w_nk z_nk^2
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
     descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                      d_k = r_k / g
@@ -33,7 +36,13 @@ from types import MappingProxyType
 import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, Float64
-from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection, soft_assignment
+from netvlad_deploy.oracle import (
+    ReferenceParameters,
+    assignment_logits,
+    assignment_projection,
+    local_descriptors,
+    soft_assignment,
+)
 from netvlad_deploy.spec import (
     ASSIGNMENT_LOGITS,
     DESCRIPTOR,
@@ -113,14 +122,17 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     """
     rounding = PRECISIONS[precision]
     error = LAMBDA * rounding.unit
-    features, assignment = feeds[FEATURES].astype(np.float64), expected[SOFT_ASSIGNMENT]
-    logits = _logit_errors(parameters, features, rounding)
+    features, assignment = local_descriptors(parameters, feeds[FEATURES]), expected[SOFT_ASSIGNMENT]
+    narrow = features  # as the products of an FP16 graph see them
+    if parameters.normalize_input and rounding.half_mean:
+        narrow = features.astype(np.float16).astype(np.float64)
+    logits = _logit_errors(parameters, features, narrow, rounding)
     rho = _relative_errors(parameters, features, logits, 4 * error)
     growth = _growth(parameters, features, rho)
     if MASK in feeds:
         rho = _Logits(**{name: values * feeds[MASK][..., None] for name, values in vars(rho).items()})
         growth = growth * feeds[MASK][..., None]
-    means = _mean_errors(parameters.centroids, features, assignment, rho, growth, rounding)
+    means = _mean_errors(parameters, features, narrow, assignment, rho, growth, rounding)
     rows = features.shape[1]
     centroid_norm = np.linalg.norm(parameters.centroids, axis=-1)
     residual_norm = np.linalg.norm(expected[RESIDUAL_SUM], axis=-1)
@@ -164,7 +176,12 @@ def _relative_growth(rho: Float64) -> Float64:
     return growth
 
 
-def _logit_errors(parameters: ReferenceParameters, features: Float64, rounding: Rounding) -> _Logits:
+def _input_error(parameters: ReferenceParameters, width: int) -> float:
+    """Return the relative error of an L2-normalised local descriptor's length: half that of its sum of squares."""
+    return LAMBDA * FP32 * (np.sqrt(width) / 2 + 2) if parameters.normalize_input else 0.0
+
+
+def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Float64, rounding: Rounding) -> _Logits:
     weight, bias = assignment_projection(parameters)
     logits = assignment_logits(parameters, features)
     if rounding.half_mean and weight.shape[1] > 1:  # FP16 graphs are centred
@@ -173,12 +190,18 @@ def _logit_errors(parameters: ReferenceParameters, features: Float64, rounding: 
     drift = np.sqrt(features.shape[-1]) * np.abs(logits - bias)
     wide = norms * np.linalg.norm(weight, axis=0) + drift + np.abs(bias) + np.abs(logits)
     wide = LAMBDA * rounding.unit * wide
+    if parameters.normalize_input:
+        product = np.abs(logits - bias)
+        wide = wide + LAMBDA * FP32 * norms * np.linalg.norm(weight, axis=0)
+        wide = wide + _input_error(parameters, features.shape[-1]) * product
     if not rounding.half_logits:
         return _Logits(wide=wide, half=np.zeros_like(wide), weights=np.zeros_like(wide))
     scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(weight).sum(axis=0), TINY))))
     rounded = (weight / scale).astype(np.float16) * scale
-    half = HALF * np.abs(features @ weight) + HALF_QUANTUM * 2 * scale
-    return _Logits(wide=wide, half=half, weights=features @ (rounded - weight))
+    half = HALF * np.abs(narrow @ weight) + HALF_QUANTUM * 2 * scale
+    if parameters.normalize_input:  # FP32's own error may turn how one value is rounded
+        half = half + 2 * HALF * np.abs(narrow).max(axis=-1, keepdims=True) * np.abs(weight).max(axis=0)
+    return _Logits(wide=wide, half=half, weights=narrow @ rounded - features @ weight)
 
 
 def _relative_errors(
@@ -200,8 +223,15 @@ def _relative_errors(
 
 
 def _mean_errors(
-    centroids: Float64, features: Float64, assignment: Float64, rho: _Logits, growth: Float64, rounding: Rounding
+    parameters: ReferenceParameters,
+    features: Float64,
+    narrow: Float64,
+    assignment: Float64,
+    rho: _Logits,
+    growth: Float64,
+    rounding: Rounding,
 ) -> _Means:
+    centroids = parameters.centroids
     total = assignment.sum(axis=1)
     weights = assignment / np.maximum(total, TINY)[:, None]  # (B,N,K)
     means = weights.swapaxes(1, 2) @ features  # (B,K,D)
@@ -212,9 +242,11 @@ def _mean_errors(
     unknown = (relative_error > UNKNOWN) | (growth.sum(axis=1) > np.maximum(total, SMALLEST_ASSIGNMENT))
     wide = np.sqrt((weights * _relative_growth(rho.wide) ** 2).sum(axis=1))
     walk = np.sqrt(np.einsum("bnk,bnd->bk", weights**2, features**2))
-    rows = np.sqrt(features.shape[1])
-    error = 2 * wide * spread
-    error = error + LAMBDA * rounding.unit * (walk + rows * mean_norm + np.linalg.norm(centroids, axis=-1))
+    drift = np.sqrt(features.shape[1]) * mean_norm
+    error = 2 * wide * spread + LAMBDA * rounding.unit * (walk + drift + np.linalg.norm(centroids, axis=-1))
+    if parameters.normalize_input:
+        length = (weights * np.linalg.norm(features, axis=-1)[..., None]).sum(axis=1)
+        error += LAMBDA * FP32 * walk + _input_error(parameters, features.shape[-1]) * length
     along = np.zeros_like(error)
     if rounding.half_mean:
         # Equal local descriptors round alike: their errors add up.
@@ -223,6 +255,7 @@ def _mean_errors(
         known = shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * means
         shifted = weights.astype(np.float16) - weights
         known = known + shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * centroids
+        known = known + weights.swapaxes(1, 2) @ (narrow - features)
         across = _across(known, means - centroids)
         along = np.linalg.norm(known, axis=-1) - across
         error = error + across + 2 * relative_error**2 * spread

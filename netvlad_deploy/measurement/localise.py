@@ -17,6 +17,7 @@ from netvlad_deploy.runner import Feeds
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec import (
     ASSIGNMENT_LOGITS,
+    CLUSTERS_FIRST,
     DESCRIPTOR,
     FEATURES,
     MEAN_RESIDUAL,
@@ -37,7 +38,7 @@ ADVICE: Mapping[str, str] = {
     MEAN_RESIDUAL: "the assignments are right: look at the centroids, and at assignments lost in FP16",
     RESIDUAL_SUM: "the assignments are right: look at the centroids, and at sums computed in FP16",
     DESCRIPTOR: "everything before is right: look at the clamps and sums of both norms, which must be FP32, and at the "
-    "order d*K + k",
+    "order of values",
 }
 HIDDEN = "nothing inside is visible: export with --probe, or validate the ONNX file"
 AGREES = "every tensor agrees with the oracle: the reference of this comparison departs, not the candidate"
@@ -116,6 +117,8 @@ def stored_rounding(output: Array, spec: NetVLADSpec) -> Any:
 
 
 def by_cluster(descriptors: Array, spec: NetVLADSpec) -> Array:
-    """Return descriptors (B, D*K), index d*K + k, as (B,K,D)."""
+    """Return descriptors (B, D*K) as (B,K,D)."""
+    if spec.flatten == CLUSTERS_FIRST:
+        return descriptors.reshape(-1, spec.num_clusters, spec.feature_size)
     parts: Array = descriptors.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
     return parts

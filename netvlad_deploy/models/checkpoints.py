@@ -1,12 +1,15 @@
 """Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
 
 A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`.
-Its keys are those of the reference, possibly inside `state_dict`, behind `module.`, or behind a prefix.
+Its keys are those of a dialect, possibly inside `state_dict`, behind `module.`, or behind a prefix.
 """
 
+import logging
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,13 @@ import torch
 
 from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.dialects import Head, detect, matching
+from netvlad_deploy.models.dialects.base import names
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
+
+LOG = logging.getLogger(__name__)
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 TORCH_SUFFIXES = (".pt", ".pth", ".tar")
@@ -25,22 +32,71 @@ COUNTER = "batch_norm.num_batches_tracked"
 EPS = "batch_norm.eps"
 
 
-def load_checkpoint(path: Path | str, *, prefix: str = "") -> NetVLAD:
-    """Return the reference module of a checkpoint in eval mode; K, G, D and BatchNorm come from its arrays.
+def load_checkpoint(
+    path: Path | str, *, prefix: str = "", dialect: str | None = None, head_only: bool = False
+) -> NetVLAD:
+    """Return the reference module of a checkpoint in eval mode; K, G, D and all conventions come from its arrays.
 
-    Args: prefix: what stands before the layer's own names, for example `text_pooling`.
+    Args:
+        path: the file.
+        prefix: what stands before the layer's own names, for example `text_pooling`.
+        dialect: the dialect of its names, None to find it by them.
+        head_only: leave out a projection after the head.
 
-    Raises: InputError if the file is unreadable, runs code, or its keys and shapes are not a NetVLAD's.
+    Raises: InputError if the file is unreadable, runs code, or its keys and shapes are not a NetVLAD's; UsageError if
+        there is no such dialect.
+    """
+    return module_of(read_head(path, prefix=prefix, dialect=dialect, head_only=head_only), path)
+
+
+def read_head(path: Path | str, *, prefix: str = "", dialect: str | None = None, head_only: bool = False) -> Head:
+    """Return the head of a checkpoint in the reference's form; the arguments are those of `load_checkpoint`.
+
+    Raises: as `load_checkpoint`.
+    """
+    head = find_head(path, prefix=prefix, dialect=dialect)
+    if head.projections:
+        if not head_only:
+            raise InputError(
+                f"{path} holds a projection after the head, which is not supported yet: {names(head.projections)}: "
+                "pass --head-only for the descriptor before it"
+            )
+        LOG.warning("left out: %s: the descriptor is the one before the projection", names(head.projections))
+    if head.ignored:
+        LOG.info("ignored: %s", _counted(head.ignored))
+    return head
+
+
+def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None) -> Head:
+    """Return the head of a checkpoint whatever stands after it: look at `projections`.
+
+    Raises: as `load_checkpoint`.
     """
     path = Path(path)
-    tensors = _select(_read(path), prefix, path)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+    everything = _tensors(_read(path))
+    state = _below(everything, prefix) if prefix else everything
+    try:
+        chosen = detect(state, dialect)
+    except InputError as error:
+        raise InputError(f"{path}: {error}{_prefix_hint(everything)}") from error
+    try:
+        head = chosen.convert(state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    for name, tensor in state.items():
+        if name not in head.ignored and tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
+    return replace(head, dialect=chosen.name, projections=tuple(chosen.projections(state, head)))
+
+
+def module_of(head: Head, path: Path | str) -> NetVLAD:
+    """Return the reference module of a head in eval mode.
+
+    Raises: InputError if its tensors are not the module's.
+    """
+    module, tensors = NetVLAD.of(head.spec), dict(head.tensors)
     eps = tensors.pop(EPS, None)
-    spec = _infer_spec(tensors, path)
-    module = NetVLAD(spec.num_clusters, spec.feature_size, spec.num_ghost_clusters, spec.batch_norm)
-    if spec.batch_norm:
+    if head.spec.batch_norm:
         tensors.setdefault(COUNTER, torch.zeros((), dtype=torch.long))
     try:
         module.load_state_dict(tensors, strict=True)
@@ -90,34 +146,31 @@ def _read(path: Path) -> Mapping[str, Any]:
     return loaded
 
 
-def _select(loaded: Mapping[str, Any], prefix: str, path: Path) -> dict[str, torch.Tensor]:
-    """Strip containers, `module.` and the prefix; keep the tensors."""
+def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Strip containers and `module.`; keep the tensors."""
     for container in CONTAINERS:
         if isinstance(loaded.get(container), Mapping):
             loaded = loaded[container]
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    flat = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if prefix:
-        start = prefix.rstrip(".") + "."
-        flat = {name.removeprefix(start): value for name, value in flat.items() if name.startswith(start)}
-    found = sorted(flat)
-    if "clusters" not in flat or "clusters2" not in flat:
-        prefixes = sorted(name.removesuffix("clusters2") for name in tensors if name.endswith(".clusters2"))
-        hint = f": export it with --prefix {prefixes[0].removeprefix('module.').rstrip('.')}" if prefixes else ""
-        raise InputError(f"{path} lacks clusters or clusters2, found {', '.join(found) or 'no tensor'}{hint}")
-    return flat
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
-def _infer_spec(tensors: Mapping[str, torch.Tensor], path: Path) -> NetVLADSpec:
-    clusters, clusters2 = tensors["clusters"], tensors["clusters2"]
-    if clusters.ndim != 2 or clusters2.ndim != 3 or clusters2.shape[:2] != (1, clusters.shape[0]):
-        raise InputError(
-            f"{path}: clusters {tuple(clusters.shape)} and clusters2 {tuple(clusters2.shape)} "
-            "are not (D, K+G) and (1, D, K)"
-        )
-    return NetVLADSpec(
-        num_clusters=clusters2.shape[2],
-        feature_size=clusters.shape[0],
-        num_ghost_clusters=clusters.shape[1] - clusters2.shape[2],
-        batch_norm=any(name.startswith("batch_norm.") for name in tensors),
-    )
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors behind a prefix, without it."""
+    start = prefix.rstrip(".") + "."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _prefix_hint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Name the first prefix behind which there is a dialect."""
+    prefixes = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == "."}
+    for prefix in sorted(prefixes):
+        if matching(_below(tensors, prefix)):
+            return f": export it with --prefix {prefix}"
+    return ""
+
+
+def _counted(ignored: Iterable[str]) -> str:
+    """Return names in one line, those of a common start together: `encoder.* (26 tensors)`."""
+    groups = Counter(f"{start}.*" if dot else start for start, dot, _ in (name.partition(".") for name in ignored))
+    return ", ".join(f"{group} ({count} tensor{'s' if count > 1 else ''})" for group, count in sorted(groups.items()))

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
 
 
 def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":
     """Return an untrained module of this shape in eval mode; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NetVLAD(spec.num_clusters, spec.feature_size, spec.num_ghost_clusters, spec.batch_norm).eval()
+        return NetVLAD.of(spec).eval()
 
 
 class NetVLAD(nn.Module):
@@ -32,12 +32,23 @@ class NetVLAD(nn.Module):
         feature_size: width D of a local descriptor.
         ghost_clusters: number of ghost clusters G, which take part in the softmax and are then dropped.
         add_batch_norm: normalise the assignment logits; without it they have no bias at all.
+        assignment_bias: add a bias to the logits, as other dialects do instead of BatchNorm.
+        normalize_input: L2-normalise every local descriptor first.
+        flatten: `d*K+k`, or `k*D+d` for a descriptor with index k*D + d.
 
-    Raises: InputError if a size is out of range.
+    Raises: InputError if a size is out of range, or both BatchNorm and a bias are asked for.
     """
 
     def __init__(
-        self, cluster_size: int, feature_size: int, ghost_clusters: int = 0, add_batch_norm: bool = True
+        self,
+        cluster_size: int,
+        feature_size: int,
+        ghost_clusters: int = 0,
+        add_batch_norm: bool = True,
+        *,
+        assignment_bias: bool = False,
+        normalize_input: bool = False,
+        flatten: str = CLUSTERS_LAST,
     ) -> None:
         super().__init__()
         self.spec = NetVLADSpec(
@@ -45,6 +56,9 @@ class NetVLAD(nn.Module):
             feature_size=feature_size,
             num_ghost_clusters=ghost_clusters,
             batch_norm=add_batch_norm,
+            assignment_bias=assignment_bias,
+            normalize_input=normalize_input,
+            flatten=flatten,
         )
         self.cluster_size = cluster_size
         self.feature_size = feature_size
@@ -55,6 +69,20 @@ class NetVLAD(nn.Module):
         self.clusters = nn.Parameter(scale * torch.randn(feature_size, cluster_size + ghost_clusters))
         self.batch_norm = nn.BatchNorm1d(cluster_size + ghost_clusters) if add_batch_norm else None
         self.clusters2 = nn.Parameter(scale * torch.randn(1, feature_size, cluster_size))
+        self.assignment_bias = nn.Parameter(torch.zeros(cluster_size + ghost_clusters)) if assignment_bias else None
+
+    @classmethod
+    def of(cls, spec: NetVLADSpec) -> "NetVLAD":
+        """Return an untrained module of this shape."""
+        return cls(
+            spec.num_clusters,
+            spec.feature_size,
+            spec.num_ghost_clusters,
+            spec.batch_norm,
+            assignment_bias=spec.assignment_bias,
+            normalize_input=spec.normalize_input,
+            flatten=spec.flatten,
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the L2-normalised descriptor (B, D*K) of local descriptors x (B,N,D).
@@ -70,10 +98,14 @@ class NetVLAD(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, num_features, {self.feature_size})")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
             raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(x.shape[:2])}")
+        if self.spec.normalize_input:
+            x = functional.normalize(x, dim=2)
         assignment = self._soft_assignment(x, mask)  # (B,N,K)
         centroid_sum = assignment.sum(dim=1, keepdim=True) * self.clusters2  # (B,1,K) * (1,D,K)
         residual_sum = (assignment.transpose(1, 2) @ x).transpose(1, 2) - centroid_sum  # (B,D,K)
         intra_normalized = functional.normalize(residual_sum, dim=1)
+        if self.spec.flatten == CLUSTERS_FIRST:
+            intra_normalized = intra_normalized.transpose(1, 2)  # (B,K,D)
         return functional.normalize(intra_normalized.reshape(-1, self.out_dim), dim=1)
 
     def _soft_assignment(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -84,5 +116,7 @@ class NetVLAD(nn.Module):
                 logits = logits.masked_scatter(valid[:, None], self.batch_norm(logits[valid]))
             else:
                 logits = self.batch_norm(logits)
+        if self.assignment_bias is not None:
+            logits = logits + self.assignment_bias
         assignment = logits.softmax(dim=1)[:, : self.cluster_size].reshape(*x.shape[:2], self.cluster_size)
         return assignment if mask is None else assignment * mask[..., None]

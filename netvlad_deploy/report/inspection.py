@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact
 from netvlad_deploy.report.text import artifact_lines, mebibytes
 from netvlad_deploy.runtime.engine_loader import EngineTensor
+from netvlad_deploy.spec import NetVLADSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,39 @@ class Inspection:
     tensors: tuple[EngineTensor, ...] = ()
     memory_bytes: tuple[int, ...] = ()
     reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInspection:
+    """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on."""
+
+    path: Path
+    dialect: str
+    spec: NetVLADSpec
+    preprocessing: str
+    ignored: tuple[str, ...]
+    projections: tuple[str, ...]
+
+
+def checkpoint_lines(found: CheckpointInspection) -> list[str]:
+    """Return what `inspect` prints of a checkpoint."""
+    spec = found.spec
+    conventions = {
+        "BatchNorm on the assignments": spec.batch_norm,
+        "a bias on the assignments": spec.assignment_bias,
+        "input L2-normalised": spec.normalize_input,
+    }
+    said = ", ".join(word for word, true in conventions.items() if true) or "no bias"
+    lines = [
+        f"{found.path}  a checkpoint in the dialect {found.dialect}",
+        f"  K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}, descriptor "
+        f"{spec.descriptor_size}, index {spec.flatten}: {said}",
+        f"  local descriptors: {found.preprocessing}",
+    ]
+    if found.projections:
+        lines.append(f"  a projection after the head, which is not exported: {', '.join(found.projections)}")
+    others = [name for name in found.ignored if name not in found.projections]
+    return lines + ([f"  beside it: {', '.join(others)}"] if others else [])
 
 
 def inspection_lines(inspection: Inspection) -> list[str]:

@@ -1,7 +1,14 @@
 """Run the float64 oracle as a runner."""
 
 from netvlad_deploy.arrays import Arrays
-from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, descriptor, residual_sum, soft_assignment
+from netvlad_deploy.oracle import (
+    ReferenceParameters,
+    assignment_logits,
+    descriptor,
+    local_descriptors,
+    residual_sum,
+    soft_assignment,
+)
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
 
@@ -19,5 +26,9 @@ class OracleRunner(Runner):
         features, mask = feeds[FEATURES], feeds.get(MASK)
         logits = assignment_logits(self.parameters, features)
         assignment = soft_assignment(logits, self.spec.num_clusters, mask)
-        residuals = residual_sum(assignment, features, self.parameters.centroids)
-        return {DESCRIPTOR: descriptor(residuals), SOFT_ASSIGNMENT: assignment, RESIDUAL_SUM: residuals}
+        residuals = residual_sum(assignment, local_descriptors(self.parameters, features), self.parameters.centroids)
+        return {
+            DESCRIPTOR: descriptor(residuals, self.spec.flatten),
+            SOFT_ASSIGNMENT: assignment,
+            RESIDUAL_SUM: residuals,
+        }

@@ -1,0 +1,138 @@
+"""What a dialect is: the key names and conventions under which other code saves a NetVLAD."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.spec import NetVLADSpec
+
+PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
+NORMALIZES = "the layer L2-normalises them itself"
+
+BACKBONES = ("encoder.", "backbone.", "base_model.", "point_net.")
+PROJECTION = re.compile(
+    r"(^|\.)(WPCA|pca_layer|whiten|hidden1_weights|out_projection|bn2|context_gating|gating_\w+)(\.|$)|^aggregation\.1\."
+)
+"""Names of what comes after a head: a linear map of its descriptor, with its BatchNorm and gating."""
+
+MOST_NAMES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A NetVLAD as a checkpoint holds it, brought to the form of the reference.
+
+    Args:
+        tensors: the state of the reference module, and `batch_norm.eps` where the checkpoint brings its own.
+        ignored: names in the checkpoint that are not the head.
+        preprocessing: what the local descriptors must be, in words.
+        dialect: the name of the dialect it was saved in.
+        projections: those of the ignored names that would map its descriptor on.
+    """
+
+    spec: NetVLADSpec
+    tensors: Mapping[str, Tensor]
+    ignored: tuple[str, ...] = ()
+    preprocessing: str = PREPROCESSING
+    dialect: str = ""
+    projections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect(ABC):
+    """One way to save a NetVLAD.
+
+    Args:
+        name: what `--dialect` calls it.
+        keys: the key names in words.
+        needs: names that must be there, after one of the roots.
+        roots: what may stand before them.
+        present: whole names that must be there too, for the keys to be this dialect's.
+        absent: whole names that must not be there.
+        classifiers: starts of names that only classify descriptors, so that nothing is lost without them.
+        explicit: its keys are also another dialect's, so it is never detected.
+        preprocessing: what the local descriptors must be, in words.
+    """
+
+    name: str
+    keys: str
+    needs: tuple[str, ...]
+    roots: tuple[str, ...] = ("",)
+    present: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    classifiers: tuple[str, ...] = ()
+    explicit: bool = False
+    preprocessing: str = PREPROCESSING
+
+    @abstractmethod
+    def convert(self, state: Mapping[str, Tensor]) -> Head:
+        """Return the head of a checkpoint in this dialect: tensors are renamed, cut and transposed, no value changes.
+
+        Raises: InputError if a tensor is missing, of another shape or unknown.
+        """
+
+    def matches(self, state: Mapping[str, Tensor]) -> bool:
+        """Return whether these keys are this dialect's."""
+        return (
+            not self.missing(state)
+            and all(name in state for name in self.present)
+            and not any(name in state for name in self.absent)
+        )
+
+    def missing(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Return the names that are not there, after the root of which fewest are missing."""
+        lists = [tuple(root + name for name in self.needs if root + name not in state) for root in self.roots]
+        return min(lists, key=len)
+
+    def root(self, state: Mapping[str, Tensor]) -> str:
+        """Return the root of which nothing is missing.
+
+        Raises: InputError if there is none.
+        """
+        for root in self.roots:
+            if all(root + name in state for name in self.needs):
+                return root
+        raise InputError(f"lacks {', '.join(self.missing(state))} of {self.name}, found {names(state)}")
+
+    def others(self, state: Mapping[str, Tensor], root: str, used: Iterable[str]) -> tuple[str, ...]:
+        """Return the names that are not the head.
+
+        Raises: InputError if one stands after the head's root, so that it is a part of the layer nobody knows.
+        """
+        others = tuple(sorted(set(state) - set(used)))
+        strange = [name for name in others if name.startswith(root) and not PROJECTION.search(name)]
+        if strange:
+            raise InputError(f"holds {names(strange)} in the layer, which {self.name} does not have")
+        return others
+
+    def projections(self, state: Mapping[str, Tensor], head: Head) -> tuple[str, ...]:
+        """Return the ignored names that map the descriptor on: known ones, and any matrix of its length."""
+        outside = [name for name in head.ignored if not name.startswith((*BACKBONES, *self.classifiers))]
+        size = head.spec.descriptor_size
+        return tuple(
+            name
+            for name in outside
+            if PROJECTION.search(name) or (state[name].ndim >= 2 and size in state[name].shape[:2])
+        )
+
+
+def names(found: Iterable[str]) -> str:
+    """Return names in one line, twelve at most."""
+    ordered = sorted(found)
+    more = ", ..." if len(ordered) > MOST_NAMES else ""
+    return ", ".join(ordered[:MOST_NAMES]) + more or "no tensor"
+
+
+def columns(clusters: str, clusters2: str, state: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """Return K, D and G of tensors of these names, (D,K+G) and (1,D,K).
+
+    Raises: InputError if they have other shapes.
+    """
+    first, second = tuple(state[clusters].shape), tuple(state[clusters2].shape)
+    if len(first) != 2 or len(second) != 3 or second[:2] != (1, first[0]):
+        raise InputError(f"{clusters} {first} and {clusters2} {second} are not (D, K+G) and (1, D, K)")
+    return second[2], first[0], first[1] - second[2]

@@ -1,0 +1,61 @@
+"""The family of lyakaap's layer: a 1x1 convolution gives the logits, local descriptors are L2-normalised first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.models.dialects.base import Dialect, Head
+from netvlad_deploy.spec import CLUSTERS_FIRST, NetVLADSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution(Dialect):
+    """A head of a convolution (K,D,1,1) with or without a bias (K,), and centroids.
+
+    Args:
+        needs: the convolution's weight and the centroids, in this order, and what else must be there.
+        kernel_axes: how many axes of length 1 the convolution's weight may have.
+        centroids_by_column: centroids are (D,K), not (K,D).
+        flatten: index of value d of cluster k in a descriptor.
+    """
+
+    needs: tuple[str, ...] = ("conv.weight", "centroids")
+    kernel_axes: tuple[int, ...] = (2,)
+    centroids_by_column: bool = False
+    flatten: str = CLUSTERS_FIRST
+
+    def convert(self, state: Mapping[str, Tensor]) -> Head:
+        """Bring convolution and centroids to (D,K) and (1,D,K)."""
+        root = self.root(state)
+        weight, centroids = (root + name for name in self.needs[:2])
+        bias = weight.removesuffix("weight") + "bias"
+        num_clusters, feature_size = self._sizes(state, weight, centroids)
+        by_column = state[centroids] if self.centroids_by_column else state[centroids].T
+        tensors = {"clusters": state[weight].reshape(num_clusters, feature_size).T, "clusters2": by_column[None]}
+        if bias in state:
+            if state[bias].shape != (num_clusters,):
+                shapes = f"{weight} {tuple(state[weight].shape)} and {bias} {tuple(state[bias].shape)}"
+                raise InputError(f"{shapes} do not fit: expected {bias} ({num_clusters},)")
+            tensors["assignment_bias"] = state[bias]
+        spec = NetVLADSpec(
+            num_clusters=num_clusters,
+            feature_size=feature_size,
+            batch_norm=False,
+            assignment_bias=bias in state,
+            normalize_input=True,
+            flatten=self.flatten,
+        )
+        others = self.others(state, root, (weight, centroids, bias))
+        return Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
+
+    def _sizes(self, state: Mapping[str, Tensor], weight: str, centroids: str) -> tuple[int, int]:
+        """Return K and D."""
+        first, second = tuple(state[weight].shape), tuple(state[centroids].shape)
+        wanted = first[:2][::-1] if self.centroids_by_column else first[:2]
+        if len(first) - 2 not in self.kernel_axes or any(side != 1 for side in first[2:]) or second != wanted:
+            kernels = " or ".join(f"(K, D{', 1' * axes})" for axes in self.kernel_axes)
+            layout = "(D, K)" if self.centroids_by_column else "(K, D)"
+            raise InputError(f"{weight} {first} and {centroids} {second} are not {kernels} and {layout}")
+        return first[0], first[1]

@@ -1,0 +1,16 @@
+"""The deep visual geo-localization benchmark, for feature maps and for tokens.
+
+Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py and network.py.
+"""
+
+from netvlad_deploy.models.dialects.base import NORMALIZES
+from netvlad_deploy.models.dialects.convolution import Convolution
+
+DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
+    name="deep-visual-geo-localization",
+    keys="aggregation.conv.weight (K,D,1,1) or (K,D,1), aggregation.centroids (K,D)",
+    roots=("aggregation.", "aggregation.0."),
+    kernel_axes=(2, 1),
+    preprocessing="local descriptors (batch, num_features, D): every position of the backbone's feature map, or every "
+    f"token but the class token; {NORMALIZES}",
+)

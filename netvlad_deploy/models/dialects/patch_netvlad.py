@@ -1,0 +1,15 @@
+"""Patch-NetVLAD with its whitening; without, its keys and its layer are pytorch-netvlad's.
+
+Source: QVPR/Patch-NetVLAD, models_generic.py and netvlad.py.
+"""
+
+from netvlad_deploy.models.dialects.convolution import Convolution
+from netvlad_deploy.models.dialects.pytorch_netvlad import ROOTS, VGG16, WPCA
+
+PATCH_NETVLAD = Convolution(
+    name="patch-netvlad",
+    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.*, which is refused",
+    roots=ROOTS,
+    present=(WPCA,),
+    preprocessing=VGG16,
+)

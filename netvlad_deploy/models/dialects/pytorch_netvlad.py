@@ -1,0 +1,16 @@
+"""Nanne's pytorch-NetVlad. Source: Nanne/pytorch-NetVlad, netvlad.py and main.py; `vladv2` has a bias."""
+
+from netvlad_deploy.models.dialects.base import NORMALIZES
+from netvlad_deploy.models.dialects.convolution import Convolution
+
+ROOTS = ("pool.", "pool.module.")
+WPCA = "WPCA.0.weight"
+VGG16 = f"local descriptors (batch, num_features, D): the last convolution of VGG16, before its ReLU; {NORMALIZES}"
+
+PYTORCH_NETVLAD = Convolution(
+    name="pytorch-netvlad",
+    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), pool.conv.bias (K,) or none",
+    roots=ROOTS,
+    absent=(WPCA,),
+    preprocessing=VGG16.replace("VGG16", "VGG16 or AlexNet"),
+)

@@ -1,0 +1,131 @@
+"""The layer of each dialect in float64 NumPy, from its own tensors as its own code saves them.
+
+Each stands for itself: none knows the reference, the oracle or another dialect. x is (B,N,D).
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from netvlad_deploy.arrays import Float64
+
+State = Mapping[str, Float64]
+Formula = Callable[[State, Float64], Float64]
+
+
+def softmax(logits: Float64, axis: int) -> Float64:
+    powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    result: Float64 = powers / powers.sum(axis=axis, keepdims=True)
+    return result
+
+
+def unit(values: Float64, axis: int) -> Float64:
+    result: Float64 = values / np.maximum(np.sqrt((values**2).sum(axis=axis, keepdims=True)), 1e-12)
+    return result
+
+
+def batch_norm(logits: Float64, state: State, name: str) -> Float64:
+    centred = logits - state[f"{name}.running_mean"]
+    scaled = centred / np.sqrt(state[f"{name}.running_var"] + 1e-5)
+    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def collaborative_experts(state: State, x: Float64) -> Float64:
+    logits = x @ state["clusters"]
+    if "batch_norm.weight" in state:
+        logits = batch_norm(logits, state, "batch_norm")
+    count = state["clusters2"].shape[2]
+    assignment = softmax(logits, 2)[:, :, :count]
+    vlad = np.einsum("bnk,bnd->bdk", assignment, x) - assignment.sum(axis=1)[:, None] * state["clusters2"]
+    return unit(unit(vlad, 1).reshape(len(x), -1), 1)
+
+
+def text_pooling(state: State, x: Float64) -> Float64:
+    start = "module.text_pooling."
+    own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+    return collaborative_experts(own, x)
+
+
+def mixture_of_embedding_experts(state: State, x: Float64) -> Float64:
+    assignment = softmax(x @ state["clusters"], 2)
+    residuals = x[:, :, :, None] - state["clusters2"][None]
+    vlad = (assignment[:, :, None] * residuals).sum(axis=1)
+    return unit(unit(vlad, 1).reshape(len(x), -1), 1)
+
+
+def pytorch_netvlad(state: State, x: Float64, pool: str = "pool.") -> Float64:
+    maps = unit(x, 2).swapaxes(1, 2)
+    logits = np.einsum("kd,bdn->bkn", state[f"{pool}conv.weight"][:, :, 0, 0], maps)
+    if f"{pool}conv.bias" in state:
+        logits += state[f"{pool}conv.bias"][:, None]
+    assignment = softmax(logits, 1)
+    vlad = np.zeros((len(x), *state[f"{pool}centroids"].shape))
+    for cluster, centroid in enumerate(state[f"{pool}centroids"]):
+        vlad[:, cluster] = ((maps - centroid[:, None]) * assignment[:, cluster, None]).sum(axis=2)
+    return unit(unit(vlad, 2).reshape(len(x), -1), 1)
+
+
+def pytorch_netvlad_parallel(state: State, x: Float64) -> Float64:
+    return pytorch_netvlad(state, x, "pool.module.")
+
+
+def deep_visual_geo_localization(state: State, x: Float64, layer: str = "aggregation") -> Float64:
+    maps = unit(x, 2).swapaxes(1, 2)
+    weight = state[f"{layer}.conv.weight"]
+    assignment = softmax(weight.reshape(weight.shape[:2]) @ maps, 1)
+    residuals = maps[:, None] - state[f"{layer}.centroids"][None, :, :, None]
+    vlad = (residuals * assignment[:, :, None]).sum(axis=3)
+    return unit(unit(vlad, 2).reshape(len(x), -1), 1)
+
+
+def deep_visual_geo_localization_fc(state: State, x: Float64) -> Float64:
+    return deep_visual_geo_localization(state, x, "aggregation.0")
+
+
+def openibl(state: State, x: Float64) -> Float64:
+    rows = unit(x, 2)
+    assignment = softmax(rows @ state["net_vlad.conv.weight"][:, :, 0, 0].T, 2)
+    weighted = assignment.swapaxes(1, 2) @ rows
+    vlad = weighted - assignment.sum(axis=1)[:, :, None] * state["net_vlad.centroids"]
+    return unit(unit(vlad, 2).reshape(len(x), -1), 1)
+
+
+def lyakaap(state: State, x: Float64, layer: str = "net_vlad.") -> Float64:
+    rows = unit(x, 2)
+    logits = np.einsum("bnd,kdij->bnk", rows, state[f"{layer}conv.weight"]) + state[f"{layer}conv.bias"]
+    residuals = rows[:, :, None] - state[f"{layer}centroids"]
+    vlad = (residuals * softmax(logits, 2)[..., None]).sum(axis=1)
+    return unit(unit(vlad, 2).reshape(len(x), -1), 1)
+
+
+def lyakaap_bare(state: State, x: Float64) -> Float64:
+    return lyakaap(state, x, "")
+
+
+def soccernet(state: State, x: Float64) -> Float64:
+    images = []
+    for frames in unit(x, 2):
+        assignment = softmax(frames @ state["pool_layer.conv.weight"][:, :, 0, 0].T, 1)
+        residuals = frames[:, None] - state["pool_layer.centroids"]
+        images.append(np.einsum("nk,nkd->kd", assignment, residuals))
+    return unit(unit(np.stack(images), 2).reshape(len(x), -1), 1)
+
+
+def hloc(state: State, x: Float64) -> Float64:
+    columns = unit(x, 2).swapaxes(1, 2)
+    scores = softmax(np.einsum("kdi,bdn->bkn", state["netvlad.score_proj.weight"], columns), 1)
+    difference = columns[:, :, None] - state["netvlad.centers"][None, :, :, None]
+    vlad = (scores[:, None] * difference).sum(axis=3)
+    return unit(unit(vlad, 1).reshape(len(x), -1), 1)
+
+
+def pointnetvlad(state: State, x: Float64) -> Float64:
+    activation = x @ state["net_vlad.cluster_weights"]
+    if "net_vlad.cluster_biases" in state:
+        activation = activation + state["net_vlad.cluster_biases"]
+    else:
+        activation = batch_norm(activation, state, "net_vlad.bn1")
+    activation = softmax(activation, 2)
+    total = activation.sum(axis=1, keepdims=True) * state["net_vlad.cluster_weights2"]
+    vlad = (activation.swapaxes(1, 2) @ x).swapaxes(1, 2) - total
+    return unit(unit(vlad, 1).reshape(len(x), -1), 1)

@@ -1,0 +1,207 @@
+"""A random checkpoint of each dialect, with what its own code saves beside the head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.models.dialects import formulas
+from tests.models.dialects.formulas import Formula
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A checkpoint, the dialect it is, and its formula; `chosen` and `head_only` if it does not load without."""
+
+    dialect: str
+    state: State
+    formula: Formula
+    width: int
+    prefix: str = ""
+    chosen: bool = False
+    head_only: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the options of `read_head` that it takes."""
+        return {
+            "prefix": self.prefix,
+            "dialect": self.dialect if self.chosen else None,
+            "head_only": self.head_only,
+        }
+
+    def save(self, folder: Path, state: State | None = None) -> Path:
+        """Write it as a training script does, its optimiser beside it."""
+        content = {"epoch": 7, "state_dict": self.state if state is None else state, "optimizer": {"lr": 1e-3}}
+        torch.save(content, folder / "best.pth.tar")
+        return folder / "best.pth.tar"
+
+
+class Source:
+    """Random tensors from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(*shape, generator=self.generator)
+
+    def convolution(self, clusters: int, width: int, alpha: float, layer: str, kernel: str = "ij") -> State:
+        """Return a sharp 1x1 convolution, as pytorch-NetVlad starts it, and centroids of uneven norm."""
+        centroids = self(clusters, width, scale=0.4)
+        weight = alpha * torch.nn.functional.normalize(centroids) + self(clusters, width, scale=0.2)
+        shape = (clusters, width, *(1 for _ in kernel))
+        return {f"{layer}conv.weight": weight.reshape(shape), f"{layer}centroids": centroids}
+
+    def batch_norm(self, columns: int, name: str) -> State:
+        """Return BatchNorm with statistics far from 0 and 1."""
+        return {
+            f"{name}.weight": 0.5 + torch.rand(columns, generator=self.generator),
+            f"{name}.bias": self(columns),
+            f"{name}.running_mean": self(columns),
+            f"{name}.running_var": 10 ** (2 * torch.rand(columns, generator=self.generator) - 1),
+            f"{name}.num_batches_tracked": torch.tensor(900),
+        }
+
+    def columns(self, clusters: int, ghosts: int, width: int, scale: float) -> State:
+        """Return `clusters`, `clusters2` and BatchNorm."""
+        return {
+            "clusters": self(width, clusters + ghosts, scale=scale),
+            "clusters2": self(1, width, clusters, scale=0.7),
+            **self.batch_norm(clusters + ghosts, "batch_norm"),
+        }
+
+    def vgg(self, start: str) -> State:
+        """Return some of a backbone."""
+        return {f"{start}0.weight": self(4, 3, 3, 3), f"{start}0.bias": self(4), f"{start}2.weight": self(4, 4, 3, 3)}
+
+
+def pointnetvlad(seed: int, batch_norm: bool) -> State:
+    random, clusters, width = Source(seed), 4, 9
+    head = {"cluster_weights": random(width, clusters), "cluster_weights2": random(1, width, clusters)}
+    head |= random.batch_norm(clusters, "bn1") if batch_norm else {"cluster_biases": random(clusters)}
+    head |= {"hidden1_weights": random(width * clusters, 6), **random.batch_norm(6, "bn2")}
+    head |= {"context_gating.gating_weights": random(6, 6), **random.batch_norm(6, "context_gating.bn1")}
+    encoder = {"point_net.conv1.weight": random(8, 1, 1, 3), **random.batch_norm(8, "point_net.bn2")}
+    return {**encoder, **{f"net_vlad.{name}": tensor for name, tensor in head.items()}}
+
+
+def hloc(seed: int) -> State:
+    random, clusters, width = Source(seed), 5, 8
+    head = random.convolution(clusters, width, 12.0, "", kernel="i")
+    return {
+        **random.vgg("backbone."),
+        "netvlad.score_proj.weight": head["conv.weight"],
+        "netvlad.centers": head["centroids"].T.contiguous(),
+    }
+
+
+def collaborative_experts(seed: int, clusters: int, ghosts: int, width: int, scale: float) -> Sample:
+    state = Source(seed).columns(clusters, ghosts, width, scale)
+    return Sample(dialect="collaborative-experts", state=state, formula=formulas.collaborative_experts, width=width)
+
+
+def convolution(
+    dialect: str, formula: Formula, layer: str, sizes: tuple[int, int], alpha: float, **more: Any
+) -> Sample:
+    """Return a sample of the convolution family; `bias`, `kernel` and `beside` say what else it holds."""
+    clusters, width = sizes
+    random = Source(len(dialect) + clusters)
+    state = random.convolution(clusters, width, alpha, layer, more.pop("kernel", "ij"))
+    if more.pop("bias", False):
+        state[f"{layer}conv.bias"] = random(clusters, scale=2)
+    beside: Callable[[Source], State] = more.pop("beside", lambda _: {})
+    return Sample(dialect=dialect, formula=formula, width=width, state={**beside(random), **state}, **more)
+
+
+def projection(weight: str, *shape: int) -> Callable[[Source], State]:
+    """Return a projection as it stands in a state."""
+    bias = weight.removesuffix("weight") + "bias"
+    return lambda random: {weight: random(*shape), bias: random(shape[0])}
+
+
+def without_batch_norm(sample: Sample) -> Sample:
+    """Return a checkpoint of a layer that has none."""
+    state = {name: tensor for name, tensor in sample.state.items() if "batch_norm" not in name}
+    return Sample(dialect=sample.dialect, state=state, formula=sample.formula, width=sample.width)
+
+
+def text_pooling(seed: int) -> Sample:
+    random = Source(seed)
+    text, audio = random.columns(6, 1, 10, 0.6), random.columns(3, 0, 7, 0.6)
+    state = {f"module.text_pooling.{name}": tensor for name, tensor in text.items()}
+    state |= {f"module.video_GU.{name}": tensor for name, tensor in random.vgg("").items()}
+    state |= {f"module.pooling.audio.{name}": tensor for name, tensor in audio.items()}
+    return Sample(
+        dialect="collaborative-experts", state=state, formula=formulas.text_pooling, width=10, prefix="text_pooling"
+    )
+
+
+PYTORCH, BENCHMARK = "pytorch-netvlad", "deep-visual-geo-localization"
+
+SAMPLES: dict[str, Sample] = {
+    "collaborative-experts": collaborative_experts(1, 6, 2, 10, 0.5),
+    "collaborative-experts, no ghosts": collaborative_experts(2, 5, 0, 12, 2.0),
+    "collaborative-experts, no BatchNorm": without_batch_norm(collaborative_experts(3, 4, 3, 8, 1.0)),
+    "collaborative-experts, text_pooling": text_pooling(4),
+    "mixture-of-embedding-experts": Sample(
+        dialect="mixture-of-embedding-experts",
+        state=Source(5).columns(5, 0, 9, 0.8),
+        formula=formulas.mixture_of_embedding_experts,
+        width=9,
+        chosen=True,
+    ),
+    PYTORCH: convolution(
+        PYTORCH, formulas.pytorch_netvlad, "pool.", (6, 11), 9.0, beside=lambda r: r.vgg("encoder.")
+    ),
+    f"{PYTORCH}, vladv2": convolution(PYTORCH, formulas.pytorch_netvlad, "pool.", (5, 7), 20.0, bias=True),
+    f"{PYTORCH}, parallel": convolution(
+        PYTORCH, formulas.pytorch_netvlad_parallel, "pool.module.", (4, 9), 5.0,
+        beside=lambda r: r.vgg("encoder.module."),
+    ),
+    "patch-netvlad": convolution(
+        "patch-netvlad", formulas.pytorch_netvlad, "pool.", (4, 6), 15.0, head_only=True,
+        beside=projection("WPCA.0.weight", 8, 24, 1, 1),
+    ),
+    BENCHMARK: convolution(
+        BENCHMARK, formulas.deep_visual_geo_localization, "aggregation.", (5, 8), 8.0,
+        beside=lambda r: r.vgg("backbone."),
+    ),
+    f"{BENCHMARK}, tokens": convolution(
+        BENCHMARK, formulas.deep_visual_geo_localization, "aggregation.", (7, 6), 4.0, kernel="i"
+    ),
+    f"{BENCHMARK}, fc": convolution(
+        BENCHMARK, formulas.deep_visual_geo_localization_fc, "aggregation.0.", (3, 8), 8.0, head_only=True,
+        beside=projection("aggregation.1.weight", 5, 24),
+    ),
+    "openibl": convolution(
+        "openibl", formulas.openibl, "net_vlad.", (6, 9), 25.0, beside=lambda r: r.vgg("base_model.base.")
+    ),
+    "openibl, pca_layer": convolution(
+        "openibl", formulas.openibl, "net_vlad.", (5, 6), 10.0, head_only=True,
+        beside=projection("pca_layer.weight", 7, 30, 1, 1),
+    ),
+    "lyakaap": convolution(
+        "lyakaap", formulas.lyakaap, "net_vlad.", (4, 10), 7.0, bias=True, beside=lambda r: r.vgg("base_model.")
+    ),
+    "lyakaap, bare": convolution("lyakaap", formulas.lyakaap_bare, "", (6, 8), 12.0, bias=True),
+    "soccernet": convolution(
+        "soccernet", formulas.soccernet, "pool_layer.", (5, 9), 6.0, beside=projection("fc.weight", 4, 45)
+    ),
+    "hloc": Sample(dialect="hloc", state=hloc(6), formula=formulas.hloc, width=8),
+    "hloc, whiten": Sample(
+        dialect="hloc", state={**hloc(7), **projection("whiten.weight", 6, 40)(Source(8))}, formula=formulas.hloc,
+        width=8, head_only=True,
+    ),
+    "pointnetvlad": Sample(
+        dialect="pointnetvlad", state=pointnetvlad(9, True), formula=formulas.pointnetvlad, width=9, head_only=True
+    ),
+    "pointnetvlad, cluster_biases": Sample(
+        dialect="pointnetvlad", state=pointnetvlad(10, False), formula=formulas.pointnetvlad, width=9, head_only=True
+    ),
+}  # fmt: skip

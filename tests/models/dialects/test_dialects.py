@@ -1,0 +1,163 @@
+"""Each dialect's checkpoint gives what its own formula gives, and any one convention swapped does not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from netvlad_deploy.arrays import Float64
+from netvlad_deploy.models.checkpoints import load_checkpoint, module_of, read_head
+from netvlad_deploy.models.dialects import DIALECTS, Head, detect, matching
+from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST
+from tests.models.dialects import formulas
+from tests.models.dialects.samples import SAMPLES, Sample, State
+
+pytestmark = pytest.mark.export
+
+PATH = Path("swapped.pt")
+
+
+def local_descriptors(width: int, rows: int = 23) -> Float64:
+    """Return features (3, rows, D) of norms between a tenth and ten times their usual."""
+    random = np.random.default_rng(width)
+    return random.standard_normal((3, rows, width)) * 10 ** random.uniform(-1, 1, (3, rows, 1))
+
+
+def expected_of(sample: Sample, x: Float64) -> Float64:
+    return sample.formula({name: tensor.double().numpy() for name, tensor in sample.state.items()}, x)
+
+
+def errors(head: Head, expected: Float64, x: Float64) -> tuple[float, float]:
+    """Return the largest 1 - cos and the largest difference of the module in float64."""
+    with torch.inference_mode():
+        got = module_of(head, PATH).double()(torch.from_numpy(x)).numpy()
+    cosines = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
+    return float((1 - cosines).max()), float(np.abs(got - expected).max())
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_module_equals_the_formula_of_its_dialect(tmp_path: Path, name: str) -> None:
+    sample = SAMPLES[name]
+    x = local_descriptors(sample.width)
+    path = sample.save(tmp_path)
+    angle, largest = errors(read_head(path, **sample.options), expected_of(sample, x), x)
+    assert angle < 1e-12
+    assert largest < 1e-10
+    assert not load_checkpoint(path, **sample.options).training
+
+
+def flip_input(head: Head) -> Head:
+    return replace(head, spec=replace(head.spec, normalize_input=not head.spec.normalize_input))
+
+
+def flip_flatten(head: Head) -> Head:
+    other = CLUSTERS_LAST if head.spec.flatten == CLUSTERS_FIRST else CLUSTERS_FIRST
+    return replace(head, spec=replace(head.spec, flatten=other))
+
+
+def flip_centroids(head: Head) -> Head:
+    return replace(head, tensors={**head.tensors, "clusters2": -head.tensors["clusters2"]})
+
+
+def drop_bias(head: Head) -> Head | None:
+    for name in ("assignment_bias", "batch_norm.bias"):
+        if name in head.tensors:
+            return replace(head, tensors={**head.tensors, name: torch.zeros_like(head.tensors[name])})
+    return None
+
+
+def drop_batch_norm(head: Head) -> Head | None:
+    tensors = {name: tensor for name, tensor in head.tensors.items() if not name.startswith("batch_norm.")}
+    return replace(head, spec=replace(head.spec, batch_norm=False), tensors=tensors) if head.spec.batch_norm else None
+
+
+def drop_ghosts_early(head: Head) -> Head | None:
+    """Leave ghost clusters out of the softmax."""
+    count = head.spec.num_clusters
+    tensors = {
+        name: tensor if name == "clusters2" or not tensor.ndim else tensor[..., :count]
+        for name, tensor in head.tensors.items()
+    }
+    spec = replace(head.spec, num_ghost_clusters=0)
+    return replace(head, spec=spec, tensors=tensors) if head.spec.num_ghost_clusters else None
+
+
+SWAPS: tuple[Callable[[Head], Head | None], ...] = (
+    flip_input, flip_flatten, flip_centroids, drop_bias, drop_batch_norm, drop_ghosts_early,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_any_convention_swapped_fails_the_same_comparison(tmp_path: Path, name: str) -> None:
+    sample = SAMPLES[name]
+    x = local_descriptors(sample.width)
+    expected = expected_of(sample, x)
+    head = read_head(sample.save(tmp_path), **sample.options)
+    swapped = {swap.__name__: other for swap in SWAPS if (other := swap(head)) is not None}
+    assert len(swapped) >= 3
+    for convention, other in swapped.items():
+        assert errors(other, expected, x)[0] > 1e-4, convention
+
+
+def test_every_convention_is_swapped_somewhere(tmp_path: Path) -> None:
+    heads = [read_head(sample.save(tmp_path), **sample.options) for sample in SAMPLES.values()]
+    for swap in SWAPS:
+        assert any(swap(head) is not None for head in heads), swap.__name__
+
+
+def test_a_batch_norm_that_is_not_used_fails_the_comparison_if_it_is(tmp_path: Path) -> None:
+    """And the other way round: a file does not say which of the two it is."""
+    sample = SAMPLES["mixture-of-embedding-experts"]
+    x = local_descriptors(sample.width)
+    path = sample.save(tmp_path)
+    assert errors(read_head(path), expected_of(sample, x), x)[0] > 1e-4
+    used = replace(sample, formula=formulas.collaborative_experts)
+    assert errors(read_head(path), expected_of(used, x), x)[0] < 1e-12
+    assert set(read_head(path, **sample.options).ignored) == {name for name in sample.state if "batch_norm" in name}
+
+
+def state_of(sample: Sample) -> State:
+    """Return the tensors as a dialect sees them."""
+    start = f"{sample.prefix}." if sample.prefix else ""
+    names = {name.removeprefix("module."): tensor for name, tensor in sample.state.items()}
+    return {name.removeprefix(start): tensor for name, tensor in names.items() if name.startswith(start)}
+
+
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if not sample.chosen])
+def test_a_checkpoint_is_of_one_dialect(name: str) -> None:
+    state = state_of(SAMPLES[name])
+    assert [dialect.name for dialect in matching(state)] == [SAMPLES[name].dialect]
+    assert detect(state).name == SAMPLES[name].dialect
+
+
+def test_the_dialect_that_must_be_chosen_is_not_detected() -> None:
+    state = SAMPLES["mixture-of-embedding-experts"].state
+    assert detect(state).name == "collaborative-experts"
+    assert detect(state, "mixture-of-embedding-experts").matches(state)
+
+
+def test_every_dialect_has_a_sample_and_a_row_in_the_page() -> None:
+    known = {dialect.name for dialect in DIALECTS}
+    assert {sample.dialect for sample in SAMPLES.values()} == known
+    rows = (Path(__file__).parents[3] / "docs" / "dialects.md").read_text().splitlines()
+    assert known == {row.split("`")[1] for row in rows if row.startswith("| `")}
+
+
+@pytest.mark.data
+def test_the_soccernet_head_equals_its_formula(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = data / "heads" / "soccernet_netvlad_v1.pth.tar"
+    with caplog.at_level("INFO"):
+        head = read_head(path)
+    assert (head.spec.num_clusters, head.spec.feature_size) == (64, 512)
+    assert caplog.messages == ["ignored: fc.* (2 tensors)"]
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    x = local_descriptors(512, rows=40)
+    expected = formulas.soccernet({name: tensor.double().numpy() for name, tensor in state.items()}, x)
+    angle, largest = errors(head, expected, x)
+    assert angle < 1e-12
+    assert largest < 1e-10
+    for swap in (flip_input, flip_flatten, flip_centroids):
+        assert errors(swap(head), expected, x)[0] > 1e-4, swap.__name__

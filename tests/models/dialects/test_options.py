@@ -1,0 +1,60 @@
+"""`--dialect` and `--head-only` on the command line, and what the sidecar then says."""
+
+from pathlib import Path
+
+import pytest
+
+from netvlad_deploy.artifact import load_artifact
+from tests.command import Command, error_of
+from tests.models.dialects.samples import SAMPLES
+
+pytestmark = pytest.mark.export
+
+
+def test_the_sidecar_says_what_the_local_descriptors_must_be(command: Command, tmp_path: Path) -> None:
+    SAMPLES["soccernet"].save(tmp_path)
+    outcome = command("export", "best.pth.tar")
+    assert outcome.code == 0, outcome.err
+    assert "ignored: fc.* (2 tensors)" in outcome.err
+    artifact = load_artifact(tmp_path / "best.onnx")
+    assert artifact.preprocessing.startswith("local descriptors (batch, num_features, D): a window of SoccerNet's")
+    assert artifact.preprocessing.endswith("the layer L2-normalises them itself")
+    assert (artifact.spec.normalize_input, artifact.spec.flatten) == (True, "k*D+d")
+
+
+def test_a_projection_needs_head_only(command: Command, tmp_path: Path) -> None:
+    SAMPLES["patch-netvlad"].save(tmp_path)
+    refused = command("export", "best.pth.tar")
+    assert refused.code == 65
+    assert "not supported yet: WPCA.0.bias, WPCA.0.weight: pass --head-only" in error_of(refused.err)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pth.tar"]
+    outcome = command("export", "best.pth.tar", "--head-only")
+    assert outcome.code == 0, outcome.err
+    assert "left out: WPCA.0.bias, WPCA.0.weight: the descriptor is the one before the projection" in outcome.err
+
+
+def test_the_dialect_may_be_chosen(command: Command, tmp_path: Path) -> None:
+    SAMPLES["mixture-of-embedding-experts"].save(tmp_path)
+    assert command("export", "best.pth.tar", "-o", "used.onnx").code == 0
+    assert command("export", "best.pth.tar", "--dialect", "mixture-of-embedding-experts").code == 0
+    used, unused = load_artifact(tmp_path / "used.onnx"), load_artifact(tmp_path / "best.onnx")
+    assert (used.spec.batch_norm, unused.spec.batch_norm) == (True, False)
+
+
+@pytest.mark.parametrize("verb", ["export", "deploy", "precision"])
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--dialect", "hloc"], 2, "--dialect needs a checkpoint"),
+        (["--head-only"], 2, "--head-only needs a checkpoint"),
+        (["best.pth.tar", "--dialect", "vlad"], 2, "dialect 'vlad' is unknown: choose collaborative-experts"),
+        (["best.pth.tar", "--dialect", "hloc"], 65, "lacks netvlad.score_proj.weight, netvlad.centers of hloc"),
+    ],
+)
+def test_bad_options(
+    command: Command, tmp_path: Path, verb: str, arguments: list[str], code: int, message: str
+) -> None:
+    SAMPLES["soccernet"].save(tmp_path)
+    outcome = command(verb, *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert message in error_of(outcome.err)

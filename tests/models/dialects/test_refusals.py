@@ -1,0 +1,208 @@
+"""What a dialect is not: damaged, another head's, unknown, or with a projection after the head."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from netvlad_deploy.arrays import npz_content
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.checkpoints import read_head
+from netvlad_deploy.models.dialects import DIALECTS
+from netvlad_deploy.spec import CLUSTERS_FIRST
+from tests.models.dialects.samples import SAMPLES, Sample, State, projection
+from tests.models.dialects.samples import Source as Random
+
+pytestmark = pytest.mark.export
+
+BARE = {name: sample for name, sample in SAMPLES.items() if not sample.prefix}
+PROJECTED = [name for name, sample in SAMPLES.items() if sample.head_only]
+
+
+def needs(sample: Sample) -> list[str]:
+    """Return the whole names that its dialect needs, the weight first and the centroids next."""
+    dialect = next(each for each in DIALECTS if each.name == sample.dialect)
+    return [dialect.root(sample.state) + name for name in dialect.needs]
+
+
+def refusal(sample: Sample, folder: Path, state: State, **options: object) -> str:
+    """Return the one line that refuses a state."""
+    with pytest.raises(InputError) as refused:
+        read_head(sample.save(folder, state), **{**sample.options, **options})
+    message = str(refused.value)
+    assert message.startswith(str(folder / "best.pth.tar"))
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
+    sample = BARE[name]
+    for missing in needs(sample):
+        state = {key: tensor for key, tensor in sample.state.items() if key != missing}
+        message = refusal(sample, tmp_path, state, dialect=sample.dialect)
+        assert f"lacks {missing} of {sample.dialect}, found " in message
+        if not missing.endswith("bias"):  # a convolution without a bias is another dialect
+            assert re.search("lacks .*" + re.escape(missing.rpartition(".")[2]), refusal(sample, tmp_path, state))
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_transposed_tensor_is_refused_with_both_shapes(tmp_path: Path, name: str) -> None:
+    sample = BARE[name]
+    both = needs(sample)[:2]
+    for key in both:
+        last = sample.state[key].ndim - 1
+        axes = (last - 1, last) if key.endswith("2") else (0, 1)
+        state = {**sample.state, key: sample.state[key].transpose(*axes).contiguous()}
+        message = refusal(sample, tmp_path, state)
+        assert all(f"{name} {tuple(state[name].shape)}" in message for name in both)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_centroids_of_another_head_are_refused_with_both_shapes(tmp_path: Path, name: str) -> None:
+    sample = BARE[name]
+    weight, centroids = needs(sample)[:2]
+    state = {**sample.state, centroids: torch.cat([sample.state[centroids]] * 2, dim=-1)}
+    if sample.dialect == "collaborative-experts":  # more centroids than columns, as if there were -G ghosts
+        assert "num_ghost_clusters is -" in refusal(sample, tmp_path, state)
+        state = {**sample.state, centroids: torch.cat([sample.state[centroids]] * 2, dim=1)}
+    if sample.dialect == "mixture-of-embedding-experts":
+        state = {**sample.state, centroids: sample.state[centroids][:, :, :-1]}
+    message = refusal(sample, tmp_path, state)
+    assert f"{weight} {tuple(state[weight].shape)} and {centroids} {tuple(state[centroids].shape)}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "expected"),
+    [
+        ("lyakaap", "net_vlad.conv.bias", "(4,)"),
+        ("pytorch-netvlad, vladv2", "pool.conv.bias", "(5,)"),
+        ("pointnetvlad", "net_vlad.bn1.running_var", "(4,)"),
+        ("pointnetvlad, cluster_biases", "net_vlad.cluster_biases", "(4,)"),
+    ],
+)
+def test_a_bias_of_another_head_is_refused_with_both_shapes(tmp_path: Path, name: str, key: str, expected: str) -> None:
+    message = refusal(SAMPLES[name], tmp_path, {**SAMPLES[name].state, key: torch.ones(3)})
+    assert re.search(rf"weight\S* \(.*\) and {key} \(3,\) do not fit: expected {key} \({expected[1:-1]}\)", message)
+
+
+def test_a_kernel_wider_than_one_is_refused(tmp_path: Path) -> None:
+    sample = SAMPLES["soccernet"]
+    state = {**sample.state, "pool_layer.conv.weight": torch.ones(5, 9, 3, 3)}
+    assert "pool_layer.conv.weight (5, 9, 3, 3) and" in refusal(sample, tmp_path, state)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_tensor_that_is_not_finite_is_named_as_the_file_names_it(tmp_path: Path, name: str) -> None:
+    sample = BARE[name]
+    key = needs(sample)[0]
+    damaged = sample.state[key].clone()
+    damaged.view(-1)[0] = torch.inf
+    assert f"{key} is not finite" in refusal(sample, tmp_path, {**sample.state, key: damaged})
+
+
+def test_batch_norm_is_complete_or_not_there(tmp_path: Path) -> None:
+    sample = SAMPLES["pointnetvlad"]
+    without = {name: tensor for name, tensor in sample.state.items() if not name.startswith("net_vlad.bn1.")}
+    assert "holds neither net_vlad.bn1.* and net_vlad.cluster_biases" in refusal(sample, tmp_path, without)
+    both = {**sample.state, "net_vlad.cluster_biases": torch.ones(4)}
+    assert "holds both" in refusal(sample, tmp_path, both)
+    lame = {name: tensor for name, tensor in sample.state.items() if name != "net_vlad.bn1.running_mean"}
+    assert "lacks net_vlad.bn1.running_mean of pointnetvlad" in refusal(sample, tmp_path, lame)
+
+
+@pytest.mark.parametrize("key", ["aggregation.crn.conv1.weight", "aggregation.ab_params"])
+def test_what_changes_the_layer_is_refused_whatever_is_asked_for(tmp_path: Path, key: str) -> None:
+    sample = SAMPLES["deep-visual-geo-localization"]
+    message = refusal(sample, tmp_path, {**sample.state, key: torch.ones(3)}, head_only=True)
+    assert f"holds {key} in the layer, which deep-visual-geo-localization does not have" in message
+
+
+def test_an_unknown_checkpoint_is_refused_with_its_keys_and_the_nearest_dialect(tmp_path: Path) -> None:
+    sample = replace(SAMPLES["soccernet"], head_only=False)
+    state = {f"layer{number:02}.weight": torch.ones(2) for number in range(20)}
+    message = refusal(sample, tmp_path, state)
+    assert message.endswith("layer10.weight, layer11.weight, ...")
+    assert "layer12" not in message
+    state["net_vlad.conv.weight"] = torch.ones(4, 9, 1, 1)
+    assert "lacks net_vlad.centroids of openibl, the nearest dialect, found layer00" in refusal(sample, tmp_path, state)
+    state["net_vlad.conv.bias"] = torch.ones(4)
+    assert "lacks net_vlad.centroids of lyakaap, the nearest dialect" in refusal(sample, tmp_path, state)
+
+
+def test_two_heads_in_one_checkpoint_must_be_told_apart(tmp_path: Path) -> None:
+    hloc, openibl = SAMPLES["hloc"], SAMPLES["openibl"]
+    state = {**hloc.state, **openibl.state}
+    assert "could be openibl or hloc: choose one with --dialect" in refusal(hloc, tmp_path, state)
+    assert read_head(hloc.save(tmp_path, state), dialect="hloc").spec.num_clusters == 5
+
+
+def test_an_unknown_dialect_is_refused_with_all_names(tmp_path: Path) -> None:
+    sample = SAMPLES["hloc"]
+    with pytest.raises(UsageError, match=r"dialect 'vlad' is unknown: choose collaborative-experts, .*pointnetvlad"):
+        read_head(sample.save(tmp_path), dialect="vlad")
+
+
+@pytest.mark.parametrize("name", ["pytorch-netvlad", "hloc", "pointnetvlad", "lyakaap, bare"])
+def test_the_prefix_to_pass_is_named_for_every_dialect(tmp_path: Path, name: str) -> None:
+    sample = SAMPLES[name]
+    state = {f"module.model.{key}": tensor for key, tensor in sample.state.items()}
+    assert refusal(sample, tmp_path, state).endswith(": export it with --prefix model")
+    head = read_head(sample.save(tmp_path, state), prefix="model", head_only=sample.head_only)
+    assert head.spec.feature_size == sample.width
+
+
+@pytest.mark.parametrize("name", PROJECTED)
+def test_a_projection_is_refused_by_name_unless_the_head_alone_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    sample = SAMPLES[name]
+    message = refusal(sample, tmp_path, sample.state, head_only=False)
+    assert "holds a projection after the head, which is not supported yet: " in message
+    assert message.endswith(": pass --head-only for the descriptor before it")
+    with caplog.at_level("INFO"):
+        head = read_head(sample.save(tmp_path), head_only=True)
+    warning, note = caplog.records
+    assert (warning.levelname, note.levelname) == ("WARNING", "INFO")
+    named = warning.getMessage().removeprefix("left out: ").partition(": ")
+    assert named[2] == "the descriptor is the one before the projection"
+    assert named[0] in message
+    assert {key for key in named[0].split(", ") if key != "..."} <= set(head.ignored)
+
+
+@pytest.mark.parametrize(
+    "key", ["WPCA.0.weight", "whiten.weight", "out_projection.weight", "gating_weights", "mystery.weight"]
+)
+def test_a_projection_of_any_name_is_found_by_its_width(tmp_path: Path, key: str) -> None:
+    sample = SAMPLES["soccernet"]
+    state = {**sample.state, **projection(key, 7, 45)(Random(0))}
+    assert key in refusal(sample, tmp_path, state)
+    assert key in read_head(sample.save(tmp_path, state), head_only=True).ignored
+
+
+def test_a_projection_beside_the_references_own_keys_is_refused(tmp_path: Path) -> None:
+    sample = SAMPLES["collaborative-experts"]
+    state = {**sample.state, "hidden1_weights": torch.ones(60, 4)}
+    assert "holds a projection after the head, which is not supported yet: hidden1_weights" in refusal(
+        sample, tmp_path, state
+    )
+    assert read_head(sample.save(tmp_path, state), head_only=True).ignored == ("hidden1_weights",)
+
+
+def test_what_is_ignored_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sample = SAMPLES["pytorch-netvlad"]
+    with caplog.at_level("INFO"):
+        head = read_head(sample.save(tmp_path, {**sample.state, "step": torch.tensor(3)}))
+    assert caplog.messages == ["ignored: encoder.* (3 tensors), step (1 tensor)"]
+    assert head.preprocessing.startswith("local descriptors (batch, num_features, D): the last convolution of VGG16")
+
+
+def test_a_reference_file_brings_its_own_conventions(tmp_path: Path) -> None:
+    state = {name: SAMPLES["collaborative-experts"].state[name].numpy() for name in ("clusters", "clusters2")}
+    marks = {"assignment_bias": np.ones(8), "normalize_input": np.ones(()), "clusters_first": np.ones(())}
+    (tmp_path / "m.reference.npz").write_bytes(npz_content({**state, **marks}))
+    spec = read_head(tmp_path / "m.reference.npz").spec
+    assert (spec.assignment_bias, spec.normalize_input, spec.flatten) == (True, True, CLUSTERS_FIRST)
