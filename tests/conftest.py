@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 IN_CI = os.environ.get("CI") == "true"
 DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
-LEAST_TESTS_IN_CI = 1340
+LEAST_TESTS_IN_CI = 2140
 """A gate must not empty quietly: CI fails when fewer tests than this have passed."""
 
 
@@ -54,6 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI, fail a whole run in which too few tests passed, or one was skipped that needs no GPU."""
+    if hasattr(session.config, "workerinput"):
+        return  # one of several processes: the one that gathers their results judges
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     passed = len(reporter.stats.get("passed", [])) if reporter else 0
     whole = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
