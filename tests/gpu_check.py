@@ -172,7 +172,10 @@ class Findings:
         """Validate a candidate."""
 
         def validate() -> str:
-            report = workflow.validate(candidate)
+            try:
+                report = workflow.validate(candidate)
+            except UsageError as error:  # refused by design, such as wide logits where TF32 cannot be turned off
+                raise SkippedError(str(error)) from error
             self.parity.append(report)
             if report.verdict is Verdict.NOT_RUN:
                 raise SkippedError(report.reason)

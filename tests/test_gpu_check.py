@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import DeviceUnavailableError, RunError
+from netvlad_deploy.errors import DeviceUnavailableError, RunError, UsageError
+from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 from netvlad_deploy.spec import DESCRIPTOR, Verdict
 from tests import gpu_check
@@ -89,6 +90,18 @@ def test_what_is_missing_did_not_run_and_what_fails_failed() -> None:
     steps = [gpu_check.attempt("x", work) for work in (missing, fails, lambda: "differs", lambda: "")]
     assert [step.verdict for step in steps] == [Verdict.NOT_RUN, Verdict.FAIL, Verdict.FAIL, Verdict.PASS]
     assert [step.reason for step in steps] == ["no GPU", "RunError: refused", "differs", ""]
+
+
+def test_a_combination_that_is_refused_by_design_did_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(_: Candidate) -> None:
+        raise UsageError("wide logits may be rounded to TF32")
+
+    monkeypatch.setattr("netvlad_deploy.workflow.validate", refuse)
+    found = gpu_check.Findings()
+    assert not found.check_parity(Candidate(path=tmp_path / "m.onnx"), "x")
+    assert [(step.verdict, step.reason) for step in found.steps] == [
+        (Verdict.NOT_RUN, "wide logits may be rounded to TF32")
+    ]
 
 
 @pytest.mark.export
