@@ -42,6 +42,23 @@ def test_shapes_that_take_turns_are_recorded_as_they_last_ran(machine: Machine, 
         assert runner.replays == (0 if machine.world.rtx else 9)
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 9, 3)] * 4 + [(4, 2, 3)] + [(1, 9, 3)] * 4,  # the output alone grows
+        [(2, 400, 3)] + [(2, 5, 3)] * 4 + [(2, 300, 3)] + [(2, 5, 3)] * 4,  # nothing grows, the profile changes
+    ],
+)
+def test_a_graph_goes_with_the_memory_it_was_recorded_in(
+    machine: Machine, tmp_path: Path, shapes: list[tuple[int, int, int]]
+) -> None:
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        for seed, shape in enumerate(shapes):
+            check(runner, values(*shape, seed=seed))
+        assert runner.replays == (0 if machine.world.rtx else 4)
+    assert machine.cuda.alive == {}
+
+
 def test_work_that_cannot_be_recorded_runs_without_graphs(
     machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
