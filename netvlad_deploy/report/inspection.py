@@ -57,7 +57,7 @@ def checkpoint_lines(found: CheckpointInspection) -> list[str]:
         f"{found.path}  a checkpoint in the dialect {found.dialect}",
         f"  K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}, descriptor "
         f"{spec.descriptor_size}, index {spec.flatten}: {said}",
-        f"  local descriptors: {found.preprocessing}",
+        f"  input: {found.preprocessing}",
     ]
     if found.projections:
         lines.append(f"  a projection after the head, which is not exported: {', '.join(found.projections)}")

@@ -34,7 +34,7 @@ def artifact_lines(artifact: Artifact) -> list[str]:
     lines = [
         f"{artifact.path}  {artifact.precision}, {artifact.size_bytes} bytes, SHA-256 {artifact.sha256[:16]}",
         f"  K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}, descriptor "
-        f"{spec.descriptor_size}, weights: {artifact.origin}",
+        f"{spec.descriptor_size} ({spec.flatten}), weights: {artifact.origin}",
         f"  {_tensors(artifact, artifact.inputs)} -> {_tensors(artifact, artifact.outputs)}",
         f"  logit step {artifact.range.logit_step:.2g} at features of norm {artifact.range.norm:g}"
         + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else ""),
