@@ -27,7 +27,7 @@ class TestExport:
     def test_as_typed_in_the_mission(self, command: Command, tmp_path: Path) -> None:
         outcome = command("export", "--clusters", 64)
         assert outcome.code == 0
-        assert "K=64 D=512 G=0, descriptor 32768, weights: untrained, seed 0" in outcome.out
+        assert "K=64 D=512 G=0, descriptor 32768 (d*K+k), weights: untrained, seed 0" in outcome.out
         assert "no checkpoint given: the weights are initialised from seed 0, untrained" in outcome.err
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "netvlad.onnx",

@@ -91,7 +91,7 @@ def test_latency_text() -> None:
 
 def test_artifact_text() -> None:
     lines = artifact_lines(onnx_artifact(Path("m.onnx")))
-    assert "K=6 D=16 G=2, descriptor 96, weights: untrained, seed 0" in lines[1]
+    assert "K=6 D=16 G=2, descriptor 96 (d*K+k), weights: untrained, seed 0" in lines[1]
     assert lines[2:] == [
         "  features float32 -> descriptor float32",
         "  logit step 2.4e-07 at features of norm 1",
