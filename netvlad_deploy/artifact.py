@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.files import Staging, sha256_file
+from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile, Resize
 from netvlad_deploy.spec import FEATURES, MASK, AxisRange, FeatureRange, NetVLADSpec, Profile
 
-SCHEMA = "netvlad-deploy/artifact/2"
+SCHEMA = "netvlad-deploy/artifact/3"
 REFERENCE_SUFFIX = ".reference.npz"
 
 
@@ -32,7 +33,11 @@ class FileReference:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """What every artifact records. `parent` is the file it was made from, None for a seeded initialisation."""
+    """What every artifact records.
+
+    `parent` is the file it was made from, None for a seeded initialisation; `images` is what a pipeline does with
+    images, None for a head, which takes local descriptors.
+    """
 
     path: Path
     sha256: str = ""
@@ -48,6 +53,7 @@ class Artifact:
     parent: FileReference | None
     reference: FileReference
     preprocessing: str
+    images: ImageInput | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -55,9 +61,9 @@ class Artifact:
         """Return where the oracle's parameters stand."""
         return self.path.parent / self.reference.name
 
-    def input_shapes(self, profile: Profile) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Return the smallest, usual and largest shape of every input under an optimization profile."""
-        tails = {FEATURES: (self.spec.feature_size,), MASK: ()}
+        tails = {FEATURES: (self.spec.feature_size,), MASK: (), IMAGES: (3,)}
         return {name: tuple((*shape, *tails[name]) for shape in profile.shapes) for name in self.inputs}
 
 
@@ -122,7 +128,7 @@ class EngineArtifact(Artifact):
         return self.options.flavor
 
     @property
-    def profiles(self) -> tuple[Profile, ...]:
+    def profiles(self) -> tuple[AnyProfile, ...]:
         """Return the optimization profiles."""
         return self.options.profiles
 
@@ -245,11 +251,18 @@ def _from_json(record: dict[str, Any]) -> dict[str, Any]:
     typed = dict(record, spec=NetVLADSpec(**spec), reference=FileReference(**record["reference"]))
     typed["parent"] = FileReference(**record["parent"]) if record["parent"] else None
     typed["range"] = FeatureRange(**record["range"])
+    if record["images"] is not None:
+        images = record["images"]
+        size = images["resize"]["size"] and tuple(images["resize"]["size"])
+        typed["images"] = ImageInput(
+            mean=tuple(images["mean"]), std=tuple(images["std"]), resize=Resize(**dict(images["resize"], size=size))
+        )
     for name in {"inputs", "outputs", "warnings", "flags", "targets"} & set(record):
         typed[name] = tuple(record[name])
     if "options" in record:
+        kind = Profile if record["images"] is None else ImageProfile
         profiles = tuple(
-            Profile(**{axis: AxisRange(**bounds) for axis, bounds in profile.items()})
+            kind(**{axis: AxisRange(**bounds) for axis, bounds in profile.items()})
             for profile in record["options"]["profiles"]
         )
         capabilities = tuple(record["options"]["compute_capabilities"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.spec import Profile
 
 TENSORRT: Final = "tensorrt"
@@ -37,7 +38,7 @@ class BuildOptions:
     """
 
     flavor: str = TENSORRT
-    profiles: tuple[Profile, ...] = (Profile(),)
+    profiles: tuple[AnyProfile, ...] = (Profile(),)
     tf32: bool = False
     workspace_mib: int | None = None
     optimization_level: int | None = None
@@ -76,16 +77,15 @@ class BuildOptions:
         return arguments + [word for name in self.compute_capabilities for word in ("--compute-capability", name)]
 
 
-def fitting_profile(profiles: Sequence[Profile], batch: int, num_features: int) -> int:
+def fitting_profile(profiles: Sequence[AnyProfile], *shape: int) -> int:
     """Return the index of the profile with the smallest maximum that holds this shape.
 
     Raises: InputError if none does.
     """
-    fitting = [index for index, profile in enumerate(profiles) if profile.holds(batch, num_features)]
+    fitting = [index for index, profile in enumerate(profiles) if profile.holds(*shape)]
     if not fitting:
         outside = "; ".join(str(profile) for profile in profiles)
         which = "the profile" if len(profiles) == 1 else "every profile"
-        raise InputError(
-            f"batch is {batch}, num_features is {num_features}, outside {which} ({outside}): rebuild with a wider range"
-        )
+        lengths = ", ".join(f"{name} is {length}" for name, length in zip(profiles[0].axes, shape, strict=True))
+        raise InputError(f"{lengths}, outside {which} ({outside}): rebuild with a wider range")
     return min(fitting, key=lambda index: profiles[index].largest)

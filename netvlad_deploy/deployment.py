@@ -63,8 +63,8 @@ def deploy(
         parity.append(validate(Candidate(path=engine_path)))
         steps.append(_parity_step("parity of the engine", parity[1]))
         candidates.append(Candidate(path=engine_path))
-    profile = engine_options.profiles[0]
-    lengths = {"batch": profile.batch.min, "num_features": profile.num_features.opt}
+    axes = engine_options.profiles[0].axes
+    lengths = {"batch": axes["batch"].min, "num_features": axes["num_features"].opt}
     latency = bench(candidates, **lengths, duration_s=duration_s)
     steps += [
         Step(name=f"latency of {result.name}", verdict=result.verdict, reason=result.reason)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from netvlad_deploy.arrays import Array, Arrays
 from netvlad_deploy.build_options import fitting_profile
 from netvlad_deploy.errors import InputError, RunError
-from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec, Profile
+from netvlad_deploy.images import CHANNELS, IMAGES, AnyProfile
+from netvlad_deploy.spec import MASK, FeatureRange, NetVLADSpec, Profile
 
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")
@@ -36,7 +37,8 @@ class EventTimes:
 class Runner(ABC):
     """Compute the outputs of one artifact, checkpoint or oracle.
 
-    Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid.
+    Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid; or, for a
+    pipeline, `images` (B,H,W,3) uint8.
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
     """
 
@@ -49,7 +51,7 @@ class Runner(ABC):
         outputs: tuple[str, ...],
         optional_inputs: tuple[str, ...] = (),
         dtype: npt.DTypeLike = np.float32,
-        profiles: tuple[Profile, ...] = (),
+        profiles: tuple[AnyProfile, ...] = (),
         precision: str = "fp32",
         feature_range: FeatureRange | None = None,
     ) -> None:
@@ -73,6 +75,11 @@ class Runner(ABC):
     def largest_feature(self) -> float | None:
         """Return the largest absolute value that features may have, None if any that FP32 can say."""
         return None if self.range is None else self.range.largest
+
+    @property
+    def feature_profiles(self) -> tuple[Profile, ...]:
+        """Return the optimization profiles of a head, none for a pipeline."""
+        return tuple(profile for profile in self.profiles if isinstance(profile, Profile))
 
     @property
     def conditions(self) -> str:
@@ -105,12 +112,15 @@ class Runner(ABC):
         if not set(self.inputs) <= set(feeds) <= {*self.inputs, *self.optional_inputs}:
             hint = ": export with --masked" if MASK in feeds else ""
             raise InputError(f"{self.name} takes {', '.join(self.inputs)}, got {', '.join(feeds) or 'nothing'}{hint}")
-        features = feeds[FEATURES]
-        check_features(features, self.spec.feature_size, dtype=self.dtype)
+        main = feeds[self.inputs[0]]
+        if IMAGES in feeds:
+            check_images(main)
+        else:
+            check_features(main, self.spec.feature_size, dtype=self.dtype)
         if self.profiles:
-            fitting_profile(self.profiles, features.shape[0], features.shape[1])
+            fitting_profile(self.profiles, *main.shape[:-1])
         if MASK in feeds:
-            check_mask(feeds[MASK], features)
+            check_mask(feeds[MASK], main)
         return {
             name: np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array
             for name, array in feeds.items()
@@ -141,6 +151,16 @@ def check_features(features: Array, feature_size: int, *, dtype: npt.DTypeLike =
         raise InputError(f"features have shape {features.shape}: batch and num_features must be at least 1")
     if features.dtype != dtype:
         raise InputError(f"features are {features.dtype}, expected {np.dtype(dtype)}: convert with features.astype")
+
+
+def check_images(images: Array) -> None:
+    """Raise InputError unless `images` is a (B,H,W,3) array of uint8 and nothing in it is empty."""
+    if images.ndim != 4 or images.shape[3] != CHANNELS:
+        raise InputError(f"images have shape {images.shape}, expected (batch, height, width, {CHANNELS})")
+    if 0 in images.shape:
+        raise InputError(f"images have shape {images.shape}: batch, height and width must be at least 1")
+    if images.dtype != np.uint8:
+        raise InputError(f"images are {images.dtype}, expected uint8: RGB from 0 to 255")
 
 
 def check_mask(mask: Any, features: Any) -> None:

@@ -260,6 +260,11 @@ class Profile:
     batch: AxisRange = AxisRange(min=1, opt=8, max=64)
     num_features: AxisRange = AxisRange(min=1, opt=300, max=4096)
 
+    @property
+    def axes(self) -> dict[str, AxisRange]:
+        """Return the ranges by the names of their axes, in the order of a shape."""
+        return {"batch": self.batch, "num_features": self.num_features}
+
     def __str__(self) -> str:
         return f"batch {self.batch}, num_features {self.num_features}"
 
@@ -290,6 +295,6 @@ class Profile:
         """Return how many local descriptors the largest shape holds, which activation memory follows."""
         return self.batch.max * self.num_features.max
 
-    def holds(self, batch: int, num_features: int) -> bool:
-        """Return whether a shape is within the ranges."""
-        return batch in self.batch and num_features in self.num_features
+    def holds(self, *shape: int) -> bool:
+        """Return whether a shape (batch, num_features) is within the ranges."""
+        return all(length in axis for length, axis in zip(shape, self.axes.values(), strict=True))

@@ -40,7 +40,7 @@ from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
-from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec, Profile
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.netvlad import NetVLAD
@@ -151,7 +151,7 @@ def validate(
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if isinstance(artifact, EngineArtifact):
         _check_parent(artifact, against)
-    shapes = artifact.profiles[0] if isinstance(artifact, EngineArtifact) else None
+    shapes = _feature_profile(artifact)
     banks = [near_ties(parameters, shapes=shapes), *_own_bank(bank, queries)]
     candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact))
     reference = against.name if against else "oracle"
@@ -167,6 +167,12 @@ def validate(
     if junit is not None:
         write_text(junit, parity_junit(report))
     return report
+
+
+def _feature_profile(artifact: OnnxArtifact | EngineArtifact) -> Profile | None:
+    """Return the first optimization profile of an engine that takes local descriptors."""
+    profiles = artifact.profiles if isinstance(artifact, EngineArtifact) else ()
+    return next((profile for profile in profiles if isinstance(profile, Profile)), None)
 
 
 def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:

@@ -31,6 +31,7 @@ from netvlad_deploy.export.build_log import check_types, log_text, read_figures
 from netvlad_deploy.export.progress import run_builder
 from netvlad_deploy.export.timing_cache import load_timing_cache, save_timing_cache
 from netvlad_deploy.files import check_suffix, stage_files
+from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.machine import describe_machine, peak_memory_bytes
 from netvlad_deploy.runtime.cuda import describe_gpu, same_device
 from netvlad_deploy.runtime.trt_api import (
@@ -43,7 +44,6 @@ from netvlad_deploy.runtime.trt_api import (
     parse_onnx,
     stdout_to_stderr,
 )
-from netvlad_deploy.spec import Profile
 
 LOG = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ def _capabilities(config: Any) -> tuple[str, ...]:
     return tuple(config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
 
 
-def _profile(builder: Any, parent: OnnxArtifact, profile: Profile, tensorrt: TensorRT, logger: Any) -> Any:
+def _profile(builder: Any, parent: OnnxArtifact, profile: AnyProfile, tensorrt: TensorRT, logger: Any) -> Any:
     """Return TensorRT's optimization profile for the dynamic axes of every input."""
     optimization_profile = tensorrt.accepted(builder.create_optimization_profile(), "an optimization profile", logger)
     for name, shapes in parent.input_shapes(profile).items():

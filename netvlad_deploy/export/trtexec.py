@@ -5,8 +5,8 @@ from pathlib import Path
 
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.build_options import RTX
+from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.runtime.trt_api import MODULES
-from netvlad_deploy.spec import Profile
 
 
 def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> str:
@@ -46,7 +46,7 @@ def _tuning(artifact: EngineArtifact, timing_cache: Path | None) -> list[str]:
     return [word for word, wanted in chosen.items() if wanted]
 
 
-def _shapes(artifact: EngineArtifact, profile: Profile) -> list[str]:
+def _shapes(artifact: EngineArtifact, profile: AnyProfile) -> list[str]:
     """Return the shapes of every input, smallest, usual and largest."""
     shapes = artifact.input_shapes(profile)
     return [

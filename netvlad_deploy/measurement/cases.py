@@ -47,11 +47,11 @@ class Case:
 def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bool = False) -> Iterator[Case]:
     """Yield the cases of `validate` for a runner: in each of its optimization profiles, where it has several."""
     largest = runner.largest_feature
-    if len(runner.profiles) < 2:
-        shapes = runner.profiles[0] if runner.profiles else None
+    if len(runner.feature_profiles) < 2:
+        shapes = runner.feature_profiles[0] if runner.feature_profiles else None
         yield from default_cases(parameters, shapes=shapes, masked=masked, largest=largest)
         return
-    for profile in runner.profiles:
+    for profile in runner.feature_profiles:
         for case in default_cases(parameters, shapes=profile, masked=masked, largest=largest):
             yield replace(case, name=f"{case.name} in {profile.text}")
 

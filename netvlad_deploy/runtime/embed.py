@@ -123,7 +123,7 @@ def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
 
 def _largest_batch(runner: Runner, asked: int, num_features: int) -> int:
     """Return how many items of this length to run at once: what was asked, within a profile that takes the length."""
-    fitting = [profile.batch.max for profile in runner.profiles if num_features <= profile.num_features.max]
+    fitting = [profile.batch.max for profile in runner.feature_profiles if num_features <= profile.num_features.max]
     return min(asked, max(fitting, default=asked))
 
 
@@ -131,7 +131,7 @@ def _padded_shape(runner: Runner, batch: int, num_features: int, *, masked: bool
     """Return the smallest shape some profile takes that holds this one; only a mask lets `num_features` grow."""
     shapes = [
         (max(batch, profile.batch.min), max(num_features, profile.num_features.min))
-        for profile in runner.profiles
+        for profile in runner.feature_profiles
         if batch <= profile.batch.max and num_features <= profile.num_features.max
     ]
     allowed = [shape for shape in shapes if masked or shape[1] == num_features]

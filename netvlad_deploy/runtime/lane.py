@@ -20,7 +20,6 @@ from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.runner import EventTimes
 from netvlad_deploy.runtime.device_array import DeviceArray
 from netvlad_deploy.runtime.engine_loader import LoadedEngine
-from netvlad_deploy.spec import FEATURES
 
 LOG = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ class Lane:
     def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
         """Copy in, compute, copy out, wait; return the shapes of the outputs, which lie in pinned memory then."""
         cuda, stream = self.cuda, self._stream
-        self._select_profile(*inputs[FEATURES].shape[:2])
+        self._select_profile(*inputs[self._loaded.artifact.inputs[0]].shape[:-1])
         self._await(inputs)
         binding = self._bind(inputs)
         self._mark(0, timed)
@@ -125,9 +124,9 @@ class Lane:
             self._capture(binding)
         return binding.outputs
 
-    def _select_profile(self, batch: int, num_features: int) -> None:
+    def _select_profile(self, *shape: int) -> None:
         """Switch to the profile for this shape. Graphs go: they hold the addresses of the other profile's memory."""
-        profile = fitting_profile(self._loaded.artifact.profiles, batch, num_features)
+        profile = fitting_profile(self._loaded.artifact.profiles, *shape)
         if profile == self._profile:
             return
         with self._loaded.quiet:

@@ -12,6 +12,7 @@ ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
     {"spec", "require"},
+    {"images"},
     {"arrays", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner"},
     {"runtime", "models"},

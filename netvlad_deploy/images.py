@@ -1,0 +1,146 @@
+"""What a pipeline takes: images of which sizes, and what is done to them before the backbone sees them.
+
+Standard library only, like `spec`. Whoever loads an image resizes it by the rule here; the graph subtracts the mean
+and divides by the deviation itself, so that every device gives the backbone the same numbers.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.spec import AxisRange, Profile
+
+IMAGES: Final = "images"
+"""Name of a pipeline's input (batch, height, width, 3), uint8, RGB."""
+
+CHANNELS: Final = 3
+FILTERS: Final = ("bilinear", "box")
+"""How an image is resized, by the names that Pillow has for it; both average when they shrink."""
+
+IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
+IMAGENET_STD: Final = (58.395, 57.12, 57.375)
+"""Mean and deviation of RGB values from 0 to 255 over ImageNet. Source: torchvision's models, times 255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """How large an image becomes before it enters the graph.
+
+    Args:
+        size: height and width, whatever the image's own shape.
+        longest: length of the longer side, the shape kept. Without either, an image stays as large as it is.
+        filter: `bilinear` or `box`.
+
+    Raises: InputError if both rules are given, a length is below 1 or the filter is unknown.
+    """
+
+    size: tuple[int, int] | None = None
+    longest: int | None = None
+    filter: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.longest is not None:
+            raise InputError("an image is resized to a size or by its longer side, not both")
+        lengths = self.size or (() if self.longest is None else (self.longest,))
+        if any(length < 1 for length in lengths):
+            raise InputError(f"resize to {'x'.join(map(str, lengths))}: every length must be at least 1")
+        if self.filter not in FILTERS:
+            raise InputError(f"filter is {self.filter!r}, expected {' or '.join(FILTERS)}")
+
+    def __str__(self) -> str:
+        if self.size is not None:
+            return f"to {self.size[0]}x{self.size[1]} ({self.filter})"
+        return "no resize" if self.longest is None else f"longer side to {self.longest} ({self.filter})"
+
+    @classmethod
+    def parse(cls, text: str) -> "Resize":
+        """Read `HxW`, one number for the longer side, or `none`.
+
+        Raises: UsageError if the text has another form.
+        """
+        if text == "none":
+            return cls()
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+            raise UsageError(
+                f"resize {text!r} is not HxW, one number for the longer side, or none: for example 480x640"
+            )
+        lengths = [int(part) for part in text.split("x")]
+        return cls(size=(lengths[0], lengths[1])) if len(lengths) == 2 else cls(longest=lengths[0])
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that an image of this height and width is given."""
+        if self.size is not None:
+            return self.size
+        if self.longest is None:
+            return height, width
+        scale = self.longest / max(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """How an image becomes a backbone's input: resized by whoever loads it, then (rgb - mean) / std in the graph.
+
+    `mean` and `std` are of RGB values from 0 to 255.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    resize: Resize = Resize()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProfile:
+    """Optimization profile of a pipeline: the ranges of its three dynamic axes."""
+
+    batch: AxisRange
+    height: AxisRange
+    width: AxisRange
+
+    @property
+    def axes(self) -> dict[str, AxisRange]:
+        """Return the ranges by the names of their axes, in the order of a shape."""
+        return {"batch": self.batch, "height": self.height, "width": self.width}
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, height {self.height}, width {self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ImageProfile":
+        """Read `BxHxW,BxHxW,BxHxW`, the smallest, usual and largest shape, or one shape: `1x480x640`.
+
+        Raises: UsageError if the text has another form or the ranges are none.
+        """
+        if not re.fullmatch(r"\d+x\d+x\d+(,\d+x\d+x\d+,\d+x\d+x\d+)?", text):
+            raise UsageError(f"profile {text!r} is not BxHxW,BxHxW,BxHxW or one shape, for example 1x480x640")
+        axes = zip(*(shape.split("x") for shape in text.split(",")), strict=True)
+        batch, height, width = (AxisRange.parse(":".join(lengths)) for lengths in axes)
+        return cls(batch=batch, height=height, width=width)
+
+    @property
+    def text(self) -> str:
+        """Return the profile as `parse` reads it."""
+        return ",".join("x".join(map(str, shape)) for shape in self.shapes)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the smallest, usual and largest shape (batch, height, width)."""
+        ranges = self.axes.values()
+        return tuple(tuple(getattr(axis, bound) for axis in ranges) for bound in ("min", "opt", "max"))
+
+    @property
+    def largest(self) -> int:
+        """Return how many pixels the largest shape holds, which activation memory follows."""
+        return self.batch.max * self.height.max * self.width.max
+
+    def holds(self, *shape: int) -> bool:
+        """Return whether a shape (batch, height, width) is within the ranges."""
+        return all(length in axis for length, axis in zip(shape, self.axes.values(), strict=True))
+
+
+AnyProfile: TypeAlias = Profile | ImageProfile
+"""An optimization profile of a head or of a pipeline."""
+
+USUAL_IMAGES: Final = ImageProfile.parse("1x224x224,1x480x640,8x1024x1024")
+"""The profile of a pipeline whose images come in any size."""
