@@ -1,0 +1,137 @@
+"""From weights to artifacts: `export`, `build`, `deploy`, `precision`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.flags import (
+    AllowNotRun,
+    BuildFlags,
+    Duration,
+    EngineFlags,
+    ExpectSha256,
+    Force,
+    GraphFlags,
+    Json,
+    Output,
+    SourceFlags,
+    flags,
+)
+from netvlad_deploy.spec import GraphOptions
+
+if TYPE_CHECKING:
+    from netvlad_deploy.workflow import Source
+
+
+@flags
+def export(
+    source: SourceFlags, graph: GraphFlags, output: Output = None, force: Force = False, as_json: Json = False
+) -> None:
+    """Export to ONNX, BatchNorm folded, with the oracle's reference file beside it.
+
+    Without a checkpoint the weights are untrained. The target is CHECKPOINT.onnx, or netvlad.onnx, in this folder.
+    """
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.text import artifact_lines
+
+    target = output or Path((workflow.stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
+    artifact = workflow.export(_source(source), target, GraphOptions(**vars(graph)), force=force)
+    render("export", artifact, artifact_lines, as_json)
+
+
+@flags
+def build(
+    source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported ONNX file.")],
+    engine: EngineFlags,
+    tuning: BuildFlags,
+    output: Output = None,
+    expect_sha256: ExpectSha256 = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine, strongly typed, for one or several optimization profiles.
+
+    The target is MODEL.engine beside the ONNX file; the builder's log is MODEL.engine.log.
+    """
+    from netvlad_deploy import workflow
+    from netvlad_deploy.export.trtexec import trtexec_line
+    from netvlad_deploy.report.text import artifact_lines
+
+    target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
+    artifact = workflow.build(
+        source, target, tuning.options(engine), timing_cache=cache, expect_sha256=expect_sha256, force=force
+    )
+    render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, cache)}"], as_json)
+
+
+@flags
+def deploy(
+    source: SourceFlags,
+    graph: GraphFlags,
+    engine: EngineFlags,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
+        "deployment"
+    ),
+    duration: Duration = 3.0,
+    allow_not_run: AllowNotRun = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Export, build, validate and measure into one folder, with report.json and report.md."""
+    from netvlad_deploy.deployment import deploy as deploy_all
+    from netvlad_deploy.report.deployment import step_rows
+    from netvlad_deploy.report.text import table
+
+    deployment = deploy_all(
+        _source(source),
+        output,
+        GraphOptions(**vars(graph)),
+        engine_options=BuildOptions(flavor=engine.flavor, profiles=engine.profiles),
+        duration_s=duration,
+        force=force,
+    )
+    render("deploy", deployment, lambda done: table(("verdict", "step", "reason"), step_rows(done.steps)), as_json)
+    leave(deployment.verdict, allow_not_run)
+
+
+@flags
+def precision(
+    source: SourceFlags,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
+        "precision"
+    ),
+    feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what FP16 costs your weights, with report.json, report.md and a picture; needs no GPU."""
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.precision import precision_lines
+
+    report = workflow.precision(_source(source), output, feature_norm=feature_norm, force=force)
+    render("precision", report, precision_lines, as_json)
+
+
+def _source(given: SourceFlags) -> "Source":
+    from netvlad_deploy.workflow import Source
+
+    for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
+        if given.checkpoint is None and value:
+            raise UsageError(f"--{option} needs a checkpoint")
+    if given.checkpoint is not None and given.seed is not None:
+        raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
+    return Source(
+        checkpoint=given.checkpoint,
+        prefix=given.prefix,
+        dialect=given.dialect,
+        head_only=given.head_only,
+        num_clusters=given.clusters,
+        feature_size=given.feature_size,
+        num_ghost_clusters=given.ghost_clusters,
+        batch_norm=given.batch_norm,
+        seed=given.seed or 0,
+    )

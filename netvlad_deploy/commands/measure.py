@@ -1,0 +1,102 @@
+"""What an artifact is worth: `validate`, `bench`, `inspect`, `doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.flags import TIMED_BACKENDS, AllowNotRun, Backend, Dialect, Duration, ExpectSha256, Json, Prefix
+
+
+def validate(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file or an engine.")],
+    against: Annotated[
+        Path | None, typer.Option(help="An artifact or a checkpoint.  [default: the float64 oracle]")
+    ] = None,
+    backend: Backend = None,
+    bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    expect_sha256: ExpectSha256 = None,
+    allow_not_run: AllowNotRun = False,
+    as_json: Json = False,
+) -> None:
+    """Prove that an artifact computes what the unfolded layer computes.
+
+    Exit 1 if it does not, 69 if it cannot run on this machine.
+    """
+    from netvlad_deploy import workflow
+    from netvlad_deploy.measurement.candidate import Candidate
+    from netvlad_deploy.report.text import parity_lines
+
+    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
+    report = workflow.validate(candidate, against=against, bank=bank, queries=queries, junit=junit)
+    render("validate", report, parity_lines, as_json)
+    leave(report.verdict, allow_not_run)
+
+
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines.")],
+    backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    num_features: Annotated[int, typer.Option(min=1, help="Local descriptors of an image.")] = 300,
+    duration: Duration = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: all cores]")] = None,
+    budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
+    expect_sha256: ExpectSha256 = None,
+    allow_not_run: AllowNotRun = False,
+    as_json: Json = False,
+) -> None:
+    """Measure latency, each candidate in a process of its own, compared round by round with the first."""
+    from netvlad_deploy import workflow
+    from netvlad_deploy.report.text import latency_lines
+
+    report = workflow.bench(
+        workflow.candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
+        batch=batch,
+        num_features=num_features,
+        duration_s=duration,
+        threads=threads,
+        budget_p99_ms=budget_p99_ms,
+    )
+    render("bench", report, latency_lines, as_json)
+    leave(report.verdict, allow_not_run)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, an engine or a checkpoint.")],
+    load: Annotated[bool, typer.Option("--load", help="Load an engine, which runs its code: needs a GPU.")] = False,
+    prefix: Prefix = "",
+    dialect: Dialect = None,
+    expect_sha256: ExpectSha256 = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a file is: weights, tensors, versions, profiles, flags, and how to build it again."""
+    from netvlad_deploy import inspection
+    from netvlad_deploy.measurement.candidate import is_checkpoint
+    from netvlad_deploy.report.inspection import checkpoint_lines, inspection_lines
+
+    if not is_checkpoint(file):
+        found = inspection.inspect(file, load=load, expect_sha256=expect_sha256)
+        render("inspect", found, inspection_lines, as_json)
+    elif load or expect_sha256:
+        raise UsageError(f"{file} is a checkpoint: --load and --expect-sha256 are for ONNX files and engines")
+    else:
+        render(
+            "inspect", inspection.inspect_checkpoint(file, prefix=prefix, dialect=dialect), checkpoint_lines, as_json
+        )
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, what can run on this machine, and why not.
+
+    Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.
+    """
+    from netvlad_deploy.doctor import diagnose
+    from netvlad_deploy.report.doctor import diagnosis_lines
+
+    diagnosis = diagnose()
+    render("doctor", diagnosis, diagnosis_lines, as_json)
+    raise typer.Exit(1 if diagnosis.broken else 0)
