@@ -16,7 +16,7 @@ FLOORS = [
     {"arrays", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner"},
     {"runtime", "models"},
-    {"export", "measurement"},
+    {"export", "measurement", "source"},
     {"report"},
     {"workflow"},
     {"deployment", "doctor", "flags", "inspection"},
