@@ -18,7 +18,7 @@ FLOORS = [
     {"runtime", "models"},
     {"export", "measurement", "source"},
     {"report"},
-    {"workflow"},
+    {"workflow", "fitting"},
     {"deployment", "doctor", "flags", "inspection"},
     {"commands"},
     {"cli"},
