@@ -108,7 +108,7 @@ def head_module(state: Arrays) -> NetVLAD:
 def backbone_state(pipeline: Pipeline) -> Arrays:
     """Return the backbone's tensors as a vocabulary file names them."""
     state = pipeline.backbone.state_dict()
-    return {BACKBONE + name: np.ascontiguousarray(tensor.numpy()) for name, tensor in state.items()}
+    return {BACKBONE + name: tensor.contiguous().numpy() for name, tensor in state.items()}
 
 
 def fit_whitening(points: Float32, size: int) -> Arrays:
