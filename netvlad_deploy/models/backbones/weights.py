@@ -41,7 +41,7 @@ def identify(state: BackboneState) -> Backbone:
 def load_weights(backbone: Backbone, state: BackboneState) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the backbone with these weights in eval mode, and the names that stand behind its cut.
 
-    Raises: InputError if a tensor is missing, of another shape or unknown.
+    Raises: InputError if a tensor is missing, of another shape, not finite or unknown.
     """
     if backbone.trained:
         module = backbone.build()
@@ -98,6 +98,8 @@ def _check(name: str, root: str, wanted: Mapping[str, Tensor], tensors: Mapping[
     if missing := set(wanted) - set(tensors):
         raise InputError(f"lacks {whole(missing)} of the backbone {name}")
     for key, tensor in wanted.items():
+        if tensor.is_floating_point() and not tensors[key].isfinite().all():
+            raise InputError(f"{root}{key} is not finite: the checkpoint is damaged or training diverged")
         if tensors[key].shape != tensor.shape:
             raise InputError(
                 f"{root}{key} is {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)} of the backbone {name}"
