@@ -133,9 +133,10 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
             alpha=alpha,
             versions={name: installed_version(name) or "" for name in ("scikit-learn", "torch", "netvlad-deploy")},
         )
-        content = {**state, **vocabulary.backbone_state(pipeline)}
+        tensors = {**state, **vocabulary.backbone_state(pipeline)}
+        rows_first = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}  # it writes memory as is
         serialize = require("safetensors.numpy", extra="export").save
-        staging.write(target, serialize(content, metadata=record.metadata()))
+        staging.write(target, serialize(rows_first, metadata=record.metadata()))
     return Vocabulary(
         output=target,
         backbone=ready.name,

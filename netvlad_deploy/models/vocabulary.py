@@ -89,8 +89,8 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
     """
     wide = centroids.astype(np.float64)
     return {
-        "clusters": np.ascontiguousarray(2 * alpha * wide.T, dtype=np.float32),
-        "clusters2": np.ascontiguousarray(centroids.T[None]),
+        "clusters": (2 * alpha * wide.T).astype(np.float32),
+        "clusters2": centroids.T[None],
         BIAS: (-alpha * (wide**2).sum(axis=1)).astype(np.float32),
         NORMALIZE_INPUT: np.ones((), np.float32),
     }
@@ -108,7 +108,7 @@ def head_module(state: Arrays) -> NetVLAD:
 def backbone_state(pipeline: Pipeline) -> Arrays:
     """Return the backbone's tensors as a vocabulary file names them."""
     state = pipeline.backbone.state_dict()
-    return {BACKBONE + name: tensor.contiguous().numpy() for name, tensor in state.items()}
+    return {BACKBONE + name: tensor.numpy() for name, tensor in state.items()}
 
 
 def fit_whitening(points: Float32, size: int) -> Arrays:
