@@ -15,12 +15,13 @@ import numpy as np
 from netvlad_deploy.arrays import Array, Arrays, Float32
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.files import check_suffix, stage_files
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import Resize
 from netvlad_deploy.require import installed_version, require
 from netvlad_deploy.spec import NetVLADSpec
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.pipeline import Pipeline
+    from netvlad_deploy.models.record import VocabularyRecord
 
 LOG = logging.getLogger(__name__)
 
@@ -84,15 +85,11 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What `fit` wrote."""
+    """What `fit` wrote, and its record of it."""
 
     output: Path
-    backbone: str
-    images: ImageInput
-    num_images: int
-    num_descriptors: int
+    record: "VocabularyRecord"
     clusters: int
-    alpha: float
     descriptor_size: int
     skipped: tuple[Skipped, ...]
 
@@ -133,21 +130,21 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
             alpha=alpha,
             versions={name: installed_version(name) or "" for name in ("scikit-learn", "torch", "netvlad-deploy")},
         )
-        tensors = {**state, **vocabulary.backbone_state(pipeline)}
-        rows_first = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}  # it writes memory as is
-        serialize = require("safetensors.numpy", extra="export").save
-        staging.write(target, serialize(rows_first, metadata=record.metadata()))
+        staging.write(target, _content({**state, **vocabulary.backbone_state(pipeline)}, record))
     return Vocabulary(
         output=target,
-        backbone=ready.name,
-        images=ready.images,
-        num_images=len(used),
-        num_descriptors=len(points),
+        record=record,
         clusters=options.clusters,
-        alpha=alpha,
         descriptor_size=options.whitening or pipeline.head.spec.descriptor_size,
         skipped=tuple(skipped),
     )
+
+
+def _content(tensors: Arrays, record: "VocabularyRecord") -> bytes:
+    """Return the bytes of a safetensors file, which takes the memory of arrays as it is: rows first."""
+    rows_first = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    content: bytes = require("safetensors.numpy", extra="export").save(rows_first, metadata=record.metadata())
+    return content
 
 
 def find_images(folders: Sequence[Path]) -> list[Path]:

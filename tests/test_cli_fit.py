@@ -90,7 +90,8 @@ def test_a_vocabulary_is_a_checkpoint_of_backbone_and_head(command: Command, fol
     outcome = command("fit", folder, "--backbone", COLOURS, "--clusters", 3, "--resize", "40x56", "--json")
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
-    assert (record["schema"], record["num_images"], record["clusters"]) == ("netvlad-deploy/fit/1", COUNT, 3)
+    assert (record["schema"], record["clusters"]) == ("netvlad-deploy/fit/1", 3)
+    assert (record["record"]["num_images"], record["record"]["backbone"]) == (COUNT, COLOURS)
     assert f"{COUNT} of {COUNT} images" in outcome.err
     pipeline = read_pipeline(tmp_path / "vocabulary.safetensors", backbone=COLOURS)
     assert pipeline.images.resize == Resize(size=SIDES)
@@ -143,7 +144,7 @@ def test_a_broken_image_is_skipped_counted_and_in_the_exit_code(command: Command
 def test_images_of_several_sizes_are_taken_as_they_are(folder: Path, tmp_path: Path) -> None:
     with Image.open(folder / "3.png") as image:
         image.crop((0, 0, 31, 25)).save(folder / "3.png")
-    assert fit([folder], tmp_path / "v.safetensors", options(resize=Resize())).num_images == COUNT
+    assert fit([folder], tmp_path / "v.safetensors", options(resize=Resize())).record.num_images == COUNT
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,11 @@ def fit(
 
 def _lines(done: "Vocabulary") -> list[str]:
     """Return what `fit` prints."""
+    record = done.record
     return [
-        f"{done.output}  {done.clusters} clusters of {done.num_descriptors} local descriptors, "
-        f"{done.num_images} images",
-        f"  backbone {done.backbone}, images: {done.images}",
-        f"  alpha {done.alpha:.4g}, descriptor {done.descriptor_size}",
+        f"{done.output}  {done.clusters} clusters of {record.num_descriptors} local descriptors, "
+        f"{record.num_images} images",
+        f"  backbone {record.backbone}, images: {record.images}",
+        f"  alpha {record.alpha:.4g}, descriptor {done.descriptor_size}",
         *([f"  skipped {len(done.skipped)} images, named above"] if done.skipped else []),
     ]
