@@ -123,7 +123,7 @@ def fit_whitening(points: Float32, size: int) -> Arrays:
             f"images, {length} values"
         )
     mean = points.mean(axis=0, dtype=np.float64)
-    directions, variances = _principal(points - mean.astype(np.float32), size)
+    directions, variances = _principal(points, mean, size)
     if variances[-1] <= RANK * variances[0]:
         rank = int((variances > RANK * variances[0]).sum())
         raise InputError(f"whitening to {size} values: the images span {rank} directions only, ask for fewer")
@@ -131,23 +131,30 @@ def fit_whitening(points: Float32, size: int) -> Arrays:
     return {WEIGHT: weight.astype(np.float32), PROJECTION_BIAS: (-weight @ mean).astype(np.float32)}
 
 
-def _principal(centred: Float32, size: int) -> tuple[Float64, Float64]:
+def _principal(points: Float32, mean: Float64, size: int) -> tuple[Float64, Float64]:
     """Return the first principal directions (L,size), and the variance along each.
 
     From the smaller of the two Gram matrices: fewer images than values is the usual case. The largest value of a
     direction is positive, which fixes its sign.
     """
-    count, length = centred.shape
+    count, length = points.shape
+    blocks = [slice(start, start + COLUMNS) for start in range(0, length, COLUMNS)]
+
+    def centred(block: slice) -> Float64:
+        result: Float64 = points[:, block].astype(np.float64) - mean[block]
+        return result
+
     if count <= length:
         gram = np.zeros((count, count))
-        for start in range(0, length, COLUMNS):
-            block = centred[:, start : start + COLUMNS].astype(np.float64)
-            gram += block @ block.T
+        for block in blocks:
+            columns = centred(block)
+            gram += columns @ columns.T
         squares, left = np.linalg.eigh(gram)
         squares, left = squares[::-1][:size], left[:, ::-1][:, :size]
-        directions = centred.T @ left / np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))
+        left = left / np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))
+        directions = np.concatenate([centred(block).T @ left for block in blocks])
     else:
-        wide = centred.astype(np.float64)
+        wide = centred(slice(None))
         squares, vectors = np.linalg.eigh(wide.T @ wide)
         squares, directions = squares[::-1][:size], vectors[:, ::-1][:, :size]
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(size)])
