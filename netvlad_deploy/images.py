@@ -89,6 +89,10 @@ class ImageInput:
     std: tuple[float, float, float] = IMAGENET_STD
     resize: Resize = Resize()
 
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.resize}, then (rgb - ({mean})) / ({std})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProfile:

@@ -18,8 +18,9 @@ import torch
 from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.dialects import Head, detect, matching
-from netvlad_deploy.models.dialects.base import names
+from netvlad_deploy.models.dialects.base import BackboneState, names
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.models.record import VocabularyRecord
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
 
@@ -49,8 +50,17 @@ def load_checkpoint(
     return module_of(read_head(path, prefix=prefix, dialect=dialect, head_only=head_only), path)
 
 
-def read_head(path: Path | str, *, prefix: str = "", dialect: str | None = None, head_only: bool = False) -> Head:
+def read_head(
+    path: Path | str,
+    *,
+    prefix: str = "",
+    dialect: str | None = None,
+    head_only: bool = False,
+    with_backbone: bool = False,
+) -> Head:
     """Return the head of a checkpoint in the reference's form; the arguments are those of `load_checkpoint`.
+
+    With `with_backbone` an image backbone is not left out: make a pipeline of it.
 
     Raises: as `load_checkpoint`.
     """
@@ -62,8 +72,9 @@ def read_head(path: Path | str, *, prefix: str = "", dialect: str | None = None,
                 "pass --head-only for the descriptor before it"
             )
         LOG.warning("left out: %s: the descriptor is the one before the projection", names(head.projections))
-    if head.ignored:
-        LOG.info("ignored: %s", _counted(head.ignored))
+    used = head.backbone.root if with_backbone and head.backbone is not None else None
+    if ignored := [name for name in head.ignored if used is None or not name.startswith(used)]:
+        LOG.info("ignored: %s", counted(ignored))
     return head
 
 
@@ -86,7 +97,9 @@ def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None)
     for name, tensor in state.items():
         if name not in head.ignored and tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
-    return replace(head, dialect=chosen.name, projections=tuple(chosen.projections(state, head)))
+    projections = tuple(chosen.projections(state, head))
+    backbone = chosen.backbone.find(state) if chosen.backbone is not None else None
+    return replace(head, dialect=chosen.name, projections=projections, backbone=_recorded(backbone, path))
 
 
 def module_of(head: Head, path: Path | str) -> NetVLAD:
@@ -105,6 +118,29 @@ def module_of(head: Head, path: Path | str) -> NetVLAD:
     if eps is not None and module.batch_norm is not None:
         module.batch_norm.eps = float(eps)
     return module.eval()
+
+
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file of weights without containers and `module.`.
+
+    Raises: InputError if it is unreadable or runs code.
+    """
+    return _tensors(_read(Path(path)))
+
+
+def read_record(path: Path) -> VocabularyRecord | None:
+    """Return what a vocabulary file says of itself, None if it is another file.
+
+    Raises: InputError if the record is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with require("safetensors", extra="export").safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return VocabularyRecord.parse(metadata)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def check_options(spec: NetVLADSpec, path: Path, **given: int | bool | None) -> None:
@@ -155,6 +191,14 @@ def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
+def _recorded(backbone: BackboneState | None, path: Path) -> BackboneState | None:
+    """Add what a vocabulary file says of its backbone."""
+    record = read_record(path) if backbone is not None else None
+    if backbone is None or record is None:
+        return backbone
+    return replace(backbone, candidates=(record.backbone,), images=record.images, recorded=True)
+
+
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Return the tensors behind a prefix, without it."""
     start = prefix.rstrip(".") + "."
@@ -170,7 +214,7 @@ def _prefix_hint(tensors: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def _counted(ignored: Iterable[str]) -> str:
+def counted(ignored: Iterable[str]) -> str:
     """Return names in one line, those of a common start together: `encoder.* (26 tensors)`."""
     groups = Counter(f"{start}.*" if dot else start for start, dot, _ in (name.partition(".") for name in ignored))
     return ", ".join(f"{group} ({count} tensor{'s' if count > 1 else ''})" for group, count in sorted(groups.items()))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact
+from netvlad_deploy.images import ImageInput
 from netvlad_deploy.report.text import artifact_lines, mebibytes
 from netvlad_deploy.runtime.engine_loader import EngineTensor
 from netvlad_deploy.spec import NetVLADSpec
@@ -34,7 +35,10 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInspection:
-    """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on."""
+    """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on.
+
+    `backbone` is the name of its image backbone, or why it has none, and `images` what that takes.
+    """
 
     path: Path
     dialect: str
@@ -42,6 +46,8 @@ class CheckpointInspection:
     preprocessing: str
     ignored: tuple[str, ...]
     projections: tuple[str, ...]
+    backbone: str = ""
+    images: ImageInput | None = None
 
 
 def checkpoint_lines(found: CheckpointInspection) -> list[str]:
@@ -59,6 +65,8 @@ def checkpoint_lines(found: CheckpointInspection) -> list[str]:
         f"{spec.descriptor_size}, index {spec.flatten}: {said}",
         f"  input: {found.preprocessing}",
     ]
+    if found.images is not None:
+        lines.append(f"  backbone: {found.backbone}; images: {found.images}")
     if found.projections:
         lines.append(f"  a projection after the head, which is not exported: {', '.join(found.projections)}")
     others = [name for name in found.ignored if name not in found.projections]

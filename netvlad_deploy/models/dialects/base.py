@@ -3,11 +3,12 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.images import ImageInput
 from netvlad_deploy.spec import NetVLADSpec
 
 PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
@@ -23,6 +24,48 @@ MOST_NAMES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackboneKeys:
+    """Where a dialect saves its image backbone.
+
+    Args:
+        roots: what may stand before its names; the longest that fits counts.
+        candidates: what it may be, by the names of `models.backbones`.
+        images: what its own code does to an image.
+    """
+
+    roots: tuple[str, ...]
+    candidates: tuple[str, ...]
+    images: ImageInput = field(default_factory=ImageInput)
+
+    def find(self, state: Mapping[str, Tensor]) -> "BackboneState | None":
+        """Return the backbone in a checkpoint, None if there is none."""
+        root = max((each for each in self.roots if any(name.startswith(each) for name in state)), key=len, default="")
+        tensors = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
+        if not root:
+            return None
+        return BackboneState(root=root, tensors=tensors, candidates=self.candidates, images=self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneState:
+    """An image backbone as a checkpoint holds it.
+
+    Args:
+        root: what stood before its names.
+        tensors: its tensors, without the root.
+        candidates: what it may be, by the names of `models.backbones`.
+        images: what it takes.
+        recorded: the file itself says what it is and takes, not only its dialect.
+    """
+
+    root: str
+    tensors: Mapping[str, Tensor]
+    candidates: tuple[str, ...]
+    images: ImageInput
+    recorded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Head:
     """A NetVLAD as a checkpoint holds it, brought to the form of the reference.
 
@@ -32,6 +75,7 @@ class Head:
         preprocessing: what the local descriptors must be, in words.
         dialect: the name of the dialect it was saved in.
         projections: those of the ignored names that would map its descriptor on.
+        backbone: the image backbone among the ignored names, None if there is none.
     """
 
     spec: NetVLADSpec
@@ -40,6 +84,7 @@ class Head:
     preprocessing: str = PREPROCESSING
     dialect: str = ""
     projections: tuple[str, ...] = ()
+    backbone: BackboneState | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +101,7 @@ class Dialect(ABC):
         classifiers: starts of names that only classify descriptors, so that nothing is lost without them.
         explicit: its keys are also another dialect's, so it is never detected.
         preprocessing: what the local descriptors must be, in words.
+        backbone: where it saves its image backbone, None if it has none.
     """
 
     name: str
@@ -67,6 +113,7 @@ class Dialect(ABC):
     classifiers: tuple[str, ...] = ()
     explicit: bool = False
     preprocessing: str = PREPROCESSING
+    backbone: BackboneKeys | None = None
 
     @abstractmethod
     def convert(self, state: Mapping[str, Tensor]) -> Head:

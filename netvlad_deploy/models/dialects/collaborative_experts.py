@@ -4,12 +4,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from netvlad_deploy.models.dialects.base import PROJECTION, Dialect, Head, columns
+from netvlad_deploy.models.dialects.base import PROJECTION, BackboneKeys, Dialect, Head, columns
 from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
 
 BIAS = "assignment_bias"
 NORMALIZE_INPUT, CLUSTERS_FIRST_MARK = "normalize_input", "clusters_first"
 """Conventions in a reference file, which a state alone does not show: 1 for yes."""
+
+BACKBONE = "backbone."
+"""Before the names of a backbone in a vocabulary file, whose own record says which it is."""
 
 
 class CollaborativeExperts(Dialect):
@@ -18,7 +21,7 @@ class CollaborativeExperts(Dialect):
     def convert(self, state: Mapping[str, Tensor]) -> Head:
         """Keep every tensor but a projection: the module refuses what it does not know."""
         self.root(state)
-        ignored = tuple(sorted(name for name in state if PROJECTION.search(name)))
+        ignored = tuple(sorted(name for name in state if PROJECTION.search(name) or name.startswith(BACKBONE)))
         tensors = {name: tensor for name, tensor in state.items() if name not in ignored}
         num_clusters, feature_size, ghosts = columns("clusters", "clusters2", state)
         normalize_input, clusters_first = (_mark(tensors, name) for name in (NORMALIZE_INPUT, CLUSTERS_FIRST_MARK))
@@ -43,4 +46,5 @@ COLLABORATIVE_EXPERTS = CollaborativeExperts(
     name="collaborative-experts",
     keys="clusters (D,K+G), clusters2 (1,D,K), batch_norm.* or none",
     needs=("clusters", "clusters2"),
+    backbone=BackboneKeys(roots=(BACKBONE,), candidates=()),
 )

@@ -3,8 +3,11 @@
 Source: QVPR/Patch-NetVLAD, models_generic.py and netvlad.py.
 """
 
+from dataclasses import replace
+
+from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.dialects.convolution import Convolution
-from netvlad_deploy.models.dialects.pytorch_netvlad import ROOTS, VGG16, WPCA
+from netvlad_deploy.models.dialects.pytorch_netvlad import ENCODER, ROOTS, VGG16, WPCA
 
 PATCH_NETVLAD = Convolution(
     name="patch-netvlad",
@@ -12,4 +15,5 @@ PATCH_NETVLAD = Convolution(
     roots=ROOTS,
     present=(WPCA,),
     preprocessing=VGG16,
+    backbone=replace(ENCODER, images=ImageInput(resize=Resize(size=(480, 640)))),
 )
