@@ -14,6 +14,9 @@ from netvlad_deploy.spec import AxisRange, Profile
 IMAGES: Final = "images"
 """Name of a pipeline's input (batch, height, width, 3), uint8, RGB."""
 
+LOCAL_DESCRIPTORS: Final = "local_descriptors"
+"""Name of the tensor (batch, num_features, D) in a pipeline's graph that its head takes."""
+
 CHANNELS: Final = 3
 FILTERS: Final = ("bilinear", "box")
 """How an image is resized, by the names that Pillow has for it; both average when they shrink."""
