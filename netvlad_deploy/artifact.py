@@ -61,6 +61,11 @@ class Artifact:
         """Return where the oracle's parameters stand."""
         return self.path.parent / self.reference.name
 
+    @property
+    def usual_profile(self) -> AnyProfile:
+        """Return the optimization profile that it is built for where none is asked for."""
+        return Profile() if self.images is None else self.images.usual_profile
+
     def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Return the smallest, usual and largest shape of every input under an optimization profile."""
         tails = {FEATURES: (self.spec.feature_size,), MASK: (), IMAGES: (3,)}

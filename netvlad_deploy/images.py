@@ -92,6 +92,14 @@ class ImageInput:
     std: tuple[float, float, float] = IMAGENET_STD
     resize: Resize = Resize()
 
+    @property
+    def usual_profile(self) -> "ImageProfile":
+        """Return the optimization profile for images of the rule's one size, or of the usual sizes."""
+        if self.resize.size is None:
+            return USUAL_IMAGES
+        height, width = (AxisRange.parse(str(length)) for length in self.resize.size)
+        return ImageProfile(batch=USUAL_IMAGES.batch, height=height, width=width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProfile:
@@ -144,6 +152,23 @@ class ImageProfile:
 
 AnyProfile: TypeAlias = Profile | ImageProfile
 """An optimization profile of a head or of a pipeline."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `HxW`.
+
+    Raises: UsageError if the text has another form.
+    """
+    size = Resize.parse(text).size
+    if size is None:
+        raise UsageError(f"image size {text!r} is not HxW, for example 480x640")
+    return size
+
+
+def parse_profile(text: str) -> AnyProfile:
+    """Read an optimization profile: of a head `BxN`, of a pipeline `BxHxW`, one shape or three."""
+    return ImageProfile.parse(text) if text.partition(",")[0].count("x") == 2 else Profile.parse(text)
+
 
 USUAL_IMAGES: Final = ImageProfile.parse("1x224x224,1x480x640,8x1024x1024")
 """The profile of a pipeline whose images come in any size."""

@@ -98,30 +98,42 @@ def export_onnx(
     with stage_files(force=force) as staging:
         staging.check(target)
         subject = _pipeline(module, options) if isinstance(module, Pipeline) else _head(module, options, preprocessing)
-        feature_range, findings = audit(subject.head)
-        graph, shaped = _traced(subject, options)
-        external = _stage_weights(staging, graph, target)
-        artifact = OnnxArtifact(
-            path=target,
-            spec=subject.head.spec,
-            precision=options.precision_name,
-            inputs=subject.inputs,
-            outputs=options.outputs,
-            dtypes=subject.dtypes,
-            range=feature_range,
-            warnings=(*findings, *subject.warnings, *shaped),
-            origin=origin,
-            parent=parent,
-            reference=_stage_reference(staging, subject, target),
-            preprocessing=subject.preprocessing,
-            images=subject.images,
-            opset=options.opset,
-            external_data=external,
-            versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
-        )
-        clean(graph, artifact)
-        graph.write_inside()
-        return stage_artifact(staging, artifact, graph.model.SerializeToString(deterministic=True))
+        return _stage(staging, subject, target, options, origin, parent)
+
+
+def _stage(
+    staging: Staging,
+    subject: _Subject,
+    target: Path,
+    options: GraphOptions,
+    origin: str,
+    parent: FileReference | None,
+) -> OnnxArtifact:
+    """Stage the graph, what it refers to and its sidecar."""
+    feature_range, findings = audit(subject.head)
+    graph, shaped = _traced(subject, options)
+    external = _stage_weights(staging, graph, target)
+    artifact = OnnxArtifact(
+        path=target,
+        spec=subject.head.spec,
+        precision=options.precision_name,
+        inputs=subject.inputs,
+        outputs=options.outputs,
+        dtypes=subject.dtypes,
+        range=feature_range,
+        warnings=(*findings, *subject.warnings, *shaped),
+        origin=origin,
+        parent=parent,
+        reference=_stage_reference(staging, subject, target),
+        preprocessing=subject.preprocessing,
+        images=subject.images,
+        opset=options.opset,
+        external_data=external,
+        versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
+    )
+    clean(graph, artifact)
+    graph.write_inside()
+    return stage_artifact(staging, artifact, graph.model.SerializeToString(deterministic=True))
 
 
 def _stage_weights(staging: Staging, graph: Graph, target: Path) -> FileReference | None:
