@@ -1,4 +1,4 @@
-"""Fold the BatchNorms of a backbone away, and say where its activations come near the end of FP16.
+"""Fold the BatchNorms of a backbone away.
 
     s = gamma / sqrt(var + eps)                       BatchNorm in eval mode is affine, channel by channel:
     W' = W * s,  b' = beta + (b - mean) * s           x * W' + b' = BatchNorm(x * W + b)
@@ -11,9 +11,8 @@ computed in float64 and rounded once. A run of the whole backbone then proves th
 
 import contextlib
 import copy
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,10 +25,6 @@ from netvlad_deploy.errors import ExportError, FoldError
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 EXACT = 1e-9
 """Largest error of a fold in float64, over the largest value: rounding alone leaves about 1e-13."""
-
-LARGEST_HALF = 65504.0
-NEAR_HALF = LARGEST_HALF / 8
-"""An activation of a golden image above this is worth a warning: other images may have an eighth more bits."""
 
 
 class ChannelAffine(nn.Module):
@@ -99,7 +94,7 @@ def _fold_all(backbone: nn.Module, example: Tensor) -> None:
     for name, norm in list(backbone.named_modules(remove_duplicate=False)):
         if norm in replaced:
             backbone.set_submodule(name, replaced[norm])
-    if not _equal(_run(backbone, example), seen.result):
+    if not _equal(run(backbone, example), seen.result):
         raise ExportError("the backbone computes something else once its BatchNorms are folded: report its code")
 
 
@@ -121,7 +116,7 @@ def _fold_into(conv: nn.Module | None, norm: nn.Module, seen: "_Watched") -> boo
     conv.bias = nn.Parameter(shift if bias is None else shift + bias * scale, requires_grad=False)
     ((given, before),) = seen.runs[conv]
     expected = before * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1)
-    if _equal(_run(conv, given), expected):
+    if _equal(run(conv, given), expected):
         return True
     conv.weight, conv.bias = weight, bias  # such as a convolution that standardises its own weights
     return False
@@ -137,8 +132,8 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._makers: dict[int, nn.Module] = {}
         self._given: dict[nn.Module, Tensor] = {}  # keeps them alive: an id is a name only as long
         self._counting = True
-        with _hooked(backbone, (nn.Conv2d, *BATCH_NORMS), self._keep), self:
-            self.result = _run(backbone, example)
+        with hooked(backbone, (nn.Conv2d, *BATCH_NORMS), self._keep), self:
+            self.result = run(backbone, example)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count what every operator reads."""
@@ -165,38 +160,8 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._given[part] = given
 
 
-def activation_peaks(backbone: nn.Module, images: Tensor) -> dict[str, float]:
-    """Return the largest absolute value that each part of a backbone gives for normalised images, by its name."""
-    names = {part: f"backbone.{name}".rstrip(".") for name, part in backbone.named_modules()}
-    peaks: dict[str, float] = {}
-
-    def keep(part: nn.Module, _: Tensor, result: Any) -> None:
-        if isinstance(result, Tensor):
-            peaks[names[part]] = max(float(result.abs().max()), peaks.get(names[part], 0.0))
-
-    with _hooked(backbone, (nn.Module,), keep):
-        _run(backbone, images)
-    return peaks
-
-
-def check_half(peaks: Mapping[str, float]) -> tuple[str, ...]:
-    """Return a sentence if activations come near the end of FP16.
-
-    Raises: ExportError if they are beyond it, or a value is not finite.
-    """
-    name = max(peaks, key=lambda part: peaks[part] if math.isfinite(peaks[part]) else math.inf)
-    if not peaks[name] <= LARGEST_HALF:
-        raise ExportError(
-            f"{name} gives {peaks[name]:g} for a golden image, FP16 ends at {LARGEST_HALF:g}: export with "
-            "--precision fp32"
-        )
-    if peaks[name] <= NEAR_HALF:
-        return ()
-    return (f"{name} gives up to {peaks[name]:.0f} for the golden images, FP16 ends at {LARGEST_HALF:g}",)
-
-
 @contextlib.contextmanager
-def _hooked(
+def hooked(
     module: nn.Module, kinds: tuple[type[nn.Module], ...], keep: Callable[[nn.Module, Tensor, Any], None]
 ) -> Iterator[None]:
     """Tell `keep` of every run of the parts of these kinds: the part, its first input and its output."""
@@ -211,7 +176,8 @@ def _hooked(
         yield
 
 
-def _run(module: nn.Module, x: Tensor) -> Tensor:
+def run(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what a module gives, without gradients."""
     with torch.no_grad():
         result: Tensor = module(x)
     return result

@@ -14,8 +14,9 @@ from torch.func import functional_call
 
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.errors import ExportError
-from netvlad_deploy.export.backbone import activation_peaks, check_half, fold_backbone
+from netvlad_deploy.export.backbone import fold_backbone
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
+from netvlad_deploy.export.half_backbone import activation_peaks, check_half, half_backbone
 from netvlad_deploy.goldens import Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.spec import GraphOptions
@@ -66,7 +67,7 @@ def fold_pipeline(
             for name, peak in activation_peaks(backbone, _normalized(pipeline, golden.image)).items():
                 peaks[name] = max(peak, peaks.get(name, 0.0))
         warnings = check_half(peaks)
-        backbone = backbone.half()
+        backbone = half_backbone(backbone)
     return FoldedPipeline(backbone, head, pipeline).eval(), warnings
 
 

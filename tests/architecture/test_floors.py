@@ -27,11 +27,12 @@ FLOORS = [
 ALLOWED = {
     "torch": {
         "models",
-        "export/fold.py",
         "export/audit.py",
-        "export/onnx_model.py",
-        "export/graph.py",
         "export/backbone.py",
+        "export/fold.py",
+        "export/graph.py",
+        "export/half_backbone.py",
+        "export/onnx_model.py",
         "export/pipeline.py",
     },
     "onnx": set(),
