@@ -19,7 +19,7 @@ from netvlad_deploy.files import Staging, sha256_file
 from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile, Resize
 from netvlad_deploy.spec import FEATURES, MASK, AxisRange, FeatureRange, NetVLADSpec, Profile
 
-SCHEMA = "netvlad-deploy/artifact/3"
+SCHEMA = "netvlad-deploy/artifact/4"
 REFERENCE_SUFFIX = ".reference.npz"
 
 
@@ -61,6 +61,11 @@ class Artifact:
         """Return where the oracle's parameters stand."""
         return self.path.parent / self.reference.name
 
+    @property
+    def usual_profile(self) -> AnyProfile:
+        """Return the optimization profile that it is built for where none is asked for."""
+        return Profile() if self.images is None else self.images.usual_profile
+
     def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Return the smallest, usual and largest shape of every input under an optimization profile."""
         tails = {FEATURES: (self.spec.feature_size,), MASK: (), IMAGES: (3,)}
@@ -69,9 +74,10 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
-    """An exported ONNX graph."""
+    """An exported ONNX graph; `external_data` is the file of its weights where they are too many for one file."""
 
     opset: int
+    external_data: FileReference | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +164,11 @@ def reference_path(path: Path) -> Path:
     return path.with_name(path.stem + REFERENCE_SUFFIX)
 
 
+def external_path(path: Path) -> Path:
+    """Return where `export` writes the weights that are too many for the ONNX file `path`."""
+    return path.with_name(path.name + ".data")
+
+
 def stage_artifact(staging: Staging, artifact: ArtifactType, content: bytes) -> ArtifactType:
     """Stage an artifact's file and sidecar; return the artifact with its hash and size."""
     artifact = replace(artifact, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
@@ -188,6 +199,8 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
         raise ArtifactError(f"{path} has SHA-256 {found[:12]}, its sidecar says {artifact.sha256[:12]}: {cure}")
     if expect_sha256 is not None and found != expect_sha256.lower():
         raise ArtifactError(f"{path} has SHA-256 {found}, expected {expect_sha256}: it is another file, do not use it")
+    if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
+        check_file(path.parent, artifact.external_data, cure="export it again")
     return artifact
 
 
@@ -251,6 +264,8 @@ def _from_json(record: dict[str, Any]) -> dict[str, Any]:
     typed = dict(record, spec=NetVLADSpec(**spec), reference=FileReference(**record["reference"]))
     typed["parent"] = FileReference(**record["parent"]) if record["parent"] else None
     typed["range"] = FeatureRange(**record["range"])
+    if record.get("external_data"):
+        typed["external_data"] = FileReference(**record["external_data"])
     if record["images"] is not None:
         images = record["images"]
         size = images["resize"]["size"] and tuple(images["resize"]["size"])

@@ -10,7 +10,6 @@ from typing import Final
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.images import AnyProfile
-from netvlad_deploy.spec import Profile
 
 TENSORRT: Final = "tensorrt"
 RTX: Final = "tensorrt-rtx"
@@ -25,7 +24,8 @@ class BuildOptions:
 
     Args:
         flavor: tensorrt, or tensorrt-rtx, which builds without a GPU.
-        profiles: optimization profiles; a run takes the smallest that fits its shape.
+        profiles: optimization profiles; a run takes the smallest that fits its shape. Empty for the usual one of what
+            is built: `build_engine` fills it in.
         tf32: let the products of an FP32 graph round their inputs to TF32, which costs about 1e-3.
         workspace_mib: most scratch memory of a kernel in MiB, None for TensorRT's own limit, the GPU's memory.
         optimization_level: 0 (builds fastest) to 5, None for TensorRT's own.
@@ -38,7 +38,7 @@ class BuildOptions:
     """
 
     flavor: str = TENSORRT
-    profiles: tuple[AnyProfile, ...] = (Profile(),)
+    profiles: tuple[AnyProfile, ...] = ()
     tf32: bool = False
     workspace_mib: int | None = None
     optimization_level: int | None = None
@@ -49,8 +49,6 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.flavor not in FLAVORS:
             raise UsageError(f"flavor {self.flavor!r} is unknown: choose {' or '.join(FLAVORS)}")
-        if not self.profiles:
-            raise UsageError("an engine needs an optimization profile, got none")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"workspace is {self.workspace_mib} MiB, expected at least 1")
         if self.optimization_level not in (None, *LEVELS):
@@ -64,8 +62,7 @@ class BuildOptions:
     def arguments(self) -> list[str]:
         """Return these options as `netvlad-deploy build` takes them, those at their defaults left out."""
         arguments = [] if self.flavor == TENSORRT else ["--flavor", self.flavor]
-        if self.profiles != (Profile(),):
-            arguments += [word for profile in self.profiles for word in ("--profile", profile.text)]
+        arguments += [word for profile in self.profiles for word in ("--profile", profile.text)]
         for name, value in (("workspace-mib", self.workspace_mib), ("optimization-level", self.optimization_level)):
             arguments += [] if value is None else [f"--{name}", str(value)]
         for name, value in (

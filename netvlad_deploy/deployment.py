@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from netvlad_deploy.artifact import log_path, sidecar_path
 from netvlad_deploy.build_options import BuildOptions
@@ -48,7 +49,9 @@ def deploy(
     LOG.info("validate %s", onnx_path)
     parity = [validate(Candidate(path=onnx_path))]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    candidates = [Candidate(path=onnx_path, backend="torch"), Candidate(path=onnx_path)]
+    candidates = [Candidate(path=onnx_path)]
+    if onnx.images is None:  # whose unfolded parameters torch can run
+        candidates.insert(0, Candidate(path=onnx_path, backend="torch"))
     engine = None
     LOG.info("build %s with %s", engine_path, flavor)
     try:
@@ -63,8 +66,12 @@ def deploy(
         parity.append(validate(Candidate(path=engine_path)))
         steps.append(_parity_step("parity of the engine", parity[1]))
         candidates.append(Candidate(path=engine_path))
-    axes = engine_options.profiles[0].axes
-    lengths = {"batch": axes["batch"].min, "num_features": axes["num_features"].opt}
+    axes = (engine_options.profiles or (onnx.usual_profile,))[0].axes
+    lengths: dict[str, Any] = {"batch": axes["batch"].min}
+    if "num_features" in axes:
+        lengths["num_features"] = axes["num_features"].opt
+    else:
+        lengths["image_size"] = axes["height"].opt, axes["width"].opt
     latency = bench(candidates, **lengths, duration_s=duration_s)
     steps += [
         Step(name=f"latency of {result.name}", verdict=result.verdict, reason=result.reason)

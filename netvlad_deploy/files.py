@@ -90,6 +90,10 @@ class Staging:
         with self.open(target, private=private) as stream:
             stream.write(content)
 
+    def sha256(self, target: Path) -> str:
+        """Return the SHA-256 of a new file that is complete under its temporary name."""
+        return sha256_file(self._moves[target])
+
     def commit(self) -> None:
         """Give every file its name, in the order they were added: the sidecar last."""
         for target, temporary in list(self._moves.items()):

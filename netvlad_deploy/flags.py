@@ -11,6 +11,7 @@ import typer
 
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.images import USUAL_IMAGES, AnyProfile, ImageProfile, parse_profile
 from netvlad_deploy.spec import AxisRange, Profile
 
 TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
@@ -107,23 +108,44 @@ class EngineFlags:
         str | None,
         typer.Option(metavar="MIN:OPT:MAX", help=f"Features per image.  [default: {Profile().num_features}]"),
     ] = None
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW[,HxW,HxW]", help="Height and width of images.  [default: as they are resized, or the usual]"
+        ),
+    ] = None
     profile: Annotated[
         list[str] | None,
-        typer.Option(metavar="BxN,BxN,BxN", help="Smallest, usual and largest shape; repeat for several profiles."),
+        typer.Option(
+            metavar="BxN,BxN,BxN", help="Smallest, usual and largest shape, BxHxW of images; repeat for several."
+        ),
     ] = None
 
     @property
-    def profiles(self) -> tuple[Profile, ...]:
-        """Return the optimization profiles.
+    def profiles(self) -> tuple[AnyProfile, ...]:
+        """Return the optimization profiles, none for the usual one of what is built.
 
         Raises: UsageError if they are given in two ways.
         """
-        if not self.profile:
-            batch, num_features = self.batch or str(Profile().batch), self.num_features or str(Profile().num_features)
-            return (Profile(batch=AxisRange.parse(batch), num_features=AxisRange.parse(num_features)),)
-        if self.batch or self.num_features:
-            raise UsageError("--profile says both axes: leave --batch and --num-features out")
-        return tuple(Profile.parse(text) for text in self.profile)
+        if self.profile:
+            if self.batch or self.num_features or self.image_size:
+                raise UsageError("--profile says all axes: leave --batch, --num-features and --image-size out")
+            return tuple(parse_profile(text) for text in self.profile)
+        if self.image_size:
+            if self.num_features:
+                raise UsageError("--image-size is for images, --num-features for features: leave one of them out")
+            return (_image_profile(AxisRange.parse(self.batch) if self.batch else USUAL_IMAGES.batch, self.image_size),)
+        if not self.batch and not self.num_features:
+            return ()
+        batch, num_features = self.batch or str(Profile().batch), self.num_features or str(Profile().num_features)
+        return (Profile(batch=AxisRange.parse(batch), num_features=AxisRange.parse(num_features)),)
+
+
+def _image_profile(batch: AxisRange, sizes: str) -> ImageProfile:
+    """Return the profile of a batch and of `HxW` or `HxW,HxW,HxW`."""
+    listed = sizes.split(",")
+    bounds = (batch.min, batch.opt, batch.max)
+    return ImageProfile.parse(",".join(f"{bound}x{size}" for bound, size in zip(bounds, listed * 3, strict=False)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from netvlad_deploy.spec import AxisRange, Profile
 IMAGES: Final = "images"
 """Name of a pipeline's input (batch, height, width, 3), uint8, RGB."""
 
+LOCAL_DESCRIPTORS: Final = "local_descriptors"
+"""Name of the tensor (batch, num_features, D) in a pipeline's graph that its head takes."""
+
 CHANNELS: Final = 3
 FILTERS: Final = ("bilinear", "box")
 """How an image is resized, by the names that Pillow has for it; both average when they shrink."""
@@ -93,6 +96,14 @@ class ImageInput:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{self.resize}, then (rgb - ({mean})) / ({std})"
 
+    @property
+    def usual_profile(self) -> "ImageProfile":
+        """Return the optimization profile for images of the rule's one size, or of the usual sizes."""
+        if self.resize.size is None:
+            return USUAL_IMAGES
+        height, width = (AxisRange.parse(str(length)) for length in self.resize.size)
+        return ImageProfile(batch=USUAL_IMAGES.batch, height=height, width=width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProfile:
@@ -145,6 +156,23 @@ class ImageProfile:
 
 AnyProfile: TypeAlias = Profile | ImageProfile
 """An optimization profile of a head or of a pipeline."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `HxW`.
+
+    Raises: UsageError if the text has another form.
+    """
+    size = Resize.parse(text).size
+    if size is None:
+        raise UsageError(f"image size {text!r} is not HxW, for example 480x640")
+    return size
+
+
+def parse_profile(text: str) -> AnyProfile:
+    """Read an optimization profile: of a head `BxN`, of a pipeline `BxHxW`, one shape or three."""
+    return ImageProfile.parse(text) if text.partition(",")[0].count("x") == 2 else Profile.parse(text)
+
 
 USUAL_IMAGES: Final = ImageProfile.parse("1x224x224,1x480x640,8x1024x1024")
 """The profile of a pipeline whose images come in any size."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from netvlad_deploy.arrays import Array, Float64, npz_content, read_arrays
+from netvlad_deploy.arrays import Array, Arrays, Float64, read_arrays
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOOR, NetVLADSpec
 
@@ -131,11 +131,11 @@ def load_reference(path: Path | str) -> ReferenceParameters:
         raise ArtifactError(f"no reference file: {error}: export again") from error
 
 
-def reference_content(arrays: Mapping[str, Array], spec: NetVLADSpec) -> bytes:
-    """Return the bytes of a reference file; the same arrays, under the reference's own names, give the same bytes."""
+def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
+    """Return what a reference file holds, in its order: arrays under the reference's own names, and its conventions."""
     conventions = {NORMALIZE_INPUT: spec.normalize_input, CLUSTERS_FIRST_FLAG: spec.flatten == CLUSTERS_FIRST}
     marks = {name: np.ones(()) for name, holds in conventions.items() if holds}
-    return npz_content(dict(sorted({**arrays, **marks}.items())))
+    return dict(sorted({**arrays, **marks}.items()))
 
 
 def local_descriptors(parameters: ReferenceParameters, features: Array) -> Float64:

@@ -19,6 +19,7 @@ from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, check_file, lo
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.files import make_folder, stage_files, write_text
+from netvlad_deploy.goldens import load_goldens
 from netvlad_deploy.measurement.candidate import (
     Candidate,
     check_lineage,
@@ -26,10 +27,11 @@ from netvlad_deploy.measurement.candidate import (
     open_runner,
     parity_backend,
 )
-from netvlad_deploy.measurement.cases import unit_rows
+from netvlad_deploy.measurement.golden import compare_goldens
 from netvlad_deploy.measurement.latency import LatencyReport, measure
 from netvlad_deploy.measurement.parity import ParityReport, compare
 from netvlad_deploy.measurement.precision import measure_precisions
+from netvlad_deploy.measurement.random_feeds import random_feeds
 from netvlad_deploy.measurement.retrieval import Bank, near_ties
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.report.junit import parity_junit
@@ -40,7 +42,7 @@ from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
 from netvlad_deploy.source import Source, load_head, load_module
-from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec, Profile
+from netvlad_deploy.spec import GraphOptions, Profile
 
 LOG = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def export(source: Source, target: Path, options: GraphOptions, *, force: bool =
     from netvlad_deploy.export.onnx_model import export_onnx
 
     return export_onnx(
-        module,  # type: ignore[arg-type]
+        module,
         target,
         options,
         origin=origin,
@@ -100,7 +102,7 @@ def validate(
     queries: Path | None = None,
     junit: Path | None = None,
 ) -> ParityReport:
-    """Compare an artifact with the oracle, or with another artifact or checkpoint.
+    """Compare an artifact with the oracle, a pipeline with its golden images, or either with another one.
 
     `bank` and `queries` are feature files of the user's own images to rank, beside a synthetic bank of near ties.
 
@@ -110,21 +112,27 @@ def validate(
     """
     path = candidate.path
     artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
-    parameters = load_reference(check_file(path.parent, artifact.reference))
+    reference_file = check_file(path.parent, artifact.reference)
+    parameters = load_reference(reference_file)
+    goldens = None if artifact.images is None else load_goldens(reference_file)
+    if goldens and (bank or queries or (against is not None and is_checkpoint(against))):
+        raise UsageError(f"{path} takes images: no bank of features, and only another pipeline to compare it with")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     if junit is not None and junit.suffix != ".xml":
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if isinstance(artifact, EngineArtifact):
         _check_parent(artifact, against)
-    shapes = _feature_profile(artifact)
-    banks = [near_ties(parameters, shapes=shapes), *_own_bank(bank, queries)]
     candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact))
-    reference = against.name if against else "oracle"
+    reference = against.name if against else "golden images" if goldens else "oracle"
     try:
         with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
             other = stack.enter_context(_open_reference(against)) if against else None
-            report = compare(runner, parameters, against=other, banks=banks)
+            if goldens:
+                report = compare_goldens(runner, goldens, parameters, against=other)
+            else:
+                banks = [near_ties(parameters, shapes=_feature_profile(artifact)), *_own_bank(bank, queries)]
+                report = compare(runner, parameters, against=other, banks=banks)
         report = replace(report, candidate=candidate.name, reference=reference)
     except UNAVAILABLE as error:
         report = ParityReport(
@@ -167,32 +175,25 @@ def bench(
     candidates: Sequence[Candidate],
     *,
     batch: int = 1,
-    num_features: int = 300,
+    num_features: int | None = None,
+    image_size: tuple[int, int] | None = None,
     duration_s: float = 3.0,
     threads: int | None = None,
     budget_p99_ms: float | None = None,
     seed: int = 0,
 ) -> LatencyReport:
-    """Time artifacts against each other on the same L2-normalised random features."""
+    """Time artifacts against each other on the same random input: L2-normalised features, or images.
+
+    `num_features` is 300 by default; `image_size`, height and width, is as the first pipeline's images are resized.
+    """
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     block_ms = 300.0
-    random = np.random.default_rng(seed)
-    shape = batch, num_features, _spec_of(candidates[0].path).feature_size
-    features = unit_rows(random.standard_normal(shape, dtype=np.float32))
-    feeds = {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
+    feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = max(5, round(duration_s * 1e3 / block_ms))
     return measure(
         candidates, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
     )
-
-
-def _spec_of(path: Path) -> NetVLADSpec:
-    """Return the shape of an artifact, which may not run here, or of a checkpoint."""
-    if not is_checkpoint(path):
-        return load_artifact(path).spec
-    with open_runner(path) as runner:
-        return runner.spec
 
 
 def embed(

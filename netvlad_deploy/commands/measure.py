@@ -41,7 +41,12 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines.")],
     backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
-    num_features: Annotated[int, typer.Option(min=1, help="Local descriptors of an image.")] = 300,
+    num_features: Annotated[
+        int | None, typer.Option(min=1, help="Local descriptors of an image.  [default: 300]")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Size of images.  [default: as they are resized, or 480x640]")
+    ] = None,
     duration: Duration = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: all cores]")] = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
@@ -51,12 +56,14 @@ def bench(
 ) -> None:
     """Measure latency, each candidate in a process of its own, compared round by round with the first."""
     from netvlad_deploy import workflow
+    from netvlad_deploy.images import parse_size
     from netvlad_deploy.report.text import latency_lines
 
     report = workflow.bench(
         workflow.candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
         batch=batch,
         num_features=num_features,
+        image_size=None if image_size is None else parse_size(image_size),
         duration_s=duration,
         threads=threads,
         budget_p99_ms=budget_p99_ms,

@@ -31,7 +31,7 @@ from netvlad_deploy.export.build_log import check_types, log_text, read_figures
 from netvlad_deploy.export.progress import run_builder
 from netvlad_deploy.export.timing_cache import load_timing_cache, save_timing_cache
 from netvlad_deploy.files import check_suffix, stage_files
-from netvlad_deploy.images import AnyProfile
+from netvlad_deploy.images import AnyProfile, ImageProfile
 from netvlad_deploy.machine import describe_machine, peak_memory_bytes
 from netvlad_deploy.runtime.cuda import describe_gpu, same_device
 from netvlad_deploy.runtime.trt_api import (
@@ -99,7 +99,7 @@ def build_engine(
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
-    options = options or BuildOptions()
+    options = _with_profiles(options or BuildOptions(), parent)
     if options.tf32 and parent.precision != "fp32":
         raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
     target = check_suffix(Path(target), ".engine")
@@ -118,6 +118,18 @@ def build_engine(
         artifact = _artifact(parent, target, options, built, figures, tensorrt.version)
         staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
         return stage_artifact(staging, artifact, built.content)
+
+
+def _with_profiles(options: BuildOptions, parent: OnnxArtifact) -> BuildOptions:
+    """Return the options with the optimization profiles of what is built.
+
+    Raises: UsageError for a profile of a head if it is a pipeline, or the reverse.
+    """
+    for profile in options.profiles:
+        if isinstance(profile, ImageProfile) != (parent.images is not None):
+            asked = "--image-size or --profile BxHxW" if parent.images else "--num-features or --profile BxN"
+            raise UsageError(f"{parent.path} takes {parent.inputs[0]}, got a profile of {profile}: pass {asked}")
+    return options if options.profiles else replace(options, profiles=(parent.usual_profile,))
 
 
 def _artifact(
@@ -142,6 +154,7 @@ def _artifact(
         parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
         reference=replace(parent.reference, name=_relative(parent.reference_path, target)),
         preprocessing=parent.preprocessing,
+        images=parent.images,
         versions={**parent.versions, options.flavor: version},
         options=options,
         flags=built.flags,
@@ -160,7 +173,7 @@ def _build(tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions, cach
         gpu = _gpu(tensorrt, options)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = tensorrt.accepted(builder.create_network(typed), "a network", logger)
-        parse_onnx(tensorrt, network, logger, parent.path.read_bytes())
+        parse_onnx(tensorrt, network, logger, parent.path)
         config = tensorrt.accepted(builder.create_builder_config(), "a configuration", logger)
         flags = _configure(tensorrt, config, options, logger)
         for profile in options.profiles:

@@ -1,44 +1,76 @@
-"""Export the folded module to an ONNX file: dynamic axes, weights inside, the same bytes for the same input.
+"""Export a head or a pipeline to an ONNX file: the same bytes for the same input.
 
-Requires: a reference module in eval mode. Ensures: no BatchNormalization, no loop, no scatter, no maximum over the
-local descriptors, no arithmetic on shapes; only `batch` and `num_features` are dynamic; no stack trace or path of the
-exporting machine in the file.
+Requires: a reference module in eval mode. Ensures: what `export.graph` promises; a head's graph has no arithmetic on
+shapes either. Weights are inside the file, or in `NAME.onnx.data` beside it where they are too many for that.
 """
 
 import copy
-import json
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from hashlib import sha256
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from netvlad_deploy.arrays import Array
-from netvlad_deploy.artifact import FileReference, OnnxArtifact, reference_path, stage_artifact
-from netvlad_deploy.errors import ExportError, UsageError
+from netvlad_deploy.arrays import Array, write_npz
+from netvlad_deploy.artifact import FileReference, OnnxArtifact, external_path, reference_path, stage_artifact
+from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.audit import audit
+from netvlad_deploy.export.backbone import check_backbone
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
-from netvlad_deploy.files import check_suffix, stage_files
+from netvlad_deploy.export.graph import (
+    SHAPE_OPS,
+    Axes,
+    Graph,
+    check_graph,
+    check_opset,
+    clean,
+    fix_reshape,
+    keep_outputs,
+    trace,
+)
+from netvlad_deploy.export.pipeline import FOLD_SIZE, fold_pipeline, make_goldens
+from netvlad_deploy.files import Staging, check_suffix, stage_files
+from netvlad_deploy.goldens import golden_arrays
+from netvlad_deploy.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
 from netvlad_deploy.models.dialects.base import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import reference_content
-from netvlad_deploy.require import installed_version, require
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, OLDEST_OPSET, STAGES, GraphOptions
+from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.oracle import reference_arrays
+from netvlad_deploy.require import installed_version
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, STAGES, GraphOptions
 
-FORBIDDEN_OPS = frozenset(
-    ("BatchNormalization", "ScatterND", "Shape", "Expand", "Loop", "Scan", "If", "ReduceLogSumExp")
-)
 EXPORTERS = ("torch", "onnx", "onnxscript")
+
+LARGEST_INSIDE = 2_000_000_000
+"""Bytes of a graph from which on its weights stand beside it: protobuf ends at 2 GiB."""
+
+HEAD_AXES: Axes = ({0: "batch", 1: "num_features"},)
+PIPELINE_AXES: Axes = ({0: "batch", 1: "height", 2: "width"},)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is exported: the module to trace, what it takes and names, and what will prove it.
+
+    `head` is its folded head; `arrays` are those of the reference file.
+    """
+
+    module: nn.Module
+    head: FoldedNetVLAD
+    examples: tuple[Tensor, ...]
+    axes: Axes
+    inputs: tuple[str, ...]
+    dtypes: Mapping[str, str]
+    tensors: tuple[str, ...]
+    arrays: dict[str, Array]
+    preprocessing: str
+    images: ImageInput | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def export_onnx(
-    module: NetVLAD,
+    module: NetVLAD | Pipeline,
     target: Path | str,
     options: GraphOptions | None = None,
     *,
@@ -47,46 +79,78 @@ def export_onnx(
     preprocessing: str = PREPROCESSING,
     force: bool = False,
 ) -> OnnxArtifact:
-    """Write `target`, its sidecar and the oracle's reference file; return the artifact.
+    """Write `target`, its sidecar and the reference file; return the artifact.
 
     Args:
-        module: the reference in eval mode.
+        module: the reference in eval mode: a head, which takes local descriptors, or a pipeline, which takes images.
         target: the ONNX file.
         options: precision, inputs and outputs; FP32 from features to descriptor by default.
         origin: where the weights come from, in words.
         parent: the file they come from, None if they come from no file.
-        preprocessing: what the local descriptors must be, in words.
+        preprocessing: what a head's local descriptors must be, in words.
         force: overwrite files that exist.
 
-    Raises: FoldError, ExportError, UsageError if the target exists or the opset is unknown, OutputError.
+    Raises: FoldError, ExportError, UsageError if the target exists, the opset is unknown or an option is not for a
+        pipeline, OutputError.
     """
-    options = _check_opset(options or GraphOptions())
+    options = check_opset(options or GraphOptions())
     target = check_suffix(Path(target), ".onnx")
     with stage_files(force=force) as staging:
         staging.check(target)
-        folded = fold(module, options)
-        feature_range, findings = audit(folded)
-        model = _check_graph(_trace(folded, options), options)
-        reference = reference_content(_reference_arrays(module), module.spec)
-        artifact = OnnxArtifact(
-            path=target,
-            spec=module.spec,
-            precision=options.precision_name,
-            inputs=options.inputs,
-            outputs=options.outputs,
-            dtypes=options.dtypes,
-            range=feature_range,
-            warnings=findings,
-            origin=origin,
-            parent=parent,
-            reference=FileReference(name=reference_path(target).name, sha256=sha256(reference).hexdigest()),
-            preprocessing=preprocessing,
-            opset=options.opset,
-            versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
-        )
-        _clean(model, artifact)
-        staging.write(reference_path(target), reference)
-        return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
+        subject = _pipeline(module, options) if isinstance(module, Pipeline) else _head(module, options, preprocessing)
+        return _stage(staging, subject, target, options, origin, parent)
+
+
+def _stage(
+    staging: Staging,
+    subject: _Subject,
+    target: Path,
+    options: GraphOptions,
+    origin: str,
+    parent: FileReference | None,
+) -> OnnxArtifact:
+    """Stage the graph, what it refers to and its sidecar."""
+    feature_range, findings = audit(subject.head)
+    graph, shaped = _traced(subject, options)
+    external = _stage_weights(staging, graph, target)
+    artifact = OnnxArtifact(
+        path=target,
+        spec=subject.head.spec,
+        precision=options.precision_name,
+        inputs=subject.inputs,
+        outputs=options.outputs,
+        dtypes=subject.dtypes,
+        range=feature_range,
+        warnings=(*findings, *subject.warnings, *shaped),
+        origin=origin,
+        parent=parent,
+        reference=_stage_reference(staging, subject, target),
+        preprocessing=subject.preprocessing,
+        images=subject.images,
+        opset=options.opset,
+        external_data=external,
+        versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
+    )
+    clean(graph, artifact)
+    graph.write_inside()
+    return stage_artifact(staging, artifact, graph.model.SerializeToString(deterministic=True))
+
+
+def _stage_weights(staging: Staging, graph: Graph, target: Path) -> FileReference | None:
+    """Write the large constants beside the graph if they are too many for one file."""
+    if graph.size_bytes <= LARGEST_INSIDE:
+        return None
+    path = external_path(target)
+    with staging.open(path) as stream:
+        graph.write_external(stream, path.name)
+    return FileReference(name=path.name, sha256=staging.sha256(path))
+
+
+def _stage_reference(staging: Staging, subject: _Subject, target: Path) -> FileReference:
+    path = reference_path(target)
+    with staging.open(path) as stream:
+        write_npz(stream, reference_arrays(subject.arrays, subject.head.spec))
+    return FileReference(name=path.name, sha256=staging.sha256(path))
 
 
 def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtifact:
@@ -95,19 +159,64 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
     For comparison only: its descriptors drift or are not finite.
     """
     options = GraphOptions(precision="fp16", output_dtype="float16")
-    model = trace(copy.deepcopy(module).half(), options, module.spec.feature_size, (DESCRIPTOR,))
+    examples = _examples(options, module.spec.feature_size)
+    graph = trace(
+        copy.deepcopy(module).half(),
+        examples,
+        HEAD_AXES,
+        inputs=options.inputs,
+        outputs=(DESCRIPTOR,),
+        opset=options.opset,
+    )
+    graph.write_inside()
     with stage_files(force=False) as staging:
         artifact = replace(like, path=target, inputs=options.inputs, outputs=options.outputs, dtypes=options.dtypes)
-        return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
+        return stage_artifact(staging, artifact, graph.model.SerializeToString(deterministic=True))
 
 
-def _check_opset(options: GraphOptions) -> GraphOptions:
-    """Return the options; raise UsageError if there is no such opset."""
-    require("onnxscript", extra="export")
-    newest = require("onnx", extra="export").defs.onnx_opset_version()
-    if not OLDEST_OPSET <= options.opset <= newest:
-        raise UsageError(f"opset {options.opset} is outside {OLDEST_OPSET} to {newest}")
-    return options
+def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subject:
+    folded = fold(module, options)
+    return _Subject(
+        module=folded,
+        head=folded,
+        examples=_examples(options, module.spec.feature_size),
+        axes=HEAD_AXES * len(options.inputs),
+        inputs=options.inputs,
+        dtypes=options.dtypes,
+        tensors=STAGES,
+        arrays=_reference_arrays(module),
+        preprocessing=preprocessing,
+    )
+
+
+def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
+    if options.masked or options.probe or options.input_dtype is not None or options.feature_norm != 1:
+        raise UsageError(
+            "a pipeline takes uint8 images and measures its local descriptors itself: leave --masked, --probe, "
+            "--input-dtype and --feature-norm out, or export the head alone with --input features"
+        )
+    check_backbone(pipeline.backbone)
+    goldens, norm = make_goldens(pipeline)
+    folded, warnings = fold_pipeline(pipeline, replace(options, feature_norm=norm), goldens)
+    size = pipeline.images.resize.size or FOLD_SIZE
+    return _Subject(
+        module=folded,
+        head=folded.head,
+        examples=(torch.zeros(2, *size, CHANNELS, dtype=torch.uint8),),
+        axes=PIPELINE_AXES,
+        inputs=(IMAGES,),
+        dtypes={IMAGES: "uint8", DESCRIPTOR: options.output_dtype},
+        tensors=(LOCAL_DESCRIPTORS, *STAGES),
+        arrays={**_reference_arrays(pipeline.head), **golden_arrays(goldens)},
+        preprocessing=f"RGB from 0 to 255, {pipeline.images.resize}; the graph normalises",
+        images=pipeline.images,
+        warnings=warnings,
+    )
+
+
+def _examples(options: GraphOptions, feature_size: int) -> tuple[Tensor, ...]:
+    features = torch.zeros(2, 3, feature_size, dtype=getattr(torch, options.dtypes[FEATURES]))
+    return (features, torch.ones(2, 3, dtype=torch.bool)) if options.masked else (features,)
 
 
 def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
@@ -120,127 +229,25 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     return arrays
 
 
-def _trace(folded: FoldedNetVLAD, options: GraphOptions) -> Any:
-    """Return the ONNX model of the folded module, its tensors named as in STAGES and those asked for as outputs."""
-    model = trace(folded, options, folded.spec.feature_size, STAGES)
-    _keep_outputs(model.graph, options.outputs)
-    return model
+def _traced(subject: _Subject, options: GraphOptions) -> tuple[Graph, tuple[str, ...]]:
+    """Return the checked graph, and a sentence if its backbone computes with shapes."""
+    graph = _trace(subject, options)
+    check_graph(graph, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
+    shaped = sorted({node.op_type for node in graph.model.graph.node} & SHAPE_OPS)
+    return graph, (f"the backbone computes with shapes ({', '.join(shaped)}), which may cost time",) if shaped else ()
 
 
-def trace(module: torch.nn.Module, options: GraphOptions, feature_size: int, outputs: Sequence[str]) -> Any:
-    """Return the ONNX model of a module of features (B,N,D) and optionally a mask, as torch writes it."""
-    inputs, opset = options.inputs, options.opset
-    axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("num_features", min=1)}
-    examples = (
-        torch.zeros(2, 3, feature_size, dtype=getattr(torch, options.dtypes[FEATURES])),
-        torch.ones(2, 3, dtype=torch.bool),
+def _trace(subject: _Subject, options: GraphOptions) -> Graph:
+    """Return the graph of the folded module, its tensors named and those asked for as outputs."""
+    graph = trace(
+        subject.module,
+        subject.examples,
+        subject.axes,
+        inputs=subject.inputs,
+        outputs=subject.tensors,
+        opset=options.opset,
     )
-    with _quiet_exporter():
-        try:
-            program = torch.onnx.export(
-                module,
-                examples[: len(inputs)],
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_shapes=(axes,) * len(inputs),
-                opset_version=opset,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"torch.onnx.export refused the layer at opset {opset}: {error}") from error
-    if program is None:
-        raise ExportError(f"torch.onnx.export returned nothing at opset {opset}")
-    return program.model_proto
-
-
-def _keep_outputs(graph: Any, outputs: Sequence[str]) -> None:
-    """Leave these outputs alone, in this order, and drop the nodes and constants that only others needed."""
-    found = {value.name: value for value in graph.output}
-    needed, nodes = set(outputs), []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-    _replace(graph.node, reversed(nodes))
-    _replace(graph.output, [found[name] for name in outputs])
-    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
-    _replace(graph.value_info, [value for value in graph.value_info if value.name in needed])
-
-
-def _replace(field: Any, values: Iterable[Any]) -> None:
-    values = [copy.deepcopy(value) for value in values]
-    del field[:]
-    field.extend(values)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep torch's exporter from warning about packages and internals that this export does not use."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _check_graph(model: Any, options: GraphOptions) -> Any:
-    """Return the model; raise ExportError unless its graph keeps what the module docstring promises."""
-    found = [*sorted({node.op_type for node in model.graph.node} & FORBIDDEN_OPS), *_wide_extremes(model)]
-    if found:
-        raise ExportError(f"torch {torch.__version__} wrote a graph with {', '.join(found)}: use another version")
-    written = {entry.domain: entry.version for entry in model.opset_import}
-    if written != {"": options.opset}:
-        raise ExportError(f"asked for opset {options.opset}, torch wrote {written}")
-    for value in (*model.graph.input, *model.graph.output):
-        names = [dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param]
-        if not set(names) <= {"batch", "num_features"}:
-            raise ExportError(f"{value.name} has the dynamic axes {names}, expected batch and num_features")
-        dtype = require("onnx", extra="export").helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        if dtype != options.dtypes[value.name]:
-            raise ExportError(f"{value.name} is {dtype}, asked for {options.dtypes[value.name]}")
-    return model
-
-
-def _wide_extremes(model: Any) -> Iterator[str]:
-    """Yield each maximum or minimum over more than a last axis of fixed length: TensorRT 11.2 made NaN of one over N.
-
-    The axes are an attribute up to opset 17, and a constant input from 18 on.
-    """
-    onnx = require("onnx", extra="export")
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    typed = (*graph.input, *graph.value_info, *graph.output)
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in typed}
-    for node in graph.node:
-        if node.op_type not in ("ReduceMax", "ReduceMin"):
-            continue
-        axes = [axis for attribute in node.attribute if attribute.name == "axes" for axis in attribute.ints]
-        if len(node.input) > 1 and node.input[1] in constants:
-            axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
-        dims = shapes.get(node.input[0], ())
-        if axes not in ([-1], [len(dims) - 1]) or not dims or not dims[-1].dim_value:
-            yield f"{node.op_type} over axes {axes} of {[dim.dim_param or dim.dim_value for dim in dims]}"
-
-
-def _clean(model: Any, artifact: OnnxArtifact) -> None:
-    """Remove stack traces and machine paths, write what the file is, and let the full checker see the result."""
-    graph = model.graph
-    for record in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        record.doc_string = ""
-        del record.metadata_props[:]
-    graph.name = "netvlad"
-    model.producer_name = "netvlad-deploy"
-    model.producer_version = version("netvlad-deploy")
-    metadata = {"spec": asdict(artifact.spec), "parent": artifact.parent and asdict(artifact.parent)}
-    for key, value in metadata.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = f"netvlad_deploy.{key}", json.dumps(value, sort_keys=True)
-    require("onnx", extra="export").checker.check_model(model, full_check=True)
+    if subject.images is not None:
+        fix_reshape(graph, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
+    keep_outputs(graph, options.outputs)
+    return graph

@@ -6,12 +6,12 @@ from typing import Final
 
 from netvlad_deploy.artifact import REFERENCE_SUFFIX, Artifact, EngineArtifact, OnnxArtifact, check_file, load_artifact
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import Profile
 
 ENGINES: Final = "tensorrt"
 """The backend of engines, of both flavors."""
@@ -50,7 +50,7 @@ def open_runner(
     backend: str | None = None,
     threads: int | None = None,
     prefix: str = "",
-    profile: Profile | None = None,
+    profile: AnyProfile | None = None,
     expect_sha256: str | None = None,
     runtime_cache: Path | None = None,
 ) -> Runner:
@@ -64,7 +64,8 @@ def open_runner(
             first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: what stands before the layer's names in a checkpoint.
-        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default `Profile()`.
+        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the
+            artifact's usual one.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
 
@@ -83,6 +84,8 @@ def open_runner(
             return _open_parameters(path, backend or "torch", threads, prefix)
         source = load_artifact(path, expect_sha256=expect_sha256)
     if backend in ("torch", "oracle"):
+        if source.images is not None:
+            raise UsageError(f"{source.path} has a backbone, which {backend} has not: leave the backend out")
         reference = check_file(source.path.parent, source.reference)
         return _open_parameters(reference, backend, threads, "")
     if isinstance(source, OnnxArtifact):
@@ -92,7 +95,7 @@ def open_runner(
     return _open_engine(source, backend or ENGINES, runtime_cache)
 
 
-def _open_onnx(artifact: OnnxArtifact, backend: str, threads: int | None, profile: Profile | None) -> Runner:
+def _open_onnx(artifact: OnnxArtifact, backend: str, threads: int | None, profile: AnyProfile | None) -> Runner:
     if backend == "strict":
         from netvlad_deploy.runtime.strict_runner import StrictRunner
 

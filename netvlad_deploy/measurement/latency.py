@@ -28,6 +28,7 @@ from netvlad_deploy.errors import (
     RunError,
     UsageError,
 )
+from netvlad_deploy.images import IMAGES
 from netvlad_deploy.machine import available_cores, describe_machine, installed_versions
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.runner import Feeds, check_finite
@@ -60,6 +61,7 @@ class Ratio:
 class CandidateLatency:
     """Latency of one candidate, over all its runs; `reason` says why it has none, or which budget it broke.
 
+    `variation` is the standard deviation over the mean.
     `h2d_ms`, `compute_ms` and `d2h_ms` are copies in, work and copies out by the GPU's own clock: medians of one run in
     each round. `conditions` says what the runner does to be fast.
     """
@@ -85,10 +87,11 @@ class CandidateLatency:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyReport:
-    """The outcome of `measure`. `variation` is the standard deviation over the mean."""
+    """The outcome of `measure`: of heads with `num_features`, or of pipelines with `image_size`, height and width."""
 
     batch: int
-    num_features: int
+    num_features: int | None
+    image_size: tuple[int, int] | None = None
     threads: int
     rounds: int
     block_ms: float
@@ -121,7 +124,8 @@ def measure(
     """
     if not candidates or rounds < 1:
         raise ParityError("no candidate or no round to measure: a measurement of nothing is none")
-    check_finite(feeds[FEATURES])
+    if FEATURES in feeds:
+        check_finite(feeds[FEATURES])
     threads = threads or available_cores()
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netvlad-bench-"))) / "feeds.npz"
@@ -135,11 +139,13 @@ def measure(
             LOG.info("round %d of %d", number + 1, rounds)
             for index in random.permutation(len(running)):
                 running[index].run_block(block_ms)
-        batch, num_features = feeds[FEATURES].shape[:2]
+        images, main = feeds.get(IMAGES), next(iter(feeds.values()))
+        batch = len(main)
         results = [worker.result(batch, workers[0], random) for worker in workers]
     return LatencyReport(
         batch=batch,
-        num_features=num_features,
+        num_features=main.shape[1] if images is None else None,
+        image_size=None if images is None else (images.shape[1], images.shape[2]),
         threads=threads,
         rounds=rounds,
         block_ms=block_ms,

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netvlad_deploy.arrays import Array, Float64
+from netvlad_deploy.arrays import Array, Arrays, Float64
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.measurement.cases import Case, profile_cases
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.localise import Departure, cluster_errors, localise, stored_rounding
 from netvlad_deploy.measurement.retrieval import Bank, RetrievalParity, compare_retrieval
 from netvlad_deploy.oracle import ReferenceParameters
-from netvlad_deploy.runner import Runner
+from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, MASK, NetVLADSpec, Verdict
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, NetVLADSpec, Verdict
 
 COSINE_NORM = 0.5
 """A cosine counts only where the oracle's norm exceeds this."""
@@ -46,7 +46,7 @@ class OutputParity:
     short_rows: int
     norm_error: float
     non_finite: int
-    worst_cluster: int
+    worst_cluster: int | None
     worst_error: float
     tolerance: float
     worst_ratio: float
@@ -55,11 +55,14 @@ class OutputParity:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseParity:
-    """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm."""
+    """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm.
+
+    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`.
+    """
 
     name: str
     batch: int
-    num_features: int
+    num_features: int | None
     logit_step: float
     outputs: tuple[OutputParity, ...]
 
@@ -202,6 +205,19 @@ def _judge(
         worst_ratio=float(ratios[worst]),
         cluster_errors=tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
     )
+
+
+def judge_head(name: str, got: Arrays, oracle: OracleRunner, feeds: Feeds, candidate: Runner) -> CaseParity:
+    """Judge the descriptor that `candidate`, a pipeline, gave for local descriptors of its own."""
+    expected = oracle.run(feeds)
+    allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)[DESCRIPTOR]
+    limit = SHORT_TOLERANCE if candidate.precision == "fp32" else np.inf
+    output = _judge(DESCRIPTOR, got[DESCRIPTOR], expected[DESCRIPTOR], allowed, candidate.spec, limit)
+    features = feeds[FEATURES]
+    norm = float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
+    step = candidate.range.step_at(norm) if candidate.range else 0.0
+    batch, num_features, _ = features.shape
+    return CaseParity(name=name, batch=batch, num_features=num_features, logit_step=step, outputs=(output,))
 
 
 def cosines(got: Float64, expected: Float64) -> Float64:

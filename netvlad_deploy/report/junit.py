@@ -13,8 +13,9 @@ def parity_junit(report: ParityReport) -> str:
     for case, output in outputs_of(report):
         element = ET.SubElement(suite, "testcase", classname=f"parity.{output.output}", name=case.name)
         if output.verdict is Verdict.FAIL:
+            where = "" if output.worst_cluster is None else f" in cluster {output.worst_cluster}"
             message = (
-                f"error {output.worst_error:.3e} in cluster {output.worst_cluster}, tolerance {output.tolerance:.3e}; "
+                f"error {output.worst_error:.3e}{where}, tolerance {output.tolerance:.3e}; "
                 f"max abs {output.max_abs:.3e}, {output.non_finite} values not finite"
             )
             ET.SubElement(element, "failure", message=message)

@@ -76,14 +76,14 @@ def parity_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
         yield (
             output.verdict.value,
             case.name,
-            f"{case.batch} x {case.num_features}",
+            str(case.batch) if case.num_features is None else f"{case.batch} x {case.num_features}",
             f"{case.logit_step:.2g}" + (" coarse" if case.logit_step > COARSE_STEP else ""),
             output.output,
             f"{output.max_abs:.1e}",
             _cosine(output),
             f"{output.norm_error:.1e}",
             f"{output.worst_ratio:.2g}" + (f", {output.non_finite} not finite" if output.non_finite else ""),
-            str(output.worst_cluster),
+            "-" if output.worst_cluster is None else str(output.worst_cluster),
         )
 
 
@@ -148,8 +148,10 @@ def _latency_row(candidate: CandidateLatency) -> tuple[str, ...]:
 
 def latency_title(report: LatencyReport) -> str:
     """Return what was measured, how and where."""
+    size = report.image_size
+    shape = f"num_features {report.num_features}" if size is None else f"images of {size[0]}x{size[1]}"
     return (
-        f"batch {report.batch}, num_features {report.num_features}, {report.threads} threads, {report.rounds} rounds "
+        f"batch {report.batch}, {shape}, {report.threads} threads, {report.rounds} rounds "
         f"of {report.block_ms:g} ms after {report.warmup_ms:g} ms, {report.machine['processor']}"
     )
 

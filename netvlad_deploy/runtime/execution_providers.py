@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, OutputError, RunError, UsageError
+from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.require import installed_version, require
-from netvlad_deploy.spec import MASK, Profile
 
 CPU: Final = "onnxruntime"
 CUDA: Final = "onnxruntime-cuda"
@@ -114,7 +114,7 @@ def precision_on(backend: str, artifact: OnnxArtifact) -> str:
     return "tf32" if artifact.precision == "fp32" else artifact.precision
 
 
-def make_cache(artifact: OnnxArtifact, precision: str, profile: Profile) -> Path:
+def make_cache(artifact: OnnxArtifact, precision: str, profile: AnyProfile) -> Path:
     """Make and return the folder of what a provider compiles: `NAME.onnx.cache/SHA-PRECISION-PROFILE`.
 
     ONNX Runtime's own key is the model's name, inputs and outputs: it would take a cached engine with other weights.
@@ -132,7 +132,7 @@ def make_cache(artifact: OnnxArtifact, precision: str, profile: Profile) -> Path
 
 
 def provider_options(
-    backend: str, artifact: OnnxArtifact, profile: Profile, *, cache: Path | None = None
+    backend: str, artifact: OnnxArtifact, profile: AnyProfile, *, cache: Path | None = None
 ) -> dict[str, str]:
     """Return the options of a backend's provider for an artifact, all of them text as ONNX Runtime wants it.
 
@@ -147,9 +147,10 @@ def provider_options(
         return {"device_id": "0", "use_tf32": str(int(artifact.precision == "tf32"))}
     prefix = "trt" if backend == TENSORRT else "nv"
     options = {"device_id": "0"}
-    for bound, shape in zip(("min", "opt", "max"), profile.shapes, strict=True):
+    shapes = artifact.input_shapes(profile)
+    for index, bound in enumerate(("min", "opt", "max")):
         options[f"{prefix}_profile_{bound}_shapes"] = ",".join(
-            _shape(name, shape, artifact) for name in artifact.inputs
+            f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in artifact.inputs
         )
     if cache is not None and backend == RTX:
         options["nv_runtime_cache_path"] = str(cache)
@@ -157,11 +158,6 @@ def provider_options(
         for kind in ("engine", "timing"):
             options |= {f"trt_{kind}_cache_enable": "1", f"trt_{kind}_cache_path": str(cache)}
     return options
-
-
-def _shape(name: str, shape: tuple[int, int], artifact: OnnxArtifact) -> str:
-    lengths = shape if name == MASK else (*shape, artifact.spec.feature_size)
-    return f"{name}:{'x'.join(map(str, lengths))}"
 
 
 def open_session(

@@ -10,6 +10,7 @@ from typing import Any
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import RunError
+from netvlad_deploy.images import LOCAL_DESCRIPTORS, AnyProfile
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import (
@@ -22,7 +23,10 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
-from netvlad_deploy.spec import FEATURES, STAGES, Profile
+from netvlad_deploy.spec import STAGES
+
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's entry for where a model that is given as bytes has its external data."""
 
 QUIET = 3
 """ONNX Runtime's severity for errors only."""
@@ -44,17 +48,17 @@ class OnnxRuntimeRunner(Runner):
         artifact: OnnxArtifact,
         *,
         backend: str = CPU,
-        profile: Profile | None = None,
+        profile: AnyProfile | None = None,
         threads: int | None = None,
         taps: bool = False,
     ) -> None:
-        profile = profile or Profile()
+        profile = profile or artifact.usual_profile
         super().__init__(
             artifact.path.name,
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            dtype=artifact.dtypes[FEATURES],
+            dtype=artifact.dtypes[artifact.inputs[0]],
             profiles=(profile,) if backend in PROFILED else (),
             precision=precision_on(backend, artifact),
             feature_range=artifact.range,
@@ -65,6 +69,8 @@ class OnnxRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
+        if artifact.external_data is not None:
+            options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.parent))
         self._configure(options, onnxruntime)
         self._errors = errors_of(onnxruntime)
         # a tapped graph has other outputs than the one that is cached, and is run once
@@ -92,8 +98,9 @@ class OnnxRuntimeRunner(Runner):
     def _model(self) -> Any:
         """Return the model with the type of every tensor, and its stages as outputs if they are tapped."""
         onnx = require("onnx", extra="export")
-        model = onnx.shape_inference.infer_shapes(onnx.load(self._artifact.path), strict_mode=True)
-        inside = [value for value in model.graph.value_info if value.name in STAGES]
+        model = onnx.load(self._artifact.path, load_external_data=False)
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *STAGES)]
         model.graph.output.extend(inside if self._taps else [])
         return model
 

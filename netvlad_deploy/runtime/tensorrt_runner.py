@@ -20,7 +20,6 @@ from netvlad_deploy.runner import EventTimes, Runner
 from netvlad_deploy.runtime.device_array import device_array
 from netvlad_deploy.runtime.engine_loader import LoadedEngine
 from netvlad_deploy.runtime.lane import Lane
-from netvlad_deploy.spec import FEATURES
 
 LOG = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class TensorRTRunner(Runner):
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            dtype=artifact.dtypes[FEATURES],
+            dtype=artifact.dtypes[artifact.inputs[0]],
             profiles=artifact.profiles,
             precision=artifact.precision,
             feature_range=artifact.range,

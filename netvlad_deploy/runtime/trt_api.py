@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from netvlad_deploy.build_options import RTX, TENSORRT
@@ -169,13 +170,13 @@ def last_error(logger: Any, thread: int | None = None) -> str:
     return lines[-1].text if lines else ""
 
 
-def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, content: bytes) -> None:
-    """Parse an ONNX file's bytes into a network.
+def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, path: Path) -> None:
+    """Parse an ONNX file into a network; its external data is looked for in its folder.
 
     Raises: BuildError with the parser's own words, node and line.
     """
     parser = tensorrt.module.OnnxParser(network, logger)
-    if not parser.parse(content):
+    if not parser.parse(path.read_bytes(), str(path)):
         errors = "; ".join(_in_words(parser.get_error(index)) for index in range(parser.num_errors))
         reason = errors or last_error(logger) or "no reason given"
         raise BuildError(f"{tensorrt.name} cannot parse the graph: {reason}")

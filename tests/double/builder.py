@@ -7,6 +7,7 @@ of the binding: None, False, -1 or an exception, and a line in the log.
 import enum
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.build_options import RTX, TENSORRT
@@ -181,7 +182,8 @@ class OnnxParser(Refusing):
     def __init__(self, network: Any, logger: Any) -> None:
         self._network, self._logger = network, Overridden.checked(logger, "ILogger")
 
-    def parse(self, content: bytes) -> bool:
+    def parse(self, content: bytes, path: str) -> bool:
+        assert Path(path).read_bytes() == content, "external data is beside another file"
         if self._refuses("parse"):
             return False
         self._network._graph = json.loads(content)

@@ -136,9 +136,9 @@ def test_a_graph_that_breaks_a_promise_is_refused(tmp_path: Path, monkeypatch: p
     trace = onnx_model._trace
 
     def with_batch_norm(*arguments: Any) -> Any:
-        model = trace(*arguments)
-        model.graph.node[0].op_type = "BatchNormalization"
-        return model
+        graph = trace(*arguments)
+        graph.model.graph.node[0].op_type = "BatchNormalization"
+        return graph
 
     monkeypatch.setattr(onnx_model, "_trace", with_batch_norm)
     with pytest.raises(ExportError, match="a graph with BatchNormalization"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from netvlad_deploy import workflow
+from netvlad_deploy.arrays import npz_content
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.files import stage_files
@@ -16,7 +17,7 @@ from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.localise import by_cluster
 from netvlad_deploy.measurement.parity import ParityReport, compare
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import load_reference, reference_content
+from netvlad_deploy.oracle import load_reference, reference_arrays
 from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, FLATTENINGS, GraphOptions, NetVLADSpec, Verdict
 from tests.modules import features
 
@@ -57,7 +58,7 @@ def with_reference_of(artifact: OnnxArtifact, other: NetVLAD) -> OnnxArtifact:
     """Return the artifact beside the oracle's file of another layer: the fault is in the graph, then."""
     state = {name: tensor.numpy() for name, tensor in other.state_dict().items()}
     with stage_files(force=True) as staging:
-        staging.write(artifact.reference_path, reference_content(state, other.spec))
+        staging.write(artifact.reference_path, npz_content(reference_arrays(state, other.spec)))
     return replace(artifact, spec=other.spec)
 
 

@@ -1,0 +1,249 @@
+"""From a torch module to the text of an ONNX graph: traced, pruned, checked and cleaned.
+
+Ensures: no BatchNormalization, no loop, no scatter; in a head no maximum over the local descriptors; only the axes
+asked for are dynamic; no stack trace or path of the exporting machine in the file. A large constant is an input of the
+graph while it is worked on, so that no pass copies it.
+"""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.errors import ExportError, UsageError
+from netvlad_deploy.require import require
+from netvlad_deploy.spec import OLDEST_OPSET, GraphOptions
+
+FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "If", "ReduceLogSumExp"))
+SHAPE_OPS = frozenset(("Shape", "Size", "Expand"))
+"""Arithmetic on shapes, which a head never needs and a backbone should not."""
+
+LARGE_BYTES = 2**20
+"""Constants from this size on are kept out of the passes."""
+
+Axes = tuple[Mapping[int, str], ...]
+"""The names of the dynamic axes of each input."""
+
+
+@dataclass
+class Graph:
+    """An ONNX model whose large constants are inputs meanwhile; `large` has them as the exporter has, not copied."""
+
+    model: Any
+    large: dict[str, Any]
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how large the file becomes, all constants inside."""
+        return int(self.model.ByteSize() + sum(tensor.nbytes for tensor in self.large.values()))
+
+    def write_external(self, stream: IO[bytes], location: str) -> None:
+        """Write the large constants to a file beside the graph, and let the graph say where they stand in it."""
+        for proto, tensor in self._restored():
+            proto.data_location = proto.EXTERNAL
+            values = {"location": location, "offset": stream.tell(), "length": tensor.nbytes}
+            for key, value in values.items():
+                entry = proto.external_data.add()
+                entry.key, entry.value = key, str(value)
+            stream.write(_raw(tensor))
+
+    def write_inside(self) -> None:
+        """Put the large constants into the graph."""
+        for proto, tensor in self._restored():
+            proto.raw_data = bytes(_raw(tensor))
+
+    def _restored(self) -> Iterator[tuple[Any, Any]]:
+        """Yield each large constant, no input any more, with its place among the constants of the graph."""
+        graph = self.model.graph
+        replace_all(graph.input, [value for value in graph.input if value.name not in self.large])
+        for name, tensor in self.large.items():
+            proto = graph.initializer.add()
+            proto.name, proto.data_type = name, int(tensor.dtype)
+            proto.dims.extend(tensor.shape.numpy())
+            yield proto, tensor
+        self.large = {}
+
+
+def _raw(tensor: Any) -> memoryview:
+    """Return the bytes of a constant, without a copy where its memory is contiguous."""
+    array = np.ascontiguousarray(tensor.numpy())
+    return array.reshape(-1).view(np.uint8).data
+
+
+def check_opset(options: GraphOptions) -> GraphOptions:
+    """Return the options; raise UsageError if there is no such opset."""
+    require("onnxscript", extra="export")
+    newest = require("onnx", extra="export").defs.onnx_opset_version()
+    if not OLDEST_OPSET <= options.opset <= newest:
+        raise UsageError(f"opset {options.opset} is outside {OLDEST_OPSET} to {newest}")
+    return options
+
+
+def trace(
+    module: torch.nn.Module,
+    examples: Sequence[torch.Tensor],
+    axes: Axes,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+) -> Graph:
+    """Return the graph of a module as torch writes it, `axes` dynamic."""
+    dims = {name: torch.export.Dim(name, min=1) for names in axes for name in names.values()}
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(examples),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=tuple({index: dims[name] for index, name in names.items()} for names in axes),
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(f"torch.onnx.export refused the module at opset {opset}: {error}") from error
+    if program is None:
+        raise ExportError(f"torch.onnx.export returned nothing at opset {opset}")
+    return _without_large(program.model)
+
+
+def _without_large(model: Any) -> Graph:
+    """Return the proto of the exporter's model with its large constants apart."""
+    graph, large = model.graph, {}
+    for name, value in list(graph.initializers.items()):
+        if value.const_value.nbytes >= LARGE_BYTES:
+            large[name] = graph.initializers.pop(name).const_value
+            graph.inputs.append(value)
+    return Graph(require("onnx_ir", extra="export").to_proto(model), large)
+
+
+def keep_outputs(traced: Graph, outputs: Sequence[str]) -> None:
+    """Leave these outputs alone, in this order, and drop the nodes and constants that only others needed."""
+    graph = traced.model.graph
+    found = {value.name: value for value in graph.output}
+    needed, nodes = set(outputs), []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    unused = traced.large.keys() - needed
+    traced.large = {name: tensor for name, tensor in traced.large.items() if name in needed}
+    replace_all(graph.node, reversed(nodes))
+    replace_all(graph.output, [found[name] for name in outputs])
+    replace_all(graph.input, [value for value in graph.input if value.name not in unused])
+    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
+    replace_all(graph.value_info, [value for value in graph.value_info if value.name in needed])
+
+
+def replace_all(field: Any, values: Iterable[Any]) -> None:
+    """Give a repeated field other values, which may be its own."""
+    values = [copy.deepcopy(value) for value in values]
+    del field[:]
+    field.extend(values)
+
+
+def fix_reshape(traced: Graph, tensor: str, shape: Sequence[int]) -> None:
+    """Let the Reshape that makes a tensor take a constant, instead of arithmetic on the shapes of other tensors.
+
+    Raises: ExportError if no Reshape makes it.
+    """
+    graph, constant = traced.model.graph, f"{tensor}_shape"
+    node = next((node for node in graph.node if tensor in node.output), None)
+    if node is None or node.op_type != "Reshape":
+        raise ExportError(f"torch {torch.__version__} wrote {tensor} without a Reshape: use another version")
+    node.input[1] = constant
+    del node.attribute[:]  # allowzero: 0 keeps a length
+    graph.initializer.append(require("onnx", extra="export").numpy_helper.from_array(np.array(shape), constant))
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep torch's exporter from warning about packages and internals that this export does not use."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int, *, head: bool) -> None:
+    """Raise ExportError unless a graph keeps what the module docstring promises.
+
+    `dtypes` are those of its inputs and outputs; the graph of a head alone has no SHAPE_OPS either.
+    """
+    model = traced.model
+    operators = {node.op_type for node in model.graph.node}
+    found = sorted(operators & (FORBIDDEN_OPS | SHAPE_OPS if head else FORBIDDEN_OPS))
+    found += wide_extremes(model) if head else []
+    if found:
+        raise ExportError(f"torch {torch.__version__} wrote a graph with {', '.join(found)}: use another version")
+    written = {entry.domain: entry.version for entry in model.opset_import}
+    if written != {"": opset}:
+        raise ExportError(f"asked for opset {opset}, torch wrote {written}")
+    known = {name for names in axes for name in names.values()}
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in traced.large:
+            continue
+        names = [dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param]
+        if not set(names) <= known:
+            raise ExportError(f"{value.name} has the dynamic axes {names}, expected {' and '.join(sorted(known))}")
+        dtype = require("onnx", extra="export").helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        if dtype != dtypes[value.name]:
+            raise ExportError(f"{value.name} is {dtype}, asked for {dtypes[value.name]}")
+
+
+def wide_extremes(model: Any) -> Iterator[str]:
+    """Yield each maximum or minimum over more than a last axis of fixed length: TensorRT 11.2 made NaN of one over N.
+
+    The axes are an attribute up to opset 17, and a constant input from 18 on.
+    """
+    onnx = require("onnx", extra="export")
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    typed = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in typed}
+    for node in graph.node:
+        if node.op_type not in ("ReduceMax", "ReduceMin"):
+            continue
+        axes = [axis for attribute in node.attribute if attribute.name == "axes" for axis in attribute.ints]
+        if len(node.input) > 1 and node.input[1] in constants:
+            axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        dims = shapes.get(node.input[0], ())
+        if axes not in ([-1], [len(dims) - 1]) or not dims or not dims[-1].dim_value:
+            yield f"{node.op_type} over axes {axes} of {[dim.dim_param or dim.dim_value for dim in dims]}"
+
+
+def clean(traced: Graph, artifact: OnnxArtifact) -> None:
+    """Remove stack traces and machine paths, write what the file is, and let the full checker see the result."""
+    model, graph = traced.model, traced.model.graph
+    for record in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        record.doc_string = ""
+        del record.metadata_props[:]
+    graph.name = "netvlad"
+    model.producer_name = "netvlad-deploy"
+    model.producer_version = version("netvlad-deploy")
+    metadata = {"spec": asdict(artifact.spec), "parent": artifact.parent and asdict(artifact.parent)}
+    if artifact.external_data is not None:  # so that other weights make another file
+        metadata["external_data"] = asdict(artifact.external_data)
+    for key, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = f"netvlad_deploy.{key}", json.dumps(value, sort_keys=True)
+    require("onnx", extra="export").checker.check_model(model, full_check=True)
