@@ -33,8 +33,8 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
-def read_arrays(path: Path) -> Array | Arrays:
-    """Return the array of a `.npy` file, or the named arrays of an `.npz` file.
+def read_arrays(path: Path, prefix: str = "") -> Array | Arrays:
+    """Return the array of a `.npy` file, or the named arrays of an `.npz` file, those whose names start so.
 
     Raises: InputError if the file is missing, truncated, or holds anything but plain arrays.
     """
@@ -43,7 +43,7 @@ def read_arrays(path: Path) -> Array | Arrays:
             loaded = np.load(stream, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return loaded
-            arrays = {name: loaded[name] for name in loaded.files}
+            arrays = {name: loaded[name] for name in loaded.files if name.startswith(prefix)}
     except DAMAGE as error:
         raise InputError(f"{path} is unreadable or truncated ({' '.join(str(error).split())})") from error
     for name, array in arrays.items():

@@ -22,7 +22,8 @@ SIZES: Final = ((224, 224), (241, 321), (320, 256))
 USUAL_PHOTO: Final = (480, 640)
 """What a rule for the longer side is asked about."""
 
-_KEY: Final = "golden.{index}.{part}"
+_PREFIX: Final = "golden."
+_KEY: Final = _PREFIX + "{index}.{part}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def load_goldens(path: Path) -> tuple[Golden, ...]:
     Raises: ArtifactError if there is none, or an array is not what a golden has.
     """
     try:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, _PREFIX)
         found = tuple(_goldens(arrays if isinstance(arrays, dict) else {}))
     except InputError as error:
         raise ArtifactError(f"no golden images: {error}: export again") from error

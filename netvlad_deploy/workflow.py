@@ -115,14 +115,13 @@ def validate(
     reference_file = check_file(path.parent, artifact.reference)
     parameters = load_reference(reference_file)
     goldens = None if artifact.images is None else load_goldens(reference_file)
-    if goldens and (bank or queries or (against is not None and is_checkpoint(against))):
-        raise UsageError(f"{path} takes images: no bank of features, and only another pipeline to compare it with")
+    if goldens and (bank or queries):
+        raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     if junit is not None and junit.suffix != ".xml":
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
-    if isinstance(artifact, EngineArtifact):
-        _check_parent(artifact, against)
+    _check_against(artifact, against)
     candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact))
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
@@ -160,15 +159,22 @@ def _open_reference(path: Path) -> Runner:
     return open_runner(path, backend=None if is_checkpoint(path) else parity_backend(load_artifact(path)))
 
 
-def _check_parent(engine: EngineArtifact, against: Path | None) -> None:
-    """Raise ArtifactError if the engine was built from another ONNX file than the one it stands beside or against."""
-    if engine.parent is None:
-        raise ArtifactError(f"{engine.path} names no parent: build it again")
-    check_lineage(engine)
-    if against is not None and not is_checkpoint(against):
-        other = load_artifact(against)
-        if isinstance(other, OnnxArtifact) and other.sha256 != engine.parent.sha256:
-            raise ArtifactError(f"{engine.path} was not built from {against}: build it again, or compare with its own")
+def _check_against(artifact: OnnxArtifact | EngineArtifact, against: Path | None) -> None:
+    """Compare what an artifact is and comes from with what it is to be compared with.
+
+    Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
+        if one takes images and the other does not.
+    """
+    other = None if against is None or is_checkpoint(against) else load_artifact(against)
+    if against is not None and (other is None or other.images is None) != (artifact.images is None):
+        raise UsageError(f"{artifact.path} takes {artifact.inputs[0]}, {against} does not: compare two that do")
+    if not isinstance(artifact, EngineArtifact):
+        return
+    if artifact.parent is None:
+        raise ArtifactError(f"{artifact.path} names no parent: build it again")
+    check_lineage(artifact)
+    if isinstance(other, OnnxArtifact) and other.sha256 != artifact.parent.sha256:
+        raise ArtifactError(f"{artifact.path} was not built from {against}: build it again, or compare with its own")
 
 
 def bench(

@@ -96,6 +96,25 @@ def masked(tmp_path_factory: pytest.TempPathFactory, module: "NetVLAD") -> OnnxA
     return export_onnx(module, tmp_path_factory.mktemp("masked") / "m.onnx", GraphOptions(masked=True))
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
+    """Return a small pipeline exported in FP32; do not change it."""
+    from netvlad_deploy.export.onnx_model import export_onnx
+    from tests.pipelines import tiny_pipeline
+
+    return export_onnx(tiny_pipeline(), tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def half(tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
+    """Return the same pipeline exported in FP16; do not change it."""
+    from netvlad_deploy.export.onnx_model import export_onnx
+    from tests.pipelines import tiny_pipeline
+
+    target = tmp_path_factory.mktemp("half") / "half.onnx"
+    return export_onnx(tiny_pipeline(), target, GraphOptions(precision="fp16"))
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Return the command line as a function, in an empty folder."""

@@ -185,7 +185,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int, *, head: bool) -> None:
-    """Raise ExportError unless a graph keeps what the module docstring promises.
+    """Raise ExportError unless a graph keeps what the module docstring promises, and let ONNX's full checker see it.
 
     `dtypes` are those of its inputs and outputs; the graph of a head alone has no SHAPE_OPS either.
     """
@@ -208,6 +208,7 @@ def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int
         dtype = require("onnx", extra="export").helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
         if dtype != dtypes[value.name]:
             raise ExportError(f"{value.name} is {dtype}, asked for {dtypes[value.name]}")
+    require("onnx", extra="export").checker.check_model(model, full_check=True)
 
 
 def wide_extremes(model: Any) -> Iterator[str]:
@@ -232,7 +233,7 @@ def wide_extremes(model: Any) -> Iterator[str]:
 
 
 def clean(traced: Graph, artifact: OnnxArtifact) -> None:
-    """Remove stack traces and machine paths, write what the file is, and let the full checker see the result."""
+    """Remove stack traces and machine paths, and write what the file is."""
     model, graph = traced.model, traced.model.graph
     for record in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         record.doc_string = ""
@@ -246,4 +247,3 @@ def clean(traced: Graph, artifact: OnnxArtifact) -> None:
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = f"netvlad_deploy.{key}", json.dumps(value, sort_keys=True)
-    require("onnx", extra="export").checker.check_model(model, full_check=True)

@@ -1,0 +1,229 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netvlad_deploy import workflow
+from netvlad_deploy.arrays import Arrays
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.errors import ParityError, UsageError
+from netvlad_deploy.goldens import Golden, distances, load_goldens
+from netvlad_deploy.images import ImageProfile
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
+from netvlad_deploy.measurement.golden import CEILING, compare_goldens, golden_tolerance
+from netvlad_deploy.measurement.parity import ParityReport
+from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.spec import Verdict
+from tests.pipelines import tiny_pipeline
+
+pytestmark = [pytest.mark.export, pytest.mark.ort]
+
+
+def module(pipeline: Pipeline, name: str) -> Any:
+    return pipeline.backbone.get_submodule(name)
+
+
+class TorchPipeline(Runner):
+    """A pipeline in torch, in FP32 or every product in FP16, to plant faults in."""
+
+    def __init__(self, pipeline: Pipeline, *, precision: str = "fp32", profiles: tuple[ImageProfile, ...] = ()) -> None:
+        super().__init__(
+            "torch", pipeline.head.spec, inputs=("images",), outputs=("descriptor",), dtype=np.uint8,
+            precision=precision, profiles=profiles,
+        )  # fmt: skip
+        self.pipeline = pipeline
+        self.batches: list[int] = []
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        self.batches.append(len(feeds["images"]))
+        with torch.inference_mode():
+            return {"descriptor": self.pipeline(torch.from_numpy(feeds["images"])).numpy()}
+
+
+def judged(tiny: OnnxArtifact, pipeline: Pipeline, **options: Any) -> ParityReport:
+    goldens, parameters = load_goldens(tiny.reference_path), load_reference(tiny.reference_path)
+    return compare_goldens(TorchPipeline(pipeline, **options), goldens, parameters)
+
+
+def test_what_was_exported_passes(tiny: OnnxArtifact) -> None:
+    report = judged(tiny, tiny_pipeline())
+    assert report.verdict is Verdict.PASS
+    assert [case.name for case in report.cases] == ["images 224x224", "images 241x321", "images 320x256"]
+    assert all(case.outputs[0].worst_ratio < 0.5 for case in report.cases)
+
+
+def swap_channels(pipeline: Pipeline) -> None:
+    conv = module(pipeline, "0")
+    conv.weight.data = conv.weight.data.flip(1)
+
+
+def shift_mean(pipeline: Pipeline) -> None:
+    pipeline.mean[1] += 1
+
+
+class Transposed(nn.Module):
+    """Take an image for one of its width as height, or give a feature map as if it lay (h,w,D) in memory."""
+
+    def __init__(self, backbone: nn.Module, where: str) -> None:
+        super().__init__()
+        self.backbone, self.where = backbone, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.where == "image":
+            result: Tensor = self.backbone(x.reshape(*x.shape[:2], x.shape[3], x.shape[2]))
+            return result
+        feature_map: Tensor = self.backbone(x)
+        return feature_map.permute(0, 2, 3, 1).reshape(feature_map.shape)
+
+
+def transpose_image(pipeline: Pipeline) -> None:
+    pipeline.backbone = Transposed(pipeline.backbone, "image")
+
+
+def transpose_map(pipeline: Pipeline) -> None:
+    pipeline.backbone = Transposed(pipeline.backbone, "map")
+
+
+def ignore_epsilon(pipeline: Pipeline) -> None:
+    module(pipeline, "1").eps = 0.0
+
+
+def turn_a_filter(pipeline: Pipeline) -> None:
+    module(pipeline, "3").weight.data[2] *= 1.01
+
+
+def swap_clusters(pipeline: Pipeline) -> None:
+    centres = pipeline.head.clusters2.data
+    centres[..., [0, 1]] = centres[..., [1, 0]]
+
+
+FAULTS = (swap_channels, shift_mean, transpose_map, ignore_epsilon, turn_a_filter, swap_clusters)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_at_every_size(tiny: OnnxArtifact, fault: Callable[[Pipeline], None]) -> None:
+    pipeline = tiny_pipeline()
+    fault(pipeline)
+    report = judged(tiny, pipeline)
+    assert [case.verdict for case in report.cases] == [Verdict.FAIL] * 3
+
+
+@pytest.mark.parametrize("fault", [swap_channels, transpose_map, swap_clusters])
+def test_a_gross_fault_is_found_in_half_precision(tiny: OnnxArtifact, fault: Callable[[Pipeline], None]) -> None:
+    """Which passes what rounding to 11 bits does, and a missing epsilon with it."""
+    pipeline = tiny_pipeline()
+    assert judged(tiny, pipeline, precision="fp16").verdict is Verdict.PASS
+    fault(pipeline)
+    assert judged(tiny, pipeline, precision="fp16").verdict is Verdict.FAIL
+
+
+def test_an_order_of_positions_is_invisible(tiny: OnnxArtifact) -> None:
+    """The descriptor is a sum over the positions: whether rows or columns come first says nothing."""
+    pipeline = tiny_pipeline()
+    local_descriptors = pipeline.local_descriptors
+    pipeline.local_descriptors = lambda images: local_descriptors(images).flip(1)  # type: ignore[method-assign]
+    assert judged(tiny, pipeline).verdict is Verdict.PASS
+
+
+def test_height_for_width_is_found_where_an_image_is_not_square(tiny: OnnxArtifact) -> None:
+    pipeline = tiny_pipeline()
+    transpose_image(pipeline)
+    report = judged(tiny, pipeline)
+    assert [case.verdict for case in report.cases] == [Verdict.PASS, Verdict.FAIL, Verdict.FAIL]
+
+
+def test_values_that_are_not_finite_fail(tiny: OnnxArtifact) -> None:
+    pipeline = tiny_pipeline()
+    module(pipeline, "6").bias.data[0] = torch.nan
+    report = judged(tiny, pipeline)
+    assert report.verdict is Verdict.FAIL
+    assert report.cases[0].outputs[0].non_finite > 0
+    assert report.cases[0].outputs[0].worst_error == np.inf
+
+
+class TestTolerance:
+    golden = Golden(image=np.zeros((2, 3, 3), np.uint8), descriptor=np.ones(4), fp32_distance=1e-6)
+
+    def test_follows_the_measured_distance_and_the_unit_roundoff(self) -> None:
+        assert golden_tolerance(self.golden, "fp32") == pytest.approx(16e-6)
+        for precision in ("tf32", "fp16", "fp16-wide-logits"):
+            assert golden_tolerance(self.golden, precision) == pytest.approx(4e-6 * 2**13)
+
+    def test_has_a_floor(self) -> None:
+        lucky = replace(self.golden, fp32_distance=0.0)
+        assert golden_tolerance(lucky, "fp32") == pytest.approx(16 * 2.0**-23)
+
+    def test_that_would_pass_anything_is_an_error(self) -> None:
+        wild = replace(self.golden, fp32_distance=1e-5)
+        assert golden_tolerance(wild, "fp32") < CEILING
+        with pytest.raises(ParityError, match=r"images 2x3: rounding to fp16 may turn .* by 0\.33, over 0\.1 nothing"):
+            golden_tolerance(wild, "fp16")
+
+    def test_distances_are_relative_to_the_length(self) -> None:
+        expected = np.array([[3.0, 4.0], [0.3, 0.4]])
+        assert distances(expected + np.array([[0.5, 0], [0.05, 0]]), expected) == pytest.approx([0.1, 0.1])
+        assert distances(np.array([[np.nan, 1.0]]), expected[:1]).tolist() == [np.inf]
+
+
+class TestRunners:
+    def test_images_are_repeated_where_a_profile_wants_more(self, tiny: OnnxArtifact) -> None:
+        wide = ImageProfile.parse("2x224x224,2x240x320,4x320x320")
+        only = ImageProfile.parse("3x241x321")
+        pipeline = TorchPipeline(tiny_pipeline(), profiles=(wide, only))
+        report = compare_goldens(pipeline, load_goldens(tiny.reference_path), load_reference(tiny.reference_path))
+        assert [case.batch for case in report.cases] == pipeline.batches == [2, 3, 2]
+
+    def test_no_golden_image_that_fits_is_an_error(self, tiny: OnnxArtifact) -> None:
+        with pytest.raises(ParityError, match=r"no golden image fits batch 1:1:1, height 64:64:64.*one of images 224x"):
+            judged(tiny, tiny_pipeline(), profiles=(ImageProfile.parse("1x64x64"),))
+
+
+class TestValidate:
+    def test_the_head_is_judged_by_the_oracle_on_its_own_local_descriptors(self, tiny: OnnxArtifact) -> None:
+        report = workflow.validate(Candidate(path=tiny.path))
+        assert report.verdict is Verdict.PASS
+        assert (report.candidate, report.reference) == ("tiny.onnx", "golden images")
+        names = [case.name for case in report.cases]
+        assert names[:1] + names[3:] == ["images 224x224", *(f"head on {name}" for name in names[:3])]
+        assert [case.num_features for case in report.cases] == [None] * 3 + [28 * 28, 30 * 40, 40 * 32]
+
+    def test_half_precision_is_judged_strictly(self, half: OnnxArtifact, tiny: OnnxArtifact) -> None:
+        report = workflow.validate(Candidate(path=half.path))
+        assert (report.verdict, report.candidate, report.precision) == (Verdict.PASS, "half.onnx on strict", "fp16")
+        assert all(output.worst_error > 1e-5 for case in report.cases[:3] for output in case.outputs)
+        against = workflow.validate(Candidate(path=half.path), against=tiny.path)
+        assert (against.verdict, against.reference) == (Verdict.PASS, "tiny.onnx")
+
+    def test_a_wrong_head_is_localised(self, tiny: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+        straight = load_reference
+
+        def swapped(path: Path) -> Any:
+            parameters = straight(path)
+            return replace(parameters, centroids=parameters.centroids[[1, 0, 2, 3]])
+
+        monkeypatch.setattr(workflow, "load_reference", swapped)
+        report = workflow.validate(Candidate(path=tiny.path))
+        assert [case.verdict for case in report.cases] == [Verdict.PASS] * 3 + [Verdict.FAIL] * 3
+        assert report.departure is not None
+        assert (report.departure.tensor, report.departure.clusters) == ("mean_residual", (0, 1))
+
+    @pytest.mark.parametrize("backend", ["torch", "oracle"])
+    def test_backends_without_a_backbone_are_refused(self, tiny: OnnxArtifact, backend: str) -> None:
+        with pytest.raises(UsageError, match=f"has a backbone, which {backend} has not"):
+            open_runner(tiny, backend=backend)
+
+    def test_only_pipelines_are_compared_with_pipelines(self, tiny: OnnxArtifact, exported: OnnxArtifact) -> None:
+        for other in (exported.path, exported.reference_path):
+            with pytest.raises(UsageError, match=r"takes images, .* does not: compare two that do"):
+                workflow.validate(Candidate(path=tiny.path), against=other)
+        with pytest.raises(UsageError, match="takes images"):
+            workflow.validate(Candidate(path=tiny.path), bank=exported.path)
+        with pytest.raises(UsageError, match=r"takes features, .* does not: compare two that do"):
+            workflow.validate(Candidate(path=exported.path), against=tiny.path)
