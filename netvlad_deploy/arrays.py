@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,10 +53,15 @@ def read_arrays(path: Path) -> Array | Arrays:
 
 
 def npz_content(arrays: Mapping[str, Array]) -> bytes:
-    """Return the bytes of an `.npz` file: under any names, and the same for the same arrays in the same order."""
+    """Return the bytes of an `.npz` file, see `write_npz`."""
     stream = io.BytesIO()
+    write_npz(stream, arrays)
+    return stream.getvalue()
+
+
+def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """Write an `.npz` file: under any names, and the same bytes for the same arrays in the same order."""
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-    return stream.getvalue()

@@ -7,7 +7,6 @@ without torch and onnx.
 import contextlib
 import logging
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from netvlad_deploy.arrays import npz_content
 from netvlad_deploy.artifact import EngineArtifact, FileReference, OnnxArtifact, check_file, load_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
@@ -38,7 +36,7 @@ from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, pr
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
+from netvlad_deploy.runtime.embed import load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
 from netvlad_deploy.spec import FEATURES, MASK, GraphOptions, NetVLADSpec, Profile
 
@@ -67,16 +65,6 @@ class Source:
     num_ghost_clusters: int | None = None
     batch_norm: bool | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedResult:
-    """What `embed` wrote."""
-
-    output: Path
-    descriptors: int
-    descriptor_size: int
-    duration_ms: float
 
 
 def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None, str]:
@@ -227,33 +215,6 @@ def _spec_of(path: Path) -> NetVLADSpec:
         return load_artifact(path).spec
     with open_runner(path) as runner:
         return runner.spec
-
-
-def embed(
-    candidate: Candidate,
-    source: Path,
-    target: Path,
-    *,
-    batch: int = 32,
-    runtime_cache: Path | None = None,
-    force: bool = False,
-) -> EmbedResult:
-    """Write the descriptors of a feature file; the target is complete or not there."""
-    check_target(source, target)
-    features = load_features(source)
-    with stage_files(force=force) as staging:
-        staging.check(target)
-        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
-            started = time.perf_counter()
-            if isinstance(features, dict):
-                sequences = embed_sequences(runner, features, batch=batch)
-                staging.write(target, npz_content(sequences))
-            else:
-                with staging.open(target) as stream:
-                    np.save(stream, embed_array(runner, features, batch=batch), allow_pickle=False)
-            duration_ms = (time.perf_counter() - started) * 1e3
-            size = runner.spec.descriptor_size
-    return EmbedResult(output=target, descriptors=len(features), descriptor_size=size, duration_ms=duration_ms)
 
 
 def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force: bool = False) -> PrecisionReport:

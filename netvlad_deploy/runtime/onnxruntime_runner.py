@@ -22,7 +22,7 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
-from netvlad_deploy.spec import FEATURES, STAGES, Profile
+from netvlad_deploy.spec import STAGES, Profile
 
 QUIET = 3
 """ONNX Runtime's severity for errors only."""
@@ -54,7 +54,7 @@ class OnnxRuntimeRunner(Runner):
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            dtype=artifact.dtypes[FEATURES],
+            dtype=artifact.dtypes[artifact.inputs[0]],
             profiles=(profile,) if backend in PROFILED else (),
             precision=precision_on(backend, artifact),
             feature_range=artifact.range,

@@ -19,7 +19,7 @@ FLOORS = [
     {"export", "measurement"},
     {"report"},
     {"workflow"},
-    {"deployment", "doctor", "flags", "inspection"},
+    {"deployment", "doctor", "flags", "inspection", "retrieval"},
     {"commands"},
     {"cli"},
     {"__main__", "__init__"},
