@@ -49,8 +49,8 @@ ORIENTATION: Final = 0x0112
 MOST_DECODERS: Final = 4
 SIXTEEN_BITS: Final = 2**16
 
-NO_SUFFIX, EMPTY, NO_IMAGE = "no image by its suffix", "an empty file", "no image by its content"
-DAMAGED, TOO_LARGE = "damaged, truncated or of a kind that Pillow does not decode", "too large"
+NO_SUFFIX, EMPTY, NO_IMAGE = "no image by its suffix", "an empty file", "not recognised as an image"
+DAMAGED, TOO_LARGE = "damaged or not supported", "too large"
 UNREADABLE, LOOP = "unreadable", "a link to a folder above it"
 DAMAGE: Final = (
     OSError,
