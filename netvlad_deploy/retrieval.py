@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +11,24 @@ import numpy as np
 from netvlad_deploy.arrays import npz_content, write_npz
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.files import check_suffix, stage_files
+from netvlad_deploy.files import check_suffix, make_folder, stage_files
 from netvlad_deploy.images import ImageInput
-from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint
+from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, parity_backend
+from netvlad_deploy.measurement.ground_truth import Positives, load_positives, positives_within
+from netvlad_deploy.measurement.recall import Described, agree, measure_recall
+from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown
+from netvlad_deploy.report.matches import draw_matches
+from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.runtime import embed as features
 from netvlad_deploy.runtime.embed_images import BATCH, embed_images
-from netvlad_deploy.runtime.images import SUFFIXES, Skipped, find_images
+from netvlad_deploy.runtime.images import SUFFIXES, ImageFile, Skipped, find_images
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
+from netvlad_deploy.workflow import REPORT_JSON, REPORT_PAGE
 
 LOG = logging.getLogger(__name__)
 
 FEATURE_BATCH = 32
+MATCHES_PICTURE = "matches.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +112,158 @@ def _embed_features(
             duration_ms = (time.perf_counter() - started) * 1e3
             size = runner.spec.descriptor_size
     return EmbedResult(output=target, descriptors=len(loaded), descriptor_size=size, duration_ms=duration_ms)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one artifact made of both folders."""
+
+    candidate: Candidate
+    name: str
+    precision: str
+    images_per_s: float
+    queries: Described
+    database: Described
+    skipped: tuple[Skipped, ...]
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    queries: Path,
+    database: Path,
+    ground_truth: Path | None = None,
+    within: int | None = None,
+    batch: int | None = None,
+    force: bool = False,
+) -> EvaluationReport:
+    """Measure how well artifacts find the right place again, into a folder with a report and a picture.
+
+    An FP16 ONNX file is emulated strictly unless its backend was chosen. If the queries are the database, each image is
+    looked for among the others. Right images are those of the file `ground_truth`, see `load_positives`, or those at
+    most `within` places away in the sorted folder.
+
+    Raises: UsageError if an artifact takes no images; InputError if nothing can be evaluated.
+    """
+    if (ground_truth is None) == (within is None):
+        raise UsageError("the right images come from --ground-truth or from --within: give one of them")
+    inputs = [_require_images(candidate) for candidate in candidates]
+    make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, MATCHES_PICTURE)), force=force)
+    alone = queries.resolve() == database.resolve()
+    images, skipped = find_images([database])
+    asked, others = (images, []) if alone else find_images([queries])
+    names = [image.name for image in asked], [image.name for image in images]
+    positives = load_positives(ground_truth, *names) if ground_truth else positives_within(within or 0, *names)
+    for one in (*skipped, *others):
+        LOG.warning("skipped %s", one)
+    sides = [
+        _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
+        for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
+    ]
+    report = _judge(
+        _common(sides),
+        positives,
+        EvaluationReport(
+            queries=queries,
+            database=database,
+            ground_truth=f"by {ground_truth}" if ground_truth else f"within {within} places in order",
+            alone=alone,
+            skipped=tuple(dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))),
+        ),
+    )
+    picture = draw_matches(report, _paths(asked), _paths(images))
+    with stage_files(force=force) as staging:
+        staging.write(folder / MATCHES_PICTURE, picture)
+        staging.write(folder / REPORT_PAGE, evaluation_markdown(report, MATCHES_PICTURE).encode())
+        staging.write(folder / REPORT_JSON, to_json("evaluate", report).encode())
+    return report
+
+
+def _require_images(candidate: Candidate) -> ImageInput:
+    images = images_of(candidate)
+    if images is None:
+        raise UsageError(f"{candidate.name} takes local descriptors: for images export with --input images")
+    return images
+
+
+def _names(candidates: Sequence[Candidate]) -> list[str]:
+    """Return how the report calls each artifact: by its file's name, or by its path where two have the same."""
+    names = [candidate.name for candidate in candidates]
+    return [
+        name.replace(candidate.path.name, str(candidate.path), 1) if names.count(name) > 1 else name
+        for candidate, name in zip(candidates, names, strict=True)
+    ]
+
+
+def _embed_sides(
+    candidate: Candidate,
+    name: str,
+    images: ImageInput,
+    database: Sequence[ImageFile],
+    queries: Sequence[ImageFile] | None,
+    batch: int,
+) -> _Side:
+    """Embed the database and, if they are others, the queries."""
+    backend = candidate.backend or parity_backend(load_artifact(candidate.path))
+    with stdout_to_stderr(), replace(candidate, backend=backend).open() as runner:
+        LOG.info("embed with %s%s", name, "" if backend is None else f" on {backend}")
+        started = time.perf_counter()
+        parts = [embed_images(runner, images, files, batch=batch) for files in (database, queries) if files is not None]
+        duration_s = time.perf_counter() - started
+        precision = runner.precision
+    described = [Described(names=part.names, descriptors=part.descriptors) for part in parts]
+    return _Side(
+        candidate=replace(candidate, backend=backend),
+        name=name,
+        precision=precision,
+        images_per_s=sum(len(part.names) for part in parts) / duration_s,
+        queries=described[-1],
+        database=described[0],
+        skipped=tuple(one for part in parts for one in part.skipped),
+    )
+
+
+def _common(sides: Sequence[_Side]) -> list[_Side]:
+    """Return the sides without the images that some artifact could not embed: a comparison is of the same images."""
+    queries, database = (
+        frozenset.intersection(*(frozenset(described.names) for described in column))
+        for column in ([side.queries for side in sides], [side.database for side in sides])
+    )
+    return [replace(side, queries=side.queries.only(queries), database=side.database.only(database)) for side in sides]
+
+
+def _judge(sides: Sequence[_Side], positives: Positives, report: EvaluationReport) -> EvaluationReport:
+    """Return the report with what each side finds, and how far it agrees with the first."""
+    found = [measure_recall(side.queries, side.database, positives, alone=report.alone) for side in sides]
+    first, evaluated = sides[0], {result.query for result in found[0].queries}
+    return replace(
+        report,
+        num_queries=len(evaluated),
+        num_images=len(first.database.names),
+        without_right=tuple(name for name in first.queries.names if name not in evaluated),
+        candidates=tuple(
+            CandidateRecall(
+                name=side.name,
+                backend=side.candidate.backend,
+                precision=side.precision,
+                descriptor_size=side.database.descriptors.shape[1],
+                images_per_s=side.images_per_s,
+                found=one,
+            )
+            for side, one in zip(sides, found, strict=True)
+        ),
+        agreements=tuple(
+            agree(
+                (side.name, first.name),
+                (side.queries, first.queries),
+                (side.database, first.database),
+                alone=report.alone,
+            )
+            for side in sides[1:]
+        ),
+    )
+
+
+def _paths(files: Sequence[ImageFile]) -> dict[str, Path]:
+    return {file.name: file.path for file in files}

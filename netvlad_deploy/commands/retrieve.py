@@ -42,3 +42,48 @@ def embed(
         line += f", {len(result.skipped)} skipped: {count_reasons(result.skipped)}"
     render("embed", result, lambda _: [line], as_json)
     raise typer.Exit(1 if result.skipped else 0)
+
+
+def evaluate(
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines of pipelines.")
+    ],
+    queries: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to look for.")],
+    database: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Images to find; the same folder for each among the others.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")],
+    ground_truth: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='{"positives": {"QUERY": ["NAME", ...]}} in JSON.')
+    ] = None,
+    within: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Or: right is what is at most N places away, by name.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]"
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once.  [default: 8]")] = None,
+    expect_sha256: ExpectSha256 = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure recall@1/5/10 and mAP, with report.json, report.md and a picture; exit 1 if a file was skipped."""
+    from netvlad_deploy import retrieval
+    from netvlad_deploy.report.evaluation import evaluation_lines
+    from netvlad_deploy.workflow import candidates_of
+
+    report = retrieval.evaluate(
+        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
+        output,
+        queries=queries,
+        database=database,
+        ground_truth=ground_truth,
+        within=within,
+        batch=batch,
+        force=force,
+    )
+    render("evaluate", report, evaluation_lines, as_json)
+    raise typer.Exit(1 if report.skipped else 0)
