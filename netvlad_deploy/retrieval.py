@@ -167,7 +167,7 @@ def evaluate(
         EvaluationReport(
             queries=queries,
             database=database,
-            ground_truth=f"by {ground_truth}" if ground_truth else f"within {within} places in order",
+            ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
             alone=alone,
             skipped=tuple(dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))),
         ),

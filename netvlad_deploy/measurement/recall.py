@@ -18,7 +18,7 @@ from netvlad_deploy.measurement.ground_truth import Positives
 
 DEPTHS: Final = (1, 5, 10)
 SHOWN: Final = 5
-"""How many best matches of a query are kept."""
+"""How many best matches of a query are kept; the first right image is always kept."""
 
 BLOCK: Final = 256
 """Queries whose distances to the whole database are computed at once."""
@@ -31,9 +31,10 @@ Order = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A database image that a query was given, its cosine with the query, and whether it is right."""
+    """A database image that a query was given, its rank from 1, its cosine with the query, and whether it is right."""
 
     name: str
+    rank: int
     similarity: float
     right: bool
 
@@ -169,16 +170,20 @@ def _nearness(queries: Described, database: Described, *, alone: bool) -> Iterat
 def _result(
     query: str, descriptor: Float32, database: Described, order: Order, hits: npt.NDArray[np.bool_]
 ) -> QueryResult:
-    ranks = np.flatnonzero(hits) + 1
-    matches = []
-    for place, right in zip(order[:SHOWN], hits[:SHOWN], strict=True):
-        similarity = float(_cosines(descriptor[None], database.descriptors[place][None])[0])
-        matches.append(Match(name=database.names[place], similarity=similarity, right=bool(right)))
+    right = np.flatnonzero(hits)  # places in the ranking, from 0
     return QueryResult(
         query=query,
-        first_right=int(ranks[0]),
-        average_precision=float(np.mean(np.arange(1, len(ranks) + 1) / ranks)),
-        matches=tuple(matches),
+        first_right=int(right[0]) + 1,
+        average_precision=float(np.mean(np.arange(1, len(right) + 1) / (right + 1))),
+        matches=tuple(
+            Match(
+                name=database.names[order[place]],
+                rank=place + 1,
+                similarity=float(_cosines(descriptor[None], database.descriptors[order[place]][None])[0]),
+                right=bool(hits[place]),
+            )
+            for place in sorted({*range(min(SHOWN, len(order))), int(right[0])})
+        ),
     )
 
 

@@ -17,8 +17,8 @@ ROWS: Final = 8
 MISSES: Final = 6
 """Rows of an artifact, and how many of them misses may take while there are hits."""
 
-WIDTH, HEIGHT, FRAME, GAP, MARGIN = 208, 156, 5, 14, 28
-CAPTION, TITLE = 15, 22
+WIDTH, HEIGHT, FRAME, GAP, MARGIN = 176, 132, 4, 12, 24
+CAPTION, TITLE = 14, 22
 """Lengths in pixels: a photo, its frame, the gaps between photos, and the two sizes of letters."""
 
 PAPER, INK, PALE, RIGHT, WRONG = "#ffffff", "#222222", "#767676", "#228833", "#cc3311"
@@ -93,11 +93,11 @@ class _Page:
         self._draw.text((left, top), text if short == text else "…" + short, font=font, fill=colour)
 
     def row(self, top: int, row: QueryResult, queries: Mapping[str, Path], database: Mapping[str, Path]) -> None:
-        """Draw a query and its best matches."""
+        """Draw a query and its best matches, the last of them the first right one if it comes later."""
         step = WIDTH + 2 * FRAME + GAP
         first = "right image first" if row.first_right == 1 else f"right image at rank {row.first_right}"
         self._photo(MARGIN, top, queries[row.query], PALE, (f"query {row.query}", first))
-        for place, match in enumerate(row.matches):
+        for place, match in enumerate((*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:])):
             left = MARGIN + GAP + (place + 1) * step
             self._photo(left, top, database[match.name], RIGHT if match.right else WRONG, _captions(match))
 
@@ -115,4 +115,4 @@ class _Page:
 
 
 def _captions(match: Match) -> tuple[str, str]:
-    return match.name, f"{'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"
+    return match.name, f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"
