@@ -48,7 +48,7 @@ class EvaluationReport:
     without_right: tuple[str, ...] = ()
     candidates: tuple[CandidateRecall, ...] = ()
     agreements: tuple[Agreement, ...] = ()
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...] = ()
 
 
 def recall_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
