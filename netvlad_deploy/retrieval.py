@@ -14,8 +14,8 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.files import check_suffix, make_folder, stage_files
 from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, parity_backend
-from netvlad_deploy.measurement.ground_truth import Positives, load_positives, positives_within
-from netvlad_deploy.measurement.recall import Described, agree, measure_recall
+from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
+from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, measure_recall
 from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.matches import draw_matches
 from netvlad_deploy.report.serialize import to_json
@@ -126,6 +126,22 @@ class _Side:
     database: Described
     skipped: tuple[Skipped, ...]
 
+    def finds(self, found: Recall) -> CandidateRecall:
+        """Return the report's entry of what it finds."""
+        return CandidateRecall(
+            name=self.name,
+            backend=self.candidate.backend,
+            precision=self.precision,
+            descriptor_size=self.database.descriptors.shape[1],
+            images_per_s=self.images_per_s,
+            found=found,
+        )
+
+    def agrees(self, first: "_Side", *, alone: bool) -> Agreement:
+        """Return how far it agrees with the first artifact."""
+        pairs = (self.queries, first.queries), (self.database, first.database)
+        return agree((self.name, first.name), *pairs, alone=alone)
+
 
 def evaluate(
     candidates: Sequence[Candidate],
@@ -155,29 +171,34 @@ def evaluate(
     asked, others = (images, []) if alone else find_images([queries])
     names = [image.name for image in asked], [image.name for image in images]
     positives = load_positives(ground_truth, *names) if ground_truth else positives_within(within or 0, *names)
-    for one in (*skipped, *others):
-        LOG.warning("skipped %s", one)
     sides = [
         _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
         for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
     ]
-    report = _judge(
-        _common(sides),
-        positives,
-        EvaluationReport(
-            queries=queries,
-            database=database,
-            ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
-            alone=alone,
-            skipped=tuple(dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))),
-        ),
+    lost = dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))
+    sides = _common(sides)
+    found = [measure_recall(side.queries, side.database, positives, alone=alone) for side in sides]
+    report = EvaluationReport(
+        queries=queries,
+        database=database,
+        ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
+        alone=alone,
+        num_queries=len(found[0].queries),
+        num_images=len(sides[0].database.names),
+        without_right=_without_right(sides[0], found[0]),
+        candidates=tuple(side.finds(recall) for side, recall in zip(sides, found, strict=True)),
+        agreements=tuple(side.agrees(sides[0], alone=alone) for side in sides[1:]),
+        skipped=tuple(lost),
     )
-    picture = draw_matches(report, _paths(asked), _paths(images))
+    _write(folder, report, draw_matches(report, _paths(asked), _paths(images)), force=force)
+    return report
+
+
+def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: bool) -> None:
     with stage_files(force=force) as staging:
         staging.write(folder / MATCHES_PICTURE, picture)
         staging.write(folder / REPORT_PAGE, evaluation_markdown(report, MATCHES_PICTURE).encode())
         staging.write(folder / REPORT_JSON, to_json("evaluate", report).encode())
-    return report
 
 
 def _require_images(candidate: Candidate) -> ImageInput:
@@ -209,7 +230,8 @@ def _embed_sides(
     with stdout_to_stderr(), replace(candidate, backend=backend).open() as runner:
         LOG.info("embed with %s%s", name, "" if backend is None else f" on {backend}")
         started = time.perf_counter()
-        parts = [embed_images(runner, images, files, batch=batch) for files in (database, queries) if files is not None]
+        folders = [database] if queries is None else [database, queries]
+        parts = [embed_images(runner, images, files, batch=batch) for files in folders]
         duration_s = time.perf_counter() - started
         precision = runner.precision
     described = [Described(names=part.names, descriptors=part.descriptors) for part in parts]
@@ -233,36 +255,9 @@ def _common(sides: Sequence[_Side]) -> list[_Side]:
     return [replace(side, queries=side.queries.only(queries), database=side.database.only(database)) for side in sides]
 
 
-def _judge(sides: Sequence[_Side], positives: Positives, report: EvaluationReport) -> EvaluationReport:
-    """Return the report with what each side finds, and how far it agrees with the first."""
-    found = [measure_recall(side.queries, side.database, positives, alone=report.alone) for side in sides]
-    first, evaluated = sides[0], {result.query for result in found[0].queries}
-    return replace(
-        report,
-        num_queries=len(evaluated),
-        num_images=len(first.database.names),
-        without_right=tuple(name for name in first.queries.names if name not in evaluated),
-        candidates=tuple(
-            CandidateRecall(
-                name=side.name,
-                backend=side.candidate.backend,
-                precision=side.precision,
-                descriptor_size=side.database.descriptors.shape[1],
-                images_per_s=side.images_per_s,
-                found=one,
-            )
-            for side, one in zip(sides, found, strict=True)
-        ),
-        agreements=tuple(
-            agree(
-                (side.name, first.name),
-                (side.queries, first.queries),
-                (side.database, first.database),
-                alone=report.alone,
-            )
-            for side in sides[1:]
-        ),
-    )
+def _without_right(side: _Side, found: Recall) -> tuple[str, ...]:
+    evaluated = {result.query for result in found.queries}
+    return tuple(name for name in side.queries.names if name not in evaluated)
 
 
 def _paths(files: Sequence[ImageFile]) -> dict[str, Path]:

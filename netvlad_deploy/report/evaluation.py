@@ -43,12 +43,12 @@ class EvaluationReport:
     database: Path
     ground_truth: str
     alone: bool
-    num_queries: int = 0
-    num_images: int = 0
-    without_right: tuple[str, ...] = ()
-    candidates: tuple[CandidateRecall, ...] = ()
-    agreements: tuple[Agreement, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
+    num_queries: int
+    num_images: int
+    without_right: tuple[str, ...]
+    candidates: tuple[CandidateRecall, ...]
+    agreements: tuple[Agreement, ...]
+    skipped: tuple[Skipped, ...]
 
 
 def recall_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:

@@ -41,15 +41,13 @@ def embed_images(
     batch: int = BATCH,
     skipped: Sequence[Skipped] = (),
 ) -> Embedded:
-    """Return the descriptors of images in their order; `skipped` are files that were no images to begin with.
+    """Return the descriptors of images in their order; `skipped` are files that were none.
 
     Images of equal size next to each other are computed `batch` at a time, or as many as a profile takes.
 
     Raises: InputError if no image is left; RunError if a descriptor is not finite.
     """
     lost = list(skipped)
-    for one in lost:
-        LOG.warning("skipped %s", one)
     names: list[str] = []
     descriptors = np.empty((0, 0), dtype=np.float32)
     shown = time.monotonic()

@@ -5,6 +5,7 @@ with its reason, and the rest goes on. Alpha is dropped, not blended: the colour
 """
 
 import contextlib
+import logging
 import os
 import struct
 import warnings
@@ -23,6 +24,8 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.images import Resize
 from netvlad_deploy.machine import available_cores
 from netvlad_deploy.require import require
+
+LOG = logging.getLogger(__name__)
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -93,7 +96,8 @@ LoadedImage: TypeAlias = tuple[ImageFile, Array | Skipped]
 def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
     """Return the images of folders, searched to the bottom, and of files; and every other file with its reason.
 
-    Each folder's images are sorted by name. Hidden files and folders are left out without a word.
+    Each folder's images are sorted by name. Hidden files and folders are left out without a word, all others with a
+    line in the log.
 
     Raises: InputError if a source does not exist; UsageError if two images have the same name.
     """
@@ -115,6 +119,8 @@ def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]
             if image.name in found:
                 raise UsageError(f"{found[image.name].path} and {image.path} have the same name: embed them apart")
             found[image.name] = image
+    for one in skipped:
+        LOG.warning("skipped %s", one)
     return list(found.values()), skipped
 
 

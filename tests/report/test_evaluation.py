@@ -42,6 +42,9 @@ REPORT = EvaluationReport(
     alone=False,
     num_queries=2,
     num_images=7,
+    without_right=(),
+    agreements=(),
+    skipped=(),
     candidates=(candidate("a.onnx", result(0, 7), result(1, 1)),),
 )
 

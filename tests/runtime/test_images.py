@@ -51,7 +51,7 @@ def skipped(path: Path) -> Skipped:
 # finding
 
 
-def test_a_folder_is_searched_to_the_bottom_in_order(tmp_path: Path) -> None:
+def test_a_folder_is_searched_to_the_bottom_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("b.JPG", "a/z.png", "a/b/c.ppm", "a.webp", ".hidden.jpg", ".git/x.jpg"):
         save(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("notes")
@@ -59,6 +59,7 @@ def test_a_folder_is_searched_to_the_bottom_in_order(tmp_path: Path) -> None:
     files, others = find_images([tmp_path])
     assert [file.name for file in files] == ["a.webp", "a/b/c.ppm", "a/z.png", "b.JPG"]
     assert [(one.path, one.reason) for one in others] == [(str(tmp_path / "a" / "notes.txt"), images.NO_SUFFIX)]
+    assert caplog.messages == [f"skipped {tmp_path / 'a' / 'notes.txt'}: {images.NO_SUFFIX}"]
 
 
 def test_files_come_in_the_order_given_by_their_own_names(tmp_path: Path) -> None:
