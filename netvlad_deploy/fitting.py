@@ -17,6 +17,7 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.files import check_suffix, stage_files
 from netvlad_deploy.images import Resize
 from netvlad_deploy.require import installed_version, require
+from netvlad_deploy.runtime.images import ImageFile, Skipped, count_reasons, find_images, load_images
 from netvlad_deploy.spec import NetVLADSpec
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST_CLUSTERS = 2
 SAMPLES = 300
 """Local descriptors of one image, unless more is asked for: all of a 240x320 image at stride 16."""
@@ -36,6 +36,9 @@ MOST_DESCRIPTORS = 200_000
 
 MOST_WHITENED = 8192
 """Images that whitening is fitted on: of more, as many are drawn."""
+
+AHEAD = 16
+"""Images that are decoded while others are in use."""
 
 PIXELS = 1 << 20
 """Of the images that a backbone sees at once."""
@@ -76,14 +79,6 @@ class FitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """An image that could not be used, and why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """What `fit` wrote, and its record of it."""
 
@@ -100,7 +95,7 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
     Raises: InputError if there are no usable images or too few; UsageError if the target exists, or nothing says which
         backbone; MissingDependencyError.
     """
-    for package, extra in (("torch", "export"), ("safetensors", "export"), ("sklearn", "fit"), ("PIL", "fit")):
+    for package, extra in (("torch", "export"), ("safetensors", "export"), ("sklearn", "fit"), ("PIL", "images")):
         require(package, extra=extra)
     from netvlad_deploy.models import vocabulary
     from netvlad_deploy.models.assembly import read_backbone
@@ -109,11 +104,10 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
 
     with stage_files(force=force) as staging:
         staging.check(check_suffix(target, SUFFIX))
-        paths = find_images(folders)
+        files, skipped = _find(folders)
         ready = read_backbone(options.backbone, options.checkpoint, resize=options.resize)
         blank = ready.under(initialize(NetVLADSpec(num_clusters=1, feature_size=ready.width), options.seed))
-        skipped: list[Skipped] = []
-        points, used = _sample(blank, paths, options, skipped)
+        points, used = _sample(blank, files, options, skipped)
         LOG.info("k-means: %d local descriptors of %d images, %d clusters", len(points), len(used), options.clusters)
         centroids = vocabulary.fit_clusters(points, options.clusters, options.seed)
         alpha = vocabulary.sharpness(points, centroids)
@@ -147,108 +141,84 @@ def _content(tensors: Arrays, record: "VocabularyRecord") -> bytes:
     return content
 
 
-def find_images(folders: Sequence[Path]) -> list[Path]:
-    """Return the images in folders and below, in order.
-
-    Raises: InputError if there is none, or a folder is not there.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder")
-    paths = [
-        path
-        for folder in folders
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    ]
-    if not paths:
-        raise InputError(f"no images in {', '.join(map(str, folders))}: expected {', '.join(IMAGE_SUFFIXES)}")
-    return paths
-
-
-def load(path: Path, resize: Resize) -> Array:
-    """Return an image (H,W,3), uint8, RGB, upright and resized by the rule.
-
-    Raises: InputError if it cannot be read.
-    """
-    pillow = require("PIL.Image", extra="fit")
-    operations = require("PIL.ImageOps", extra="fit")
-    try:
-        with pillow.open(path) as file:
-            image = operations.exif_transpose(file).convert("RGB")
-            height, width = resize.target(image.height, image.width)
-            if (image.height, image.width) != (height, width):
-                image = image.resize((width, height), pillow.Resampling[resize.filter.upper()])
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise InputError(f"{path} is no readable image: {error}") from error
+def _find(folders: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
+    """Return the images of folders, of which two may have the same name, and what else is there."""
+    found = [find_images([folder]) for folder in folders]
+    skipped = [one for _, others in found for one in others]
+    for one in skipped:
+        LOG.warning("skipped %s", one)
+    files = [file for images, _ in found for file in images]
+    if not files:
+        raise InputError(f"no image in {', '.join(map(str, folders))}: {count_reasons(skipped) or 'there is no file'}")
+    return files, skipped
 
 
 def _sample(
-    pipeline: "Pipeline", paths: list[Path], options: FitOptions, skipped: list[Skipped]
-) -> tuple[Float32, list[Path]]:
+    pipeline: "Pipeline", files: Sequence[ImageFile], options: FitOptions, skipped: list[Skipped]
+) -> tuple[Float32, list[ImageFile]]:
     """Return some L2-normalised local descriptors (M,D) of every image, and the images that have been used."""
     from netvlad_deploy.models.vocabulary import local_descriptors
 
-    most = max(1, min(options.samples, MOST_DESCRIPTORS // len(paths)))
+    most = max(1, min(options.samples, MOST_DESCRIPTORS // len(files)))
     points: list[Float32] = []
-    used: list[Path] = []
-    for names, rows in _by_batches(pipeline, paths, local_descriptors, "local descriptors", skipped):
+    used: list[ImageFile] = []
+    for names, rows in _by_batches(pipeline, files, local_descriptors, "local descriptors", skipped):
         for name, own in zip(names, rows, strict=True):
             random = np.random.default_rng((options.seed, len(used)))
             points.append(own[random.permutation(len(own))[:most]])
             used.append(name)
     if not used:
-        raise InputError(f"none of {len(paths)} images can be used: {skipped[0].path}: {skipped[0].reason}")
+        raise InputError(f"no image to fit a vocabulary on: {count_reasons(skipped) or 'there is no file'}")
     return np.concatenate(points), used
 
 
-def _whitening(pipeline: "Pipeline", paths: list[Path], size: int, seed: int) -> Arrays:
+def _whitening(pipeline: "Pipeline", files: Sequence[ImageFile], size: int, seed: int) -> Arrays:
     """Return the projection fitted on the descriptors of the images."""
     from netvlad_deploy.models.vocabulary import descriptors, fit_whitening
 
-    if len(paths) > MOST_WHITENED:
-        drawn = np.random.default_rng(seed).choice(len(paths), MOST_WHITENED, replace=False)
-        paths = [paths[index] for index in sorted(drawn)]
-    if len(paths) <= size:
-        raise InputError(f"whitening to {size} values needs more than {size} images, got {len(paths)}: ask for fewer")
-    rows = [each for _, each in _by_batches(pipeline, paths, descriptors, "descriptors", [])]
-    LOG.info("whitening: %d descriptors to %d values", len(paths), size)
+    if len(files) > MOST_WHITENED:
+        drawn = np.random.default_rng(seed).choice(len(files), MOST_WHITENED, replace=False)
+        files = [files[index] for index in sorted(drawn)]
+    if len(files) <= size:
+        raise InputError(f"whitening to {size} values needs more than {size} images, got {len(files)}: ask for fewer")
+    rows = [each for _, each in _by_batches(pipeline, files, descriptors, "descriptors", [])]
+    LOG.info("whitening: %d descriptors to %d values", len(files), size)
     return fit_whitening(np.concatenate(rows), size)
 
 
 def _by_batches(
     pipeline: "Pipeline",
-    paths: list[Path],
+    files: Sequence[ImageFile],
     compute: Callable[["Pipeline", Array], Float32],
     what: str,
     skipped: list[Skipped],
-) -> Iterator[tuple[list[Path], Float32]]:
+) -> Iterator[tuple[list[ImageFile], Float32]]:
     """Yield what is computed of images of one shape at once, and say how far it is."""
     done, said = 0, 0
-    for names, images in _batches(paths, pipeline.images.resize, skipped):
+    for names, images in _batches(files, pipeline.images.resize, skipped):
         yield names, compute(pipeline, images)
         done += len(names)
-        if 10 * (done - said) >= len(paths) or done + len(skipped) == len(paths):
+        if 10 * (done - said) >= len(files) or done + len(skipped) == len(files):
             said = done
-            LOG.info("%s: %d of %d images", what, done, len(paths))
+            LOG.info("%s: %d of %d images", what, done, len(files))
 
 
-def _batches(paths: list[Path], resize: Resize, skipped: list[Skipped]) -> Iterator[tuple[list[Path], Array]]:
+def _batches(
+    files: Sequence[ImageFile], resize: Resize, skipped: list[Skipped]
+) -> Iterator[tuple[list[ImageFile], Array]]:
     """Yield neighbouring images of one shape together, as many as PIXELS allows."""
-    names: list[Path] = []
+    group: list[ImageFile] = []
     images: list[Array] = []
-    for path in paths:
-        try:
-            image = load(path, resize)
-        except InputError as error:
-            LOG.warning("skipped: %s", error)
-            skipped.append(Skipped(path=path, reason=str(error)))
-            continue
-        if images and (image.shape != images[0].shape or (len(images) + 1) * image[..., 0].size > PIXELS):
-            yield names, np.stack(images)
-            names, images = [], []
-        names.append(path)
-        images.append(image)
+    with load_images(files, resize, ahead=AHEAD) as loaded:
+        for file, image in loaded:
+            if isinstance(image, Skipped):
+                LOG.warning("skipped %s", image)
+                skipped.append(image)
+                continue
+            if images and (image.shape != images[0].shape or (len(images) + 1) * image[..., 0].size > PIXELS):
+                yield group, np.stack(images)
+                group, images = [], []
+            group.append(file)
+            images.append(image)
     if images:
-        yield names, np.stack(images)
+        yield group, np.stack(images)

@@ -7,14 +7,10 @@ without torch and onnx.
 import contextlib
 import logging
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from netvlad_deploy.arrays import npz_content
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, check_file, load_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
@@ -39,7 +35,7 @@ from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, pr
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
+from netvlad_deploy.runtime.embed import load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
 from netvlad_deploy.source import Source, load_head, load_module
 from netvlad_deploy.spec import GraphOptions, Profile
@@ -50,16 +46,6 @@ UNAVAILABLE = (DeviceUnavailableError, MissingDependencyError)
 """What makes a step NOT_RUN instead of an error."""
 
 REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE = "report.json", "report.md", "precision.svg"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedResult:
-    """What `embed` wrote."""
-
-    output: Path
-    descriptors: int
-    descriptor_size: int
-    duration_ms: float
 
 
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
@@ -200,33 +186,6 @@ def bench(
     return measure(
         candidates, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
     )
-
-
-def embed(
-    candidate: Candidate,
-    source: Path,
-    target: Path,
-    *,
-    batch: int = 32,
-    runtime_cache: Path | None = None,
-    force: bool = False,
-) -> EmbedResult:
-    """Write the descriptors of a feature file; the target is complete or not there."""
-    check_target(source, target)
-    features = load_features(source)
-    with stage_files(force=force) as staging:
-        staging.check(target)
-        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
-            started = time.perf_counter()
-            if isinstance(features, dict):
-                sequences = embed_sequences(runner, features, batch=batch)
-                staging.write(target, npz_content(sequences))
-            else:
-                with staging.open(target) as stream:
-                    np.save(stream, embed_array(runner, features, batch=batch), allow_pickle=False)
-            duration_ms = (time.perf_counter() - started) * 1e3
-            size = runner.spec.descriptor_size
-    return EmbedResult(output=target, descriptors=len(features), descriptor_size=size, duration_ms=duration_ms)
 
 
 def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force: bool = False) -> PrecisionReport:

@@ -49,7 +49,6 @@ def folder(tmp_path: Path) -> Path:
         pixels = random.integers(0, 255, (6, 8, 3)).repeat(9, axis=0).repeat(9, axis=1).astype(np.uint8)
         where = tmp_path / "photos" / ("more" if number == 4 else "") / f"{number}.png"
         Image.fromarray(pixels).save(where)
-    (tmp_path / "photos" / "notes.txt").write_text("no image")
     return tmp_path / "photos"
 
 
@@ -130,10 +129,12 @@ def test_a_broken_image_is_skipped_counted_and_in_the_exit_code(command: Command
     whole = (folder / "0.png").read_bytes()
     (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
     (folder / "text.jpg").write_text("no image")
+    (folder / "notes.txt").write_text("no image")
     outcome = command("fit", folder, "--backbone", COLOURS, "--clusters", 3, "--resize", "40x56")
     assert outcome.code == 1
-    assert "skipped 2 images, named above" in outcome.out
-    assert "broken.png is no readable image" in outcome.err
+    counts = "3 skipped: 1 no image by its suffix, 1 damaged or not supported, 1 not recognised as an image"
+    assert counts in outcome.out
+    assert "broken.png: damaged or not supported" in outcome.err
     assert f"{COUNT} images" in outcome.out
     for path in folder.rglob("*.png"):
         path.unlink()
@@ -152,8 +153,8 @@ def test_images_of_several_sizes_are_taken_as_they_are(folder: Path, tmp_path: P
     [
         (["photos"], 2, "nothing says which backbone: pass --backbone"),
         (["photos", "--backbone", "vgg16"], 2, "the backbone vgg16 brings no weights: pass a checkpoint"),
-        (["nowhere", "--backbone", COLOURS], 65, "nowhere is not a folder"),
-        (["photos/more/none", "--backbone", COLOURS], 65, "no images in photos/more/none: expected .jpg"),
+        (["nowhere", "--backbone", COLOURS], 65, "nowhere does not exist: name folders or images"),
+        (["photos/more/none", "--backbone", COLOURS], 65, "no image in photos/more/none: there is no file"),
         (["photos", "--backbone", COLOURS, "--clusters", "1"], 2, "clusters is 1, expected at least 2"),
         (["photos", "--backbone", COLOURS, "--resize", "big"], 2, "resize 'big' is not HxW"),
         (["photos", "--backbone", COLOURS, "-o", "v.pt"], 2, "v.pt does not end in .safetensors"),

@@ -54,11 +54,13 @@ def fit(
 
 def _lines(done: "Vocabulary") -> list[str]:
     """Return what `fit` prints."""
+    from netvlad_deploy.runtime.images import count_reasons
+
     record = done.record
     return [
         f"{done.output}  {done.clusters} clusters of {record.num_descriptors} local descriptors, "
         f"{record.num_images} images",
         f"  backbone {record.backbone}, images: {record.images}",
         f"  alpha {record.alpha:.4g}, descriptor {done.descriptor_size}",
-        *([f"  skipped {len(done.skipped)} images, named above"] if done.skipped else []),
+        *([f"  {len(done.skipped)} skipped: {count_reasons(done.skipped)}"] if done.skipped else []),
     ]

@@ -19,7 +19,7 @@ FLOORS = [
     {"export", "measurement", "source"},
     {"report"},
     {"workflow", "fitting"},
-    {"deployment", "doctor", "flags", "inspection"},
+    {"deployment", "doctor", "flags", "inspection", "retrieval"},
     {"commands"},
     {"cli"},
     {"__main__", "__init__"},
