@@ -7,6 +7,7 @@ from typing import Any
 from netvlad_deploy.artifact import log_path, sidecar_path
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.files import make_folder, write_text
+from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
@@ -49,9 +50,8 @@ def deploy(
     LOG.info("validate %s", onnx_path)
     parity = [validate(Candidate(path=onnx_path))]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    candidates = [Candidate(path=onnx_path)]
-    if onnx.images is None:  # whose unfolded parameters torch can run
-        candidates.insert(0, Candidate(path=onnx_path, backend="torch"))
+    unfolded = [Candidate(path=onnx_path, backend="torch")] if onnx.images is None else []
+    candidates = [*unfolded, Candidate(path=onnx_path)]
     engine = None
     LOG.info("build %s with %s", engine_path, flavor)
     try:
@@ -66,13 +66,8 @@ def deploy(
         parity.append(validate(Candidate(path=engine_path)))
         steps.append(_parity_step("parity of the engine", parity[1]))
         candidates.append(Candidate(path=engine_path))
-    axes = (engine_options.profiles or (onnx.usual_profile,))[0].axes
-    lengths: dict[str, Any] = {"batch": axes["batch"].min}
-    if "num_features" in axes:
-        lengths["num_features"] = axes["num_features"].opt
-    else:
-        lengths["image_size"] = axes["height"].opt, axes["width"].opt
-    latency = bench(candidates, **lengths, duration_s=duration_s)
+    profile = (engine_options.profiles or (onnx.usual_profile,))[0]
+    latency = bench(candidates, **_usual_input(profile), duration_s=duration_s)
     steps += [
         Step(name=f"latency of {result.name}", verdict=result.verdict, reason=result.reason)
         for result in latency.candidates
@@ -81,6 +76,14 @@ def deploy(
     write_text(folder / REPORT_JSON, to_json("deploy", deployment), force=force)
     write_text(folder / REPORT_PAGE, deployment_markdown(deployment), force=force)
     return deployment
+
+
+def _usual_input(profile: AnyProfile) -> dict[str, Any]:
+    """Return what `bench` is to measure: the usual input of a profile, as few at once as it takes."""
+    axes = profile.axes
+    if "num_features" in axes:
+        return {"batch": axes["batch"].min, "num_features": axes["num_features"].opt}
+    return {"batch": axes["batch"].min, "image_size": (axes["height"].opt, axes["width"].opt)}
 
 
 def _parity_step(name: str, report: ParityReport) -> Step:
