@@ -71,11 +71,9 @@ class TestEngine:
     def test_of_the_images_that_were_asked_for(self, command: Command, here: Path) -> None:
         arguments = ("build", here, "--flavor", "tensorrt-rtx", "--force")
         record = json.loads(command(*arguments, "--batch", "2", "--image-size", "224x320", "--json").out)
-        assert record["options"]["profiles"] == [
-            {"batch": {"min": 2, "opt": 2, "max": 2}, **{
-                axis: {"min": length, "opt": length, "max": length} for axis, length in (("height", 224), ("width", 320))
-            }}
-        ]  # fmt: skip
+        (profile,) = record["options"]["profiles"]
+        lengths = {"batch": 2, "height": 224, "width": 320}
+        assert profile == {axis: {"min": each, "opt": each, "max": each} for axis, each in lengths.items()}
         for wrong in (("--num-features", "300"), ("--profile", "1x300"), ("--batch", "1")):
             outcome = command(*arguments, *wrong)
             assert outcome.code == 2
