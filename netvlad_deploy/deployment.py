@@ -12,12 +12,12 @@ from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.serialize import to_json
-from netvlad_deploy.source import Source
 from netvlad_deploy.spec import GraphOptions, Verdict
 from netvlad_deploy.workflow import (
     REPORT_JSON,
     REPORT_PAGE,
     UNAVAILABLE,
+    Source,
     bench,
     build,
     export,
@@ -50,9 +50,8 @@ def deploy(
     LOG.info("validate %s", onnx_path)
     parity = [validate(Candidate(path=onnx_path))]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    candidates = [Candidate(path=onnx_path)]
-    if onnx.images is None:  # whose unfolded parameters torch can run
-        candidates.insert(0, Candidate(path=onnx_path, backend="torch"))
+    unfolded = [Candidate(path=onnx_path, backend="torch")] if onnx.images is None else []
+    candidates = [*unfolded, Candidate(path=onnx_path)]
     engine = None
     LOG.info("build %s with %s", engine_path, flavor)
     try:
@@ -68,7 +67,7 @@ def deploy(
         steps.append(_parity_step("parity of the engine", parity[1]))
         candidates.append(Candidate(path=engine_path))
     profile = (engine_options.profiles or (onnx.usual_profile,))[0]
-    latency = bench(candidates, **_usual_lengths(profile), duration_s=duration_s)
+    latency = bench(candidates, **_usual_input(profile), duration_s=duration_s)
     steps += [
         Step(name=f"latency of {result.name}", verdict=result.verdict, reason=result.reason)
         for result in latency.candidates
@@ -79,8 +78,8 @@ def deploy(
     return deployment
 
 
-def _usual_lengths(profile: AnyProfile) -> dict[str, Any]:
-    """Return the shape that `bench` measures: the smallest batch of a profile, else its usual lengths."""
+def _usual_input(profile: AnyProfile) -> dict[str, Any]:
+    """Return what `bench` is to measure: the usual input of a profile, as few at once as it takes."""
     axes = profile.axes
     if "num_features" in axes:
         return {"batch": axes["batch"].min, "num_features": axes["num_features"].opt}

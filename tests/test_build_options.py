@@ -1,9 +1,12 @@
 import shlex
+from typing import Any
 
 import pytest
 
 from netvlad_deploy.build_options import RTX, BuildOptions, fitting_profile
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.flags import EngineFlags
+from netvlad_deploy.images import ImageProfile, parse_profile
 from netvlad_deploy.spec import AxisRange, Profile
 
 PROFILES = tuple(Profile.parse(text) for text in ("1x1,8x300,64x4096", "1x100,1x300,4x400", "1x1200"))
@@ -38,7 +41,6 @@ def test_a_shape_outside_every_profile_is_refused_with_all_of_them() -> None:
     ("wrong", "message"),
     [
         ({"flavor": "openvino"}, "choose tensorrt or tensorrt-rtx"),
-        ({"profiles": ()}, "needs an optimization profile"),
         ({"workspace_mib": 0}, "expected at least 1"),
         ({"optimization_level": 6}, "expected 0 to 5"),
         ({"flavor": RTX, "hardware_compatible": True}, "--compute-capability instead"),
@@ -49,6 +51,45 @@ def test_a_shape_outside_every_profile_is_refused_with_all_of_them() -> None:
 def test_options_that_contradict_each_other_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         BuildOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_profile_says_by_its_form_what_it_is_of() -> None:
+    for text, kind in (("1x300", Profile), ("1x1,8x300,64x4096", Profile), ("1x480x640", ImageProfile)):
+        assert isinstance(parse_profile(text), kind)
+    with pytest.raises(UsageError, match="is not BxHxW,BxHxW,BxHxW or one shape"):
+        parse_profile("1x480x640,2x480x640")
+    with pytest.raises(UsageError, match="is not BxN,BxN,BxN or one shape"):
+        parse_profile("1x2x3x4")
+
+
+@pytest.mark.parametrize(
+    ("given", "profiles"),
+    [
+        ({}, ()),
+        ({"batch": "1:2:4"}, ("1x1,2x300,4x4096",)),
+        ({"num_features": "5"}, ("1x5,8x5,64x5",)),
+        ({"image_size": "480x640"}, ("1x480x640,1x480x640,8x480x640",)),
+        ({"image_size": "224x224,480x640,960x1280", "batch": "1:2:4"}, ("1x224x224,2x480x640,4x960x1280",)),
+        ({"profile": ["1x480x640", "1x1,2x3,4x5"]}, ("1x480x640,1x480x640,1x480x640", "1x1,2x3,4x5")),
+    ],
+)
+def test_flags_say_profiles(given: dict[str, Any], profiles: tuple[str, ...]) -> None:
+    assert tuple(profile.text for profile in EngineFlags(**given).profiles) == profiles
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"profile": ["1x480x640"], "image_size": "480x640"},
+        {"profile": ["1x5"], "batch": "1"},
+        {"image_size": "480x640", "num_features": "5"},
+        {"image_size": "480"},
+        {"image_size": "480x640,500x600"},
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        _ = EngineFlags(**given).profiles
 
 
 def test_the_arguments_say_what_is_not_the_default() -> None:

@@ -18,6 +18,7 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.backbone import check_backbone
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
+from netvlad_deploy.export.golden import make_goldens
 from netvlad_deploy.export.graph import (
     SHAPE_OPS,
     Axes,
@@ -29,7 +30,7 @@ from netvlad_deploy.export.graph import (
     keep_outputs,
     trace,
 )
-from netvlad_deploy.export.pipeline import FOLD_SIZE, fold_pipeline, make_goldens
+from netvlad_deploy.export.pipeline import FOLD_SIZE, fold_pipeline
 from netvlad_deploy.files import Staging, check_suffix, stage_files
 from netvlad_deploy.goldens import golden_arrays
 from netvlad_deploy.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput

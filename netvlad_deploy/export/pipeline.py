@@ -1,23 +1,19 @@
-"""A pipeline as it is exported: uint8 images to descriptors in one graph, and the golden images that prove it.
+"""A pipeline as it is exported: uint8 images to descriptors in one graph.
 
 The input meets its cast first, as TensorRT wants of uint8. Pixels are normalised in FP32; in FP16 the backbone's folded
 weights and its activations are FP16, and so are the local descriptors that the head gets.
 """
 
-import copy
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from netvlad_deploy.arrays import Array
-from netvlad_deploy.errors import ExportError
 from netvlad_deploy.export.backbone import fold_backbone
 from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.export.half_backbone import activation_peaks, check_half, half_backbone
-from netvlad_deploy.goldens import Golden, distances, golden_image, golden_sizes
+from netvlad_deploy.goldens import Golden, golden_image
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.spec import GraphOptions
 
@@ -69,42 +65,6 @@ def fold_pipeline(
         warnings = check_half(peaks)
         backbone = half_backbone(backbone)
     return FoldedPipeline(backbone, head, pipeline).eval(), warnings
-
-
-def make_goldens(pipeline: Pipeline) -> tuple[tuple[Golden, ...], float]:
-    """Return golden images with the unfolded module's float64 descriptors, and the largest norm of a local descriptor.
-
-    Raises: ExportError if the feature map has another width than the head takes, or something is not finite.
-    """
-    images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images.resize))]
-    (exact, norm), (single, _) = (_descriptors(pipeline, images, dtype) for dtype in (torch.float64, torch.float32))
-    goldens = tuple(
-        Golden(image=image, descriptor=wanted, fp32_distance=float(distances(got, wanted)))
-        for image, wanted, got in zip(images, exact, single, strict=True)
-    )
-    return goldens, norm
-
-
-def _descriptors(pipeline: Pipeline, images: Iterable[Array], dtype: torch.dtype) -> tuple[list[Array], float]:
-    """Return the descriptor (P,) of each image (H,W,3), all in one type, and the largest norm of a local descriptor."""
-    head, width = pipeline.head, pipeline.head.spec.feature_size
-    twin = Pipeline(copy.deepcopy(pipeline.backbone).to(dtype), head, pipeline.images, name=pipeline.name)
-    twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
-    state = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
-    found, norm = [], 0.0
-    with torch.inference_mode():
-        for image in images:
-            local_descriptors = twin.local_descriptors(torch.from_numpy(image)[None])
-            if local_descriptors.shape[2] != width:
-                raise ExportError(
-                    f"backbone {pipeline.name} gives {local_descriptors.shape[2]} channels, the head takes {width}"
-                )
-            norm = max(norm, float(local_descriptors.norm(dim=2).max()))
-            found.append(functional_call(head, state, (local_descriptors,))[0].numpy())
-            if not np.isfinite(found[-1]).all():
-                size = f"{image.shape[0]}x{image.shape[1]}"
-                raise ExportError(f"the descriptor of a golden image of {size} is not finite in {dtype}")
-    return found, norm
 
 
 def _normalized(pipeline: Pipeline, image: Array) -> Tensor:

@@ -29,7 +29,7 @@ def main() -> None:
         with candidate.open(threads=request["threads"]) as runner:
             taken = {*runner.inputs, *runner.optional_inputs}
             feeds = {name: array for name, array in feeds.items() if name in taken}
-            if FEATURES in feeds:
+            if FEATURES in feeds and feeds[FEATURES].dtype == np.float32:
                 feeds[FEATURES] = feeds[FEATURES].astype(runner.dtype)
             runs = len(_run_for(runner, feeds, request["warmup_ms"]))
             _answer(answers, {"warmup_runs": runs, "conditions": runner.conditions})

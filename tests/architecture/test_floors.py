@@ -30,6 +30,7 @@ ALLOWED = {
         "export/audit.py",
         "export/backbone.py",
         "export/fold.py",
+        "export/golden.py",
         "export/graph.py",
         "export/half_backbone.py",
         "export/onnx_model.py",

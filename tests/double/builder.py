@@ -182,8 +182,8 @@ class OnnxParser(Refusing):
     def __init__(self, network: Any, logger: Any) -> None:
         self._network, self._logger = network, Overridden.checked(logger, "ILogger")
 
-    def parse(self, content: bytes, path: str) -> bool:
-        assert Path(path).read_bytes() == content, "external data is beside another file"
+    def parse(self, content: bytes, path: str | None = None) -> bool:
+        assert path is None or Path(path).read_bytes() == content, "external data is beside another file"
         if self._refuses("parse"):
             return False
         self._network._graph = json.loads(content)

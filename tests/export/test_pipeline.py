@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact
 from netvlad_deploy.errors import ArtifactError, ExportError, FoldError, UsageError
 from netvlad_deploy.export import onnx_model
+from netvlad_deploy.export.golden import InStrips, make_goldens
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.export.pipeline import make_goldens
 from netvlad_deploy.goldens import golden_image, golden_sizes, load_goldens
 from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.measurement.candidate import open_runner
@@ -196,6 +197,30 @@ class TestGoldens:
             np.savez(tmp_path / "bad.npz", **{**arrays, name: value})
             with pytest.raises(ArtifactError, match="no golden images: golden"):
                 load_goldens(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"padding": (2, 0), "stride": (3, 2)},
+        {"dilation": 2, "groups": 2},
+        {"padding": "same"},
+        {"padding": "valid", "bias": False},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+)
+def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, **options).double()
+    with torch.inference_mode():
+        for height in (7, 37, 53):
+            x = torch.randn(2, 4, height, 11, dtype=torch.float64)
+            expected = conv(x)
+            with InStrips():
+                got = conv(x)
+            assert got.shape == expected.shape
+            assert (got - expected).abs().max() < 1e-13
 
 
 class TestExternalData:

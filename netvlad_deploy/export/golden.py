@@ -1,0 +1,96 @@
+"""Golden images for a pipeline: the unfolded torch module in float64, and how far FP32 is from it.
+
+On a CPU torch lays out every patch of a float64 image before it multiplies: 1.4 GB for a layer of VGG16 at 480 x 640.
+So convolutions are computed in strips of rows.
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+from netvlad_deploy.arrays import Array
+from netvlad_deploy.errors import ExportError
+from netvlad_deploy.goldens import Golden, distances, golden_image, golden_sizes
+from netvlad_deploy.models.pipeline import Pipeline
+
+STRIP = 16
+"""Rows of a convolution's output that are computed at once."""
+
+
+def make_goldens(pipeline: Pipeline) -> tuple[tuple[Golden, ...], float]:
+    """Return golden images with the unfolded module's float64 descriptors, and the largest norm of a local descriptor.
+
+    Raises: ExportError if the feature map has another width than the head takes, or something is not finite.
+    """
+    images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images.resize))]
+    (exact, norm), (single, _) = (_descriptors(pipeline, images, dtype) for dtype in (torch.float64, torch.float32))
+    goldens = tuple(
+        Golden(image=image, descriptor=wanted, fp32_distance=float(distances(got, wanted)))
+        for image, wanted, got in zip(images, exact, single, strict=True)
+    )
+    return goldens, norm
+
+
+def _descriptors(pipeline: Pipeline, images: Iterable[Array], dtype: torch.dtype) -> tuple[list[Array], float]:
+    """Return the descriptor (P,) of each image (H,W,3), all in one type, and the largest norm of a local descriptor."""
+    head, width = pipeline.head, pipeline.head.spec.feature_size
+    twin = Pipeline(copy.deepcopy(pipeline.backbone).to(dtype), head, pipeline.images, name=pipeline.name)
+    twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
+    state = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
+    found, norm = [], 0.0
+    with torch.inference_mode(), InStrips():
+        for image in images:
+            local_descriptors = twin.local_descriptors(torch.from_numpy(image)[None])
+            if local_descriptors.shape[2] != width:
+                raise ExportError(
+                    f"backbone {pipeline.name} gives {local_descriptors.shape[2]} channels, the head takes {width}"
+                )
+            norm = max(norm, float(local_descriptors.norm(dim=2).max()))
+            found.append(functional_call(head, state, (local_descriptors,))[0].numpy())
+            if not np.isfinite(found[-1]).all():
+                size = f"{image.shape[0]}x{image.shape[1]}"
+                raise ExportError(f"the descriptor of a golden image of {size} is not finite in {dtype}")
+    return found, norm
+
+
+class InStrips(TorchFunctionMode):
+    """Compute every float64 convolution strip by strip, while this is on."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take the convolutions, and let everything else through."""
+        kwargs = kwargs or {}
+        wide = function is torch.conv2d and args and args[0].dtype is torch.float64
+        return _in_strips(*args, **kwargs) if wide else function(*args, **kwargs)
+
+
+def _in_strips(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Return what `torch.conv2d` does, of which these are the arguments."""
+    stride, dilation = _pair(stride), _pair(dilation)
+    if isinstance(padding, str):
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    high, wide = _pair(padding)
+    padded = functional.pad(x, (wide, wide, high, high))
+    reach = dilation[0] * (weight.shape[2] - 1) + 1
+    rows = (padded.shape[2] - reach) // stride[0] + 1
+    strips = []
+    for start in range(0, max(rows, 1), STRIP):
+        last = min(start + STRIP, rows) - 1
+        part = padded[:, :, start * stride[0] : last * stride[0] + reach]
+        strips.append(torch.conv2d(part, weight, bias, stride, 0, dilation, groups))
+    return torch.cat(strips, dim=2)
