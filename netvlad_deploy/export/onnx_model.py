@@ -29,7 +29,7 @@ from netvlad_deploy.models.dialects.base import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import reference_content
 from netvlad_deploy.require import installed_version, require
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, OLDEST_OPSET, STAGES, GraphOptions
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, OLDEST_OPSET, GraphOptions
 
 FORBIDDEN_OPS = frozenset(
     ("BatchNormalization", "ScatterND", "Shape", "Expand", "Loop", "Scan", "If", "ReduceLogSumExp")
@@ -115,14 +115,15 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     arrays = {
         name: (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy() for name, tensor in state.items()
     }
-    if module.batch_norm is not None:
-        arrays["batch_norm.eps"] = torch.tensor(module.batch_norm.eps, dtype=torch.float64).numpy()
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            arrays[f"{name}.eps"] = torch.tensor(part.eps, dtype=torch.float64).numpy()
     return arrays
 
 
 def _trace(folded: FoldedNetVLAD, options: GraphOptions) -> Any:
-    """Return the ONNX model of the folded module, its tensors named as in STAGES and those asked for as outputs."""
-    model = trace(folded, options, folded.spec.feature_size, STAGES)
+    """Return the ONNX model of the folded module, its tensors named as the stages and those asked for as outputs."""
+    model = trace(folded, options, folded.spec.feature_size, folded.spec.stages)
     _keep_outputs(model.graph, options.outputs)
     return model
 

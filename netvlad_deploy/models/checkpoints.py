@@ -17,6 +17,7 @@ import torch
 
 from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, detect, matching
 from netvlad_deploy.models.dialects.base import names
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -28,8 +29,7 @@ LOG = logging.getLogger(__name__)
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 TORCH_SUFFIXES = (".pt", ".pth", ".tar")
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
-COUNTER = "batch_norm.num_batches_tracked"
-EPS = "batch_norm.eps"
+COUNTER = "num_batches_tracked"
 
 
 def load_checkpoint(
@@ -55,13 +55,14 @@ def read_head(path: Path | str, *, prefix: str = "", dialect: str | None = None,
     Raises: as `load_checkpoint`.
     """
     head = find_head(path, prefix=prefix, dialect=dialect)
-    if head.projections:
-        if not head_only:
-            raise InputError(
-                f"{path} holds a projection after the head, which is not supported yet: {names(head.projections)}: "
-                "pass --head-only for the descriptor before it"
-            )
-        LOG.warning("left out: %s: the descriptor is the one before the projection", names(head.projections))
+    if head.projections and not head_only:
+        raise InputError(
+            f"{path} holds a projection after the head that {head.dialect} does not have: {names(head.projections)}: "
+            "pass --head-only for the descriptor before it"
+        )
+    if head_only and (left_out := (*head.projected, *head.projections)):
+        LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
+        head = head.alone()
     if head.ignored:
         LOG.info("ignored: %s", _counted(head.ignored))
     return head
@@ -84,26 +85,32 @@ def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     for name, tensor in state.items():
-        if name not in head.ignored and tensor.is_floating_point() and not tensor.isfinite().all():
+        if name not in head.ignored and not is_finite(tensor):
             raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
     return replace(head, dialect=chosen.name, projections=tuple(chosen.projections(state, head)))
 
 
 def module_of(head: Head, path: Path | str) -> NetVLAD:
-    """Return the reference module of a head in eval mode.
+    """Return the reference module of a head in eval mode, which takes over its FP32 tensors without a copy.
 
     Raises: InputError if its tensors are not the module's.
     """
-    module, tensors = NetVLAD.of(head.spec), dict(head.tensors)
-    eps = tensors.pop(EPS, None)
-    if head.spec.batch_norm:
-        tensors.setdefault(COUNTER, torch.zeros((), dtype=torch.long))
+    with torch.device("meta"):
+        module = NetVLAD.of(head.spec)
+    tensors = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in head.tensors.items()
+    }
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            tensors.setdefault(f"{name}.{COUNTER}", torch.zeros((), dtype=torch.long))
+            if f"{name}.eps" in tensors:
+                part.eps = float(head.tensors[f"{name}.eps"])
+                del tensors[f"{name}.eps"]
     try:
-        module.load_state_dict(tensors, strict=True)
+        module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    if eps is not None and module.batch_norm is not None:
-        module.batch_norm.eps = float(eps)
     return module.eval()
 
 

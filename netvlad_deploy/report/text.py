@@ -124,7 +124,8 @@ def departure_line(departure: Departure) -> str:
     shown = ", ".join(map(str, departure.clusters[:LISTED])) + (" ..." if len(departure.clusters) > LISTED else "")
     return (
         f"first departure: {departure.tensor} of {departure.case!r}, error {departure.error:.1e} where "
-        f"{departure.tolerance:.1e} is tolerated, in {len(departure.clusters)} clusters ({shown}). {departure.advice}"
+        f"{departure.tolerance:.1e} is tolerated, in {len(departure.clusters)} {departure.unit} ({shown}). "
+        f"{departure.advice}"
     )
 
 

@@ -22,7 +22,7 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
-from netvlad_deploy.spec import FEATURES, STAGES, Profile
+from netvlad_deploy.spec import FEATURES, Profile
 
 QUIET = 3
 """ONNX Runtime's severity for errors only."""
@@ -93,7 +93,7 @@ class OnnxRuntimeRunner(Runner):
         """Return the model with the type of every tensor, and its stages as outputs if they are tapped."""
         onnx = require("onnx", extra="export")
         model = onnx.shape_inference.infer_shapes(onnx.load(self._artifact.path), strict_mode=True)
-        inside = [value for value in model.graph.value_info if value.name in STAGES]
+        inside = [value for value in model.graph.value_info if value.name in self.spec.stages]
         model.graph.output.extend(inside if self._taps else [])
         return model
 
