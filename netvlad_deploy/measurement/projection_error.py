@@ -7,8 +7,8 @@
               s_i dy_i + (|y_i| + dy_i) min(dh_i / 4, 1) + 2 e |y_i s_i|                              s = sigmoid(h)
 
 t_k is the tolerance of cluster k's part of v, and d_k its norm; p = v P^T, BatchNorm's scale in P; b is added to it;
-P_jk is the part of row j that belongs to cluster k; m_j^2 = S_k |P_jk|^2 max_d v_kd^2 is no less than the sum of squares
-of the products that make p_j. Errors of different clusters are independent, but for the common scale of v. The
+P_jk is the part of row j that belongs to cluster k; m_j^2 = S_k |P_jk|^2 max_d v_kd^2 is no less than the sum of the
+squares of the products that make p_j. Errors of different clusters are independent, but for the common scale of v. The
 derivation is in docs/error-model.md.
 """
 

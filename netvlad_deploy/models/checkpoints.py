@@ -1,6 +1,7 @@
 """Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
 
-A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`.
+A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`, or a
+network of MatConvNet in `.mat`.
 Its keys are those of a dialect, possibly inside `state_dict`, behind `module.`, or behind a prefix.
 """
 
@@ -20,6 +21,7 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, detect, matching
 from netvlad_deploy.models.dialects.base import names
+from netvlad_deploy.models.matlab import read_matlab
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
@@ -28,7 +30,7 @@ LOG = logging.getLogger(__name__)
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 TORCH_SUFFIXES = (".pt", ".pth", ".tar")
-SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
+SUFFIXES = (".safetensors", ".npz", ".mat", *TORCH_SUFFIXES)
 COUNTER = "num_batches_tracked"
 
 
@@ -127,17 +129,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no checkpoint: expected one of {', '.join(SUFFIXES)}")
     try:
-        if path.suffix == ".safetensors":
-            loaded: Any = require("safetensors.torch", extra="export").load_file(path)
-        elif path.suffix == ".npz":
-            arrays = read_arrays(path)
-            loaded = (
-                {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
-            )
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _load(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is no file of torch, or holds code beside weights: save its state_dict alone"
@@ -151,6 +143,19 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".mat":
+        return read_matlab(path)
+    if path.suffix == ".safetensors":
+        return require("safetensors.torch", extra="export").load_file(path)
+    if path.suffix == ".npz":
+        arrays = read_arrays(path)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from netvlad_deploy.models.dialects.openplacerecognition import OPENPLACERECOGNI
 from netvlad_deploy.models.dialects.patch_netvlad import PATCH_NETVLAD
 from netvlad_deploy.models.dialects.pointnetvlad import POINTNETVLAD
 from netvlad_deploy.models.dialects.pytorch_netvlad import PYTORCH_NETVLAD
+from netvlad_deploy.models.dialects.relja import RELJA
 from netvlad_deploy.models.dialects.soccernet import SOCCERNET
 
 __all__ = ["DIALECTS", "Dialect", "Head", "detect", "matching"]
@@ -35,6 +36,7 @@ DIALECTS: tuple[Dialect, ...] = (
     HLOC,
     POINTNETVLAD,
     OPENPLACERECOGNITION,
+    RELJA,
 )
 
 

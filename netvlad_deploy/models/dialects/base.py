@@ -36,7 +36,7 @@ class Head:
         preprocessing: what the local descriptors must be, in words.
         dialect: the name of the dialect it was saved in.
         projected: names in the checkpoint of what follows the head, which `tensors` has.
-        projections: those of the ignored names that would map its descriptor on in a way that the dialect does not know.
+        projections: those of the ignored names that would map its descriptor on in a way the dialect does not know.
     """
 
     spec: NetVLADSpec
@@ -48,7 +48,7 @@ class Head:
     projections: tuple[str, ...] = ()
 
     def followed_by(self, projection: Projection, tensors: Mapping[str, Tensor], names: Iterable[str]) -> "Head":
-        """Return the head with a projection: its tensors by the reference's names, and their names in the checkpoint."""
+        """Return the head with a projection: tensors by the reference's names, and their names in the checkpoint."""
         projected = tuple(sorted(names))
         return replace(
             self,

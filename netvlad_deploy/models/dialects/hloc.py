@@ -9,7 +9,8 @@ from netvlad_deploy.spec import CLUSTERS_LAST
 
 HLOC = Convolution(
     name="hloc",
-    keys="netvlad.score_proj.weight (K,D,1), netvlad.centers (D,K); and whiten.weight (P,D*K), whiten.bias (P,) or none",
+    keys="netvlad.score_proj.weight (K,D,1), netvlad.centers (D,K); and whiten.weight (P,D*K), whiten.bias "
+    "(P,) or none",
     needs=("score_proj.weight", "centers"),
     roots=("netvlad.",),
     kernel_axes=(1,),
