@@ -49,7 +49,7 @@ def read_matlab(path: Path) -> dict[str, Tensor]:
     found = [str(getattr(layer, "name", "")) for layer in layers]
     if "vlad:core" not in found:
         held = ", ".join(sorted(name for name in content if not name.startswith("__"))) or "nothing"
-        if net is None or all(found):
+        if all(found) or not any(found):
             raise InputError(f"{path} is no NetVLAD of MatConvNet: expected net.layers with vlad:core, found {held}")
         raise InputError(f"{path} has layers that are MATLAB objects: {HOW_TO_CONVERT}")
     core = found.index("vlad:core")

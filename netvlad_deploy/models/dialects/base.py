@@ -147,6 +147,36 @@ class Dialect(ABC):
             if PROJECTION.search(name) or (state[name].ndim >= 2 and size in state[name].shape[:2])
         )
 
+    def matrix(self, state: Mapping[str, Tensor], name: str, inputs: int, *, by_column: bool = False) -> Tensor:
+        """Return a projection's matrix as (P, inputs), of a linear layer or of a 1x1 convolution, or from (inputs, P).
+
+        Raises: InputError if it is missing or has another shape.
+        """
+        if name not in state:
+            raise InputError(f"lacks {name} of {self.name}")
+        weight = state[name]
+        shape = tuple(weight.shape)
+        wanted = f"({inputs}, P)" if by_column else f"(P, {inputs})"
+        if by_column and weight.ndim == 2:
+            weight = weight.T
+        elif not by_column and weight.ndim == 4 and shape[2:] == (1, 1):
+            weight = weight[:, :, 0, 0]
+        if weight.ndim != 2 or weight.shape[1] != inputs:
+            raise InputError(f"{name} has shape {shape}, expected {wanted} for {inputs} values")
+        return weight
+
+    def vector(self, state: Mapping[str, Tensor], name: str, length: int, beside: str) -> Tensor:
+        """Return a vector of as many values as a weight gives; `beside` is the weight's name.
+
+        Raises: InputError if it is missing or has another shape.
+        """
+        if name not in state:
+            raise InputError(f"lacks {name} of {self.name}")
+        if state[name].shape != (length,):
+            shapes = f"{beside} {tuple(state[beside].shape)} and {name} {tuple(state[name].shape)}"
+            raise InputError(f"{shapes} do not fit: expected {name} ({length},)")
+        return state[name]
+
 
 def names(found: Iterable[str]) -> str:
     """Return names in one line, twelve at most."""
@@ -164,35 +194,3 @@ def columns(clusters: str, clusters2: str, state: Mapping[str, Tensor]) -> tuple
     if len(first) != 2 or len(second) != 3 or second[:2] != (1, first[0]):
         raise InputError(f"{clusters} {first} and {clusters2} {second} are not (D, K+G) and (1, D, K)")
     return second[2], first[0], first[1] - second[2]
-
-
-def matrix(state: Mapping[str, Tensor], name: str, inputs: int, *, by_column: bool = False) -> Tensor:
-    """Return a projection's matrix as (P, inputs), of a linear layer or of a 1x1 convolution, or from (inputs, P).
-
-    Raises: InputError if it is missing or has another shape.
-    """
-    if name not in state:
-        raise InputError(f"lacks {name}")
-    weight = state[name]
-    shape = tuple(weight.shape)
-    wanted = f"({inputs}, P)" if by_column else f"(P, {inputs})"
-    if by_column and weight.ndim == 2:
-        weight = weight.T
-    elif not by_column and weight.ndim == 4 and shape[2:] == (1, 1):
-        weight = weight[:, :, 0, 0]
-    if weight.ndim != 2 or weight.shape[1] != inputs:
-        raise InputError(f"{name} has shape {shape}, expected {wanted} after a head of {inputs} values")
-    return weight
-
-
-def vector(state: Mapping[str, Tensor], name: str, length: int, beside: str) -> Tensor:
-    """Return a vector of as many values as a weight gives; `beside` is the weight's name.
-
-    Raises: InputError if it is missing or has another shape.
-    """
-    if name not in state:
-        raise InputError(f"lacks {name}")
-    if state[name].shape != (length,):
-        shapes = f"{beside} {tuple(state[beside].shape)} and {name} {tuple(state[name].shape)}"
-        raise InputError(f"{shapes} do not fit: expected {name} ({length},)")
-    return state[name]

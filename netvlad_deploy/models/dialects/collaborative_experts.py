@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from netvlad_deploy.models.dialects.base import FOLLOWING, PROJECTION, Dialect, Head, columns, matrix
+from netvlad_deploy.models.dialects.base import FOLLOWING, PROJECTION, Dialect, Head, columns
 from netvlad_deploy.oracle import ASSIGNMENT_BIAS, CLUSTERS_FIRST_MARK, EPSILON_MARKS, MARKS, NORMALIZE_INPUT
 from netvlad_deploy.oracle import PROJECTION_L2 as L2
 from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
@@ -38,27 +38,26 @@ class CollaborativeExperts(Dialect):
         head = Head(spec=spec, tensors=tensors, ignored=ignored, preprocessing=self.preprocessing)
         if not following:
             return head
-        projection = _projection(following, spec.aggregate_size, l2=L2 in marks)
+        projection = self._projection(following, spec.aggregate_size, l2=L2 in marks)
         return head.followed_by(projection, following, following)
 
+    def _projection(self, following: Mapping[str, Tensor], inputs: int, *, l2: bool) -> Projection:
+        """Return what the names and shapes of the reference's own projection say."""
 
-def _projection(following: Mapping[str, Tensor], inputs: int, *, l2: bool) -> Projection:
-    """Return what the names and shapes of the reference's own projection say."""
+        def offset(layer: str) -> str | None:
+            names = [name for name in following if name.startswith(layer)]
+            if not names:
+                return None
+            return BATCH_NORM if any(name.startswith(f"{layer}batch_norm.") for name in names) else BIAS
 
-    def offset(layer: str) -> str | None:
-        names = [name for name in following if name.startswith(layer)]
-        if not names:
-            return None
-        return BATCH_NORM if any(name.startswith(f"{layer}batch_norm.") for name in names) else BIAS
-
-    size = len(matrix(following, "projection.weight", inputs))
-    return Projection(
-        size=size,
-        bias="projection.bias" in following,
-        batch_norm=offset("projection.") == BATCH_NORM,
-        l2=l2,
-        gating=offset("gating."),
-    )
+        size = len(self.matrix(following, "projection.weight", inputs))
+        return Projection(
+            size=size,
+            bias="projection.bias" in following,
+            batch_norm=offset("projection.") == BATCH_NORM,
+            l2=l2,
+            gating=offset("gating."),
+        )
 
 
 COLLABORATIVE_EXPERTS = CollaborativeExperts(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import Dialect, Head, matrix, vector
+from netvlad_deploy.models.dialects.base import Dialect, Head
 from netvlad_deploy.projection import Projection
 from netvlad_deploy.spec import CLUSTERS_FIRST, NetVLADSpec
 
@@ -41,7 +41,7 @@ class Convolution(Dialect):
         by_column = state[centroids] if self.centroids_by_column else state[centroids].T
         tensors = {"clusters": state[weight].reshape(num_clusters, feature_size).T, "clusters2": by_column[None]}
         if bias in state:
-            tensors["assignment_bias"] = vector(state, bias, num_clusters, weight)
+            tensors["assignment_bias"] = self.vector(state, bias, num_clusters, weight)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
@@ -60,8 +60,8 @@ class Convolution(Dialect):
         if start is None or not any(name.startswith(start) for name in (*state, *self.present)):
             return head
         used = {"projection.weight": f"{start}weight", "projection.bias": f"{start}bias"}
-        weight = matrix(state, used["projection.weight"], head.spec.aggregate_size)
-        bias = vector(state, used["projection.bias"], len(weight), used["projection.weight"])
+        weight = self.matrix(state, used["projection.weight"], head.spec.aggregate_size)
+        bias = self.vector(state, used["projection.bias"], len(weight), used["projection.weight"])
         projection = Projection(size=len(weight), l2=self.projection_l2)
         return head.followed_by(projection, {"projection.weight": weight, "projection.bias": bias}, used.values())
 

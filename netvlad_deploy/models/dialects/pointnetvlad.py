@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import Dialect, Head, columns, matrix, vector
+from netvlad_deploy.models.dialects.base import Dialect, Head, columns
 from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
 from netvlad_deploy.spec import NetVLADSpec
 
@@ -47,12 +47,12 @@ class PointNetVLAD(Dialect):
     def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:
         """Return the head with `hidden1_weights`, the BatchNorm after it, and context gating where it is."""
         hidden, gate = root + HIDDEN, root + GATING + "gating_weights"
-        weight = matrix(state, hidden, head.spec.aggregate_size, by_column=True)
+        weight = self.matrix(state, hidden, head.spec.aggregate_size, by_column=True)
         size = len(weight)
         used = {f"projection.{name}": key for name, key in self._norm(state, hidden, size, root + SECOND_NORM).items()}
         gating = None
         if any(name.startswith(root + GATING) for name in state):
-            square = matrix(state, gate, size, by_column=True)
+            square = self.matrix(state, gate, size, by_column=True)
             added = self._added(state, gate, size, root + GATING + FIRST_NORM, root + GATING + "gating_biases")
             if len(square) != size:
                 raise InputError(f"{gate} has shape {tuple(state[gate].shape)}, expected ({size}, {size})")
@@ -71,12 +71,12 @@ class PointNetVLAD(Dialect):
             raise InputError(f"holds {'both' if normalized else 'neither'} {norm}* and {bias}")
         if normalized:
             return self._norm(state, weights, length, norm)
-        vector(state, bias, length, weights)
+        self.vector(state, bias, length, weights)
         return {BIAS: bias}
 
     def _norm(self, state: Mapping[str, Tensor], weights: str, length: int, norm: str) -> dict[str, str]:
         for name in STATISTICS:
-            vector(state, norm + name, length, weights)
+            self.vector(state, norm + name, length, weights)
         names = (*STATISTICS, *([COUNTER] if norm + COUNTER in state else []))
         return {f"batch_norm.{name}": norm + name for name in names}
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import Dialect, Head, matrix, vector
+from netvlad_deploy.models.dialects.base import Dialect, Head
 from netvlad_deploy.models.dialects.pytorch_netvlad import VGG16
 from netvlad_deploy.models.matlab import ASSIGNMENT, ASSIGNMENT_BIAS, NEGATED_CENTRES, PCA_BIAS, PCA_WEIGHT
 from netvlad_deploy.projection import Projection
@@ -28,7 +28,7 @@ class Relja(Dialect):
         feature_size, num_clusters = first
         tensors = {"clusters": state[ASSIGNMENT], "clusters2": -state[NEGATED_CENTRES][None]}
         if ASSIGNMENT_BIAS in state:
-            tensors["assignment_bias"] = vector(state, ASSIGNMENT_BIAS, num_clusters, ASSIGNMENT)
+            tensors["assignment_bias"] = self.vector(state, ASSIGNMENT_BIAS, num_clusters, ASSIGNMENT)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
@@ -42,8 +42,11 @@ class Relja(Dialect):
         head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
         if PCA_WEIGHT not in state and PCA_BIAS not in state:
             return head
-        weight = matrix(state, PCA_WEIGHT, spec.aggregate_size, by_column=True)
-        following = {"projection.weight": weight, "projection.bias": vector(state, PCA_BIAS, len(weight), PCA_WEIGHT)}
+        weight = self.matrix(state, PCA_WEIGHT, spec.aggregate_size, by_column=True)
+        following = {
+            "projection.weight": weight,
+            "projection.bias": self.vector(state, PCA_BIAS, len(weight), PCA_WEIGHT),
+        }
         return head.followed_by(Projection(size=len(weight)), following, (PCA_WEIGHT, PCA_BIAS))
 
 
