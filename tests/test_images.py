@@ -11,7 +11,7 @@ from netvlad_deploy.images import USUAL_IMAGES, ImageProfile, Resize
     ("text", "resize", "words"),
     [
         ("480x640", Resize(size=(480, 640)), "to 480x640 (bilinear)"),
-        ("640", Resize(longest=640), "longer side to 640 (bilinear)"),
+        ("640", Resize(longest=640), "longer side to 640 at most (bilinear)"),
         ("none", Resize(), "no resize"),
     ],
 )

@@ -1,6 +1,7 @@
 """Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
 
-A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`.
+A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`, or a
+network of MatConvNet in `.mat`.
 Its keys are those of a dialect, possibly inside `state_dict`, behind `module.`, or behind a prefix.
 """
 
@@ -17,8 +18,10 @@ import torch
 
 from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, detect, matching
 from netvlad_deploy.models.dialects.base import BackboneState, names
+from netvlad_deploy.models.matlab import read_matlab
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.record import VocabularyRecord
 from netvlad_deploy.require import require
@@ -28,9 +31,8 @@ LOG = logging.getLogger(__name__)
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 TORCH_SUFFIXES = (".pt", ".pth", ".tar")
-SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
-COUNTER = "batch_norm.num_batches_tracked"
-EPS = "batch_norm.eps"
+SUFFIXES = (".safetensors", ".npz", ".mat", *TORCH_SUFFIXES)
+COUNTER = "num_batches_tracked"
 
 
 def load_checkpoint(
@@ -65,13 +67,14 @@ def read_head(
     Raises: as `load_checkpoint`.
     """
     head = find_head(path, prefix=prefix, dialect=dialect)
-    if head.projections:
-        if not head_only:
-            raise InputError(
-                f"{path} holds a projection after the head, which is not supported yet: {names(head.projections)}: "
-                "pass --head-only for the descriptor before it"
-            )
-        LOG.warning("left out: %s: the descriptor is the one before the projection", names(head.projections))
+    if head.projections and not head_only:
+        raise InputError(
+            f"{path} holds a projection after the head that {head.dialect} does not have: {names(head.projections)}: "
+            "pass --head-only for the descriptor before it"
+        )
+    if head_only and (left_out := (*head.projected, *head.projections)):
+        LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
+        head = head.alone()
     used = head.backbone.root if with_backbone and head.backbone is not None else None
     if ignored := [name for name in head.ignored if used is None or not name.startswith(used)]:
         LOG.info("ignored: %s", counted(ignored))
@@ -95,7 +98,7 @@ def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     for name, tensor in state.items():
-        if name not in head.ignored and tensor.is_floating_point() and not tensor.isfinite().all():
+        if name not in head.ignored and not is_finite(tensor):
             raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
     projections = tuple(chosen.projections(state, head))
     backbone = chosen.backbone.find(state) if chosen.backbone is not None else None
@@ -103,20 +106,26 @@ def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None)
 
 
 def module_of(head: Head, path: Path | str) -> NetVLAD:
-    """Return the reference module of a head in eval mode.
+    """Return the reference module of a head in eval mode, which takes over its FP32 tensors without a copy.
 
     Raises: InputError if its tensors are not the module's.
     """
-    module, tensors = NetVLAD.of(head.spec), dict(head.tensors)
-    eps = tensors.pop(EPS, None)
-    if head.spec.batch_norm:
-        tensors.setdefault(COUNTER, torch.zeros((), dtype=torch.long))
+    with torch.device("meta"):
+        module = NetVLAD.of(head.spec)
+    tensors = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in head.tensors.items()
+    }
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            tensors.setdefault(f"{name}.{COUNTER}", torch.zeros((), dtype=torch.long))
+            if f"{name}.eps" in tensors:
+                part.eps = float(head.tensors[f"{name}.eps"])
+                del tensors[f"{name}.eps"]
     try:
-        module.load_state_dict(tensors, strict=True)
+        module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    if eps is not None and module.batch_norm is not None:
-        module.batch_norm.eps = float(eps)
     return module.eval()
 
 
@@ -156,17 +165,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no checkpoint: expected one of {', '.join(SUFFIXES)}")
     try:
-        if path.suffix == ".safetensors":
-            loaded: Any = require("safetensors.torch", extra="export").load_file(path)
-        elif path.suffix == ".npz":
-            arrays = read_arrays(path)
-            loaded = (
-                {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
-            )
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _load(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is no file of torch, or holds code beside weights: save its state_dict alone"
@@ -180,6 +179,19 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".mat":
+        return read_matlab(path)
+    if path.suffix == ".safetensors":
+        return require("safetensors.torch", extra="export").load_file(path)
+    if path.suffix == ".npz":
+        arrays = read_arrays(path)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:

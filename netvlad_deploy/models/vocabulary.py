@@ -11,9 +11,10 @@ import torch
 
 from netvlad_deploy.arrays import Array, Arrays, Float32, Float64
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE, BIAS, NORMALIZE_INPUT
+from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.oracle import ASSIGNMENT_BIAS, NORMALIZE_INPUT, PROJECTION_L2
 from netvlad_deploy.require import require
 
 BATCH_SIZE, STARTS = 4096, 3
@@ -91,7 +92,7 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
     return {
         "clusters": (2 * alpha * wide.T).astype(np.float32),
         "clusters2": centroids.T[None],
-        BIAS: (-alpha * (wide**2).sum(axis=1)).astype(np.float32),
+        ASSIGNMENT_BIAS: (-alpha * (wide**2).sum(axis=1)).astype(np.float32),
         NORMALIZE_INPUT: np.ones((), np.float32),
     }
 
@@ -100,7 +101,7 @@ def head_module(state: Arrays) -> NetVLAD:
     """Return the module of `head_state`."""
     _, width, clusters = state["clusters2"].shape
     module = NetVLAD(clusters, width, add_batch_norm=False, assignment_bias=True, normalize_input=True)
-    tensors = {name: torch.from_numpy(state[name]) for name in ("clusters", "clusters2", BIAS)}
+    tensors = {name: torch.from_numpy(state[name]) for name in ("clusters", "clusters2", ASSIGNMENT_BIAS)}
     module.load_state_dict(tensors, strict=True)
     return module.eval()
 
@@ -112,7 +113,7 @@ def backbone_state(pipeline: Pipeline) -> Arrays:
 
 
 def fit_whitening(points: Float32, size: int) -> Arrays:
-    """Return the projection W = U^T / sqrt(variance + 1e-9), b = -W mean of points (M,L) to `size` values.
+    """Return the projection W = U^T / sqrt(variance + 1e-9), b = -W mean of points (M,L) to `size` values, then L2.
 
     Raises: InputError if there are too few points, or they span too few directions.
     """
@@ -128,7 +129,11 @@ def fit_whitening(points: Float32, size: int) -> Arrays:
         rank = int((variances > RANK * variances[0]).sum())
         raise InputError(f"whitening to {size} values: the images span {rank} directions only, ask for fewer")
     weight = directions.T / np.sqrt(variances + VARIANCE_FLOOR)[:, None]
-    return {WEIGHT: weight.astype(np.float32), PROJECTION_BIAS: (-weight @ mean).astype(np.float32)}
+    return {
+        WEIGHT: weight.astype(np.float32),
+        PROJECTION_BIAS: (-weight @ mean).astype(np.float32),
+        PROJECTION_L2: np.ones((), np.float32),
+    }
 
 
 def _principal(points: Float32, mean: Float64, size: int) -> tuple[Float64, Float64]:

@@ -11,7 +11,8 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"spec", "require"},
+    {"projection", "require"},
+    {"spec"},
     {"images"},
     {"arrays", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
@@ -30,6 +31,7 @@ ALLOWED = {
         "export/audit.py",
         "export/backbone.py",
         "export/fold.py",
+        "export/folded_projection.py",
         "export/golden.py",
         "export/graph.py",
         "export/half_backbone.py",

@@ -18,12 +18,14 @@ MATCONVNET = BackboneKeys(
 
 HLOC = Convolution(
     name="hloc",
-    keys="netvlad.score_proj.weight (K,D,1), netvlad.centers (D,K)",
+    keys="netvlad.score_proj.weight (K,D,1), netvlad.centers (D,K); and whiten.weight (P,D*K), whiten.bias "
+    "(P,) or none",
     needs=("score_proj.weight", "centers"),
     roots=("netvlad.",),
     kernel_axes=(1,),
     centroids_by_column=True,
     flatten=CLUSTERS_LAST,
+    projection="whiten.",
     preprocessing=VGG16,
     backbone=MATCONVNET,
 )

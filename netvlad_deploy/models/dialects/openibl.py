@@ -11,9 +11,11 @@ MEAN = (0.48501960784313836, 0.4579568627450961, 0.4076039215686255)
 
 OPENIBL = Convolution(
     name="openibl",
-    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.",
+    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.; and "
+    "pca_layer.weight (P,K*D,1,1), pca_layer.bias (P,) or none",
     roots=ROOTS,
-    absent=tuple(f"{root}conv.bias" for root in ROOTS),
+    absent=tuple(root + name for root in ROOTS for name in ("conv.bias", "out_projection.weight")),
+    projection="pca_layer.",
     preprocessing=VGG16,
     backbone=BackboneKeys(
         roots=("base_model.base.",),

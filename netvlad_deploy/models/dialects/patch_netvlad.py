@@ -11,8 +11,9 @@ from netvlad_deploy.models.dialects.pytorch_netvlad import ENCODER, ROOTS, VGG16
 
 PATCH_NETVLAD = Convolution(
     name="patch-netvlad",
-    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.*, which is refused",
+    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.weight (P,K*D,1,1), WPCA.0.bias (P,)",
     roots=ROOTS,
+    projection="WPCA.0.",
     present=(WPCA,),
     preprocessing=VGG16,
     backbone=replace(ENCODER, images=ImageInput(resize=Resize(size=(480, 640)))),
