@@ -84,7 +84,9 @@ def _gated_error(gating: LinearMap, values: Float64, error: Float64, rounding: R
     """Return the errors of gated values (B,P); a sigmoid is nowhere steeper than 1/4."""
     unit = LAMBDA * rounding.unit
     products, gates = _products(gating, values), gating(values)
-    norms = np.concatenate([np.linalg.norm(rows, axis=-1) for rows in gating.blocks()]) * slope(gating)
+    norms = slope(gating)
+    for block, rows in gating.blocks():
+        norms[block] *= np.linalg.norm(rows, axis=-1)
     added = np.abs(gating.offset(np.zeros(len(norms))))
     moved, length = (np.linalg.norm(each, axis=-1, keepdims=True) for each in (error, values))
     off = norms * moved + unit * (norms * length + added + np.abs(gates))

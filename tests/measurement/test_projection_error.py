@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from netvlad_deploy.arrays import Array
+from netvlad_deploy.arrays import Array, Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold import FoldedNetVLAD
@@ -78,10 +78,9 @@ def parameters(kind: str, **conventions: Any) -> ReferenceParameters:
     return parameters_from_arrays({**onnx_model._reference_arrays(module), **marks_of(module.spec)})
 
 
-def marks_of(spec: NetVLADSpec) -> dict[str, Array]:
+def marks_of(spec: NetVLADSpec) -> Arrays:
     with np.load(io.BytesIO(reference_content({}, spec))) as archive:
-        arrays: dict[str, Array] = dict(archive)
-    return arrays
+        return {name: archive[name] for name in archive.files}
 
 
 def judged_as(wrong: ReferenceParameters, right: ReferenceParameters, precision: str, **more: Any) -> ParityReport:
@@ -98,7 +97,8 @@ def changed(right: ReferenceParameters, **fields: Any) -> ReferenceParameters:
 
 def weight_of(right: ReferenceParameters) -> Array:
     assert right.projection is not None
-    return right.projection.weight.copy()
+    weight: Array = right.projection.weight.copy()
+    return weight
 
 
 def one_row_off(right: ReferenceParameters) -> ReferenceParameters:
