@@ -68,7 +68,10 @@ class LinearMap:
 
     def __call__(self, vectors: Float64) -> Float64:
         """Return what becomes of vectors (B,I)."""
-        return self.offset(np.concatenate([vectors @ rows.T for rows in self.blocks()], axis=-1))
+        products = np.empty((*vectors.shape[:-1], len(self.weight)))
+        for block, rows in self.blocks():
+            products[..., block] = vectors @ rows.T
+        return self.offset(products)
 
     def offset(self, products: Float64) -> Float64:
         """Return what becomes of products (B,P): BatchNorm or the bias is applied."""
@@ -76,10 +79,15 @@ class LinearMap:
             return self.batch_norm(products)
         return products if self.bias is None else products + self.bias
 
-    def blocks(self) -> Iterator[Float64]:
-        """Yield the rows of the weight in float64, a block at a time."""
+    def blocks(self) -> Iterator[tuple[slice, Float64]]:
+        """Yield the rows of the weight in float64, a block at a time, and where they stand.
+
+        Write what they give into an array that is there before: a small one that outlives each block would keep the
+        memory of all of them from being used again.
+        """
         for start in range(0, len(self.weight), ROWS):
-            yield self.weight[start : start + ROWS].astype(np.float64)
+            block = slice(start, start + ROWS)
+            yield block, self.weight[block].astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +140,9 @@ class ReferenceParameters:
         """Return the norms (P,K) of the parts of each row of the projection's weight that belong to one cluster."""
         if self.projection is None:
             raise InputError("the layer has no projection")
-        parts = (by_cluster(rows, self.spec) for rows in self.projection.blocks())
-        norms: Float64 = np.concatenate([np.linalg.norm(rows, axis=-1) for rows in parts])
+        norms = np.empty((len(self.projection.weight), self.spec.num_clusters))
+        for block, rows in self.projection.blocks():
+            norms[block] = np.linalg.norm(by_cluster(rows, self.spec), axis=-1)
         return norms
 
 

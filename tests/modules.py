@@ -1,11 +1,14 @@
 """Modules, features and an independent copy of the layer for the tests."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.models.netvlad import NetVLAD, initialize
+from netvlad_deploy.projection import Projection
 from netvlad_deploy.spec import FeatureRange, NetVLADSpec
 
 RANGE = FeatureRange(norm=1, largest=None, logit_slope=2, logit_step=2.0**-22)
@@ -66,3 +69,27 @@ class StraightNetVLAD(nn.Module):
             matrix = torch.stack(columns, dim=1)  # (D,K): index d*K + k
             images.append(matrix.reshape(-1) / matrix.norm().clamp_min(1e-12))
         return torch.stack(images)
+
+
+def make_projected(
+    projection: Projection, clusters: int = 6, width: int = 16, ghosts: int = 2, *, seed: int = 0, **conventions: Any
+) -> NetVLAD:
+    """Return an eval module as `make_module` does, followed by a projection whose statistics are trained, too."""
+    spec = NetVLADSpec(
+        num_clusters=clusters, feature_size=width, num_ghost_clusters=ghosts, projection=projection, **conventions
+    )
+    module, head = initialize(spec, seed), make_module(clusters, width, ghosts, seed=seed)
+    module.load_state_dict(head.state_dict(), strict=False)
+    generator = torch.Generator().manual_seed(seed + 2)
+    for part in (module.projection, module.gating):
+        if part is None:
+            continue
+        if part.bias is not None:
+            part.bias.data.copy_(0.2 * torch.randn(part.bias.shape, generator=generator))
+        if (norm := part.batch_norm) is not None and norm.running_mean is not None and norm.running_var is not None:
+            columns = norm.num_features
+            norm.running_mean.copy_(0.1 * torch.randn(columns, generator=generator))
+            norm.running_var.copy_(0.02 * torch.rand(columns, generator=generator) + 0.002)
+            norm.weight.data.copy_(0.5 + torch.rand(columns, generator=generator))
+            norm.bias.data.copy_(torch.randn(columns, generator=generator))
+    return module

@@ -7,7 +7,7 @@ import pytest
 from netvlad_deploy import oracle
 from netvlad_deploy.arrays import Float64, npz_content
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.oracle import BatchNorm, ReferenceParameters
+from netvlad_deploy.oracle import BatchNorm, LinearMap, ReferenceParameters
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, FLATTENINGS, MASK, RESIDUAL_SUM, SOFT_ASSIGNMENT, NetVLADSpec
 
@@ -167,3 +167,83 @@ def test_an_unreadable_reference_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "m.reference.npz").write_bytes(b"not a zip")
     with pytest.raises(ArtifactError, match="export again"):
         oracle.load_reference(tmp_path / "m.reference.npz")
+
+
+def linear(outputs: int, inputs: int, *, offset: str, seed: int) -> LinearMap:
+    random = np.random.default_rng(seed)
+    norm = BatchNorm(
+        weight=random.uniform(0.5, 2, outputs),
+        bias=random.standard_normal(outputs),
+        running_mean=random.standard_normal(outputs),
+        running_var=random.uniform(0.01, 3, outputs),
+        eps=1e-3,
+    )
+    weight = random.standard_normal((outputs, inputs)).astype(np.float32)
+    bias = random.standard_normal(outputs)
+    return LinearMap(
+        weight=weight, bias=bias if offset == "bias" else None, batch_norm=norm if offset == "batch_norm" else None
+    )
+
+
+def mapped_by_hand(m: LinearMap, v: Float64) -> Float64:
+    result = np.zeros(len(m.weight))
+    for j, row in enumerate(m.weight):
+        result[j] = sum(float(row[i]) * v[i] for i in range(len(v)))
+        if m.bias is not None:
+            result[j] += m.bias[j]
+        if (n := m.batch_norm) is not None:
+            result[j] = n.weight[j] * (result[j] - n.running_mean[j]) / (n.running_var[j] + n.eps) ** 0.5 + n.bias[j]
+    return result
+
+
+@pytest.mark.parametrize("offset", ["bias", "batch_norm"])
+@pytest.mark.parametrize("l2", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("size", [3, 130])
+def test_a_projection_equals_the_equations_by_hand(offset: str, l2: bool, gated: bool, size: int) -> None:
+    p = replace(
+        parameters(),
+        projection=linear(size, D * K, offset=offset, seed=2),
+        projection_l2=l2,
+        gating=linear(size, size, offset=offset, seed=3) if gated else None,
+    )
+    x = np.random.default_rng(1).standard_normal((1, 5, D)).astype(np.float32)
+    assert p.projection is not None
+    y = mapped_by_hand(p.projection, by_hand(p, x[0].astype(np.float64)))
+    if l2:
+        y = y / np.sqrt(sum(y**2))
+    if p.gating is not None:
+        y = y / (1 + np.exp(-mapped_by_hand(p.gating, y)))
+    assert np.abs(OracleRunner(p).run({FEATURES: x})[DESCRIPTOR][0] - y).max() < 1e-12
+
+
+@pytest.mark.parametrize(("epsilon", "length"), [("clamp", 1.0), ("rsqrt", 0.5), ("add", 0.2**0.5)])
+def test_the_epsilon_modes_differ_on_a_norm_of_half_a_millionth(epsilon: str, length: float) -> None:
+    small = np.array([[0.3e-6, -0.4e-6], [0, 0]])
+    normalised = oracle.l2_normalize(small, epsilon)
+    assert np.linalg.norm(normalised[0]) == pytest.approx(length, rel=1e-12)
+    assert not normalised[1].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("projection.weight", None, "lack projection.weight"),
+        ("projection.weight", np.ones((5, D)), r"projection.weight has shape \(5, 4\), expected \(P, 12\)"),
+        ("projection.bias", np.ones(3), r"projection.bias has shape \(3,\), expected \(5,\)"),
+        ("gating.weight", np.ones((5, 4)), r"gating.weight has shape \(5, 4\), expected \(P, 5\)"),
+        ("projection.weight", np.full((5, D * K), np.nan), "projection.weight is not finite"),
+        ("gating.batch_norm.bias", None, "lack gating.batch_norm.bias"),
+    ],
+)
+def test_a_bad_projection_is_refused_by_name(name: str, value: np.ndarray | None, message: str) -> None:
+    content = arrays() | {"projection.weight": np.ones((5, D * K), np.float32), "projection.bias": np.ones(5)}
+    norm = {f"gating.batch_norm.{key}": np.ones(5) for key in ("weight", "bias", "running_mean", "running_var")}
+    content |= {"gating.weight": np.ones((5, 5)), "gating.batch_norm.eps": np.array(1e-5)} | norm
+    assert oracle.parameters_from_arrays(content).spec.projection is not None
+    if value is None:
+        del content[name]
+    else:
+        content[name] = value
+    with pytest.raises(InputError, match=message):
+        oracle.parameters_from_arrays(content)

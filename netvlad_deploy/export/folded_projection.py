@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netvlad_deploy.errors import FoldError
-from netvlad_deploy.models.affine import ROWS, AffineMap, row_blocks
+from netvlad_deploy.models.affine import AffineMap, row_blocks, row_norms
 
 
 def affine_of(norm: nn.BatchNorm1d, name: str) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ class FoldedMap(nn.Module):
     @property
     def largest(self) -> float:
         """Return a bound of what comes out for vectors of length 1."""
-        norms = torch.cat([rows.float().norm(dim=1) for rows in row_blocks(self.weight)])
+        norms = row_norms(self.weight)
         if self.scale is not None:
             norms = norms * self.scale
         return float((norms if self.bias is None else norms + self.bias.abs()).max())
@@ -72,7 +72,7 @@ class FoldedMap(nn.Module):
 
 def _row_scale(weight: Tensor, factor: Tensor | None) -> Tensor:
     """Return powers of two (P,) over which the Euclidean norm of each row, times its factor, is at most 1."""
-    norm = torch.cat([rows.double().norm(dim=1) for rows in row_blocks(weight)])
+    norm = row_norms(weight)
     norm = norm if factor is None else norm * factor.abs()
     return torch.exp2(torch.where(norm > 0, norm.log2().ceil(), 0))
 
@@ -82,7 +82,6 @@ def _scaled(weight: Tensor, factor: Tensor | None, scale: Tensor | None, dtype: 
     by = torch.ones(len(weight), dtype=torch.float64) if factor is None else factor
     by = (by if scale is None else by / scale)[:, None]
     result = torch.empty(weight.shape, dtype=dtype)
-    for start in range(0, len(weight), ROWS):
-        block = slice(start, start + ROWS)
+    for block in row_blocks(weight):
         result[block] = (weight[block].double() * by[block]).to(dtype)
     return result

@@ -15,7 +15,7 @@ derivation is in docs/error-model.md.
 import numpy as np
 
 from netvlad_deploy.arrays import Float64
-from netvlad_deploy.measurement.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, TINY, Rounding
+from netvlad_deploy.measurement.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, Rounding
 from netvlad_deploy.oracle import LinearMap, ReferenceParameters, by_cluster, divisor, sigmoid
 
 
@@ -74,8 +74,9 @@ def _normalized_error(values: Float64, error: Float64, epsilon: str, rounding: f
     length = divisor((values**2).sum(axis=-1, keepdims=True), epsilon)
     normalized = values / length
     total = np.linalg.norm(error, axis=-1, keepdims=True)
-    turned = (error + np.abs(normalized) * total) / np.maximum(length - total, TINY)
-    turned = np.minimum(turned, 1 + np.abs(normalized))
+    known = length > total
+    turned = (error + np.abs(normalized) * total) / np.where(known, length - total, 1)
+    turned = np.where(known, np.minimum(turned, 1 + np.abs(normalized)), 1 + np.abs(normalized))
     return normalized, turned + rounding * (np.sqrt(values.shape[-1]) / 2 + 2) * np.abs(normalized)
 
 
@@ -83,7 +84,9 @@ def _gated_error(gating: LinearMap, values: Float64, error: Float64, rounding: R
     """Return the errors of gated values (B,P); a sigmoid is nowhere steeper than 1/4."""
     unit = LAMBDA * rounding.unit
     products, gates = _products(gating, values), gating(values)
-    norms = np.concatenate([np.linalg.norm(rows, axis=-1) for rows in gating.blocks()]) * slope(gating)
+    norms = slope(gating)
+    for block, rows in gating.blocks():
+        norms[block] *= np.linalg.norm(rows, axis=-1)
     added = np.abs(gating.offset(np.zeros(len(norms))))
     moved, length = (np.linalg.norm(each, axis=-1, keepdims=True) for each in (error, values))
     off = norms * moved + unit * (norms * length + added + np.abs(gates))

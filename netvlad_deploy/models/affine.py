@@ -36,12 +36,26 @@ def product(vectors: Tensor, weight: Tensor) -> Tensor:
     """Return vectors (B,I) times the transpose of a matrix (P,I), which is converted in blocks if it must be."""
     if vectors.dtype == weight.dtype:
         return functional.linear(vectors, weight)
-    return torch.cat([functional.linear(vectors, rows.to(vectors.dtype)) for rows in row_blocks(weight)], dim=1)
+    products = torch.empty(*vectors.shape[:-1], len(weight), dtype=vectors.dtype)
+    for block in row_blocks(weight):
+        products[..., block] = functional.linear(vectors, weight[block].to(vectors.dtype))
+    return products
 
 
-def row_blocks(weight: Tensor) -> Iterator[Tensor]:
-    """Yield the rows of a matrix in blocks, to convert one at a time."""
-    return (weight[start : start + ROWS] for start in range(0, len(weight), ROWS))
+def row_norms(weight: Tensor) -> Tensor:
+    """Return the Euclidean norms (P,) of the rows of a matrix, in float64."""
+    norms = torch.empty(len(weight), dtype=torch.float64)
+    for block in row_blocks(weight):
+        norms[block] = weight[block].double().norm(dim=1)
+    return norms
+
+
+def row_blocks(weight: Tensor) -> Iterator[slice]:
+    """Yield blocks of rows to convert one at a time, into a result that is there before.
+
+    A small tensor that outlives each block would keep the memory of all of them from being used again.
+    """
+    return (slice(start, start + ROWS) for start in range(0, len(weight), ROWS))
 
 
 def in_float64(module: ModuleType) -> ModuleType:

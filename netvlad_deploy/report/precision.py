@@ -13,6 +13,7 @@ from netvlad_deploy.spec import OperatorTypes
 
 REASONS: Mapping[str, str] = {
     "MatMul": "both products: columns of L1 norm at most 1, and weights that sum to 1, cannot overflow",
+    "Gemm": "projection: rows of L2 norm at most 1 times a vector of length 1 cannot overflow; gating stays FP32",
     "ReduceMax": "softmax: the largest logit of a row, over the clusters",
     "Exp": "softmax: an assignment of 1e-12 is 0 in FP16, though intra-normalisation scales its cluster to norm 1",
     "ReduceSum": "sums of assignments and of squares: FP16 squares overflow above 255 and vanish below 2.4e-4",
@@ -21,6 +22,7 @@ REASONS: Mapping[str, str] = {
     "Div": "softmax, weights of the mean, both normalisations",
     "Sub": "softmax, and the residual: next to a centroid it is a small difference of large numbers",
     "Mul": "column scale 2^s, squares of the norms, centroids times the sum of the rounded weights",
+    "Sigmoid": "gating",
     "Add": "bias: FP16 logits near 224 are 0.125 apart",
 }
 """Why an operator computes in the type it has, by operator."""

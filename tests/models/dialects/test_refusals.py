@@ -10,11 +10,15 @@ import torch
 
 from netvlad_deploy.arrays import npz_content
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.checkpoints import read_head
+from netvlad_deploy.export import onnx_model
+from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
 from netvlad_deploy.models.dialects import DIALECTS
-from netvlad_deploy.spec import CLUSTERS_FIRST
+from netvlad_deploy.oracle import reference_content
+from netvlad_deploy.projection import GATINGS, Projection
+from netvlad_deploy.spec import CLUSTERS_FIRST, NORM_FLOORS
 from tests.models.dialects.samples import SAMPLES, Sample, State, projection
 from tests.models.dialects.samples import Source as Random
+from tests.modules import make_projected
 
 pytestmark = pytest.mark.export
 
@@ -256,3 +260,18 @@ def test_a_reference_file_brings_its_own_conventions(tmp_path: Path) -> None:
     (tmp_path / "m.reference.npz").write_bytes(npz_content({**state, **marks}))
     spec = read_head(tmp_path / "m.reference.npz").spec
     assert (spec.assignment_bias, spec.normalize_input, spec.flatten) == (True, True, CLUSTERS_FIRST)
+
+
+@pytest.mark.parametrize("epsilon", NORM_FLOORS)
+@pytest.mark.parametrize("gating", GATINGS)
+@pytest.mark.parametrize("l2", [False, True])
+def test_a_reference_file_brings_its_projection(tmp_path: Path, epsilon: str, gating: str | None, l2: bool) -> None:
+    projection = Projection(size=5, bias=gating is None, batch_norm=gating is not None, l2=l2, gating=gating)
+    module = make_projected(projection, 3, 6, 1, epsilon=epsilon)
+    content = reference_content(onnx_model._reference_arrays(module), module.spec)
+    (tmp_path / "m.reference.npz").write_bytes(content)
+    loaded = load_checkpoint(tmp_path / "m.reference.npz")
+    assert loaded.spec == module.spec
+    assert loaded.state_dict().keys() == module.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in module.state_dict().items())
+    assert read_head(tmp_path / "m.reference.npz", head_only=True).spec.projection is None
