@@ -10,8 +10,8 @@ CONSTRAINTS = constraints.txt
 
 .PHONY: demo test check lint bars mutation gpu-check figure resolve-3.10 clean
 
-demo: $(INSTALLED)  ## export, build, validate and measure an untrained NetVLAD; the report is demo/report.md
-	$(BIN)/netvlad-deploy deploy --clusters 64 --ghost-clusters 8 --probe --flavor tensorrt-rtx --allow-not-run --force -o $(DEMO)
+demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.md
+	$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(INSTALLED)  ## all tests that this machine can run
 	$(BIN)/python -m pytest -q -n auto --dist worksteal

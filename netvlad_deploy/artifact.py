@@ -17,6 +17,7 @@ from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.files import Staging, sha256_file
 from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile, Resize
+from netvlad_deploy.projection import Projection
 from netvlad_deploy.spec import FEATURES, MASK, AxisRange, FeatureRange, NetVLADSpec, Profile
 
 SCHEMA = "netvlad-deploy/artifact/4"
@@ -261,6 +262,7 @@ def _from_json(record: dict[str, Any]) -> dict[str, Any]:
     """Turn a sidecar's JSON values into the types of the dataclass fields."""
     spec = dict(record["spec"])
     spec["normalization"] = tuple(spec["normalization"])
+    spec["projection"] = Projection(**spec["projection"]) if spec["projection"] else None
     typed = dict(record, spec=NetVLADSpec(**spec), reference=FileReference(**record["reference"]))
     typed["parent"] = FileReference(**record["parent"]) if record["parent"] else None
     typed["range"] = FeatureRange(**record["range"])

@@ -14,11 +14,12 @@ from typing import NoReturn
 import typer
 
 from netvlad_deploy.commands.export import build, deploy, export, precision
+from netvlad_deploy.commands.fit import fit
 from netvlad_deploy.commands.measure import bench, doctor, inspect, validate
-from netvlad_deploy.commands.retrieve import embed
+from netvlad_deploy.commands.retrieve import embed, evaluate
 from netvlad_deploy.errors import NetVLADDeployError
 
-VERBS = (export, build, validate, bench, embed, inspect, deploy, precision, doctor)
+VERBS = (export, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
 
 app = typer.Typer(
     add_completion=False,

@@ -12,12 +12,12 @@ from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.serialize import to_json
+from netvlad_deploy.source import Source
 from netvlad_deploy.spec import GraphOptions, Verdict
 from netvlad_deploy.workflow import (
     REPORT_JSON,
     REPORT_PAGE,
     UNAVAILABLE,
-    Source,
     bench,
     build,
     export,

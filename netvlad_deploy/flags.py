@@ -24,6 +24,16 @@ Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys i
 Dialect = Annotated[
     str | None, typer.Option(metavar="NAME", help="Whose keys the checkpoint has.  [default: found by the keys]")
 ]
+BackboneName = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", metavar="NAME", help="Image backbone, or package.module:callable.  [default: the checkpoint's]"
+    ),
+]
+ResizeText = Annotated[
+    str | None,
+    typer.Option("--resize", metavar="HxW|N|none", help="Image size, or its longer side.  [default: the backbone's]"),
+]
 ExpectSha256 = Annotated[
     str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse a file of another hash.")
 ]
@@ -62,6 +72,12 @@ class SourceFlags:
         bool,
         typer.Option("--head-only", help="Leave out a projection after the head: descriptors are those before it."),
     ] = False
+    takes: Annotated[
+        str | None,
+        typer.Option("--input", metavar="KIND", help="images or features.  [default: images if there is a backbone]"),
+    ] = None
+    backbone: BackboneName = None
+    resize: ResizeText = None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class Resize:
 
     Args:
         size: height and width, whatever the image's own shape.
-        longest: length of the longer side, the shape kept. Without either, an image stays as large as it is.
+        longest: most length of the longer side, the shape kept; smaller images are not enlarged. Without either, an
+            image stays as large as it is.
         filter: `bilinear` or `box`.
 
     Raises: InputError if both rules are given, a length is below 1 or the filter is unknown.
@@ -54,7 +55,7 @@ class Resize:
     def __str__(self) -> str:
         if self.size is not None:
             return f"to {self.size[0]}x{self.size[1]} ({self.filter})"
-        return "no resize" if self.longest is None else f"longer side to {self.longest} ({self.filter})"
+        return "no resize" if self.longest is None else f"longer side to {self.longest} at most ({self.filter})"
 
     @classmethod
     def parse(cls, text: str) -> "Resize":
@@ -77,7 +78,7 @@ class Resize:
             return self.size
         if self.longest is None:
             return height, width
-        scale = self.longest / max(height, width)
+        scale = min(1.0, self.longest / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -91,6 +92,10 @@ class ImageInput:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     resize: Resize = Resize()
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.resize}, then (rgb - ({mean})) / ({std})"
 
     @property
     def usual_profile(self) -> "ImageProfile":

@@ -53,6 +53,7 @@ def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = No
     Raises: InputError if it is no checkpoint of a NetVLAD; UsageError if there is no such dialect.
     """
     require("torch", extra="export")
+    from netvlad_deploy.models.assembly import backbone_name
     from netvlad_deploy.models.checkpoints import find_head
 
     head = find_head(path, prefix=prefix, dialect=dialect)
@@ -63,6 +64,8 @@ def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = No
         preprocessing=head.preprocessing,
         ignored=head.ignored,
         projections=head.projections,
+        backbone=backbone_name(head.backbone) if head.backbone is not None else "",
+        images=head.backbone.images if head.backbone is not None else None,
     )
 
 

@@ -7,32 +7,43 @@ shares no code with the torch module, the fold or the graph, so a fault in one o
     l = (x W - mean) / sqrt(var + eps) * gamma + beta     assignment_logits   (B,N,K+G)
     a = softmax(l) over K+G, first K columns, times mask   soft_assignment     (B,N,K)
     V_k = sum_n a_nk (x_n - c_k)                           residual_sum        (B,K,D)
-    V_k / max(|V_k|, 1e-12), flattened, and again          descriptor          (B,D*K)
+    V_k / max(|V_k|, 1e-12), flattened, and again          aggregate v         (B,D*K)
+    y = v P^T + p, or BatchNorm(v P^T); y / max(|y|, 1e-12), if `l2`; y * sigmoid(y G^T + g), if `gating`
+                                                           descriptor          (B,P), v itself without a projection
 
-Without BatchNorm, l = x W, plus a bias where there is one. A descriptor is flattened d*K + k or k*D + d.
+Without BatchNorm, l = x W, plus a bias where there is one. A descriptor is flattened d*K + k or k*D + d. Other epsilon
+modes divide by max(|x|, 1e-6) or by sqrt(|x|^2 + 1e-12). P may be half a gigabyte: it stays as it was read, and its
+product is taken in blocks of rows.
 
 Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, Float64, read_arrays
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOOR, NetVLADSpec
+from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
 
-BIAS, NORMALIZE_INPUT, CLUSTERS_FIRST_FLAG = "assignment_bias", "normalize_input", "clusters_first"
-"""Names in a reference file beside those of the reference's own state."""
+ASSIGNMENT_BIAS, PROJECTION, GATING = "assignment_bias", "projection", "gating"
+NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2 = "normalize_input", "clusters_first", "projection_l2"
+EPSILON_MARKS = {f"epsilon_{mode}": mode for mode in NORM_FLOORS if mode != CLAMP}
+MARKS = (NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, *EPSILON_MARKS)
+"""Names in a reference file beside those of the reference's own state: conventions, 1 for yes."""
 
 BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
+ROWS = 64
+"""Rows of a projection that are float64 at once: 16 MiB for a descriptor of 32,768 values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm:
-    """BatchNorm over the assignment logits: four (K+G,) vectors and epsilon."""
+    """BatchNorm over the last axis: four vectors of its length and epsilon."""
 
     weight: Float64
     bias: Float64
@@ -40,12 +51,43 @@ class BatchNorm:
     running_var: Float64
     eps: float
 
+    def __call__(self, values: Float64) -> Float64:
+        """Return values (...,C) normalised with the running statistics."""
+        normalised = (values - self.running_mean) / np.sqrt(self.running_var + self.eps)
+        result: Float64 = normalised * self.weight + self.bias
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMap:
+    """A product with `weight` (P,I), in the dtype in which it was read, and BatchNorm or a bias (P,) or neither."""
+
+    weight: Array
+    bias: Float64 | None
+    batch_norm: BatchNorm | None
+
+    def __call__(self, vectors: Float64) -> Float64:
+        """Return what becomes of vectors (B,I)."""
+        return self.offset(np.concatenate([vectors @ rows.T for rows in self.blocks()], axis=-1))
+
+    def offset(self, products: Float64) -> Float64:
+        """Return what becomes of products (B,P): BatchNorm or the bias is applied."""
+        if self.batch_norm is not None:
+            return self.batch_norm(products)
+        return products if self.bias is None else products + self.bias
+
+    def blocks(self) -> Iterator[Float64]:
+        """Yield the rows of the weight in float64, a block at a time."""
+        for start in range(0, len(self.weight), ROWS):
+            yield self.weight[start : start + ROWS].astype(np.float64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceParameters:
     """Unfolded parameters of a NetVLAD layer: clusters (D,K+G), centroids (K,D), BatchNorm or a bias (K+G,) or neither.
 
-    `normalize_input` and `flatten` are as in `NetVLADSpec`.
+    `normalize_input`, `flatten` and `epsilon` are as in `NetVLADSpec`; `projection`, `gating` and `projection_l2` are
+    what follows.
     """
 
     clusters: Float64
@@ -54,11 +96,25 @@ class ReferenceParameters:
     bias: Float64 | None = None
     normalize_input: bool = False
     flatten: str = CLUSTERS_LAST
+    epsilon: str = CLAMP
+    projection: LinearMap | None = None
+    projection_l2: bool = False
+    gating: LinearMap | None = None
 
     @property
     def spec(self) -> NetVLADSpec:
         """Return the sizes these parameters imply."""
         num_clusters, feature_size = self.centroids.shape
+        projection = None
+        if self.projection is not None:
+            gating = None if self.gating is None else BIAS if self.gating.batch_norm is None else BATCH_NORM
+            projection = Projection(
+                size=len(self.projection.weight),
+                bias=self.projection.bias is not None,
+                batch_norm=self.projection.batch_norm is not None,
+                l2=self.projection_l2,
+                gating=gating,
+            )
         return NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
@@ -67,29 +123,36 @@ class ReferenceParameters:
             assignment_bias=self.bias is not None,
             normalize_input=self.normalize_input,
             flatten=self.flatten,
+            epsilon=self.epsilon,
+            projection=projection,
         )
+
+    @cached_property
+    def row_norms(self) -> Float64:
+        """Return the norms (P,K) of the parts of each row of the projection's weight that belong to one cluster."""
+        if self.projection is None:
+            raise InputError("the layer has no projection")
+        parts = (by_cluster(rows, self.spec) for rows in self.projection.blocks())
+        norms: Float64 = np.concatenate([np.linalg.norm(rows, axis=-1) for rows in parts])
+        return norms
+
+
+def by_cluster(vectors: Array, spec: NetVLADSpec) -> Array:
+    """Return flattened vectors (B, D*K) as (B,K,D)."""
+    if spec.flatten == CLUSTERS_FIRST:
+        return vectors.reshape(-1, spec.num_clusters, spec.feature_size)
+    parts: Array = vectors.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
+    return parts
 
 
 def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     """Read the parameters from arrays under the reference's own names: `clusters`, `clusters2`, `batch_norm.*`.
 
-    And where they are, `assignment_bias`, and the conventions `normalize_input` and `clusters_first`, 1 for yes.
+    And where they are, `assignment_bias`, `projection.*`, `gating.*`, and the conventions of MARKS.
 
     Raises: InputError if an array is missing, has another shape or is not finite.
     """
-    wanted = ["clusters", "clusters2"]
-    has_batch_norm = any(name.startswith("batch_norm.") for name in arrays)
-    if has_batch_norm:
-        wanted += [f"batch_norm.{key}" for key in BATCH_NORM_KEYS]
-    wanted += [name for name in (BIAS, NORMALIZE_INPUT, CLUSTERS_FIRST_FLAG) if name in arrays]
-    missing = [name for name in wanted if name not in arrays]
-    if missing:
-        raise InputError(f"reference parameters lack {', '.join(missing)}")
-    values = {name: np.asarray(arrays[name], dtype=np.float64) for name in wanted}
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            raise InputError(f"reference parameter {name} is not finite")
-    clusters, clusters2 = values["clusters"], values["clusters2"]
+    clusters, clusters2 = (_read(arrays, name) for name in ("clusters", "clusters2"))
     columns = clusters.shape[-1] if clusters.ndim == 2 else 0
     if (
         clusters.ndim != 2
@@ -98,24 +161,63 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
         or columns < clusters2.shape[2]
     ):
         raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
-    batch_norm = None
-    if has_batch_norm:
-        vectors = {key: values[f"batch_norm.{key}"] for key in BATCH_NORM_KEYS}
-        eps = float(vectors.pop("eps"))
-        for key, vector in vectors.items():
-            if vector.shape != (columns,):
-                raise InputError(f"batch_norm.{key} has shape {vector.shape}, expected ({columns},)")
-        batch_norm = BatchNorm(**vectors, eps=eps)
-    bias = values.get(BIAS)
-    if bias is not None and bias.shape != (columns,):
-        raise InputError(f"{BIAS} has shape {bias.shape}, expected ({columns},)")
+    marks = {name: bool(_read(arrays, name)) for name in MARKS if name in arrays}
+    projection = _linear_map(arrays, PROJECTION, clusters2.size)
     return ReferenceParameters(
         clusters=clusters,
         centroids=clusters2[0].T.copy(),
-        batch_norm=batch_norm,
-        bias=bias,
-        normalize_input=bool(values.get(NORMALIZE_INPUT, 0)),
-        flatten=CLUSTERS_FIRST if values.get(CLUSTERS_FIRST_FLAG, 0) else CLUSTERS_LAST,
+        batch_norm=_batch_norm(arrays, "batch_norm", columns),
+        bias=_vector(arrays, ASSIGNMENT_BIAS, columns) if ASSIGNMENT_BIAS in arrays else None,
+        normalize_input=marks.get(NORMALIZE_INPUT, False),
+        flatten=CLUSTERS_FIRST if marks.get(CLUSTERS_FIRST_MARK) else CLUSTERS_LAST,
+        epsilon=next((mode for name, mode in EPSILON_MARKS.items() if marks.get(name)), CLAMP),
+        projection=projection,
+        projection_l2=marks.get(PROJECTION_L2, False),
+        gating=None if projection is None else _linear_map(arrays, GATING, len(projection.weight)),
+    )
+
+
+def _read(arrays: Mapping[str, Array], name: str) -> Float64:
+    if name not in arrays:
+        raise InputError(f"reference parameters lack {name}")
+    return np.asarray(_finite(arrays[name], name), dtype=np.float64)
+
+
+def _finite(values: Array, name: str) -> Array:
+    """Return values, all finite; NaN is its own extreme, so no mask as large as a projection is needed."""
+    if values.size and not np.isfinite([values.min(), values.max()]).all():
+        raise InputError(f"reference parameter {name} is not finite")
+    return values
+
+
+def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
+    vector = _read(arrays, name)
+    if vector.shape != (length,):
+        raise InputError(f"{name} has shape {vector.shape}, expected ({length},)")
+    return vector
+
+
+def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchNorm | None:
+    if not any(name.startswith(f"{layer}.") for name in arrays):
+        return None
+    eps = float(_read(arrays, f"{layer}.eps"))
+    vectors = {key: _vector(arrays, f"{layer}.{key}", columns) for key in BATCH_NORM_KEYS if key != "eps"}
+    return BatchNorm(**vectors, eps=eps)
+
+
+def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearMap | None:
+    name = f"{layer}.weight"
+    if not any(found.startswith(f"{layer}.") for found in arrays):
+        return None
+    if name not in arrays:
+        raise InputError(f"reference parameters lack {name}")
+    weight, bias = _finite(arrays[name], name), f"{layer}.bias"
+    if weight.ndim != 2 or weight.shape[1] != inputs:
+        raise InputError(f"{name} has shape {weight.shape}, expected (P, {inputs})")
+    return LinearMap(
+        weight=weight,
+        bias=_vector(arrays, bias, len(weight)) if bias in arrays else None,
+        batch_norm=_batch_norm(arrays, f"{layer}.batch_norm", len(weight)),
     )
 
 
@@ -133,7 +235,12 @@ def load_reference(path: Path | str) -> ReferenceParameters:
 
 def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
     """Return what a reference file holds, in its order: arrays under the reference's own names, and its conventions."""
-    conventions = {NORMALIZE_INPUT: spec.normalize_input, CLUSTERS_FIRST_FLAG: spec.flatten == CLUSTERS_FIRST}
+    conventions = {
+        NORMALIZE_INPUT: spec.normalize_input,
+        CLUSTERS_FIRST_MARK: spec.flatten == CLUSTERS_FIRST,
+        PROJECTION_L2: spec.projection is not None and spec.projection.l2,
+        **{name: spec.epsilon == mode for name, mode in EPSILON_MARKS.items()},
+    }
     marks = {name: np.ones(()) for name, holds in conventions.items() if holds}
     return dict(sorted({**arrays, **marks}.items()))
 
@@ -141,15 +248,14 @@ def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
 def local_descriptors(parameters: ReferenceParameters, features: Array) -> Float64:
     """Return x (B,N,D) as everything after it sees it: L2-normalised, if the layer does that."""
     values = features.astype(np.float64)
-    return l2_normalize(values) if parameters.normalize_input else values
+    return l2_normalize(values, parameters.epsilon) if parameters.normalize_input else values
 
 
 def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float64:
     """Return l (B,N,K+G) of local descriptors (B,N,D), BatchNorm applied with its running statistics."""
     logits: Float64 = local_descriptors(parameters, features) @ parameters.clusters
-    if (norm := parameters.batch_norm) is not None:
-        normalised = (logits - norm.running_mean) / np.sqrt(norm.running_var + norm.eps)
-        logits = normalised * norm.weight + norm.bias
+    if parameters.batch_norm is not None:
+        logits = parameters.batch_norm(logits)
     return logits if parameters.bias is None else logits + parameters.bias
 
 
@@ -175,15 +281,37 @@ def residual_sum(assignment: Float64, features: Array, centroids: Float64) -> Fl
     return residuals
 
 
-def l2_normalize(values: Float64) -> Float64:
-    """Divide by the norm over the last axis, clamped to at least 1e-12."""
-    norm = np.sqrt((values * values).sum(axis=-1, keepdims=True))
-    normalised: Float64 = values / np.maximum(norm, NORM_FLOOR)
+def l2_normalize(values: Float64, epsilon: str = CLAMP) -> Float64:
+    """Divide by the norm over the last axis, kept from 0 as `epsilon` says."""
+    normalised: Float64 = values / divisor((values * values).sum(axis=-1, keepdims=True), epsilon)
     return normalised
 
 
-def descriptor(residuals: Float64, flatten: str = CLUSTERS_LAST) -> Float64:
-    """Return the descriptor (B, D*K) of V (B,K,D): intra-normalise, flatten, L2-normalise."""
-    intra_normalized = l2_normalize(residuals)
-    ordered = intra_normalized if flatten == CLUSTERS_FIRST else intra_normalized.swapaxes(1, 2)
-    return l2_normalize(ordered.reshape(len(residuals), -1))
+def divisor(squares: Float64, epsilon: str) -> Float64:
+    """Return what to divide by for a sum of squares."""
+    floor = NORM_FLOORS[epsilon]
+    result: Float64 = np.sqrt(squares + floor**2) if epsilon == ADD else np.maximum(np.sqrt(squares), floor)
+    return result
+
+
+def aggregate(parameters: ReferenceParameters, residuals: Float64) -> Float64:
+    """Return v (B, D*K) of V (B,K,D): intra-normalise, flatten, L2-normalise."""
+    intra_normalized = l2_normalize(residuals, parameters.epsilon)
+    ordered = intra_normalized if parameters.flatten == CLUSTERS_FIRST else intra_normalized.swapaxes(1, 2)
+    return l2_normalize(ordered.reshape(len(residuals), -1), parameters.epsilon)
+
+
+def project(parameters: ReferenceParameters, vectors: Float64) -> Float64:
+    """Return the descriptor (B,P) of v (B, D*K): v itself, if the layer ends there."""
+    if parameters.projection is None:
+        return vectors
+    projected = parameters.projection(vectors)
+    if parameters.projection_l2:
+        projected = l2_normalize(projected, parameters.epsilon)
+    return projected if parameters.gating is None else projected * sigmoid(parameters.gating(projected))
+
+
+def sigmoid(values: Float64) -> Float64:
+    """Return 1 / (1 + exp(-x)), which overflows nowhere as half of 1 + tanh(x/2)."""
+    result: Float64 = (1 + np.tanh(values / 2)) / 2
+    return result

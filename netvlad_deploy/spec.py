@@ -8,9 +8,11 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.projection import Projection
 
 FEATURES: Final = "features"
 MASK: Final = "mask"
@@ -23,9 +25,16 @@ MEAN_RESIDUAL: Final = "mean_residual"
 STAGES: Final = (ASSIGNMENT_LOGITS, SOFT_ASSIGNMENT, MEAN_RESIDUAL, RESIDUAL_SUM, DESCRIPTOR)
 """The named tensors of an exported graph, each computed from those before it."""
 
-NORM_FLOOR: Final = 1e-12
-"""Every norm is clamped to at least this, as `torch.nn.functional.normalize` does."""
+AGGREGATE: Final = "aggregate"
+"""The descriptor before the projection: a stage, before the last, of a layer that has one."""
 
+CLAMP: Final = "clamp"
+RSQRT: Final = "rsqrt"
+ADD: Final = "add"
+NORM_FLOORS: Final = MappingProxyType({CLAMP: 1e-12, RSQRT: 1e-6, ADD: 1e-6})
+"""What keeps a division by a norm finite, by the way it is done: in `clamp`, as torch does it, every norm is at least
+1e-12; in `rsqrt`, as TensorFlow does it, its square is; in `add`, as MatConvNet does it, 1e-12 is added to its square.
+"""
 
 CLUSTERS_LAST: Final = "d*K+k"
 CLUSTERS_FIRST: Final = "k*D+d"
@@ -51,13 +60,15 @@ class Verdict(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class NetVLADSpec:
-    """Shape and conventions of a NetVLAD layer: K clusters, G ghost clusters, descriptors of D*K values.
+    """Shape and conventions of a NetVLAD layer: K clusters of width D, G ghost clusters, and what follows them.
 
     Args:
         batch_norm: normalise the assignment logits.
         assignment_bias: add a bias to the logits instead.
         normalize_input: L2-normalise every local descriptor before anything else.
         flatten: index of value d of cluster k in a descriptor, `d*K+k` or `k*D+d`.
+        epsilon: how a division by a norm is kept finite, one of NORM_FLOORS.
+        projection: what follows the flattened, L2-normalised vector, None if that is the descriptor.
 
     Raises: InputError if a size is out of range, or the conventions are unknown or contradict each other.
     """
@@ -70,6 +81,8 @@ class NetVLADSpec:
     normalize_input: bool = False
     flatten: str = CLUSTERS_LAST
     normalization: tuple[str, ...] = ("intra", "l2")
+    epsilon: str = CLAMP
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("num_clusters", 1), ("feature_size", 1), ("num_ghost_clusters", 0)):
@@ -79,11 +92,28 @@ class NetVLADSpec:
             raise InputError(f"flatten is {self.flatten!r}, expected one of {', '.join(FLATTENINGS)}")
         if self.batch_norm and self.assignment_bias:
             raise InputError("a layer has BatchNorm on its assignments or a bias, not both")
+        if self.epsilon not in NORM_FLOORS:
+            raise InputError(f"epsilon is {self.epsilon!r}, expected one of {', '.join(NORM_FLOORS)}")
+
+    @property
+    def aggregate_size(self) -> int:
+        """Return D*K, the length of the flattened vector."""
+        return self.num_clusters * self.feature_size
 
     @property
     def descriptor_size(self) -> int:
-        """Return D*K, the length of a descriptor."""
-        return self.num_clusters * self.feature_size
+        """Return the length of a descriptor: that of the projection, or D*K without one."""
+        return self.aggregate_size if self.projection is None else self.projection.size
+
+    @property
+    def unit_length(self) -> bool:
+        """Return whether descriptors have the length 1."""
+        return self.projection is None or self.projection.unit_length
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Return the named tensors of the layer's graph, in the order in which they are computed."""
+        return STAGES if self.projection is None else (*STAGES[:-1], AGGREGATE, DESCRIPTOR)
 
 
 COARSE_STEP: Final = 0.5

@@ -7,19 +7,14 @@ without torch and onnx.
 import contextlib
 import logging
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from netvlad_deploy.arrays import npz_content
-from netvlad_deploy.artifact import EngineArtifact, FileReference, OnnxArtifact, check_file, load_artifact
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, check_file, load_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
-from netvlad_deploy.files import make_folder, sha256_file, stage_files, write_text
+from netvlad_deploy.files import make_folder, stage_files, write_text
 from netvlad_deploy.goldens import load_goldens
 from netvlad_deploy.measurement.candidate import (
     Candidate,
@@ -40,12 +35,10 @@ from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, pr
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features
+from netvlad_deploy.runtime.embed import load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
-from netvlad_deploy.spec import GraphOptions, NetVLADSpec, Profile
-
-if TYPE_CHECKING:
-    from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.source import Source, load_head, load_module
+from netvlad_deploy.spec import GraphOptions, Profile
 
 LOG = logging.getLogger(__name__)
 
@@ -53,63 +46,22 @@ UNAVAILABLE = (DeviceUnavailableError, MissingDependencyError)
 """What makes a step NOT_RUN instead of an error."""
 
 REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE = "report.json", "report.md", "precision.svg"
-DEFAULT_SPEC = NetVLADSpec(num_clusters=64, feature_size=512)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the weights come from: a checkpoint, or a seed. Sizes left None come from the checkpoint."""
-
-    checkpoint: Path | None = None
-    prefix: str = ""
-    dialect: str | None = None
-    head_only: bool = False
-    num_clusters: int | None = None
-    feature_size: int | None = None
-    num_ghost_clusters: int | None = None
-    batch_norm: bool | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedResult:
-    """What `embed` wrote."""
-
-    output: Path
-    descriptors: int
-    descriptor_size: int
-    duration_ms: float
-
-
-def load_module(source: Source) -> tuple["NetVLAD", str, FileReference | None, str]:
-    """Return the reference module, its origin in words, the file it came from, and what local descriptors must be.
-
-    Raises: InputError for an unusable checkpoint; UsageError if a size contradicts it.
-    """
-    require("torch", extra="export")
-    from netvlad_deploy.models.checkpoints import check_options, module_of, read_head
-    from netvlad_deploy.models.dialects.base import PREPROCESSING
-    from netvlad_deploy.models.netvlad import initialize
-
-    names = ("num_clusters", "feature_size", "num_ghost_clusters", "batch_norm")
-    given = {name: getattr(source, name) for name in names}
-    if source.checkpoint is None:
-        spec = replace(DEFAULT_SPEC, **{name: value for name, value in given.items() if value is not None})
-        LOG.info("no checkpoint given: the weights are initialised from seed %d, untrained", source.seed)
-        return initialize(spec, source.seed), f"untrained, seed {source.seed}", None, PREPROCESSING
-    head = read_head(source.checkpoint, prefix=source.prefix, dialect=source.dialect, head_only=source.head_only)
-    module = module_of(head, source.checkpoint)
-    check_options(module.spec, source.checkpoint, **given)
-    parent = FileReference(name=source.checkpoint.name, sha256=sha256_file(source.checkpoint))
-    return module, source.checkpoint.name, parent, head.preprocessing
 
 
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
-    """Export a checkpoint, or a seeded module, to ONNX."""
+    """Export a checkpoint, or a seeded module, to ONNX: image to descriptor where there is a backbone."""
     module, origin, parent, preprocessing = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 
-    return export_onnx(module, target, options, origin=origin, parent=parent, preprocessing=preprocessing, force=force)
+    return export_onnx(
+        module,
+        target,
+        options,
+        origin=origin,
+        parent=parent,
+        preprocessing=preprocessing,
+        force=force,
+    )
 
 
 def build(
@@ -236,33 +188,6 @@ def bench(
     )
 
 
-def embed(
-    candidate: Candidate,
-    source: Path,
-    target: Path,
-    *,
-    batch: int = 32,
-    runtime_cache: Path | None = None,
-    force: bool = False,
-) -> EmbedResult:
-    """Write the descriptors of a feature file; the target is complete or not there."""
-    check_target(source, target)
-    features = load_features(source)
-    with stage_files(force=force) as staging:
-        staging.check(target)
-        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
-            started = time.perf_counter()
-            if isinstance(features, dict):
-                sequences = embed_sequences(runner, features, batch=batch)
-                staging.write(target, npz_content(sequences))
-            else:
-                with staging.open(target) as stream:
-                    np.save(stream, embed_array(runner, features, batch=batch), allow_pickle=False)
-            duration_ms = (time.perf_counter() - started) * 1e3
-            size = runner.spec.descriptor_size
-    return EmbedResult(output=target, descriptors=len(features), descriptor_size=size, duration_ms=duration_ms)
-
-
 def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force: bool = False) -> PrecisionReport:
     """Measure what each precision costs these weights, into a folder with `report.json`, `report.md` and a picture.
 
@@ -270,7 +195,7 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
     """
     for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
         require(package, extra=extra)
-    module, origin, _, _ = load_module(source)
+    module, origin = load_head(source)
     from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain
 

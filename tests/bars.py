@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import torch
 
-from netvlad_deploy import workflow
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.export.engine import build_engine
@@ -27,6 +26,7 @@ from netvlad_deploy.measurement.cases import ghosts_win, unit_rows
 from netvlad_deploy.measurement.latency import measure
 from netvlad_deploy.measurement.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.source import DEFAULT_SPEC
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, Profile
 from tests import half_bars
 from tests.bar import MIB, Bar, fastest
@@ -161,7 +161,7 @@ def export_gemms(path: Path, width: int, clusters: int) -> Path:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     artifact = OnnxArtifact(
         path=path,
-        spec=replace(workflow.DEFAULT_SPEC, num_clusters=clusters, feature_size=width),
+        spec=replace(DEFAULT_SPEC, num_clusters=clusters, feature_size=width),
         precision="fp32",
         inputs=("features", "at"),
         outputs=("l", "v"),

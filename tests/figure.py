@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from netvlad_deploy import workflow
+from netvlad_deploy.source import Source
 from tests.heads import sharp_head
 
 
@@ -15,7 +16,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         checkpoint = Path(name) / "alpha-50.pt"
         torch.save(sharp_head(64, 512, 8, 50, 0).state_dict(), checkpoint)
-        workflow.precision(workflow.Source(checkpoint=checkpoint), Path(name) / "report")
+        workflow.precision(Source(checkpoint=checkpoint), Path(name) / "report")
         Path(sys.argv[1]).write_bytes((Path(name) / "report" / workflow.PRECISION_PICTURE).read_bytes())
 
 

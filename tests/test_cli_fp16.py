@@ -10,6 +10,7 @@ import torch
 from netvlad_deploy import workflow
 from netvlad_deploy.measurement.precision import CasePrecision
 from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_lines
+from netvlad_deploy.source import Source
 from tests.command import Command, error_of
 from tests.heads import sharp_head
 from tests.modules import features
@@ -176,7 +177,7 @@ def test_bench_times_fp16_and_not_the_emulator(command: Command, sharp: Path) ->
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("precision")
     torch.save(sharp_head(8, 32, 2, 30, 0).state_dict(), folder / "sharp.pt")
-    workflow.precision(workflow.Source(checkpoint=folder / "sharp.pt"), folder / "report")
+    workflow.precision(Source(checkpoint=folder / "sharp.pt"), folder / "report")
     return folder / "report"
 
 

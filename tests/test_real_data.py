@@ -12,9 +12,10 @@ from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.retrieval import embed
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.source import Source
 from netvlad_deploy.spec import FEATURES, AxisRange, GraphOptions, Profile, Verdict
-from netvlad_deploy.workflow import Source
 from tests.heads import adapt_soccernet
 from tests.modules import features
 
@@ -41,7 +42,7 @@ def test_the_trained_head_is_within_the_bar_at_its_own_scale(trained: Path, tmp_
     x = features(4, 300, 512)
     x *= scale / np.linalg.norm(x, axis=-1, keepdims=True)
     np.save(tmp_path / "x.npy", x)
-    workflow.embed(Candidate(path=trained), tmp_path / "x.npy", tmp_path / "y.npy")
+    embed(Candidate(path=trained), [tmp_path / "x.npy"], tmp_path / "y.npy")
     got = np.load(tmp_path / "y.npy").astype(np.float64)
     parameters = load_reference(trained.with_name("head.reference.npz"))
     expected = OracleRunner(parameters).run({FEATURES: x})["descriptor"]
@@ -81,7 +82,7 @@ def test_ragged_sequences_through_the_mask(data: Path, tmp_path: Path) -> None:
     banks = []
     for name, sequences in (("train", train), ("test", test)):
         np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **sequences)
-        result = workflow.embed(Candidate(path=onnx.path), tmp_path / f"{name}.npz", tmp_path / f"{name}.out.npz")
+        result = embed(Candidate(path=onnx.path), [tmp_path / f"{name}.npz"], tmp_path / f"{name}.out.npz")
         assert result.descriptors == len(sequences)
         with np.load(tmp_path / f"{name}.out.npz") as archive:
             banks.append(np.stack([archive[key] for key in sequences]))

@@ -21,10 +21,11 @@ from netvlad_deploy.flags import (
     SourceFlags,
     flags,
 )
+from netvlad_deploy.images import Resize
 from netvlad_deploy.spec import GraphOptions
 
 if TYPE_CHECKING:
-    from netvlad_deploy.workflow import Source
+    from netvlad_deploy.source import Source
 
 
 @flags
@@ -33,6 +34,7 @@ def export(
 ) -> None:
     """Export to ONNX, BatchNorm folded, with the oracle's reference file beside it.
 
+    A checkpoint with an image backbone becomes one graph from image to descriptor; --input features takes its head.
     Without a checkpoint the weights are untrained. The target is CHECKPOINT.onnx, or netvlad.onnx, in this folder.
     """
     from netvlad_deploy import workflow
@@ -117,7 +119,7 @@ def precision(
 
 
 def _source(given: SourceFlags) -> "Source":
-    from netvlad_deploy.workflow import Source
+    from netvlad_deploy.source import Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
         if given.checkpoint is None and value:
@@ -134,4 +136,7 @@ def _source(given: SourceFlags) -> "Source":
         num_ghost_clusters=given.ghost_clusters,
         batch_norm=given.batch_norm,
         seed=given.seed or 0,
+        takes=given.takes,
+        backbone=given.backbone,
+        resize=Resize.parse(given.resize) if given.resize is not None else None,
     )

@@ -18,6 +18,9 @@ LARGEST_FEATURE = 65440.0
 MOVES = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
 """Operators that compute nothing."""
 
+HALF_MAX = 65504.0
+"""The largest FP16 number."""
+
 SMALLEST_NORMAL = 2.0**-14
 """FP16 numbers below this keep fewer than 11 significant bits."""
 
@@ -72,7 +75,21 @@ def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
         findings.append(
             f"features of norm {norm:g} are never assigned to {dead}: that part of a descriptor is always 0"
         )
+    if (largest := _largest_value(folded)) > HALF_MAX and options.output_dtype == "float16":
+        findings.append(
+            f"values of a descriptor may reach {largest:.3g}, FP16 ends at {HALF_MAX:g}: store it as float32"
+        )
     return feature_range, tuple(findings)
+
+
+def _largest_value(folded: FoldedNetVLAD) -> float:
+    """Return a bound of the values of a descriptor: gating makes none larger, and L2-normalised ones are at most 1.
+
+    The weights of a projection lose nothing to subnormal numbers: a row of D*K values whose norm is over 1/2 is rounded
+    worse there than elsewhere only if D*K exceeds 2^26.
+    """
+    projection = folded.spec.projection
+    return 1.0 if projection is None or projection.l2 or folded.projection is None else folded.projection.largest
 
 
 def _cost(size_bytes: int) -> str:

@@ -12,7 +12,9 @@ left. The clamp max(|V_k|, 1e-12) becomes max(|V'_k|, 1e-12 / A_k), which for an
 by infinity and gives exactly 0. After intra-normalisation the squared norm of the descriptor is the sum of
 r_k^2 = (|V'_k| / max(|V'_k|, 1e-12 / A_k))^2: K numbers for each image instead of D*K.
 
-FP16 changes the two matrix products alone; softmax, sums, norms and the residual stay FP32.
+In the epsilon mode `add` the divisor of V'_k is sqrt(|V'_k|^2 + (1e-6 / A_k)^2), and r_k^2 = |V'_k|^2 / divisor^2.
+
+FP16 changes the matrix products alone; softmax, sums, norms and the residual stay FP32.
 
     W'_k, b'_k  less their mean over k      softmax ignores what all clusters share; logits are smallest about it
     W'_k / 2^s_k, and 2^s_k times x W'_k    |W'_k|_1 <= 1, so |x W'_k| <= max|x|: no logit overflows
@@ -23,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import FoldError
+from netvlad_deploy.export.folded_projection import FoldedMap, affine_of
+from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec import CLUSTERS_LAST, NORM_FLOOR, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec import ADD, CLUSTERS_LAST, NORM_FLOORS, GraphOptions, NetVLADSpec
 
 ASSIGNMENT_FLOOR = 1e-37
 """Smallest divisor for an assignment: below every sum that the clamp of the norm leaves visible, and normal in FP32."""
@@ -41,21 +45,19 @@ def fold(module: NetVLAD, options: GraphOptions | None = None) -> "FoldedNetVLAD
     _check_foldable(module)
     weight = module.clusters.detach().double()
     bias = None
-    if (norm := module.batch_norm) is not None:
-        mean, variance = norm.running_mean, norm.running_var
-        if mean is None or variance is None:
-            raise FoldError("batch_norm has no running statistics: train with track_running_stats=True")
-        if norm.weight is None or norm.bias is None:
-            raise FoldError("batch_norm has no weight and bias: train with affine=True")
-        scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
+    if module.batch_norm is not None:
+        scale, bias = affine_of(module.batch_norm, "batch_norm")
         weight = weight * scale
-        bias = norm.bias.detach().double() - mean.double() * scale
     elif module.assignment_bias is not None:
         bias = module.assignment_bias.detach().double()
     folded = FoldedNetVLAD(weight, bias, module.clusters2.detach().double()[0].T, module.spec, options)
+    if module.projection is not None:
+        folded.projection = FoldedMap(module.projection, "projection", half=folded.options.half)
+    if module.gating is not None:
+        folded.gating = FoldedMap(module.gating, "gating")
     for name, tensor in folded.named_buffers():
-        if not tensor.isfinite().all():
-            raise FoldError(f"folded {name} is not finite: batch_norm.running_var is too small for FP32")
+        if not is_finite(tensor):
+            raise FoldError(f"folded {name} is not finite: a running_var of BatchNorm is too small for FP32")
     return folded.eval()
 
 
@@ -64,7 +66,7 @@ def _check_foldable(module: NetVLAD) -> None:
         if part.training:
             raise FoldError(f"{name or 'the module'} is in training mode, with batch statistics: call eval() first")
     for name, tensor in module.state_dict().items():
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise FoldError(f"{name} is not finite: the checkpoint is damaged or training diverged")
         if name.endswith("running_var") and (tensor < 0).any():
             raise FoldError(f"{name} has a negative value: the checkpoint is damaged")
@@ -94,16 +96,20 @@ def scale_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FoldedNetVLAD(nn.Module):
-    """The layer as it is exported: features (B,N,D) to descriptor (B, D*K), and what led to it.
+    """The layer as it is exported: features (B,N,D) to descriptor, and what led to it.
 
     Args: assignment_weight (D,K+G); assignment_bias (K+G,) or None; centroids (K,D), in float64 and rounded here.
     """
+
+    projection: FoldedMap | None
+    gating: FoldedMap | None
 
     assignment_weight: Tensor
     assignment_bias: Tensor | None
     assignment_scale: Tensor | None
     centroids: Tensor
     norm_floor: Tensor
+    added_square: Tensor | None
     assignment_floor: Tensor
 
     def __init__(
@@ -128,12 +134,15 @@ class FoldedNetVLAD(nn.Module):
         self.register_buffer("assignment_bias", None if assignment_bias is None else assignment_bias.float())
         self.register_buffer("assignment_scale", None if scale is None else scale.float())
         self.register_buffer("centroids", centroids.float().contiguous())
+        self.projection = self.gating = None
         # Buffers, not literals: the exporter's optimiser takes 1e-12 for zero and drops it.
-        self.register_buffer("norm_floor", torch.tensor([NORM_FLOOR]))
+        floor = NORM_FLOORS[spec.epsilon]
+        self.register_buffer("norm_floor", torch.tensor([floor]))
+        self.register_buffer("added_square", torch.tensor([floor**2]) if spec.epsilon == ADD else None)
         self.register_buffer("assignment_floor", torch.tensor([ASSIGNMENT_FLOOR]))
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the STAGES: (B,N,K+G), (B,N,K), twice (B,K,D) and the descriptor (B, D*K)."""
+        """Return the stages: (B,N,K+G), (B,N,K), twice (B,K,D), the aggregate (B, D*K) and the projected descriptor."""
         features = self._local_descriptors(features)
         narrow = features.half() if self.options.half else features
         logits = self._logits(features, narrow)
@@ -143,15 +152,17 @@ class FoldedNetVLAD(nn.Module):
         mean = (weights.transpose(1, 2) @ narrow).to(assignment.dtype)  # (B,K,N) x (B,N,D)
         mean_residual = mean - self._centre(weights)  # (B,K,D)
         assignment_sum = assignment_sum.transpose(1, 2)  # (B,K,1)
-        descriptor = self._normalize(mean_residual, assignment_sum)
-        return logits, assignment, mean_residual, mean_residual * assignment_sum, descriptor
+        aggregate = self._normalize(mean_residual, assignment_sum)
+        stages = logits, assignment, mean_residual, mean_residual * assignment_sum
+        if self.projection is None:
+            return *stages, self._stored(aggregate)
+        return *stages, aggregate, self._stored(self._project(self.projection(aggregate)))
 
     def _local_descriptors(self, features: Tensor) -> Tensor:
         """L2-normalise (B,N,D) in FP32, if the layer does that."""
         if not self.spec.normalize_input:
             return features
-        wide = features.to(self.norm_floor.dtype)
-        return wide / torch.maximum((wide * wide).sum(-1, keepdim=True).sqrt(), self.norm_floor)
+        return self._l2_normalize(features.to(self.norm_floor.dtype))
 
     def _logits(self, features: Tensor, narrow: Tensor) -> Tensor:
         wide = self.norm_floor.dtype
@@ -179,12 +190,37 @@ class FoldedNetVLAD(nn.Module):
 
     def _normalize(self, mean_residual: Tensor, assignment_sum: Tensor) -> Tensor:
         """Intra-normalise and L2-normalise (B,K,D) in one division, then flatten as the layer does."""
-        norm = (mean_residual * mean_residual).sum(-1, keepdim=True).sqrt()  # (B,K,1)
-        divisor = torch.maximum(norm, self.norm_floor / assignment_sum)
-        ratio = norm / divisor
-        global_norm = torch.maximum((ratio * ratio).sum(1, keepdim=True).sqrt(), self.norm_floor)  # (B,1,1)
-        normalized = mean_residual / (divisor * global_norm)
+        squares = (mean_residual * mean_residual).sum(-1, keepdim=True)  # (B,K,1)
+        floor = self.norm_floor / assignment_sum
+        if self.spec.epsilon == ADD:
+            squared_divisor = squares + floor * floor
+            divisor, ratio_square = squared_divisor.sqrt(), squares / squared_divisor
+        else:
+            norm = squares.sqrt()
+            divisor = torch.maximum(norm, floor)
+            ratio = norm / divisor
+            ratio_square = ratio * ratio
+        global_divisor = self._divisor(ratio_square.sum(1, keepdim=True))  # (B,1,1)
+        normalized = mean_residual / (divisor * global_divisor)
         if self.spec.flatten == CLUSTERS_LAST:
             normalized = normalized.transpose(1, 2)
-        descriptor = normalized.flatten(1)
+        return normalized.flatten(1)
+
+    def _divisor(self, squares: Tensor) -> Tensor:
+        """Return what to divide by for a sum of squares, as the layer keeps it from 0."""
+        if self.added_square is not None:
+            return (squares + self.added_square).sqrt()
+        return torch.maximum(squares.sqrt(), self.norm_floor)
+
+    def _l2_normalize(self, values: Tensor) -> Tensor:
+        """L2-normalise over the last axis."""
+        return values / self._divisor((values * values).sum(-1, keepdim=True))
+
+    def _project(self, projected: Tensor) -> Tensor:
+        """L2-normalise and gate a projection (B,P), as the layer does."""
+        if self.spec.projection is not None and self.spec.projection.l2:
+            projected = self._l2_normalize(projected)
+        return projected if self.gating is None else projected * self.gating(projected).sigmoid()
+
+    def _stored(self, descriptor: Tensor) -> Tensor:
         return descriptor.half() if self.options.output_dtype == "float16" else descriptor

@@ -39,7 +39,7 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle import reference_arrays
 from netvlad_deploy.require import installed_version
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, STAGES, GraphOptions
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
 
@@ -184,7 +184,7 @@ def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subjec
         axes=HEAD_AXES * len(options.inputs),
         inputs=options.inputs,
         dtypes=options.dtypes,
-        tensors=STAGES,
+        tensors=folded.spec.stages,
         arrays=_reference_arrays(module),
         preprocessing=preprocessing,
     )
@@ -207,7 +207,7 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
         axes=PIPELINE_AXES,
         inputs=(IMAGES,),
         dtypes={IMAGES: "uint8", DESCRIPTOR: options.output_dtype},
-        tensors=(LOCAL_DESCRIPTORS, *STAGES),
+        tensors=(LOCAL_DESCRIPTORS, *pipeline.head.spec.stages),
         arrays={**_reference_arrays(pipeline.head), **golden_arrays(goldens)},
         preprocessing=f"RGB from 0 to 255, {pipeline.images.resize}; the graph normalises",
         images=pipeline.images,
@@ -225,8 +225,9 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     arrays = {
         name: (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy() for name, tensor in state.items()
     }
-    if module.batch_norm is not None:
-        arrays["batch_norm.eps"] = torch.tensor(module.batch_norm.eps, dtype=torch.float64).numpy()
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            arrays[f"{name}.eps"] = torch.tensor(part.eps, dtype=torch.float64).numpy()
     return arrays
 
 

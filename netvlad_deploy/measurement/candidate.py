@@ -17,7 +17,7 @@ ENGINES: Final = "tensorrt"
 """The backend of engines, of both flavors."""
 
 BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
-CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".pt", ".pth", ".tar")
+CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,63 +31,42 @@ docs/error-model.md. Source of the bound: Higham & Mary 2019, "A New Approach to
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, Float64
+from netvlad_deploy.measurement.projection_error import projection_error
+from netvlad_deploy.measurement.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, PRECISIONS, TINY, Rounding
 from netvlad_deploy.oracle import (
     ReferenceParameters,
+    aggregate,
     assignment_logits,
     assignment_projection,
+    divisor,
     local_descriptors,
     soft_assignment,
 )
 from netvlad_deploy.spec import (
+    ADD,
+    AGGREGATE,
     ASSIGNMENT_LOGITS,
     DESCRIPTOR,
     FEATURES,
     MASK,
     MEAN_RESIDUAL,
-    NORM_FLOOR,
+    NORM_FLOORS,
     RESIDUAL_SUM,
     SOFT_ASSIGNMENT,
 )
 
-LAMBDA = 4.0
-"""Standard deviations of a rounding error that are allowed for."""
-
-FP32, HALF = 2.0**-24, 2.0**-11
-"""Unit roundoffs of FP32 and of FP16, which TF32 shares: half the distance from 1 to the next number."""
-
-HALF_QUANTUM = 2.0**-25
-"""Half the distance of neighbouring subnormal FP16 numbers."""
-
 SMALLEST_ASSIGNMENT = 1e-37
+LOST_SUM = 1e-25
+"""Sum of assignments below which a cluster may be lost where its square is needed: 1e-12 / A^2 ends at 3e38 in FP32."""
+
 UNKNOWN = 0.5
 """Relative error from which nothing is known of a cluster's assignments but that they are between 0 and 1."""
 
 LARGEST_EXPONENT = 300.0
-TINY = float(np.finfo(np.float64).tiny)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rounding:
-    """Unit roundoff of the layer in general, and what is rounded to FP16 besides."""
-
-    unit: float = FP32
-    half_logits: bool = False
-    half_mean: bool = False
-
-
-PRECISIONS: Mapping[str, Rounding] = MappingProxyType(
-    {
-        "fp32": Rounding(),
-        "tf32": Rounding(unit=HALF),
-        "fp16": Rounding(half_logits=True, half_mean=True),
-        "fp16-wide-logits": Rounding(half_mean=True),
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +97,8 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     """Return the tolerated error of every stage against the oracle's `expected` outputs.
 
     The error of `descriptor`, `residual_sum` and `mean_residual` is the norm over D of each cluster's part (B,K); that
-    of `soft_assignment` is absolute (B,N,K), and that of `assignment_logits` too (B,N,K+G), less the row's mean.
+    of `soft_assignment` is absolute (B,N,K), and that of `assignment_logits` too (B,N,K+G), less the row's mean. Of a
+    layer with a projection the parts are those of `aggregate`, and the error of `descriptor` is absolute (B,P).
     """
     rounding = PRECISIONS[precision]
     error = LAMBDA * rounding.unit
@@ -142,12 +122,15 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     scale_error = HALF if rounding.half_mean else 0.0  # of the weights' sum: intra-normalisation cancels it
     residual_error = residual_error + (means.relative_error + error + scale_error) * residual_norm + flushed
     logit_error = _total(logits)
+    parts = _descriptor_error(parameters.epsilon, residual_norm, means, flushed, error)
+    vectors = aggregate(parameters, expected[RESIDUAL_SUM])
     return {
         ASSIGNMENT_LOGITS: logit_error + logit_error.mean(axis=-1, keepdims=True),
         SOFT_ASSIGNMENT: growth + SMALLEST_ASSIGNMENT,
         MEAN_RESIDUAL: means.error + (scale_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
         RESIDUAL_SUM: np.where(means.unknown, rows * reach, residual_error),
-        DESCRIPTOR: _descriptor_error(residual_norm, means, flushed, error),
+        AGGREGATE: parts,
+        DESCRIPTOR: projection_error(parameters, vectors, parts, rounding),
     }
 
 
@@ -302,15 +285,19 @@ def _multiplicity(features: Float64) -> Float64:
     return np.array([[counts[key] for key in image] for image in keys for counts in (Counter(image),)], dtype=float)
 
 
-def _descriptor_error(residual_norm: Float64, means: _Means, flushed: Float64, error: float) -> Float64:
-    ratio = residual_norm / np.maximum(residual_norm, NORM_FLOOR)  # r_k
-    clamped = residual_norm < 2 * NORM_FLOOR
+def _descriptor_error(epsilon: str, residual_norm: Float64, means: _Means, flushed: Float64, error: float) -> Float64:
+    floor = NORM_FLOORS[epsilon]
+    ratio = residual_norm / divisor(residual_norm**2, epsilon)  # r_k
+    if epsilon == ADD:
+        scaled, flushed = 1 - ratio**2, flushed * LOST_SUM / SMALLEST_ASSIGNMENT
+    else:
+        scaled = (residual_norm < 2 * floor).astype(float)
     mean_residual_norm = residual_norm / np.maximum(means.assignment, TINY)
     length = means.direction_error
     direction = length / np.maximum(np.maximum(mean_residual_norm, length / 2), TINY)  # 2 at most
-    part = ratio * (direction + error + clamped * means.relative_error) + np.minimum(1.0, flushed / NORM_FLOOR)
+    part = ratio * (direction + error + scaled * means.relative_error) + np.minimum(1.0, flushed / floor)
     part = np.where(means.unknown, 2.0, part)
-    global_norm = np.maximum(np.sqrt((ratio**2).sum(axis=-1, keepdims=True)), NORM_FLOOR)
+    global_norm = divisor((ratio**2).sum(axis=-1, keepdims=True), epsilon)
     share = ratio / global_norm  # d_k
     shared_error = (share * part).sum(axis=-1, keepdims=True) / global_norm + error
     allowed: Float64 = part / global_norm + share * shared_error

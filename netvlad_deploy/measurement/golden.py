@@ -21,9 +21,9 @@ from netvlad_deploy.arrays import Array
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.goldens import Golden, distances
 from netvlad_deploy.images import IMAGES, LOCAL_DESCRIPTORS
-from netvlad_deploy.measurement.error_model import FP32, PRECISIONS, Rounding
 from netvlad_deploy.measurement.localise import Departure, localise
 from netvlad_deploy.measurement.parity import CaseParity, OutputParity, ParityReport, cosines, judge_head
+from netvlad_deploy.measurement.rounding import FP32, PRECISIONS, Rounding
 from netvlad_deploy.oracle import ReferenceParameters
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner

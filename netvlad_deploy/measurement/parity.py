@@ -1,9 +1,10 @@
 """Compare a runner with the oracle, case by case and cluster by cluster.
 
-A case passes if every value is finite and the error of every cluster is within what the error model allows for
-this input. Where the oracle's descriptor is shorter than 0.5 (ghosts won nearly every row) a cosine means nothing;
-there the descriptor must match to 1e-6 absolute, and the report counts those rows apart. Intra-normalisation hides
-a uniform fault, so the probe outputs are compared too where the artifact has them.
+A case passes if every value is finite and the error of every cluster, or of every value of a projected descriptor, is
+within what the error model allows for this input. Where the oracle's descriptor is shorter than 0.5 (ghosts won nearly
+every row) a cosine means nothing; there the descriptor must match to 1e-6 absolute, and the report counts those rows
+apart. Descriptors that the layer does not L2-normalise may have any length. Intra-normalisation hides a uniform fault,
+so the probe outputs are compared too where the artifact has them.
 """
 
 from collections.abc import Iterable
@@ -33,8 +34,9 @@ SHORT_TOLERANCE = 1e-6
 class OutputParity:
     """How one output of one case differs from the reference.
 
-    `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`. `cosine_min` and `cosine_p1` are
-    over the `cosine_rows` batch items whose reference norm exceeds 0.5, None if there is none.
+    `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`; of a projected descriptor that is a
+    value, and there are no `cluster_errors`. `cosine_min` and `cosine_p1` are over the `cosine_rows` batch items whose
+    reference norm exceeds 0.5, None if there is none.
     """
 
     output: str
@@ -162,7 +164,7 @@ def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: 
     if not shared:
         raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
     precise = candidate.precision == "fp32" and (against is None or against.precision == "fp32")
-    limit = SHORT_TOLERANCE if precise else np.inf
+    limit = SHORT_TOLERANCE if precise and candidate.spec.unit_length else np.inf
     outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec, limit) for name in shared)
     batch, num_features, _ = case.features.shape
     norm = float(np.linalg.norm(case.features.astype(np.float64), axis=-1).max())
@@ -185,7 +187,8 @@ def _judge(
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
     norms = np.linalg.norm(flat_expected, axis=1)
-    counted = norms > COSINE_NORM
+    projected = name == DESCRIPTOR and spec.projection is not None
+    counted = norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
     similar = cosines(flat[counted], flat_expected[counted])
     short_error = np.abs(difference[~counted]).max(initial=0.0) if name == DESCRIPTOR else 0.0
     passed = finite.all() and ratios[worst] <= 1 and short_error < short_limit
@@ -203,7 +206,7 @@ def _judge(
         worst_error=float(errors[worst]),
         tolerance=float(allowed[worst]),
         worst_ratio=float(ratios[worst]),
-        cluster_errors=tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
+        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
     )
 
 

@@ -65,9 +65,10 @@ def compare_retrieval(candidate: Runner, reference: Runner, bank: Bank) -> Itera
         queries = [_descriptors(runner, bank.queries) for runner in (candidate, reference)]
     if len(images[0]) < 2:
         raise ParityError(f"bank {bank.name} has fewer than two images: nothing to rank")
-    expected = _similarities(queries[1], images[1], alone=bank.queries is None)
+    alone, unit = bank.queries is None, reference.spec.unit_length
+    expected = _similarities(queries[1], images[1], alone=alone, unit=unit)
     for arrangement, index in (("own bank", images[0]), ("crossed", images[1])):
-        got = _similarities(queries[0], index, alone=bank.queries is None)
+        got = _similarities(queries[0], index, alone=alone, unit=unit)
         yield _agreement(bank.name, arrangement, got, expected)
 
 
@@ -93,9 +94,14 @@ def _descriptors(runner: Runner, features: Array | Arrays) -> Float64:
     return embed_array(runner, features, batch=32).astype(np.float64)
 
 
-def _similarities(queries: Float64, images: Float64, *, alone: bool) -> Float64:
-    """Return dot products (queries, images); a query that is an image itself does not match itself."""
+def _similarities(queries: Float64, images: Float64, *, alone: bool, unit: bool) -> Float64:
+    """Return dot products (queries, images), less half of |image|^2 for vectors of any length, to rank by distance.
+
+    A query that is an image itself does not match itself.
+    """
     similarities: Float64 = queries @ images.T
+    if not unit:
+        similarities = similarities - (images**2).sum(axis=1) / 2
     if alone:
         np.fill_diagonal(similarities, -np.inf)
     return similarities

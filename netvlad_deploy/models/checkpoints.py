@@ -1,6 +1,7 @@
 """Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
 
-A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`.
+A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`, or a
+network of MatConvNet in `.mat`.
 Its keys are those of a dialect, possibly inside `state_dict`, behind `module.`, or behind a prefix.
 """
 
@@ -17,9 +18,12 @@ import torch
 
 from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, detect, matching
-from netvlad_deploy.models.dialects.base import names
+from netvlad_deploy.models.dialects.base import BackboneState, names
+from netvlad_deploy.models.matlab import read_matlab
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.models.record import VocabularyRecord
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
 
@@ -27,9 +31,8 @@ LOG = logging.getLogger(__name__)
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 TORCH_SUFFIXES = (".pt", ".pth", ".tar")
-SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
-COUNTER = "batch_norm.num_batches_tracked"
-EPS = "batch_norm.eps"
+SUFFIXES = (".safetensors", ".npz", ".mat", *TORCH_SUFFIXES)
+COUNTER = "num_batches_tracked"
 
 
 def load_checkpoint(
@@ -49,21 +52,32 @@ def load_checkpoint(
     return module_of(read_head(path, prefix=prefix, dialect=dialect, head_only=head_only), path)
 
 
-def read_head(path: Path | str, *, prefix: str = "", dialect: str | None = None, head_only: bool = False) -> Head:
+def read_head(
+    path: Path | str,
+    *,
+    prefix: str = "",
+    dialect: str | None = None,
+    head_only: bool = False,
+    with_backbone: bool = False,
+) -> Head:
     """Return the head of a checkpoint in the reference's form; the arguments are those of `load_checkpoint`.
+
+    With `with_backbone` an image backbone is not left out: make a pipeline of it.
 
     Raises: as `load_checkpoint`.
     """
     head = find_head(path, prefix=prefix, dialect=dialect)
-    if head.projections:
-        if not head_only:
-            raise InputError(
-                f"{path} holds a projection after the head, which is not supported yet: {names(head.projections)}: "
-                "pass --head-only for the descriptor before it"
-            )
-        LOG.warning("left out: %s: the descriptor is the one before the projection", names(head.projections))
-    if head.ignored:
-        LOG.info("ignored: %s", _counted(head.ignored))
+    if head.projections and not head_only:
+        raise InputError(
+            f"{path} holds a projection after the head that {head.dialect} does not have: {names(head.projections)}: "
+            "pass --head-only for the descriptor before it"
+        )
+    if head_only and (left_out := (*head.projected, *head.projections)):
+        LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
+        head = head.alone()
+    used = head.backbone.root if with_backbone and head.backbone is not None else None
+    if ignored := [name for name in head.ignored if used is None or not name.startswith(used)]:
+        LOG.info("ignored: %s", counted(ignored))
     return head
 
 
@@ -84,27 +98,58 @@ def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     for name, tensor in state.items():
-        if name not in head.ignored and tensor.is_floating_point() and not tensor.isfinite().all():
+        if name not in head.ignored and not is_finite(tensor):
             raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
-    return replace(head, dialect=chosen.name, projections=tuple(chosen.projections(state, head)))
+    projections = tuple(chosen.projections(state, head))
+    backbone = chosen.backbone.find(state) if chosen.backbone is not None else None
+    return replace(head, dialect=chosen.name, projections=projections, backbone=_recorded(backbone, path))
 
 
 def module_of(head: Head, path: Path | str) -> NetVLAD:
-    """Return the reference module of a head in eval mode.
+    """Return the reference module of a head in eval mode, which takes over its FP32 tensors without a copy.
 
     Raises: InputError if its tensors are not the module's.
     """
-    module, tensors = NetVLAD.of(head.spec), dict(head.tensors)
-    eps = tensors.pop(EPS, None)
-    if head.spec.batch_norm:
-        tensors.setdefault(COUNTER, torch.zeros((), dtype=torch.long))
+    with torch.device("meta"):
+        module = NetVLAD.of(head.spec)
+    tensors = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in head.tensors.items()
+    }
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            tensors.setdefault(f"{name}.{COUNTER}", torch.zeros((), dtype=torch.long))
+            if f"{name}.eps" in tensors:
+                part.eps = float(head.tensors[f"{name}.eps"])
+                del tensors[f"{name}.eps"]
     try:
-        module.load_state_dict(tensors, strict=True)
+        module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    if eps is not None and module.batch_norm is not None:
-        module.batch_norm.eps = float(eps)
     return module.eval()
+
+
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file of weights without containers and `module.`.
+
+    Raises: InputError if it is unreadable or runs code.
+    """
+    return _tensors(_read(Path(path)))
+
+
+def read_record(path: Path) -> VocabularyRecord | None:
+    """Return what a vocabulary file says of itself, None if it is another file.
+
+    Raises: InputError if the record is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with require("safetensors", extra="export").safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return VocabularyRecord.parse(metadata)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def check_options(spec: NetVLADSpec, path: Path, **given: int | bool | None) -> None:
@@ -120,17 +165,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no checkpoint: expected one of {', '.join(SUFFIXES)}")
     try:
-        if path.suffix == ".safetensors":
-            loaded: Any = require("safetensors.torch", extra="export").load_file(path)
-        elif path.suffix == ".npz":
-            arrays = read_arrays(path)
-            loaded = (
-                {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
-            )
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _load(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is no file of torch, or holds code beside weights: save its state_dict alone"
@@ -146,6 +181,19 @@ def _read(path: Path) -> Mapping[str, Any]:
     return loaded
 
 
+def _load(path: Path) -> Any:
+    if path.suffix == ".mat":
+        return read_matlab(path)
+    if path.suffix == ".safetensors":
+        return require("safetensors.torch", extra="export").load_file(path)
+    if path.suffix == ".npz":
+        arrays = read_arrays(path)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Strip containers and `module.`; keep the tensors."""
     for container in CONTAINERS:
@@ -153,6 +201,14 @@ def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             loaded = loaded[container]
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _recorded(backbone: BackboneState | None, path: Path) -> BackboneState | None:
+    """Add what a vocabulary file says of its backbone."""
+    record = read_record(path) if backbone is not None else None
+    if backbone is None or record is None:
+        return backbone
+    return replace(backbone, candidates=(record.backbone,), images=record.images, recorded=True)
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -170,7 +226,7 @@ def _prefix_hint(tensors: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def _counted(ignored: Iterable[str]) -> str:
+def counted(ignored: Iterable[str]) -> str:
     """Return names in one line, those of a common start together: `encoder.* (26 tensors)`."""
     groups = Counter(f"{start}.*" if dot else start for start, dot, _ in (name.partition(".") for name in ignored))
     return ", ".join(f"{group} ({count} tensor{'s' if count > 1 else ''})" for group, count in sorted(groups.items()))

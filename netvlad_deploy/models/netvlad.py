@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
+from netvlad_deploy.models.affine import AffineMap
+from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
 
 
 def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":
@@ -25,7 +27,7 @@ def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":
 
 
 class NetVLAD(nn.Module):
-    """Aggregate local descriptors (B,N,D) into a descriptor (B, D*K), index d*K + k.
+    """Aggregate local descriptors (B,N,D) into a descriptor (B, D*K), index d*K + k, and project that, if asked to.
 
     Args:
         cluster_size: number of clusters K.
@@ -35,6 +37,8 @@ class NetVLAD(nn.Module):
         assignment_bias: add a bias to the logits, as other dialects do instead of BatchNorm.
         normalize_input: L2-normalise every local descriptor first.
         flatten: `d*K+k`, or `k*D+d` for a descriptor with index k*D + d.
+        epsilon: how a division by a norm is kept finite, see `NetVLADSpec`.
+        projection: what follows, as the modules `projection` and `gating`.
 
     Raises: InputError if a size is out of range, or both BatchNorm and a bias are asked for.
     """
@@ -49,6 +53,8 @@ class NetVLAD(nn.Module):
         assignment_bias: bool = False,
         normalize_input: bool = False,
         flatten: str = CLUSTERS_LAST,
+        epsilon: str = CLAMP,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__()
         self.spec = NetVLADSpec(
@@ -59,6 +65,8 @@ class NetVLAD(nn.Module):
             assignment_bias=assignment_bias,
             normalize_input=normalize_input,
             flatten=flatten,
+            epsilon=epsilon,
+            projection=projection,
         )
         self.cluster_size = cluster_size
         self.feature_size = feature_size
@@ -70,6 +78,7 @@ class NetVLAD(nn.Module):
         self.batch_norm = nn.BatchNorm1d(cluster_size + ghost_clusters) if add_batch_norm else None
         self.clusters2 = nn.Parameter(scale * torch.randn(1, feature_size, cluster_size))
         self.assignment_bias = nn.Parameter(torch.zeros(cluster_size + ghost_clusters)) if assignment_bias else None
+        self.projection, self.gating = _following(projection, self.spec.aggregate_size)
 
     @classmethod
     def of(cls, spec: NetVLADSpec) -> "NetVLAD":
@@ -82,10 +91,12 @@ class NetVLAD(nn.Module):
             assignment_bias=spec.assignment_bias,
             normalize_input=spec.normalize_input,
             flatten=spec.flatten,
+            epsilon=spec.epsilon,
+            projection=spec.projection,
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the L2-normalised descriptor (B, D*K) of local descriptors x (B,N,D).
+        """Return the descriptor of local descriptors x (B,N,D): (B, D*K), or what a projection makes of that.
 
         `mask` (B,N) bool marks the valid rows; padded rows must be finite and change nothing, a batch item
         without a valid row gives zeros. Without a mask this is the original layer exactly.
@@ -99,14 +110,30 @@ class NetVLAD(nn.Module):
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
             raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(x.shape[:2])}")
         if self.spec.normalize_input:
-            x = functional.normalize(x, dim=2)
+            x = self._l2_normalize(x, dim=2)
         assignment = self._soft_assignment(x, mask)  # (B,N,K)
         centroid_sum = assignment.sum(dim=1, keepdim=True) * self.clusters2  # (B,1,K) * (1,D,K)
         residual_sum = (assignment.transpose(1, 2) @ x).transpose(1, 2) - centroid_sum  # (B,D,K)
-        intra_normalized = functional.normalize(residual_sum, dim=1)
+        intra_normalized = self._l2_normalize(residual_sum, dim=1)
         if self.spec.flatten == CLUSTERS_FIRST:
             intra_normalized = intra_normalized.transpose(1, 2)  # (B,K,D)
-        return functional.normalize(intra_normalized.reshape(-1, self.out_dim), dim=1)
+        aggregate = self._l2_normalize(intra_normalized.reshape(-1, self.spec.aggregate_size), dim=1)
+        return self._project(aggregate)
+
+    def _project(self, descriptor: Tensor) -> Tensor:
+        """Return what follows the aggregate (B, D*K): the projection, L2-normalised and gated as the spec says."""
+        if self.spec.projection is None or self.projection is None:
+            return descriptor
+        descriptor = self.projection(descriptor)
+        if self.spec.projection.l2:
+            descriptor = self._l2_normalize(descriptor, dim=1)
+        return descriptor if self.gating is None else descriptor * self.gating(descriptor).sigmoid()
+
+    def _l2_normalize(self, values: Tensor, dim: int) -> Tensor:
+        floor = NORM_FLOORS[self.spec.epsilon]
+        if self.spec.epsilon == ADD:
+            return values / (values.square().sum(dim, keepdim=True) + floor**2).sqrt()
+        return functional.normalize(values, dim=dim, eps=floor)
 
     def _soft_assignment(self, x: Tensor, mask: Tensor | None) -> Tensor:
         logits = x.reshape(-1, self.feature_size) @ self.clusters  # (B*N, K+G)
@@ -120,3 +147,14 @@ class NetVLAD(nn.Module):
             logits = logits + self.assignment_bias
         assignment = logits.softmax(dim=1)[:, : self.cluster_size].reshape(*x.shape[:2], self.cluster_size)
         return assignment if mask is None else assignment * mask[..., None]
+
+
+def _following(projection: Projection | None, inputs: int) -> tuple[AffineMap | None, AffineMap | None]:
+    """Return the maps of a projection and of its gating."""
+    if projection is None:
+        return None, None
+    mapped = AffineMap(inputs, projection.size, bias=projection.bias, batch_norm=projection.batch_norm)
+    if projection.gating is None:
+        return mapped, None
+    offset = {"bias": projection.gating == BIAS, "batch_norm": projection.gating == BATCH_NORM}
+    return mapped, AffineMap(projection.size, projection.size, **offset)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact
-from netvlad_deploy.report.text import artifact_lines, mebibytes
+from netvlad_deploy.images import ImageInput
+from netvlad_deploy.projection import Projection
+from netvlad_deploy.report.text import artifact_lines, mebibytes, shape_words
 from netvlad_deploy.runtime.engine_loader import EngineTensor
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec import CLAMP, NetVLADSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,10 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInspection:
-    """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on."""
+    """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on.
+
+    `backbone` is the name of its image backbone, or why it has none, and `images` what that takes.
+    """
 
     path: Path
     dialect: str
@@ -42,6 +47,8 @@ class CheckpointInspection:
     preprocessing: str
     ignored: tuple[str, ...]
     projections: tuple[str, ...]
+    backbone: str = ""
+    images: ImageInput | None = None
 
 
 def checkpoint_lines(found: CheckpointInspection) -> list[str]:
@@ -51,18 +58,34 @@ def checkpoint_lines(found: CheckpointInspection) -> list[str]:
         "BatchNorm on the assignments": spec.batch_norm,
         "a bias on the assignments": spec.assignment_bias,
         "input L2-normalised": spec.normalize_input,
+        f"norms kept from 0 by {spec.epsilon}": spec.epsilon != CLAMP,
     }
     said = ", ".join(word for word, true in conventions.items() if true) or "no bias"
     lines = [
         f"{found.path}  a checkpoint in the dialect {found.dialect}",
-        f"  K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}, descriptor "
-        f"{spec.descriptor_size}, index {spec.flatten}: {said}",
+        f"  {shape_words(spec)}: {said}",
         f"  input: {found.preprocessing}",
     ]
+    if spec.projection is not None:
+        lines.append(f"  then {_projection_words(spec.projection)}")
+    if found.images is not None:
+        lines.append(f"  backbone: {found.backbone}; images: {found.images}")
     if found.projections:
-        lines.append(f"  a projection after the head, which is not exported: {', '.join(found.projections)}")
+        unknown = ", ".join(found.projections)
+        lines.append(
+            f"  a projection after the head that {found.dialect} does not have, which is not exported: {unknown}"
+        )
     others = [name for name in found.ignored if name not in found.projections]
     return lines + ([f"  beside it: {', '.join(others)}"] if others else [])
+
+
+def _projection_words(projection: Projection) -> str:
+    """Return what follows a head."""
+    offset = "BatchNorm" if projection.batch_norm else "a bias" if projection.bias else "no bias"
+    words = [f"a projection to {projection.size} values with {offset}"]
+    words += ["L2-normalised"] if projection.l2 else []
+    words += ["context gating"] if projection.gating else []
+    return ", ".join(words)
 
 
 def inspection_lines(inspection: Inspection) -> list[str]:

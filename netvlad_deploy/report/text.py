@@ -6,7 +6,7 @@ from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
 from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport
 from netvlad_deploy.measurement.localise import Departure
 from netvlad_deploy.measurement.parity import OutputParity, ParityReport, outputs_of
-from netvlad_deploy.spec import COARSE_STEP
+from netvlad_deploy.spec import COARSE_STEP, NetVLADSpec
 
 MIB = 2**20
 LISTED = 12
@@ -33,8 +33,7 @@ def artifact_lines(artifact: Artifact) -> list[str]:
     spec = artifact.spec
     lines = [
         f"{artifact.path}  {artifact.precision}, {artifact.size_bytes} bytes, SHA-256 {artifact.sha256[:16]}",
-        f"  K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}, descriptor "
-        f"{spec.descriptor_size} ({spec.flatten}), weights: {artifact.origin}",
+        f"  {shape_words(spec)}, weights: {artifact.origin}",
         f"  {_tensors(artifact, artifact.inputs)} -> {_tensors(artifact, artifact.outputs)}",
         f"  logit step {artifact.range.logit_step:.2g} at features of norm {artifact.range.norm:g}"
         + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else ""),
@@ -52,6 +51,14 @@ def artifact_lines(artifact: Artifact) -> list[str]:
             f"{mebibytes(figures.host_bytes)}",
         ]
     return lines + [f"  warning: {warning}" for warning in artifact.warnings]
+
+
+def shape_words(spec: NetVLADSpec) -> str:
+    """Return the sizes of a layer, and the order of its values."""
+    sizes = f"K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}"
+    if spec.projection is None:
+        return f"{sizes}, descriptor {spec.descriptor_size} ({spec.flatten})"
+    return f"{sizes}, descriptor {spec.descriptor_size}, projected from {spec.aggregate_size} ({spec.flatten})"
 
 
 def _destination(artifact: EngineArtifact) -> str:
@@ -124,7 +131,8 @@ def departure_line(departure: Departure) -> str:
     shown = ", ".join(map(str, departure.clusters[:LISTED])) + (" ..." if len(departure.clusters) > LISTED else "")
     return (
         f"first departure: {departure.tensor} of {departure.case!r}, error {departure.error:.1e} where "
-        f"{departure.tolerance:.1e} is tolerated, in {len(departure.clusters)} clusters ({shown}). {departure.advice}"
+        f"{departure.tolerance:.1e} is tolerated, in {len(departure.clusters)} {departure.unit} ({shown}). "
+        f"{departure.advice}"
     )
 
 

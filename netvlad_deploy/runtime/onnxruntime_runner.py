@@ -23,7 +23,6 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
-from netvlad_deploy.spec import STAGES
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's entry for where a model that is given as bytes has its external data."""
@@ -100,7 +99,7 @@ class OnnxRuntimeRunner(Runner):
         onnx = require("onnx", extra="export")
         model = onnx.load(self._artifact.path, load_external_data=False)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-        inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *STAGES)]
+        inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *self.spec.stages)]
         model.graph.output.extend(inside if self._taps else [])
         return model
 

@@ -3,9 +3,10 @@
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.oracle import (
     ReferenceParameters,
+    aggregate,
     assignment_logits,
-    descriptor,
     local_descriptors,
+    project,
     residual_sum,
     soft_assignment,
 )
@@ -28,7 +29,7 @@ class OracleRunner(Runner):
         assignment = soft_assignment(logits, self.spec.num_clusters, mask)
         residuals = residual_sum(assignment, local_descriptors(self.parameters, features), self.parameters.centroids)
         return {
-            DESCRIPTOR: descriptor(residuals, self.spec.flatten),
+            DESCRIPTOR: project(self.parameters, aggregate(self.parameters, residuals)),
             SOFT_ASSIGNMENT: assignment,
             RESIDUAL_SUM: residuals,
         }

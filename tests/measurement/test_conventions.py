@@ -14,10 +14,9 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.files import stage_files
 from netvlad_deploy.measurement.candidate import Candidate, open_runner
-from netvlad_deploy.measurement.localise import by_cluster
 from netvlad_deploy.measurement.parity import ParityReport, compare
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import load_reference, reference_arrays
+from netvlad_deploy.oracle import by_cluster, load_reference, reference_arrays
 from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, FLATTENINGS, GraphOptions, NetVLADSpec, Verdict
 from tests.modules import features
 

@@ -12,7 +12,7 @@ from netvlad_deploy.oracle import (
     parameters_from_arrays,
 )
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, NORM_FLOOR, RESIDUAL_SUM, SOFT_ASSIGNMENT
+from netvlad_deploy.spec import DESCRIPTOR, NORM_FLOORS, RESIDUAL_SUM, SOFT_ASSIGNMENT
 from tests.modules import features
 
 
@@ -43,7 +43,7 @@ def float32_layer(p: ReferenceParameters, x: Float32) -> dict[str, Float32]:
     assignment = (exponentials / exponentials.sum(axis=-1, keepdims=True))[..., : p.spec.num_clusters]
     weighted = assignment.swapaxes(1, 2) @ x
     residuals = weighted - assignment.sum(axis=1)[..., None] * centroids
-    floor = np.float32(NORM_FLOOR)
+    floor = np.float32(NORM_FLOORS["clamp"])
     intra = residuals / np.maximum(np.linalg.norm(residuals, axis=-1, keepdims=True), floor)
     flat = intra.swapaxes(1, 2).reshape(len(x), -1)
     norm = np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), floor)

@@ -18,7 +18,7 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.report.text import departure_line
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.spec import STAGES, GraphOptions
+from netvlad_deploy.spec import AGGREGATE, STAGES, GraphOptions
 from tests.modules import make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -153,4 +153,4 @@ def test_the_line_says_tensor_case_clusters_and_what_to_do() -> None:
 
 
 def test_every_stage_has_its_advice() -> None:
-    assert set(ADVICE) == set(STAGES)
+    assert set(ADVICE) == {*STAGES, AGGREGATE}

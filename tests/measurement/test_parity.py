@@ -15,8 +15,8 @@ from netvlad_deploy.measurement.cases import Case
 from netvlad_deploy.measurement.parity import compare, outputs_of
 from netvlad_deploy.oracle import (
     ReferenceParameters,
+    aggregate,
     assignment_logits,
-    descriptor,
     load_reference,
     residual_sum,
     soft_assignment,
@@ -49,7 +49,7 @@ class PlantedRunner(Runner):
         everything = {
             SOFT_ASSIGNMENT: assignment,
             RESIDUAL_SUM: residuals,
-            DESCRIPTOR: self._fault("descriptor", descriptor(residuals)),
+            DESCRIPTOR: self._fault("descriptor", aggregate(self.parameters, residuals)),
         }
         return {name: everything[name].astype(np.float32) for name in self.outputs}
 

@@ -15,9 +15,11 @@ from netvlad_deploy.models.dialects.hloc import HLOC
 from netvlad_deploy.models.dialects.lyakaap import LYAKAAP
 from netvlad_deploy.models.dialects.mixture_of_embedding_experts import MIXTURE_OF_EMBEDDING_EXPERTS
 from netvlad_deploy.models.dialects.openibl import OPENIBL
+from netvlad_deploy.models.dialects.openplacerecognition import OPENPLACERECOGNITION
 from netvlad_deploy.models.dialects.patch_netvlad import PATCH_NETVLAD
 from netvlad_deploy.models.dialects.pointnetvlad import POINTNETVLAD
 from netvlad_deploy.models.dialects.pytorch_netvlad import PYTORCH_NETVLAD
+from netvlad_deploy.models.dialects.relja import RELJA
 from netvlad_deploy.models.dialects.soccernet import SOCCERNET
 
 __all__ = ["DIALECTS", "Dialect", "Head", "detect", "matching"]
@@ -33,6 +35,8 @@ DIALECTS: tuple[Dialect, ...] = (
     SOCCERNET,
     HLOC,
     POINTNETVLAD,
+    OPENPLACERECOGNITION,
+    RELJA,
 )
 
 

@@ -3,11 +3,13 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.images import ImageInput
+from netvlad_deploy.projection import Projection
 from netvlad_deploy.spec import NetVLADSpec
 
 PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
@@ -19,7 +21,52 @@ PROJECTION = re.compile(
 )
 """Names of what comes after a head: a linear map of its descriptor, with its BatchNorm and gating."""
 
+FOLLOWING = ("projection.", "gating.")
+"""Starts of the reference's own names of it."""
+
 MOST_NAMES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneKeys:
+    """Where a dialect saves its image backbone.
+
+    Args:
+        roots: what may stand before its names; the longest that fits counts.
+        candidates: what it may be, by the names of `models.backbones`.
+        images: what its own code does to an image.
+    """
+
+    roots: tuple[str, ...]
+    candidates: tuple[str, ...]
+    images: ImageInput = field(default_factory=ImageInput)
+
+    def find(self, state: Mapping[str, Tensor]) -> "BackboneState | None":
+        """Return the backbone in a checkpoint, None if there is none."""
+        root = max((each for each in self.roots if any(name.startswith(each) for name in state)), key=len, default="")
+        tensors = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
+        if not root:
+            return None
+        return BackboneState(root=root, tensors=tensors, candidates=self.candidates, images=self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneState:
+    """An image backbone as a checkpoint holds it.
+
+    Args:
+        root: what stood before its names.
+        tensors: its tensors, without the root.
+        candidates: what it may be, by the names of `models.backbones`.
+        images: what it takes.
+        recorded: the file itself says what it is and takes, not only its dialect.
+    """
+
+    root: str
+    tensors: Mapping[str, Tensor]
+    candidates: tuple[str, ...]
+    images: ImageInput
+    recorded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +78,9 @@ class Head:
         ignored: names in the checkpoint that are not the head.
         preprocessing: what the local descriptors must be, in words.
         dialect: the name of the dialect it was saved in.
-        projections: those of the ignored names that would map its descriptor on.
+        projected: names in the checkpoint of what follows the head, which `tensors` has.
+        projections: those of the ignored names that would map its descriptor on in a way the dialect does not know.
+        backbone: the image backbone among the ignored names, None if there is none.
     """
 
     spec: NetVLADSpec
@@ -39,7 +88,31 @@ class Head:
     ignored: tuple[str, ...] = ()
     preprocessing: str = PREPROCESSING
     dialect: str = ""
+    projected: tuple[str, ...] = ()
     projections: tuple[str, ...] = ()
+    backbone: BackboneState | None = None
+
+    def followed_by(self, projection: Projection, tensors: Mapping[str, Tensor], names: Iterable[str]) -> "Head":
+        """Return the head with a projection: tensors by the reference's names, and their names in the checkpoint."""
+        projected = tuple(sorted(names))
+        return replace(
+            self,
+            spec=replace(self.spec, projection=projection),
+            tensors={**self.tensors, **tensors},
+            ignored=tuple(name for name in self.ignored if name not in projected),
+            projected=projected,
+        )
+
+    def alone(self) -> "Head":
+        """Return the head without what follows it."""
+        return replace(
+            self,
+            spec=replace(self.spec, projection=None),
+            tensors={name: tensor for name, tensor in self.tensors.items() if not name.startswith(FOLLOWING)},
+            ignored=tuple(sorted((*self.ignored, *self.projected))),
+            projected=(),
+            projections=(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +129,7 @@ class Dialect(ABC):
         classifiers: starts of names that only classify descriptors, so that nothing is lost without them.
         explicit: its keys are also another dialect's, so it is never detected.
         preprocessing: what the local descriptors must be, in words.
+        backbone: where it saves its image backbone, None if it has none.
     """
 
     name: str
@@ -67,6 +141,7 @@ class Dialect(ABC):
     classifiers: tuple[str, ...] = ()
     explicit: bool = False
     preprocessing: str = PREPROCESSING
+    backbone: BackboneKeys | None = None
 
     @abstractmethod
     def convert(self, state: Mapping[str, Tensor]) -> Head:
@@ -110,14 +185,44 @@ class Dialect(ABC):
         return others
 
     def projections(self, state: Mapping[str, Tensor], head: Head) -> tuple[str, ...]:
-        """Return the ignored names that map the descriptor on: known ones, and any matrix of its length."""
+        """Return the ignored names that map the descriptor on: by their names, and any matrix of its length."""
         outside = [name for name in head.ignored if not name.startswith((*BACKBONES, *self.classifiers))]
-        size = head.spec.descriptor_size
+        size = head.spec.aggregate_size
         return tuple(
             name
             for name in outside
             if PROJECTION.search(name) or (state[name].ndim >= 2 and size in state[name].shape[:2])
         )
+
+    def matrix(self, state: Mapping[str, Tensor], name: str, inputs: int, *, by_column: bool = False) -> Tensor:
+        """Return a projection's matrix as (P, inputs), of a linear layer or of a 1x1 convolution, or from (inputs, P).
+
+        Raises: InputError if it is missing or has another shape.
+        """
+        if name not in state:
+            raise InputError(f"lacks {name} of {self.name}")
+        weight = state[name]
+        shape = tuple(weight.shape)
+        wanted = f"({inputs}, P)" if by_column else f"(P, {inputs})"
+        if by_column and weight.ndim == 2:
+            weight = weight.T
+        elif not by_column and weight.ndim == 4 and shape[2:] == (1, 1):
+            weight = weight[:, :, 0, 0]
+        if weight.ndim != 2 or weight.shape[1] != inputs:
+            raise InputError(f"{name} has shape {shape}, expected {wanted} for {inputs} values")
+        return weight
+
+    def vector(self, state: Mapping[str, Tensor], name: str, length: int, beside: str) -> Tensor:
+        """Return a vector of as many values as a weight gives; `beside` is the weight's name.
+
+        Raises: InputError if it is missing or has another shape.
+        """
+        if name not in state:
+            raise InputError(f"lacks {name} of {self.name}")
+        if state[name].shape != (length,):
+            shapes = f"{beside} {tuple(state[beside].shape)} and {name} {tuple(state[name].shape)}"
+            raise InputError(f"{shapes} do not fit: expected {name} ({length},)")
+        return state[name]
 
 
 def names(found: Iterable[str]) -> str:

@@ -4,43 +4,68 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from netvlad_deploy.models.dialects.base import PROJECTION, Dialect, Head, columns
-from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
+from netvlad_deploy.models.dialects.base import FOLLOWING, PROJECTION, BackboneKeys, Dialect, Head, columns
+from netvlad_deploy.oracle import ASSIGNMENT_BIAS, CLUSTERS_FIRST_MARK, EPSILON_MARKS, MARKS, NORMALIZE_INPUT
+from netvlad_deploy.oracle import PROJECTION_L2 as L2
+from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.spec import CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
 
-BIAS = "assignment_bias"
-NORMALIZE_INPUT, CLUSTERS_FIRST_MARK = "normalize_input", "clusters_first"
-"""Conventions in a reference file, which a state alone does not show: 1 for yes."""
+BACKBONE = "backbone."
+"""Before the names of a backbone in a vocabulary file, whose own record says which it is."""
 
 
 class CollaborativeExperts(Dialect):
-    """Descriptors are d*K + k, local descriptors as they come, ghost clusters last."""
+    """Descriptors are d*K + k, local descriptors as they come, ghost clusters last.
+
+    A reference file says by its marks, 1 for yes, what a state alone does not show, and may have a projection.
+    """
 
     def convert(self, state: Mapping[str, Tensor]) -> Head:
-        """Keep every tensor but a projection: the module refuses what it does not know."""
+        """Keep every tensor but a projection of others: the module refuses what it does not know."""
         self.root(state)
-        ignored = tuple(sorted(name for name in state if PROJECTION.search(name)))
-        tensors = {name: tensor for name, tensor in state.items() if name not in ignored}
+        ignored = tuple(sorted(name for name in state if PROJECTION.search(name) or name.startswith(BACKBONE)))
+        marks = {name for name in MARKS if name in state and bool(state[name].all())}
+        tensors = {name: tensor for name, tensor in state.items() if name not in (*ignored, *MARKS)}
+        following = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FOLLOWING)}
         num_clusters, feature_size, ghosts = columns("clusters", "clusters2", state)
-        normalize_input, clusters_first = (_mark(tensors, name) for name in (NORMALIZE_INPUT, CLUSTERS_FIRST_MARK))
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
             num_ghost_clusters=ghosts,
             batch_norm=any(name.startswith("batch_norm.") for name in tensors),
-            assignment_bias=BIAS in tensors,
-            normalize_input=normalize_input,
-            flatten=CLUSTERS_FIRST if clusters_first else CLUSTERS_LAST,
+            assignment_bias=ASSIGNMENT_BIAS in tensors,
+            normalize_input=NORMALIZE_INPUT in marks,
+            flatten=CLUSTERS_FIRST if CLUSTERS_FIRST_MARK in marks else CLUSTERS_LAST,
+            epsilon=next((mode for name, mode in EPSILON_MARKS.items() if name in marks), CLAMP),
         )
-        return Head(spec=spec, tensors=tensors, ignored=ignored, preprocessing=self.preprocessing)
+        head = Head(spec=spec, tensors=tensors, ignored=ignored, preprocessing=self.preprocessing)
+        if not following:
+            return head
+        projection = self._projection(following, spec.aggregate_size, l2=L2 in marks)
+        return head.followed_by(projection, following, following)
 
+    def _projection(self, following: Mapping[str, Tensor], inputs: int, *, l2: bool) -> Projection:
+        """Return what the names and shapes of the reference's own projection say."""
 
-def _mark(tensors: dict[str, Tensor], name: str) -> bool:
-    mark = tensors.pop(name, None)
-    return mark is not None and bool(mark.all())
+        def offset(layer: str) -> str | None:
+            names = [name for name in following if name.startswith(layer)]
+            if not names:
+                return None
+            return BATCH_NORM if any(name.startswith(f"{layer}batch_norm.") for name in names) else BIAS
+
+        size = len(self.matrix(following, "projection.weight", inputs))
+        return Projection(
+            size=size,
+            bias="projection.bias" in following,
+            batch_norm=offset("projection.") == BATCH_NORM,
+            l2=l2,
+            gating=offset("gating."),
+        )
 
 
 COLLABORATIVE_EXPERTS = CollaborativeExperts(
     name="collaborative-experts",
     keys="clusters (D,K+G), clusters2 (1,D,K), batch_norm.* or none",
     needs=("clusters", "clusters2"),
+    backbone=BackboneKeys(roots=(BACKBONE,), candidates=()),
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import Dialect, Head
+from netvlad_deploy.projection import Projection
 from netvlad_deploy.spec import CLUSTERS_FIRST, NetVLADSpec
 
 
@@ -19,12 +20,17 @@ class Convolution(Dialect):
         kernel_axes: how many axes of length 1 the convolution's weight may have.
         centroids_by_column: centroids are (D,K), not (K,D).
         flatten: index of value d of cluster k in a descriptor.
+        projection: start of the names of a linear layer (P,D*K) with a bias (P,) after the head; `{root}` in it is the
+            head's root.
+        projection_l2: what comes out of it is L2-normalised.
     """
 
     needs: tuple[str, ...] = ("conv.weight", "centroids")
     kernel_axes: tuple[int, ...] = (2,)
     centroids_by_column: bool = False
     flatten: str = CLUSTERS_FIRST
+    projection: str | None = None
+    projection_l2: bool = True
 
     def convert(self, state: Mapping[str, Tensor]) -> Head:
         """Bring convolution and centroids to (D,K) and (1,D,K)."""
@@ -35,10 +41,7 @@ class Convolution(Dialect):
         by_column = state[centroids] if self.centroids_by_column else state[centroids].T
         tensors = {"clusters": state[weight].reshape(num_clusters, feature_size).T, "clusters2": by_column[None]}
         if bias in state:
-            if state[bias].shape != (num_clusters,):
-                shapes = f"{weight} {tuple(state[weight].shape)} and {bias} {tuple(state[bias].shape)}"
-                raise InputError(f"{shapes} do not fit: expected {bias} ({num_clusters},)")
-            tensors["assignment_bias"] = state[bias]
+            tensors["assignment_bias"] = self.vector(state, bias, num_clusters, weight)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
@@ -48,7 +51,19 @@ class Convolution(Dialect):
             flatten=self.flatten,
         )
         others = self.others(state, root, (weight, centroids, bias))
-        return Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
+        head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
+        return self._followed(state, root, head)
+
+    def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:
+        """Return the head with its projection, if the checkpoint has one."""
+        start = None if self.projection is None else self.projection.format(root=root)
+        if start is None or not any(name.startswith(start) for name in (*state, *self.present)):
+            return head
+        used = {"projection.weight": f"{start}weight", "projection.bias": f"{start}bias"}
+        weight = self.matrix(state, used["projection.weight"], head.spec.aggregate_size)
+        bias = self.vector(state, used["projection.bias"], len(weight), used["projection.weight"])
+        projection = Projection(size=len(weight), l2=self.projection_l2)
+        return head.followed_by(projection, {"projection.weight": weight, "projection.bias": bias}, used.values())
 
     def _sizes(self, state: Mapping[str, Tensor], weight: str, centroids: str) -> tuple[int, int]:
         """Return K and D."""

@@ -3,14 +3,22 @@
 Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py and network.py.
 """
 
-from netvlad_deploy.models.dialects.base import NORMALIZES
+from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
 
 DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     name="deep-visual-geo-localization",
-    keys="aggregation.conv.weight (K,D,1,1) or (K,D,1), aggregation.centroids (K,D)",
+    keys="aggregation.conv.weight (K,D,1,1) or (K,D,1), aggregation.centroids (K,D); with an fc "
+    "aggregation.0.* and aggregation.1.weight (P,K*D), aggregation.1.bias (P,)",
     roots=("aggregation.", "aggregation.0."),
     kernel_axes=(2, 1),
+    projection="aggregation.1.",
     preprocessing="local descriptors (batch, num_features, D): every position of the backbone's feature map, or every "
     f"token but the class token; {NORMALIZES}",
+    backbone=BackboneKeys(
+        roots=("backbone.",),
+        candidates=("resnet18-conv4", "resnet18-conv5", "resnet50-conv4", "resnet50-conv5", "vgg16", "alexnet"),
+        images=ImageInput(resize=Resize(size=(480, 640))),
+    ),
 )

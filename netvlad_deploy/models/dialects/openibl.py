@@ -1,14 +1,27 @@
 """OpenIBL, and the bare layer of this family without a bias. Source: yxgeee/OpenIBL, ibl/models/netvlad.py."""
 
+from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.models.dialects.base import BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
 from netvlad_deploy.models.dialects.pytorch_netvlad import VGG16
 
 ROOTS = ("net_vlad.", "")
+MEAN = (0.48501960784313836, 0.4579568627450961, 0.4076039215686255)
+"""Of RGB values from 0 to 1, which its code divides by 1/255 afterwards. Source: README of yxgeee/OpenIBL."""
 
 OPENIBL = Convolution(
     name="openibl",
-    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.",
+    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.; and "
+    "pca_layer.weight (P,K*D,1,1), pca_layer.bias (P,) or none",
     roots=ROOTS,
-    absent=tuple(f"{root}conv.bias" for root in ROOTS),
+    absent=tuple(root + name for root in ROOTS for name in ("conv.bias", "out_projection.weight")),
+    projection="pca_layer.",
     preprocessing=VGG16,
+    backbone=BackboneKeys(
+        roots=("base_model.base.",),
+        candidates=("vgg16",),
+        images=ImageInput(
+            mean=(255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]), std=(1.0, 1.0, 1.0), resize=Resize(size=(480, 640))
+        ),
+    ),
 )

@@ -3,13 +3,18 @@
 Source: QVPR/Patch-NetVLAD, models_generic.py and netvlad.py.
 """
 
+from dataclasses import replace
+
+from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.dialects.convolution import Convolution
-from netvlad_deploy.models.dialects.pytorch_netvlad import ROOTS, VGG16, WPCA
+from netvlad_deploy.models.dialects.pytorch_netvlad import ENCODER, ROOTS, VGG16, WPCA
 
 PATCH_NETVLAD = Convolution(
     name="patch-netvlad",
-    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.*, which is refused",
+    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.weight (P,K*D,1,1), WPCA.0.bias (P,)",
     roots=ROOTS,
+    projection="WPCA.0.",
     present=(WPCA,),
     preprocessing=VGG16,
+    backbone=replace(ENCODER, images=ImageInput(resize=Resize(size=(480, 640)))),
 )

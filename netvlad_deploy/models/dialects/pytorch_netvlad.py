@@ -1,11 +1,14 @@
 """Nanne's pytorch-NetVlad. Source: Nanne/pytorch-NetVlad, netvlad.py and main.py; `vladv2` has a bias."""
 
-from netvlad_deploy.models.dialects.base import NORMALIZES
+from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
 
 ROOTS = ("pool.", "pool.module.")
 WPCA = "WPCA.0.weight"
 VGG16 = f"local descriptors (batch, num_features, D): the last convolution of VGG16, before its ReLU; {NORMALIZES}"
+
+ENCODER = BackboneKeys(roots=("encoder.", "encoder.module."), candidates=("vgg16", "alexnet"))
+"""ImageNet's normalisation, and images as large as they are."""
 
 PYTORCH_NETVLAD = Convolution(
     name="pytorch-netvlad",
@@ -13,4 +16,5 @@ PYTORCH_NETVLAD = Convolution(
     roots=ROOTS,
     absent=(WPCA,),
     preprocessing=VGG16.replace("VGG16", "VGG16 or AlexNet"),
+    backbone=ENCODER,
 )

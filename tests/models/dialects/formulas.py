@@ -69,6 +69,12 @@ def pytorch_netvlad_parallel(state: State, x: Float64) -> Float64:
     return pytorch_netvlad(state, x, "pool.module.")
 
 
+def patch_netvlad(state: State, x: Float64) -> Float64:
+    encoded = pytorch_netvlad(state, x)[:, :, None, None]
+    whitened = np.einsum("pihw,bihw->bp", state["WPCA.0.weight"], encoded) + state["WPCA.0.bias"]
+    return unit(whitened, 1)
+
+
 def deep_visual_geo_localization(state: State, x: Float64, layer: str = "aggregation") -> Float64:
     maps = unit(x, 2).swapaxes(1, 2)
     weight = state[f"{layer}.conv.weight"]
@@ -78,8 +84,13 @@ def deep_visual_geo_localization(state: State, x: Float64, layer: str = "aggrega
     return unit(unit(vlad, 2).reshape(len(x), -1), 1)
 
 
-def deep_visual_geo_localization_fc(state: State, x: Float64) -> Float64:
+def deep_visual_geo_localization_before_fc(state: State, x: Float64) -> Float64:
     return deep_visual_geo_localization(state, x, "aggregation.0")
+
+
+def deep_visual_geo_localization_fc(state: State, x: Float64) -> Float64:
+    pooled = deep_visual_geo_localization_before_fc(state, x)
+    return unit(np.einsum("pi,bi->bp", state["aggregation.1.weight"], pooled) + state["aggregation.1.bias"], 1)
 
 
 def openibl(state: State, x: Float64) -> Float64:
@@ -88,6 +99,36 @@ def openibl(state: State, x: Float64) -> Float64:
     weighted = assignment.swapaxes(1, 2) @ rows
     vlad = weighted - assignment.sum(axis=1)[:, :, None] * state["net_vlad.centroids"]
     return unit(unit(vlad, 2).reshape(len(x), -1), 1)
+
+
+def openibl_pca(state: State, x: Float64) -> Float64:
+    vlad = openibl(state, x)
+    weight = state["pca_layer.weight"]
+    return unit(vlad @ weight.reshape(len(weight), -1).T + state["pca_layer.bias"], 1)
+
+
+def openplacerecognition_before_projection(state: State, x: Float64, head: str = "head.") -> Float64:
+    maps = unit(x, 2).swapaxes(1, 2)
+    scores = np.einsum("kdij,bdn->bkn", state[f"{head}conv.weight"], maps)
+    if f"{head}conv.bias" in state:
+        scores += state[f"{head}conv.bias"][:, None]
+    scores = softmax(scores, 1)
+    vlad = np.einsum("bkn,bdn->bkd", scores, maps) - scores.sum(axis=2)[:, :, None] * state[f"{head}centroids"]
+    return unit(unit(vlad, 2).reshape(len(x), -1), 1)
+
+
+def openplacerecognition(state: State, x: Float64, head: str = "head.") -> Float64:
+    pooled = openplacerecognition_before_projection(state, x, head)
+    result: Float64 = pooled @ state[f"{head}out_projection.weight"].T + state[f"{head}out_projection.bias"]
+    return result
+
+
+def bare_openplacerecognition_before_projection(state: State, x: Float64) -> Float64:
+    return openplacerecognition_before_projection(state, x, "")
+
+
+def bare_openplacerecognition(state: State, x: Float64) -> Float64:
+    return openplacerecognition(state, x, "")
 
 
 def lyakaap(state: State, x: Float64, layer: str = "net_vlad.") -> Float64:
@@ -119,7 +160,33 @@ def hloc(state: State, x: Float64) -> Float64:
     return unit(unit(vlad, 1).reshape(len(x), -1), 1)
 
 
-def pointnetvlad(state: State, x: Float64) -> Float64:
+def hloc_whiten(state: State, x: Float64) -> Float64:
+    return unit(hloc(state, x) @ state["whiten.weight"].T + state["whiten.bias"], 1)
+
+
+def matconvnet_unit(values: Float64, axis: int) -> Float64:
+    result: Float64 = values / np.sqrt((values**2).sum(axis=axis, keepdims=True) + 1e-12)
+    return result
+
+
+def relja_before_pca(state: State, x: Float64) -> Float64:
+    """Return what MATLAB computes: `vlad.negated_centres` is added, and y(1,K,D) is read column by column."""
+    images = []
+    for rows in matconvnet_unit(x, 2):
+        scores = rows @ state["vlad.assignment"] + state.get("vlad.assignment_bias", 0.0)
+        assignment = softmax(scores, 1)
+        y = np.zeros(state["vlad.negated_centres"].shape[::-1])
+        for k, offset in enumerate(state["vlad.negated_centres"].T):
+            y[k] = (assignment[:, k, None] * (rows + offset)).sum(axis=0)
+        images.append(matconvnet_unit(y, 1).ravel(order="F"))
+    return matconvnet_unit(np.stack(images), 1)
+
+
+def relja(state: State, x: Float64) -> Float64:
+    return matconvnet_unit(relja_before_pca(state, x) @ state["pca.weight"] + state["pca.bias"], 1)
+
+
+def pointnetvlad_before_projection(state: State, x: Float64) -> Float64:
     activation = x @ state["net_vlad.cluster_weights"]
     if "net_vlad.cluster_biases" in state:
         activation = activation + state["net_vlad.cluster_biases"]
@@ -129,3 +196,19 @@ def pointnetvlad(state: State, x: Float64) -> Float64:
     total = activation.sum(axis=1, keepdims=True) * state["net_vlad.cluster_weights2"]
     vlad = (activation.swapaxes(1, 2) @ x).swapaxes(1, 2) - total
     return unit(unit(vlad, 1).reshape(len(x), -1), 1)
+
+
+def pointnetvlad(state: State, x: Float64) -> Float64:
+    hidden = pointnetvlad_ungated(state, x)
+    gates = hidden @ state["net_vlad.context_gating.gating_weights"]
+    if "net_vlad.context_gating.gating_biases" in state:
+        gates = gates + state["net_vlad.context_gating.gating_biases"]
+    else:
+        gates = batch_norm(gates, state, "net_vlad.context_gating.bn1")
+    gated: Float64 = hidden / (1 + np.exp(-gates))
+    return gated
+
+
+def pointnetvlad_ungated(state: State, x: Float64) -> Float64:
+    hidden = pointnetvlad_before_projection(state, x) @ state["net_vlad.hidden1_weights"]
+    return batch_norm(hidden, state, "net_vlad.bn2")

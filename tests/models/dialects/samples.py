@@ -16,7 +16,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A checkpoint, the dialect it is, and its formula; `chosen` and `head_only` if it does not load without."""
+    """A checkpoint, the dialect it is, and its formula; `chosen` if it does not load without its name.
+
+    `before` is the formula without the projection, for a checkpoint that has one.
+    """
 
     dialect: str
     state: State
@@ -24,16 +27,17 @@ class Sample:
     width: int
     prefix: str = ""
     chosen: bool = False
-    head_only: bool = False
+    before: Formula | None = None
+
+    @property
+    def projected(self) -> bool:
+        """Return whether something follows the head."""
+        return self.before is not None
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the options of `read_head` that it takes."""
-        return {
-            "prefix": self.prefix,
-            "dialect": self.dialect if self.chosen else None,
-            "head_only": self.head_only,
-        }
+        return {"prefix": self.prefix, "dialect": self.dialect if self.chosen else None}
 
     def save(self, folder: Path, state: State | None = None) -> Path:
         """Write it as a training script does, its optimiser beside it."""
@@ -81,12 +85,15 @@ class Source:
         return {f"{start}0.weight": self(4, 3, 3, 3), f"{start}0.bias": self(4), f"{start}2.weight": self(4, 4, 3, 3)}
 
 
-def pointnetvlad(seed: int, batch_norm: bool) -> State:
+def pointnetvlad(seed: int, *, batch_norm: bool, gating: bool = True) -> State:
     random, clusters, width = Source(seed), 4, 9
     head = {"cluster_weights": random(width, clusters), "cluster_weights2": random(1, width, clusters)}
     head |= random.batch_norm(clusters, "bn1") if batch_norm else {"cluster_biases": random(clusters)}
     head |= {"hidden1_weights": random(width * clusters, 6), **random.batch_norm(6, "bn2")}
-    head |= {"context_gating.gating_weights": random(6, 6), **random.batch_norm(6, "context_gating.bn1")}
+    if gating:
+        head["context_gating.gating_weights"] = random(6, 6)
+        added = random.batch_norm(6, "context_gating.bn1")
+        head |= added if batch_norm else {"context_gating.gating_biases": random(6)}
     encoder = {"point_net.conv1.weight": random(8, 1, 1, 3), **random.batch_norm(8, "point_net.bn2")}
     return {**encoder, **{f"net_vlad.{name}": tensor for name, tensor in head.items()}}
 
@@ -142,6 +149,24 @@ def text_pooling(seed: int) -> Sample:
     )
 
 
+def relja(seed: int, *, pca: bool) -> Sample:
+    """Return what is read of a `.mat` file; without PCA of the layer that has a bias."""
+    random, clusters, width = Source(seed), 4, 9
+    head = random.convolution(clusters, width, 10.0, "", kernel="")
+    state = {"vlad.assignment": head["conv.weight"].T.contiguous(), "vlad.negated_centres": -head["centroids"].T}
+    state |= {**random.vgg("backbone."), "average_image": torch.tensor([123.68, 116.78, 103.94])}
+    if not pca:
+        bias = random(clusters, scale=2)
+        return Sample(
+            dialect="relja",
+            state={**state, "vlad.assignment_bias": bias},
+            width=width,
+            formula=formulas.relja_before_pca,
+        )
+    state |= {"pca.weight": random(36, 7), "pca.bias": random(7)}
+    return Sample(dialect="relja", state=state, width=width, formula=formulas.relja, before=formulas.relja_before_pca)
+
+
 PYTORCH, BENCHMARK = "pytorch-netvlad", "deep-visual-geo-localization"
 
 SAMPLES: dict[str, Sample] = {
@@ -165,7 +190,7 @@ SAMPLES: dict[str, Sample] = {
         beside=lambda r: r.vgg("encoder.module."),
     ),
     "patch-netvlad": convolution(
-        "patch-netvlad", formulas.pytorch_netvlad, "pool.", (4, 6), 15.0, head_only=True,
+        "patch-netvlad", formulas.patch_netvlad, "pool.", (4, 6), 15.0, before=formulas.pytorch_netvlad,
         beside=projection("WPCA.0.weight", 8, 24, 1, 1),
     ),
     BENCHMARK: convolution(
@@ -176,14 +201,15 @@ SAMPLES: dict[str, Sample] = {
         BENCHMARK, formulas.deep_visual_geo_localization, "aggregation.", (7, 6), 4.0, kernel="i"
     ),
     f"{BENCHMARK}, fc": convolution(
-        BENCHMARK, formulas.deep_visual_geo_localization_fc, "aggregation.0.", (3, 8), 8.0, head_only=True,
+        BENCHMARK, formulas.deep_visual_geo_localization_fc, "aggregation.0.", (3, 8), 8.0,
+        before=formulas.deep_visual_geo_localization_before_fc,
         beside=projection("aggregation.1.weight", 5, 24),
     ),
     "openibl": convolution(
         "openibl", formulas.openibl, "net_vlad.", (6, 9), 25.0, beside=lambda r: r.vgg("base_model.base.")
     ),
     "openibl, pca_layer": convolution(
-        "openibl", formulas.openibl, "net_vlad.", (5, 6), 10.0, head_only=True,
+        "openibl", formulas.openibl_pca, "net_vlad.", (5, 6), 10.0, before=formulas.openibl,
         beside=projection("pca_layer.weight", 7, 30, 1, 1),
     ),
     "lyakaap": convolution(
@@ -195,13 +221,31 @@ SAMPLES: dict[str, Sample] = {
     ),
     "hloc": Sample(dialect="hloc", state=hloc(6), formula=formulas.hloc, width=8),
     "hloc, whiten": Sample(
-        dialect="hloc", state={**hloc(7), **projection("whiten.weight", 6, 40)(Source(8))}, formula=formulas.hloc,
-        width=8, head_only=True,
+        dialect="hloc", state={**hloc(7), **projection("whiten.weight", 6, 40)(Source(8))},
+        formula=formulas.hloc_whiten, before=formulas.hloc, width=8,
     ),
     "pointnetvlad": Sample(
-        dialect="pointnetvlad", state=pointnetvlad(9, True), formula=formulas.pointnetvlad, width=9, head_only=True
+        dialect="pointnetvlad", state=pointnetvlad(9, batch_norm=True), formula=formulas.pointnetvlad, width=9,
+        before=formulas.pointnetvlad_before_projection,
     ),
     "pointnetvlad, cluster_biases": Sample(
-        dialect="pointnetvlad", state=pointnetvlad(10, False), formula=formulas.pointnetvlad, width=9, head_only=True
+        dialect="pointnetvlad", state=pointnetvlad(10, batch_norm=False), formula=formulas.pointnetvlad, width=9,
+        before=formulas.pointnetvlad_before_projection,
     ),
+    "pointnetvlad, no gating": Sample(
+        dialect="pointnetvlad", state=pointnetvlad(11, batch_norm=True, gating=False), width=9,
+        formula=formulas.pointnetvlad_ungated, before=formulas.pointnetvlad_before_projection,
+    ),
+    "openplacerecognition": convolution(
+        "openplacerecognition", formulas.openplacerecognition, "head.", (4, 7), 11.0,
+        before=formulas.openplacerecognition_before_projection,
+        beside=lambda r: {**r.vgg("backbone."), **projection("head.out_projection.weight", 7, 28)(r)},
+    ),
+    "openplacerecognition, bare": convolution(
+        "openplacerecognition", formulas.bare_openplacerecognition, "", (5, 6), 8.0, bias=True,
+        before=formulas.bare_openplacerecognition_before_projection,
+        beside=projection("out_projection.weight", 6, 30),
+    ),
+    "relja": relja(12, pca=True),
+    "relja, vladv2": relja(13, pca=False),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import torch
 from netvlad_deploy.arrays import Float64
 from netvlad_deploy.models.checkpoints import load_checkpoint, module_of, read_head
 from netvlad_deploy.models.dialects import DIALECTS, Head, detect, matching
-from netvlad_deploy.spec import CLUSTERS_FIRST, CLUSTERS_LAST
+from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST
 from tests.models.dialects import formulas
+from tests.models.dialects.formulas import Formula
 from tests.models.dialects.samples import SAMPLES, Sample, State
 
 pytestmark = pytest.mark.export
@@ -21,13 +24,18 @@ PATH = Path("swapped.pt")
 
 
 def local_descriptors(width: int, rows: int = 23) -> Float64:
-    """Return features (3, rows, D) of norms between a tenth and ten times their usual."""
+    """Return features (3, rows, D) of norms between a tenth and ten times their usual, but for four tiny ones an image.
+
+    Those have the norm 1e-6, where one epsilon mode makes unit vectors of them and others do not.
+    """
     random = np.random.default_rng(width)
-    return random.standard_normal((3, rows, width)) * 10 ** random.uniform(-1, 1, (3, rows, 1))
+    features = random.standard_normal((3, rows, width)) * 10 ** random.uniform(-1, 1, (3, rows, 1))
+    features[:, :4] *= 1e-6 / np.linalg.norm(features[:, :4], axis=-1, keepdims=True)
+    return features
 
 
-def expected_of(sample: Sample, x: Float64) -> Float64:
-    return sample.formula({name: tensor.double().numpy() for name, tensor in sample.state.items()}, x)
+def expected_of(sample: Sample, x: Float64, formula: Formula | None = None) -> Float64:
+    return (formula or sample.formula)({name: tensor.double().numpy() for name, tensor in sample.state.items()}, x)
 
 
 def errors(head: Head, expected: Float64, x: Float64) -> tuple[float, float]:
@@ -47,6 +55,9 @@ def test_the_module_equals_the_formula_of_its_dialect(tmp_path: Path, name: str)
     assert angle < 1e-12
     assert largest < 1e-10
     assert not load_checkpoint(path, **sample.options).training
+    if sample.before is not None:
+        head = read_head(path, **sample.options, head_only=True)
+        assert max(errors(head, expected_of(sample, x, sample.before), x)) < 1e-10
 
 
 def flip_input(head: Head) -> Head:
@@ -85,8 +96,48 @@ def drop_ghosts_early(head: Head) -> Head | None:
     return replace(head, spec=spec, tensors=tensors) if head.spec.num_ghost_clusters else None
 
 
+def change_epsilon(head: Head) -> Head | None:
+    other = CLAMP if head.spec.epsilon == ADD else ADD
+    return replace(head, spec=replace(head.spec, epsilon=other)) if head.spec.normalize_input else None
+
+
+def following(head: Head, **changes: Any) -> Head | None:
+    """Return the head with another projection, and those of its tensors that this has."""
+    if head.spec.projection is None:
+        return None
+    projection = replace(head.spec.projection, **changes)
+    if projection == head.spec.projection:
+        return None
+    spec = replace(head.spec, projection=projection)
+    known = NetVLAD.of(spec).state_dict()
+    return replace(head, spec=spec, tensors={name: head.tensors[name] for name in known if name in head.tensors})
+
+
+def flip_projection_l2(head: Head) -> Head | None:
+    return following(head, l2=head.spec.projection is None or not head.spec.projection.l2)
+
+
+def drop_projection_bias(head: Head) -> Head | None:
+    return following(head, bias=False)
+
+
+def drop_projection_batch_norm(head: Head) -> Head | None:
+    return following(head, batch_norm=False)
+
+
+def drop_gating(head: Head) -> Head | None:
+    return following(head, gating=None)
+
+
+def drop_gating_offset(head: Head) -> Head | None:
+    names = ("gating.bias", "gating.batch_norm.bias")
+    changed = {name: torch.zeros_like(head.tensors[name]) for name in names if name in head.tensors}
+    return replace(head, tensors={**head.tensors, **changed}) if changed else None
+
+
 SWAPS: tuple[Callable[[Head], Head | None], ...] = (
-    flip_input, flip_flatten, flip_centroids, drop_bias, drop_batch_norm, drop_ghosts_early,
+    flip_input, flip_flatten, flip_centroids, drop_bias, drop_batch_norm, drop_ghosts_early, change_epsilon,
+    flip_projection_l2, drop_projection_bias, drop_projection_batch_norm, drop_gating, drop_gating_offset,
 )  # fmt: skip
 
 
@@ -99,7 +150,8 @@ def test_any_convention_swapped_fails_the_same_comparison(tmp_path: Path, name: 
     swapped = {swap.__name__: other for swap in SWAPS if (other := swap(head)) is not None}
     assert len(swapped) >= 3
     for convention, other in swapped.items():
-        assert errors(other, expected, x)[0] > 1e-4, convention
+        angle, largest = errors(other, expected, x)  # a length is no angle
+        assert (largest if convention == "flip_projection_l2" else angle) > 1e-4, convention
 
 
 def test_every_convention_is_swapped_somewhere(tmp_path: Path) -> None:

@@ -20,18 +20,19 @@ def test_every_dialect_is_named(command: Command, tmp_path: Path, name: str) -> 
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     assert (record["schema"], record["dialect"]) == ("netvlad-deploy/inspect/1", sample.dialect)
-    assert bool(record["projections"]) == sample.head_only
+    assert record["projections"] == []
+    assert bool(record["spec"]["projection"]) == sample.projected
     assert record["spec"]["feature_size"] == sample.width
     text = command("inspect", path, "--prefix", sample.prefix, *chosen).out
     assert f"a checkpoint in the dialect {sample.dialect}" in text
-    assert ("a projection after the head, which is not exported" in text) == sample.head_only
+    assert ("then a projection to" in text) == sample.projected
     assert not list(tmp_path.glob("*.onnx"))
 
 
 @pytest.mark.data
 def test_the_head_of_others_is_described(command: Command, data: Path) -> None:
     outcome = command("inspect", data / "heads" / "soccernet_netvlad_v1.pth.tar")
-    for part in ("dialect soccernet", "K=64 D=512 G=0", "index k*D+d: input L2-normalised", "beside it: fc."):
+    for part in ("dialect soccernet", "K=64 D=512 G=0", "(k*D+d): input L2-normalised", "beside it: fc."):
         assert part in outcome.out
 
 

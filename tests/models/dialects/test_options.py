@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.artifact import load_artifact
+from netvlad_deploy.projection import Projection
 from tests.command import Command, error_of
 from tests.models.dialects.samples import SAMPLES
 
@@ -22,14 +23,15 @@ def test_the_sidecar_says_what_the_local_descriptors_must_be(command: Command, t
     assert (artifact.spec.normalize_input, artifact.spec.flatten) == (True, "k*D+d")
 
 
-def test_a_projection_needs_head_only(command: Command, tmp_path: Path) -> None:
+def test_a_projection_is_exported_unless_the_head_alone_is_asked_for(command: Command, tmp_path: Path) -> None:
     SAMPLES["patch-netvlad"].save(tmp_path)
-    refused = command("export", "best.pth.tar")
-    assert refused.code == 65
-    assert "not supported yet: WPCA.0.bias, WPCA.0.weight: pass --head-only" in error_of(refused.err)
-    assert [path.name for path in tmp_path.iterdir()] == ["best.pth.tar"]
-    outcome = command("export", "best.pth.tar", "--head-only")
+    outcome = command("export", "best.pth.tar")
     assert outcome.code == 0, outcome.err
+    assert "K=4 D=6 G=0, descriptor 8, projected from 24 (k*D+d), weights" in outcome.out
+    assert load_artifact(tmp_path / "best.onnx").spec.projection == Projection(size=8)
+    outcome = command("export", "best.pth.tar", "--head-only", "--force")
+    assert outcome.code == 0, outcome.err
+    assert load_artifact(tmp_path / "best.onnx").spec.projection is None
     assert "left out: WPCA.0.bias, WPCA.0.weight: the descriptor is the one before the projection" in outcome.err
 
 

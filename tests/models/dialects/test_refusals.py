@@ -19,7 +19,7 @@ from tests.models.dialects.samples import Source as Random
 pytestmark = pytest.mark.export
 
 BARE = {name: sample for name, sample in SAMPLES.items() if not sample.prefix}
-PROJECTED = [name for name, sample in SAMPLES.items() if sample.head_only]
+PROJECTED = [name for name, sample in SAMPLES.items() if sample.projected]
 
 
 def needs(sample: Sample) -> list[str]:
@@ -45,7 +45,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
         state = {key: tensor for key, tensor in sample.state.items() if key != missing}
         message = refusal(sample, tmp_path, state, dialect=sample.dialect)
         assert f"lacks {missing} of {sample.dialect}, found " in message
-        if not missing.endswith("bias"):  # a convolution without a bias is another dialect
+        if not missing.endswith("bias") and missing != "out_projection.weight":  # without it, it is another dialect
             assert re.search("lacks .*" + re.escape(missing.rpartition(".")[2]), refusal(sample, tmp_path, state))
 
 
@@ -122,7 +122,7 @@ def test_what_changes_the_layer_is_refused_whatever_is_asked_for(tmp_path: Path,
 
 
 def test_an_unknown_checkpoint_is_refused_with_its_keys_and_the_nearest_dialect(tmp_path: Path) -> None:
-    sample = replace(SAMPLES["soccernet"], head_only=False)
+    sample = SAMPLES["soccernet"]
     state = {f"layer{number:02}.weight": torch.ones(2) for number in range(20)}
     message = refusal(sample, tmp_path, state)
     assert message.endswith("layer10.weight, layer11.weight, ...")
@@ -151,42 +151,92 @@ def test_the_prefix_to_pass_is_named_for_every_dialect(tmp_path: Path, name: str
     sample = SAMPLES[name]
     state = {f"module.model.{key}": tensor for key, tensor in sample.state.items()}
     assert refusal(sample, tmp_path, state).endswith(": export it with --prefix model")
-    head = read_head(sample.save(tmp_path, state), prefix="model", head_only=sample.head_only)
+    head = read_head(sample.save(tmp_path, state), prefix="model")
     assert head.spec.feature_size == sample.width
 
 
 @pytest.mark.parametrize("name", PROJECTED)
-def test_a_projection_is_refused_by_name_unless_the_head_alone_is_asked_for(
+def test_a_projection_is_left_out_by_name_where_the_head_alone_is_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     sample = SAMPLES[name]
-    message = refusal(sample, tmp_path, sample.state, head_only=False)
-    assert "holds a projection after the head, which is not supported yet: " in message
-    assert message.endswith(": pass --head-only for the descriptor before it")
+    whole = read_head(sample.save(tmp_path))
+    caplog.clear()
     with caplog.at_level("INFO"):
         head = read_head(sample.save(tmp_path), head_only=True)
     warning, note = caplog.records
     assert (warning.levelname, note.levelname) == ("WARNING", "INFO")
     named = warning.getMessage().removeprefix("left out: ").partition(": ")
     assert named[2] == "the descriptor is the one before the projection"
-    assert named[0] in message
-    assert {key for key in named[0].split(", ") if key != "..."} <= set(head.ignored)
+    assert {key for key in named[0].split(", ") if key != "..."} <= set(whole.projected)
+    assert set(head.ignored) == {*whole.ignored, *whole.projected}
+    assert not set(whole.ignored) & set(whole.projected)
+    assert head.spec == replace(whole.spec, projection=None)
+
+
+PROJECTIONS = {
+    "patch-netvlad": ("WPCA.0.weight", "WPCA.0.bias"),
+    "deep-visual-geo-localization, fc": ("aggregation.1.weight", "aggregation.1.bias"),
+    "openibl, pca_layer": ("pca_layer.weight", "pca_layer.bias"),
+    "hloc, whiten": ("whiten.weight", "whiten.bias"),
+    "pointnetvlad": ("net_vlad.hidden1_weights", "net_vlad.bn2.running_var"),
+    "openplacerecognition": ("head.out_projection.weight", "head.out_projection.bias"),
+    "relja": ("pca.weight", "pca.bias"),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_a_projection_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    """Missing, transposed, of a wider kernel or another head, and a bias of another length."""
+    sample, (weight, bias) = SAMPLES[name], PROJECTIONS[name]
+    whole, inputs = sample.state[weight], read_head(sample.save(tmp_path), head_only=True).spec.aggregate_size
+    expected = f"({inputs}, P)" if weight in ("net_vlad.hidden1_weights", "pca.weight") else f"(P, {inputs})"
+    for missing in (weight, bias):
+        state = {key: tensor for key, tensor in sample.state.items() if key != missing}
+        assert f"lacks {missing}" in refusal(sample, tmp_path, state, dialect=sample.dialect)
+    for damaged in (whole.transpose(0, 1), torch.cat([whole] * 2, 1 if whole.shape[1] == inputs else 0), whole[None]):
+        message = refusal(sample, tmp_path, {**sample.state, weight: damaged.contiguous()})
+        assert f"{weight} has shape {tuple(damaged.shape)}, expected {expected} for {inputs} values" in message
+    message = refusal(sample, tmp_path, {**sample.state, bias: torch.ones(3)})
+    size = whole.shape[0] if whole.shape[1] == inputs else whole.shape[1]
+    assert f"{weight} {tuple(whole.shape)} and {bias} (3,) do not fit: expected {bias} ({size},)" in message
+
+
+def test_a_projection_with_a_kernel_wider_than_one_is_refused(tmp_path: Path) -> None:
+    sample = SAMPLES["patch-netvlad"]
+    message = refusal(sample, tmp_path, {**sample.state, "WPCA.0.weight": torch.ones(8, 24, 3, 3)})
+    assert "WPCA.0.weight has shape (8, 24, 3, 3), expected (P, 24)" in message
+
+
+def test_gating_is_complete_and_square(tmp_path: Path) -> None:
+    sample, start = SAMPLES["pointnetvlad"], "net_vlad.context_gating."
+    for missing in ("gating_weights", "bn1.bias"):
+        state = {key: tensor for key, tensor in sample.state.items() if key != start + missing}
+        assert f"lacks {start}{missing}" in refusal(sample, tmp_path, state)
+    narrow = {**sample.state, f"{start}gating_weights": torch.ones(6, 5)}
+    assert f"{start}gating_weights has shape (6, 5), expected (6, 6)" in refusal(sample, tmp_path, narrow)
+    other = {**sample.state, f"{start}gating_weights": torch.ones(5, 6)}
+    assert f"{start}gating_weights has shape (5, 6), expected (6, P)" in refusal(sample, tmp_path, other)
 
 
 @pytest.mark.parametrize(
     "key", ["WPCA.0.weight", "whiten.weight", "out_projection.weight", "gating_weights", "mystery.weight"]
 )
 def test_a_projection_of_any_name_is_found_by_its_width(tmp_path: Path, key: str) -> None:
+    """Each is of another dialect, or of none."""
     sample = SAMPLES["soccernet"]
     state = {**sample.state, **projection(key, 7, 45)(Random(0))}
-    assert key in refusal(sample, tmp_path, state)
+    message = refusal(sample, tmp_path, state)
+    assert "holds a projection after the head that soccernet does not have: " in message
+    assert message.endswith(": pass --head-only for the descriptor before it")
+    assert key in message
     assert key in read_head(sample.save(tmp_path, state), head_only=True).ignored
 
 
 def test_a_projection_beside_the_references_own_keys_is_refused(tmp_path: Path) -> None:
     sample = SAMPLES["collaborative-experts"]
     state = {**sample.state, "hidden1_weights": torch.ones(60, 4)}
-    assert "holds a projection after the head, which is not supported yet: hidden1_weights" in refusal(
+    assert "holds a projection after the head that collaborative-experts does not have: hidden1_weights" in refusal(
         sample, tmp_path, state
     )
     assert read_head(sample.save(tmp_path, state), head_only=True).ignored == ("hidden1_weights",)

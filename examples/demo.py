@@ -1,0 +1,147 @@
+"""The main job on real photos, with no input: `make demo`.
+
+EfficientNet-Lite0 and a vocabulary fitted here become one graph from image to descriptor, an engine, a parity report
+and a latency report. Then photos that packages ship must be found again by mildly altered copies, and where the shared
+data is present, the places of a corridor and of a street. `report.md` leads to everything, with the pictures.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.photos import write_photos
+from netvlad_deploy.build_options import RTX, BuildOptions
+from netvlad_deploy.deployment import deploy
+from netvlad_deploy.files import write_text
+from netvlad_deploy.fitting import FitOptions, fit
+from netvlad_deploy.images import Resize
+from netvlad_deploy.measurement.candidate import Candidate
+from netvlad_deploy.report.deployment import Deployment, step_rows
+from netvlad_deploy.report.evaluation import (
+    AGREEMENT_HEADER,
+    RECALL_HEADER,
+    EvaluationReport,
+    agreement_rows,
+    recall_rows,
+)
+from netvlad_deploy.report.markdown import markdown_table
+from netvlad_deploy.report.text import table
+from netvlad_deploy.retrieval import MATCHES_PICTURE, evaluate
+from netvlad_deploy.source import Source
+from netvlad_deploy.spec import GraphOptions, Verdict
+from netvlad_deploy.workflow import export
+
+DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+BACKBONE, SIZE, CLUSTERS, SEED = "efficientnet-lite0", Resize(size=(240, 320)), 64, 0
+PRECISIONS = ("fp32", "fp16")
+STEPS_HEADER = ("verdict", "step", "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """Photos to find again: the right ones stand in a file, or are those at most `within` places away."""
+
+    name: str
+    about: str
+    queries: Path
+    database: Path
+    ground_truth: Path | None = None
+    within: int | None = None
+
+
+def walks(folder: Path) -> Iterator[Walk]:
+    """Yield what there is to retrieve on this machine; the packages' photos are written into a folder."""
+    queries, database, truth = write_photos(folder)
+    about = "Photos of packages, altered: a smoke test. No gain over mean pooling is claimed on them."
+    yield Walk(name="photos", about=about, queries=queries, database=database, ground_truth=truth)
+    if not DATA.is_dir():
+        logging.getLogger(__name__).info("no %s: the corridor and the street are left out", DATA)
+        return
+    yield corridor()
+    about = "29 photos along a street, each looked for among the others: right is the one before or after."
+    yield Walk(name="street", about=about, queries=DATA / "street", database=DATA / "street", within=1)
+
+
+def corridor() -> Walk:
+    """Return the walk along a corridor."""
+    here = DATA / "corridor"
+    return Walk(
+        name="corridor",
+        about="Two walks along a corridor: right is what was taken at most about two steps away.",
+        queries=here / "query",
+        database=here / "reference",
+        ground_truth=here / "ground_truth.json",
+    )
+
+
+def vocabulary(walk: Walk, folder: Path, *, seed: int = SEED) -> Path:
+    """Fit a vocabulary on the database of a walk; return its checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{walk.name}.safetensors"
+    options = FitOptions(backbone=BACKBONE, clusters=CLUSTERS, seed=seed, resize=SIZE)
+    fit([walk.database], target, options, force=True)
+    return target
+
+
+def retrieve(walk: Walk, checkpoint: Path, folder: Path) -> EvaluationReport:
+    """Export a vocabulary in both precisions, and evaluate them side by side."""
+    source, candidates = Source(checkpoint=checkpoint), []
+    for precision in PRECISIONS:
+        target = folder / f"{walk.name}-{precision}.onnx"
+        export(source, target, GraphOptions(precision=precision), force=True)
+        candidates.append(Candidate(path=target))
+    return evaluate(
+        candidates,
+        folder / walk.name,
+        queries=walk.queries,
+        database=walk.database,
+        ground_truth=walk.ground_truth,
+        within=walk.within,
+        force=True,
+    )
+
+
+def page(deployment: Deployment, found: Mapping[str, tuple[Walk, EvaluationReport]]) -> str:
+    """Return the report: what was deployed, and what each walk finds, with its picture."""
+    lines = [
+        "# Image to descriptor",
+        "",
+        f"{BACKBONE} and a vocabulary of {CLUSTERS} clusters, fitted on the photos, as one graph:",
+        "[the deployment](deployment/report.md).",
+        "",
+        *markdown_table(STEPS_HEADER, step_rows(deployment.steps)),
+    ]
+    for name, (walk, report) in found.items():
+        lines += ["", f"## {name.capitalize()}", "", walk.about, ""]
+        lines += markdown_table(RECALL_HEADER, recall_rows(report))
+        lines += ["", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
+        lines += ["", f"![Queries and their best matches]({name}/{MATCHES_PICTURE})"]
+    return "\n".join(lines) + "\n"
+
+
+def main(folder: Path) -> int:
+    """Do all of it, print the verdicts and what was found, and return the exit code."""
+    todo = list(walks(folder / "images"))
+    checkpoints = [vocabulary(walk, folder) for walk in todo]
+    source, engine = Source(checkpoint=checkpoints[0]), BuildOptions(flavor=RTX)
+    deployment = deploy(source, folder / "deployment", GraphOptions(), engine_options=engine, force=True)
+    print("\n".join(table(STEPS_HEADER, step_rows(deployment.steps))))
+    found = {}
+    for walk, checkpoint in zip(todo, checkpoints, strict=True):
+        found[walk.name] = walk, retrieve(walk, checkpoint, folder)
+        print("\n".join(["", walk.name, *table(RECALL_HEADER, list(recall_rows(found[walk.name][1])))]))
+    write_text(folder / "report.md", page(deployment, found))
+    print(f"\n{folder / 'report.md'}")
+    every_photo = all(one.found.recall[1] == 1 for one in found["photos"][1].candidates)
+    return 0 if every_photo and deployment.verdict is not Verdict.FAIL else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    raise SystemExit(main(parser.parse_args().folder))

@@ -1,0 +1,66 @@
+"""A head for people who have none: `fit`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from netvlad_deploy.commands.output import render
+from netvlad_deploy.flags import BackboneName, Force, Json, ResizeText
+from netvlad_deploy.images import Resize
+
+if TYPE_CHECKING:
+    from netvlad_deploy.fitting import Vocabulary
+
+
+def fit(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images, and those below.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")] = Path(
+        "vocabulary.safetensors"
+    ),
+    clusters: Annotated[int, typer.Option(help="Number of clusters K.")] = 64,
+    backbone: BackboneName = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of the backbone: of a NetVLAD, or a whole network.")
+    ] = None,
+    whitening: Annotated[
+        int | None, typer.Option(metavar="P", help="Whiten descriptors to P values.  [default: no whitening]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of samples and k-means.")] = 0,
+    samples: Annotated[int, typer.Option(help="Most local descriptors of one image.")] = 300,
+    resize: ResizeText = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a vocabulary on images: a checkpoint of backbone and head that export takes.
+
+    Exit 1 if an image was skipped.
+    """
+    from netvlad_deploy import fitting
+
+    options = fitting.FitOptions(
+        backbone=backbone,
+        checkpoint=checkpoint,
+        clusters=clusters,
+        whitening=whitening,
+        seed=seed,
+        samples=samples,
+        resize=Resize.parse(resize) if resize is not None else None,
+    )
+    vocabulary = fitting.fit(folders, output, options, force=force)
+    render("fit", vocabulary, _lines, as_json)
+    raise typer.Exit(1 if vocabulary.skipped else 0)
+
+
+def _lines(done: "Vocabulary") -> list[str]:
+    """Return what `fit` prints."""
+    from netvlad_deploy.runtime.images import count_reasons
+
+    record = done.record
+    return [
+        f"{done.output}  {done.clusters} clusters of {record.num_descriptors} local descriptors, "
+        f"{record.num_images} images",
+        f"  backbone {record.backbone}, images: {record.images}",
+        f"  alpha {record.alpha:.4g}, descriptor {done.descriptor_size}",
+        *([f"  {len(done.skipped)} skipped: {count_reasons(done.skipped)}"] if done.skipped else []),
+    ]

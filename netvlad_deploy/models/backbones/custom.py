@@ -1,0 +1,59 @@
+"""A backbone of the user's own: `package.module:callable`, imported because the command line names it.
+
+No file can have it imported: a checkpoint holds weights, and at most the name that the user must give again.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.images import ImageInput
+from netvlad_deploy.models.backbones.base import Backbone
+
+SEPARATOR = ":"
+IMAGES_ATTRIBUTE = "images"
+
+FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What another's code raises."""
+
+
+def custom_backbone(name: str) -> Backbone:
+    """Return the backbone that a callable of the user's makes; packages in the working folder are found, too.
+
+    The callable is called once, without arguments, and returns a module with its weights. An attribute `images` of
+    the module, an `ImageInput`, says what it takes.
+
+    Raises: UsageError if there is no such callable, it fails, or returns something else.
+    """
+    package, _, attribute = name.partition(SEPARATOR)
+    before = list(sys.path)
+    sys.path.append(str(Path.cwd()))
+    try:
+        module = getattr(importlib.import_module(package), attribute)()
+    except FAULTS as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"--backbone {name} cannot be made ({type(error).__name__}: {said})") from error
+    finally:
+        sys.path[:] = before
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"--backbone {name} returned a {type(module).__name__}, expected a torch.nn.Module")
+    images = getattr(module, IMAGES_ATTRIBUTE, None)
+    if images is not None and not isinstance(images, ImageInput):
+        raise UsageError(
+            f"--backbone {name}: its attribute images is a {type(images).__name__}, expected an ImageInput"
+        )
+    return Backbone(name=name, build=lambda: module, images=images, trained=True)

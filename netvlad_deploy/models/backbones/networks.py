@@ -1,0 +1,134 @@
+"""VGG16, AlexNet and ResNets up to the last feature map, under the state names of torchvision's modules.
+
+Only convolution, BatchNorm, ReLU and pooling: torchvision is not needed to load what it has trained. The networks are
+cut where NetVLAD is put on them: VGG16 and AlexNet before the last ReLU, a ResNet after one of its stages.
+
+Source: Simonyan & Zisserman 2015 (VGG, configuration D); Krizhevsky 2014 (one column of AlexNet); He et al. 2016
+(ResNet), with the stride of a bottleneck on its 3x3 convolution, as in torchvision.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+"""Width and number of 3x3 convolutions of each block; a pooling stands between two."""
+
+ALEXNET_WIDTHS = (64, 192, 384, 256, 256)
+RESNET_WIDTHS = (64, 128, 256, 512)
+"""Width of the 3x3 convolutions of each stage, from conv2 to conv5."""
+
+
+def vgg16() -> nn.Module:
+    """Return VGG16 up to its last convolution, at 0, 2, 5, ... 28."""
+    layers: list[nn.Module] = []
+    before = 3
+    for width, count in VGG16_BLOCKS:
+        for _ in range(count):
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+            before = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers[:-2])
+
+
+def alexnet() -> nn.Module:
+    """Return AlexNet up to its last convolution, at 0, 3, 6, 8 and 10."""
+    first, second, third, fourth, fifth = ALEXNET_WIDTHS
+    return nn.Sequential(
+        nn.Conv2d(3, first, 11, stride=4, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(first, second, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(second, third, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(third, fourth, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(fourth, fifth, 3, padding=1),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: the block of ResNet-18."""
+
+    expansion = 1
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(before, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(before, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both ways."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two of 1x1 beside a shortcut: the block of ResNet-50."""
+
+    expansion = 4
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(before, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _convolution(width, width * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.downsample = _shortcut(before, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both ways."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.relu(self.bn2(self.conv2(x)))
+        return functional.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+RESNETS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+"""Block, and number of blocks in each stage, by depth."""
+
+
+def resnet(depth: int, stages: int) -> Callable[[], nn.Module]:
+    """Return what builds a ResNet with its first stages: stem at 0 and 1, stages from 4 on."""
+
+    def build() -> nn.Module:
+        block, counts = RESNETS[depth]
+        layers: list[nn.Module] = [_convolution(3, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+        before = 64
+        for stage, (width, count) in enumerate(zip(RESNET_WIDTHS[:stages], counts, strict=False)):
+            blocks = []
+            for number in range(count):
+                blocks.append(block(before, width, 2 if stage and not number else 1))
+                before = width * block.expansion
+            layers.append(nn.Sequential(*blocks))
+        return nn.Sequential(*layers)
+
+    return build
+
+
+def resnet_width(depth: int, stages: int) -> int:
+    """Return how many channels its feature map has."""
+    return RESNET_WIDTHS[stages - 1] * RESNETS[depth][0].expansion
+
+
+def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def _shortcut(before: int, after: int, stride: int) -> nn.Module | None:
+    """Return the projection of a shortcut, None where the shape stays."""
+    if stride == 1 and before == after:
+        return None
+    return nn.Sequential(_convolution(before, after, 1, stride), nn.BatchNorm2d(after))

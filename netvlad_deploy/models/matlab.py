@@ -1,0 +1,115 @@
+"""Relja's NetVLAD as MATLAB saves it: a network of MatConvNet, turned into named tensors.
+
+The file must hold structs: its custom layers are MATLAB objects, which only MATLAB reads (HOW_TO_CONVERT). The files
+that hloc and netvlad_tf_open offer are converted already.
+
+Source: Relja/netvlad, addLayers.m, addPCA.m and layerVLAD.m; uzh-rpg/netvlad_tf_open, matlab/net_class2struct.m.
+"""
+
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.require import require
+
+ASSIGNMENT, ASSIGNMENT_BIAS, NEGATED_CENTRES = "vlad.assignment", "vlad.assignment_bias", "vlad.negated_centres"
+PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
+BACKBONE, AVERAGE_IMAGE = "backbone.", "average_image"
+"""Names of the tensors: convolutions are `backbone.N.weight` and `backbone.N.bias`, N counted as MatConvNet does."""
+
+HEAD = ("preL2", "vlad:core", "vlad:intranorm", "postL2")
+PCA, WHOLE_L2 = ("WPCA", "PCA"), ("postL2", "finalL2", "wholeL2")
+HOW_TO_CONVERT = "run net.layers{i}= struct(net.layers{i}(1)) for every layer in MATLAB and save it with -v7"
+
+DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, MemoryError, zlib.error)
+
+
+def read_matlab(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a `.mat` file: the backbone in torch's layout, the head and PCA as MATLAB has them.
+
+    Raises: InputError if the file is unreadable or holds something else; MissingDependencyError without SciPy.
+    """
+    loadmat = require("scipy.io", extra="matlab").loadmat
+    try:
+        with path.open("rb") as stream:
+            content = loadmat(stream, struct_as_record=False, squeeze_me=True)
+    except NotImplementedError as error:
+        raise InputError(f"{path} is of MATLAB 7.3: save it with -v7") from error
+    except (*DAMAGE, require("scipy.io.matlab", extra="matlab").MatReadError) as error:
+        raise InputError(f"{path} is no MATLAB file, or truncated ({type(error).__name__}): copy it again") from error
+    net = content.get("net")
+    layers = np.atleast_1d(getattr(net, "layers", np.zeros(0)))
+    found = [str(getattr(layer, "name", "")) for layer in layers]
+    if "vlad:core" not in found:
+        held = ", ".join(sorted(name for name in content if not name.startswith("__"))) or "nothing"
+        if all(found) or not any(found):
+            raise InputError(f"{path} is no NetVLAD of MatConvNet: expected net.layers with vlad:core, found {held}")
+        raise InputError(f"{path} has layers that are MATLAB objects: {HOW_TO_CONVERT}")
+    core = found.index("vlad:core")
+    try:
+        tensors = _backbone(layers[: core - 1]) | _head(layers[core - 1 :], found[core - 1 :])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    average = getattr(getattr(getattr(net, "meta", None), "normalization", None), "averageImage", None)
+    if average is not None and np.size(average) % 3 == 0 and np.size(average):
+        tensors[AVERAGE_IMAGE] = _tensor(np.reshape(average, (-1, 3))[0])
+    return tensors
+
+
+def average_image(state: Mapping[str, Tensor]) -> tuple[float, float, float] | None:
+    """Return the mean RGB, from 0 to 255, that the network subtracts, None if the file does not say."""
+    if AVERAGE_IMAGE not in state:
+        return None
+    red, green, blue = state[AVERAGE_IMAGE].tolist()
+    return red, green, blue
+
+
+def _backbone(layers: Any) -> dict[str, Tensor]:
+    """Return the convolutions (in, out swapped to torch's order) of the layers before the head."""
+    tensors = {}
+    for number, layer in enumerate(layers):
+        if getattr(layer, "type", "") == "conv":
+            weight, bias = _weights(layer, (2,))
+            if weight.ndim != 4:
+                raise InputError(
+                    f"layer {layer.name} has weights of shape {tuple(weight.shape)}, expected (H, W, I, O)"
+                )
+            tensors[f"{BACKBONE}{number}.weight"] = weight.permute(3, 2, 0, 1)
+            tensors[f"{BACKBONE}{number}.bias"] = bias
+    return tensors
+
+
+def _head(layers: Any, found: list[str]) -> dict[str, Tensor]:
+    """Return the tensors of the layers from the one before `vlad:core` on."""
+    wanted = [(name,) for name in HEAD[:3]] + [WHOLE_L2] + ([PCA, WHOLE_L2] if len(found) > len(HEAD) else [])
+    if len(found) != len(wanted) or any(name not in names for name, names in zip(found, wanted, strict=True)):
+        raise InputError(f"the head is {', '.join(found)}, expected {', '.join(HEAD)}, and WPCA, finalL2 or nothing")
+    core = _weights(layers[1], (2, 3))
+    tensors = {ASSIGNMENT: core[0], NEGATED_CENTRES: core[-1]}
+    if len(core) == 3:
+        tensors[ASSIGNMENT_BIAS] = core[1].reshape(-1)
+    if len(found) > len(HEAD):
+        tensors[PCA_WEIGHT], tensors[PCA_BIAS] = _weights(layers[4], (2,))
+    return tensors
+
+
+def _weights(layer: Any, counts: tuple[int, ...]) -> list[Tensor]:
+    weights = getattr(layer, "weights", ())
+    if len(weights) not in counts or not all(isinstance(each, np.ndarray) for each in weights):
+        expected = " or ".join(map(str, counts))
+        raise InputError(f"layer {layer.name} has {len(weights)} weights, expected {expected} arrays")
+    return [_tensor(each) for each in weights]
+
+
+def _tensor(values: Any) -> Tensor:
+    """Return an array as FP32, in the memory it has if it is that already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of arrays that are read-only, which nobody writes to
+        return torch.from_numpy(np.asarray(values, dtype=np.float32))

@@ -1,0 +1,119 @@
+"""An evaluation: how well each artifact finds the right place again, and how far the artifacts agree."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from netvlad_deploy.measurement.recall import DEPTHS, Agreement, Recall
+from netvlad_deploy.report.markdown import markdown_table
+from netvlad_deploy.report.text import table
+from netvlad_deploy.runtime.images import Skipped, count_reasons
+
+RECALL_HEADER = ("artifact", "precision", "descriptor", *(f"recall@{depth}" for depth in DEPTHS), "mAP", "images/s")
+AGREEMENT_HEADER = ("artifact", "against", "same top-1", "worst 1-cos", "of image")
+LISTED = 10
+"""How many names a line lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRecall:
+    """What one artifact finds; `backend` is None for the file's own."""
+
+    name: str
+    backend: str | None
+    precision: str
+    descriptor_size: int
+    images_per_s: float
+    found: Recall
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Artifacts side by side, on the images that all of them could embed.
+
+    Args:
+        ground_truth: where the right images come from, in words.
+        alone: the queries are the database: each is looked for among the others.
+        num_queries: queries with a right image, which the figures are of.
+        without_right: queries that have none, and take no part.
+        agreements: of each artifact with the first.
+    """
+
+    queries: Path
+    database: Path
+    ground_truth: str
+    alone: bool
+    num_queries: int
+    num_images: int
+    without_right: tuple[str, ...]
+    candidates: tuple[CandidateRecall, ...]
+    agreements: tuple[Agreement, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def recall_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each artifact, under RECALL_HEADER."""
+    for one in report.candidates:
+        yield (
+            one.name,
+            one.precision,
+            str(one.descriptor_size),
+            *(f"{one.found.recall[depth]:.1%}" for depth in DEPTHS),
+            f"{one.found.mean_average_precision:.3f}",
+            f"{one.images_per_s:.1f}",
+        )
+
+
+def agreement_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each artifact but the first, under AGREEMENT_HEADER."""
+    for one in report.agreements:
+        distance = "-" if one.distance is None else f"{max(0.0, one.distance):.1e}"
+        yield one.candidate, one.reference, f"{one.top1:.1%}", distance, one.image or "of another length"
+
+
+def evaluation_lines(report: EvaluationReport) -> list[str]:
+    """Return what `evaluate` prints."""
+    lines = [*_facts(report), *table(RECALL_HEADER, list(recall_rows(report)))]
+    return lines + (table(AGREEMENT_HEADER, list(agreement_rows(report))) if report.agreements else [])
+
+
+def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
+    """Return the report page."""
+    lines = [
+        f"# Retrieval of {', '.join(one.name for one in report.candidates)}",
+        "",
+        *(f"- {fact}" for fact in _facts(report)),
+        "",
+        *markdown_table(RECALL_HEADER, recall_rows(report)),
+        "",
+        "recall@N is the share of queries with a right image among the first N, mAP the mean average precision over",
+        "the whole ranking. Images are ranked by the Euclidean distance of their descriptors, exactly.",
+    ]
+    if report.agreements:
+        lines += ["", "## Agreement", "", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
+        lines += [
+            f"\nAnother best match than {one.reference} in {one.candidate}: {_some(one.differing)}."
+            for one in report.agreements
+            if one.differing
+        ]
+    lines += ["", "## Best matches", "", f"![Queries with their best matches, misses first]({picture})", ""]
+    if report.skipped:
+        lines += ["## Skipped files", "", *(f"- {one}" for one in report.skipped), ""]
+    return "\n".join(lines)
+
+
+def _facts(report: EvaluationReport) -> list[str]:
+    """Return what was evaluated, and what was not."""
+    where = "each image among the others" if report.alone else f"in the {report.num_images} images of {report.database}"
+    facts = [f"{report.num_queries} queries of {report.queries}, {where}; right images {report.ground_truth}"]
+    if any(one.backend == "strict" for one in report.candidates):
+        facts.append("FP16 by strict emulation on a CPU: every tensor rounded to its type; no GPU took part")
+    if report.without_right:
+        facts.append(f"{len(report.without_right)} queries without a right image: {_some(report.without_right)}")
+    if report.skipped:
+        facts.append(f"{len(report.skipped)} files skipped: {count_reasons(report.skipped)}")
+    return facts
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:LISTED]) + (" ..." if len(names) > LISTED else "")

@@ -1,0 +1,264 @@
+"""What an artifact is for: descriptors of features or images, and how well they find the right place again."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from netvlad_deploy.arrays import npz_content, write_npz
+from netvlad_deploy.artifact import load_artifact
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.files import check_suffix, make_folder, stage_files
+from netvlad_deploy.images import ImageInput
+from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, parity_backend
+from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
+from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, measure_recall
+from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown
+from netvlad_deploy.report.matches import draw_matches
+from netvlad_deploy.report.serialize import to_json
+from netvlad_deploy.runtime import embed as features
+from netvlad_deploy.runtime.embed_images import BATCH, embed_images
+from netvlad_deploy.runtime.images import SUFFIXES, ImageFile, Skipped, find_images
+from netvlad_deploy.runtime.trt_api import stdout_to_stderr
+from netvlad_deploy.workflow import REPORT_JSON, REPORT_PAGE
+
+LOG = logging.getLogger(__name__)
+
+FEATURE_BATCH = 32
+MATCHES_PICTURE = "matches.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedResult:
+    """What `embed` wrote, and which files gave no descriptor."""
+
+    output: Path
+    descriptors: int
+    descriptor_size: int
+    duration_ms: float
+    skipped: tuple[Skipped, ...] = ()
+
+
+def embed(
+    candidate: Candidate,
+    sources: Sequence[Path],
+    target: Path,
+    *,
+    batch: int | None = None,
+    runtime_cache: Path | None = None,
+    force: bool = False,
+) -> EmbedResult:
+    """Write the descriptors of one feature file, or of folders and images for a pipeline.
+
+    The target is complete or not there. For images it is an `.npz` file with `names` (N,), each the image's path from
+    the folder that was given, and `descriptors` (N,P) float32. `batch` is how many items run at once, by default 32
+    items of features or 8 images.
+
+    Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
+    """
+    images = images_of(candidate)
+    if images is None:
+        return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
+    for source in sources:
+        if source.suffix in features.SUFFIXES:
+            raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
+    check_suffix(target, ".npz")
+    with stage_files(force=force) as staging:
+        staging.check(target)
+        files, skipped = find_images(sources)
+        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
+            started = time.perf_counter()
+            done = embed_images(runner, images, files, batch=batch or BATCH, skipped=skipped)
+            duration_ms = (time.perf_counter() - started) * 1e3
+        with staging.open(target) as stream:
+            write_npz(stream, {"names": np.array(done.names), "descriptors": done.descriptors})
+    return EmbedResult(
+        output=target,
+        descriptors=len(done.names),
+        descriptor_size=done.descriptors.shape[1],
+        duration_ms=duration_ms,
+        skipped=done.skipped,
+    )
+
+
+def images_of(candidate: Candidate) -> ImageInput | None:
+    """Return what a candidate does with images, None if it takes local descriptors."""
+    return None if is_checkpoint(candidate.path) else load_artifact(candidate.path).images
+
+
+def _embed_features(
+    candidate: Candidate, sources: Sequence[Path], target: Path, batch: int, runtime_cache: Path | None, force: bool
+) -> EmbedResult:
+    """Write the descriptors of a feature file: array to array, sequences to sequences."""
+    if len(sources) != 1 or sources[0].is_dir() or sources[0].suffix.lower() in SUFFIXES:
+        raise UsageError(
+            f"{candidate.name} takes one file of local descriptors, got {' '.join(map(str, sources))}: "
+            "for images export with --input images"
+        )
+    features.check_target(sources[0], target)
+    loaded = features.load_features(sources[0])
+    with stage_files(force=force) as staging:
+        staging.check(target)
+        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
+            started = time.perf_counter()
+            if isinstance(loaded, dict):
+                staging.write(target, npz_content(features.embed_sequences(runner, loaded, batch=batch)))
+            else:
+                with staging.open(target) as stream:
+                    np.save(stream, features.embed_array(runner, loaded, batch=batch), allow_pickle=False)
+            duration_ms = (time.perf_counter() - started) * 1e3
+            size = runner.spec.descriptor_size
+    return EmbedResult(output=target, descriptors=len(loaded), descriptor_size=size, duration_ms=duration_ms)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one artifact made of both folders."""
+
+    candidate: Candidate
+    name: str
+    precision: str
+    images_per_s: float
+    queries: Described
+    database: Described
+    skipped: tuple[Skipped, ...]
+
+    def finds(self, found: Recall) -> CandidateRecall:
+        """Return the report's entry of what it finds."""
+        return CandidateRecall(
+            name=self.name,
+            backend=self.candidate.backend,
+            precision=self.precision,
+            descriptor_size=self.database.descriptors.shape[1],
+            images_per_s=self.images_per_s,
+            found=found,
+        )
+
+    def agrees(self, first: "_Side", *, alone: bool) -> Agreement:
+        """Return how far it agrees with the first artifact."""
+        pairs = (self.queries, first.queries), (self.database, first.database)
+        return agree((self.name, first.name), *pairs, alone=alone)
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    queries: Path,
+    database: Path,
+    ground_truth: Path | None = None,
+    within: int | None = None,
+    batch: int | None = None,
+    force: bool = False,
+) -> EvaluationReport:
+    """Measure how well artifacts find the right place again, into a folder with a report and a picture.
+
+    An FP16 ONNX file is emulated strictly unless its backend was chosen. If the queries are the database, each image is
+    looked for among the others. Right images are those of the file `ground_truth`, see `load_positives`, or those at
+    most `within` places away in the sorted folder.
+
+    Raises: UsageError if an artifact takes no images; InputError if nothing can be evaluated.
+    """
+    if (ground_truth is None) == (within is None):
+        raise UsageError("the right images come from --ground-truth or from --within: give one of them")
+    inputs = [_require_images(candidate) for candidate in candidates]
+    make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, MATCHES_PICTURE)), force=force)
+    alone = queries.resolve() == database.resolve()
+    images, skipped = find_images([database])
+    asked, others = (images, []) if alone else find_images([queries])
+    names = [image.name for image in asked], [image.name for image in images]
+    positives = load_positives(ground_truth, *names) if ground_truth else positives_within(within or 0, *names)
+    sides = [
+        _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
+        for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
+    ]
+    lost = dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))
+    sides = _common(sides)
+    found = [measure_recall(side.queries, side.database, positives, alone=alone) for side in sides]
+    report = EvaluationReport(
+        queries=queries,
+        database=database,
+        ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
+        alone=alone,
+        num_queries=len(found[0].queries),
+        num_images=len(sides[0].database.names),
+        without_right=_without_right(sides[0], found[0]),
+        candidates=tuple(side.finds(recall) for side, recall in zip(sides, found, strict=True)),
+        agreements=tuple(side.agrees(sides[0], alone=alone) for side in sides[1:]),
+        skipped=tuple(lost),
+    )
+    _write(folder, report, draw_matches(report, _paths(asked), _paths(images)), force=force)
+    return report
+
+
+def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: bool) -> None:
+    with stage_files(force=force) as staging:
+        staging.write(folder / MATCHES_PICTURE, picture)
+        staging.write(folder / REPORT_PAGE, evaluation_markdown(report, MATCHES_PICTURE).encode())
+        staging.write(folder / REPORT_JSON, to_json("evaluate", report).encode())
+
+
+def _require_images(candidate: Candidate) -> ImageInput:
+    images = images_of(candidate)
+    if images is None:
+        raise UsageError(f"{candidate.name} takes local descriptors: for images export with --input images")
+    return images
+
+
+def _names(candidates: Sequence[Candidate]) -> list[str]:
+    """Return how the report calls each artifact: by its file's name, or by its path where two have the same."""
+    names = [candidate.name for candidate in candidates]
+    return [
+        name.replace(candidate.path.name, str(candidate.path), 1) if names.count(name) > 1 else name
+        for candidate, name in zip(candidates, names, strict=True)
+    ]
+
+
+def _embed_sides(
+    candidate: Candidate,
+    name: str,
+    images: ImageInput,
+    database: Sequence[ImageFile],
+    queries: Sequence[ImageFile] | None,
+    batch: int,
+) -> _Side:
+    """Embed the database and, if they are others, the queries."""
+    backend = candidate.backend or parity_backend(load_artifact(candidate.path))
+    with stdout_to_stderr(), replace(candidate, backend=backend).open() as runner:
+        LOG.info("embed with %s%s", name, "" if backend is None else f" on {backend}")
+        started = time.perf_counter()
+        folders = [database] if queries is None else [database, queries]
+        parts = [embed_images(runner, images, files, batch=batch) for files in folders]
+        duration_s = time.perf_counter() - started
+        precision = runner.precision
+    described = [Described(names=part.names, descriptors=part.descriptors) for part in parts]
+    return _Side(
+        candidate=replace(candidate, backend=backend),
+        name=name,
+        precision=precision,
+        images_per_s=sum(len(part.names) for part in parts) / duration_s,
+        queries=described[-1],
+        database=described[0],
+        skipped=tuple(one for part in parts for one in part.skipped),
+    )
+
+
+def _common(sides: Sequence[_Side]) -> list[_Side]:
+    """Return the sides without the images that some artifact could not embed: a comparison is of the same images."""
+    queries, database = (
+        frozenset.intersection(*(frozenset(described.names) for described in column))
+        for column in ([side.queries for side in sides], [side.database for side in sides])
+    )
+    return [replace(side, queries=side.queries.only(queries), database=side.database.only(database)) for side in sides]
+
+
+def _without_right(side: _Side, found: Recall) -> tuple[str, ...]:
+    evaluated = {result.query for result in found.queries}
+    return tuple(name for name in side.queries.names if name not in evaluated)
+
+
+def _paths(files: Sequence[ImageFile]) -> dict[str, Path]:
+    return {file.name: file.path for file in files}

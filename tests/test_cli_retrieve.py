@@ -1,0 +1,184 @@
+"""Images from the command line: `embed` into one file, `evaluate` into a folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
+from netvlad_deploy.files import stage_files
+from netvlad_deploy.images import Resize
+from tests.colour_graphs import BANDS, band_pipeline, bands
+from tests.command import Command, error_of
+
+pytestmark = [pytest.mark.export, pytest.mark.ort]
+
+PLACES = 6
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> OnnxArtifact:
+    """Return a pipeline in the test's folder that makes any image 16 x 12."""
+    return band_pipeline(tmp_path / "m.onnx", Resize(size=(16, 12)))
+
+
+@pytest.fixture
+def walk(tmp_path: Path) -> Path:
+    """Write photos of some places and, in another folder under other names, the same places a little darker."""
+    random = np.random.default_rng(0)
+    for index in range(PLACES):
+        place = np.kron(random.integers(60, 256, (4, 1, 3)), np.ones((4, 12, 1))).astype(np.uint8)
+        for folder, name, darker in (("asked", f"q{index}.png", 5), ("known", f"sub/d{index}.png", 0)):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(place - np.uint8(darker)).save(path)
+    return tmp_path
+
+
+def truth(folder: Path) -> Path:
+    positives = {f"q{index}.png": [f"sub/d{index}.png"] for index in range(PLACES)}
+    (folder / "truth.json").write_text(json.dumps({"positives": positives}))
+    return folder / "truth.json"
+
+
+def test_embed_writes_names_and_descriptors(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+    outcome = command("embed", pipeline.path, walk / "known", "-o", "y.npz", "--batch", 4)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == f"y.npz  {PLACES} x {BANDS * 3}\n"
+    with np.load("y.npz", allow_pickle=False) as written:
+        assert sorted(written) == ["descriptors", "names"]
+        assert written["names"].tolist() == [f"sub/d{index}.png" for index in range(PLACES)]
+        assert written["descriptors"].dtype == np.float32
+        for name, got in zip(written["names"], written["descriptors"], strict=True):
+            with Image.open(walk / "known" / str(name)) as image:
+                assert np.abs(got - bands(np.asarray(image))).max() < 1e-6
+
+
+def test_embed_skips_what_is_bad_and_says_so(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+    (walk / "asked" / "q2.png").write_bytes(b"")
+    (walk / "asked" / "q4.png").write_bytes((walk / "asked" / "q4.png").read_bytes()[:60])
+    (walk / "asked" / "notes.txt").write_text("notes")
+    (walk / "asked" / ".hidden").write_text("hidden")
+    outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz", "--json")
+    assert outcome.code == 1
+    record = json.loads(outcome.out)
+    assert record["schema"] == "netvlad-deploy/embed/1"
+    assert record["descriptors"] == PLACES - 2
+    assert [(Path(one["path"]).name, one["reason"]) for one in record["skipped"]] == [
+        ("notes.txt", "no image by its suffix"), ("q2.png", "an empty file"), ("q4.png", "damaged or not supported"),
+    ]  # fmt: skip
+    assert [line.split(": ")[0] for line in outcome.err.splitlines()] == [
+        f"skipped {walk / 'asked' / name}" for name in ("notes.txt", "q2.png", "q4.png")
+    ]
+    with np.load("y.npz") as written:
+        assert written["names"].tolist() == ["q0.png", "q1.png", "q3.png", "q5.png"]
+    outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz", "--force")
+    assert "4 x 12, 3 skipped: 1 no image by its suffix, 1 an empty file, 1 damaged" in outcome.out
+
+
+def test_embed_refuses_what_does_not_fit(
+    command: Command, pipeline: OnnxArtifact, exported: OnnxArtifact, walk: Path
+) -> None:
+    np.save("x.npy", np.ones((1, 5, 16), np.float32))
+    (walk / "none").mkdir()
+    for arguments, code, said in (
+        ((pipeline.path, "x.npy"), 2, "takes images, x.npy holds features"),
+        ((exported.path, walk / "asked"), 2, "takes one file of local descriptors"),
+        ((exported.path, walk / "asked" / "q1.png"), 2, "--input images"),
+        ((exported.path, "x.npy", "x.npy"), 2, "takes one file of local descriptors"),
+        ((pipeline.path, walk / "none"), 65, "no image to embed: there is no file"),
+        ((pipeline.path, "nowhere"), 65, "nowhere does not exist"),
+    ):
+        outcome = command("embed", *arguments, "-o", "y.npz")
+        assert (outcome.code, said in error_of(outcome.err)) == (code, True), outcome.err
+        assert not Path("y.npz").exists()
+    assert "name the target y.npz" in command("embed", pipeline.path, walk / "asked", "-o", "y.npy").err
+    Path("y.npz").touch()
+    assert command("embed", pipeline.path, walk / "asked", "-o", "y.npz").code == 2
+
+
+def test_evaluate_two_artifacts(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+    band_pipeline(walk / "small.onnx", Resize(size=(8, 4)))
+    arguments = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out", "--json")
+    outcome = command("evaluate", pipeline.path, walk / "small.onnx", *arguments, "--ground-truth", truth(walk))
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)
+    assert record["schema"] == "netvlad-deploy/evaluate/1"
+    assert (record["num_queries"], record["num_images"], record["without_right"]) == (PLACES, PLACES, [])
+    assert [one["found"]["recall"] for one in record["candidates"]] == [{"1": 1.0, "5": 1.0, "10": 1.0}] * 2
+    (agreement,) = record["agreements"]
+    assert (agreement["candidate"], agreement["reference"], agreement["top1"]) == ("small.onnx", "m.onnx", 1.0)
+    assert 0 <= agreement["distance"] < 0.1
+    assert json.loads(Path("out/report.json").read_text()) == record
+    assert "| m.onnx | fp32 | 12 | 100.0% |" in Path("out/report.md").read_text()
+    with Image.open("out/matches.png") as picture:
+        assert picture.width > 1000
+    assert command("evaluate", pipeline.path, *arguments, "--within", 0).code == 2, "the folder holds a report"
+    outcome = command("evaluate", pipeline.path, *arguments, "--within", 0, "--force")
+    assert json.loads(outcome.out)["candidates"][0]["found"]["mean_average_precision"] == 1.0
+    outcome = command("evaluate", pipeline.path, walk / "m.onnx", *arguments, "--within", 0, "--force")
+    assert json.loads(outcome.out)["agreements"][0]["differing"] == []
+
+
+def test_evaluate_notices_that_right_images_are_others(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+    positives = {f"q{index}.png": [f"sub/d{(index + 1) % PLACES}.png"] for index in range(PLACES)}
+    (walk / "truth.json").write_text(json.dumps(positives))
+    folders = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out", "--json")
+    outcome = command("evaluate", pipeline.path, *folders, "--ground-truth", walk / "truth.json")
+    assert json.loads(outcome.out)["candidates"][0]["found"]["recall"]["1"] == 0
+
+
+def test_evaluate_a_folder_against_itself(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+    folders = ("--queries", walk / "known", "--database", walk / "known" / "sub" / "..", "-o", "out", "--json")
+    record = json.loads(command("evaluate", pipeline.path, *folders, "--within", 1).out)
+    assert record["alone"] is True
+    for query in record["candidates"][0]["found"]["queries"]:
+        assert query["query"] not in [match["name"] for match in query["matches"]]
+    outcome = command("evaluate", pipeline.path, *folders, "--within", 0, "--force")
+    assert outcome.code == 65
+    assert "no query has a right image" in error_of(outcome.err)
+
+
+def test_evaluate_counts_what_is_missing(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+    (walk / "known" / "sub" / "d3.png").write_bytes(b"")
+    (walk / "asked" / "q0.png").write_bytes(b"no image")
+    folders = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out", "--json")
+    outcome = command("evaluate", pipeline.path, *folders, "--ground-truth", truth(walk))
+    assert outcome.code == 1
+    record = json.loads(outcome.out)
+    assert (record["num_queries"], record["num_images"]) == (PLACES - 2, PLACES - 1)
+    assert record["without_right"] == ["q3.png"]
+    assert sorted(Path(one["path"]).name for one in record["skipped"]) == ["d3.png", "q0.png"]
+    assert "2 files skipped: 1 an empty file, 1 not recognised as an image" in Path("out/report.md").read_text()
+
+
+def test_evaluate_refuses_what_does_not_fit(
+    command: Command, pipeline: OnnxArtifact, exported: OnnxArtifact, walk: Path
+) -> None:
+    folders = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out")
+    for arguments, said in (
+        ((pipeline.path,), "--ground-truth or from --within"),
+        ((pipeline.path, "--within", 1, "--ground-truth", truth(walk)), "give one of them"),
+        ((exported.path, "--within", 1), "takes local descriptors"),
+    ):
+        outcome = command("evaluate", *arguments, *folders)
+        assert (outcome.code, said in error_of(outcome.err)) == (2, True), outcome.err
+    assert not Path("out").exists()
+
+
+def test_an_fp16_file_is_emulated_strictly_unless_told_otherwise(
+    command: Command, pipeline: OnnxArtifact, walk: Path
+) -> None:
+    with stage_files(force=True) as staging:
+        content = pipeline.path.read_bytes()
+        stage_artifact(staging, replace(pipeline, path=walk / "half.onnx", precision="fp16"), content)
+    folders = ("--queries", walk / "asked", "--database", walk / "known", "--within", 0, "-o", "out", "--force")
+    outcome = command("evaluate", pipeline.path, walk / "half.onnx", *folders, "--json")
+    assert [one["backend"] for one in json.loads(outcome.out)["candidates"]] == [None, "strict"]
+    assert "FP16 by strict emulation on a CPU" in Path("out/report.md").read_text()
+    outcome = command("evaluate", walk / "half.onnx", *folders, "--json", "--backend", "onnxruntime")
+    assert [one["backend"] for one in json.loads(outcome.out)["candidates"]] == ["onnxruntime"]
+    assert "strict" not in Path("out/report.md").read_text()
