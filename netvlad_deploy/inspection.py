@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import Artifact, EngineArtifact, FileReference, check_file, load_artifact
+from netvlad_deploy.artifact import (
+    Artifact,
+    EngineArtifact,
+    FileReference,
+    OnnxArtifact,
+    check_file,
+    load_artifact,
+)
 from netvlad_deploy.errors import ArtifactError, UsageError
 from netvlad_deploy.report.inspection import CheckpointInspection, Inspection, Relative
 from netvlad_deploy.require import require
@@ -63,7 +70,8 @@ def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = No
 
 
 def _relatives(artifact: Artifact) -> Iterator[Relative]:
-    for role, file in (("parent", artifact.parent), ("reference", artifact.reference)):
+    external = artifact.external_data if isinstance(artifact, OnnxArtifact) else None
+    for role, file in (("parent", artifact.parent), ("reference", artifact.reference), ("weights", external)):
         if file is not None:
             yield Relative(role=role, name=file.name, sha256=file.sha256, state=_state(artifact.path.parent, file))
 

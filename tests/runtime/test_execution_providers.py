@@ -12,7 +12,7 @@ from netvlad_deploy.errors import DeviceUnavailableError, InputError, OutputErro
 from netvlad_deploy.measurement.candidate import BACKENDS, open_runner
 from netvlad_deploy.measurement.parity import compare
 from netvlad_deploy.oracle import load_reference
-from netvlad_deploy.runtime.execution_providers import PROBE, PROVIDERS, probe
+from netvlad_deploy.runtime.execution_providers import PROBE, PROVIDERS, probe, provider_options
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, Profile, Verdict
 from tests.double.onnxruntime import CUDA, TENSORRT, OnnxRuntime
@@ -176,3 +176,10 @@ def test_the_probe_says_what_can_be_used(runtime: OnnxRuntime) -> None:
     runtime.unloaded = True
     with pytest.raises(DeviceUnavailableError, match="cannot be used here"):
         probe("onnxruntime-cuda")
+
+
+@pytest.mark.export
+def test_a_pipeline_is_built_for_its_images(tiny: OnnxArtifact) -> None:
+    options = provider_options("onnxruntime-rtx", tiny, tiny.usual_profile)
+    shapes = [options[f"nv_profile_{bound}_shapes"] for bound in ("min", "opt", "max")]
+    assert shapes == ["images:1x224x224x3", "images:1x480x640x3", "images:8x1024x1024x3"]
