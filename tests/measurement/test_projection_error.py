@@ -1,6 +1,5 @@
 """After a projection: honest runners are within the tolerance, and a projection that is a little wrong is not."""
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from netvlad_deploy.arrays import Array, Arrays
+from netvlad_deploy.arrays import Array
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold import FoldedNetVLAD
@@ -21,11 +20,11 @@ from netvlad_deploy.measurement.localise import NORMS, OR_PROJECTED, PROJECTED
 from netvlad_deploy.measurement.parity import ParityReport, compare, outputs_of
 from netvlad_deploy.measurement.retrieval import near_ties
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import ReferenceParameters, load_reference, parameters_from_arrays, reference_content
+from netvlad_deploy.oracle import ReferenceParameters, load_reference, parameters_from_arrays, reference_arrays
 from netvlad_deploy.projection import Projection
 from netvlad_deploy.report.text import departure_line
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, DESCRIPTOR, RSQRT, GraphOptions, NetVLADSpec, Verdict
+from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, DESCRIPTOR, RSQRT, GraphOptions, Verdict
 from tests.modules import features, make_module, make_projected
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -75,12 +74,7 @@ def test_every_epsilon_mode_is_within_the_tolerance(
 
 def parameters(kind: str, **conventions: Any) -> ReferenceParameters:
     module = make_projected(KINDS[kind], **conventions)
-    return parameters_from_arrays({**onnx_model._reference_arrays(module), **marks_of(module.spec)})
-
-
-def marks_of(spec: NetVLADSpec) -> Arrays:
-    with np.load(io.BytesIO(reference_content({}, spec))) as archive:
-        return {name: archive[name] for name in archive.files}
+    return parameters_from_arrays(reference_arrays(onnx_model._reference_arrays(module), module.spec))
 
 
 def judged_as(wrong: ReferenceParameters, right: ReferenceParameters, precision: str, **more: Any) -> ParityReport:

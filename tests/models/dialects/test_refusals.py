@@ -13,7 +13,7 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
 from netvlad_deploy.models.dialects import DIALECTS
-from netvlad_deploy.oracle import reference_content
+from netvlad_deploy.oracle import reference_arrays
 from netvlad_deploy.projection import GATINGS, Projection
 from netvlad_deploy.spec import CLUSTERS_FIRST, NORM_FLOORS
 from tests.models.dialects.samples import SAMPLES, Sample, State, projection
@@ -268,7 +268,7 @@ def test_a_reference_file_brings_its_own_conventions(tmp_path: Path) -> None:
 def test_a_reference_file_brings_its_projection(tmp_path: Path, epsilon: str, gating: str | None, l2: bool) -> None:
     projection = Projection(size=5, bias=gating is None, batch_norm=gating is not None, l2=l2, gating=gating)
     module = make_projected(projection, 3, 6, 1, epsilon=epsilon)
-    content = reference_content(onnx_model._reference_arrays(module), module.spec)
+    content = npz_content(reference_arrays(onnx_model._reference_arrays(module), module.spec))
     (tmp_path / "m.reference.npz").write_bytes(content)
     loaded = load_checkpoint(tmp_path / "m.reference.npz")
     assert loaded.spec == module.spec
