@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.photos import write_photos
+from examples.photos import packaged, write_photos
 from netvlad_deploy.build_options import RTX, BuildOptions
 from netvlad_deploy.deployment import deploy
 from netvlad_deploy.files import write_text
@@ -55,11 +55,11 @@ class Walk:
 
 def walks(folder: Path) -> Iterator[Walk]:
     """Yield what there is to retrieve on this machine; the packages' photos are written into a folder."""
-    queries, database, truth = write_photos(folder)
+    queries, database, truth = write_photos(folder, packaged())
     about = "Photos of packages, altered: a smoke test. No gain over mean pooling is claimed on them."
     yield Walk(name="photos", about=about, queries=queries, database=database, ground_truth=truth)
     if not DATA.is_dir():
-        logging.getLogger(__name__).info("no %s: the corridor and the street are left out", DATA)
+        print(f"no {DATA}: the corridor and the street are left out", file=sys.stderr)
         return
     yield corridor()
     about = "29 photos along a street, each looked for among the others: right is the one before or after."
@@ -143,5 +143,6 @@ def main(folder: Path) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("netvlad_deploy").setLevel(logging.INFO)
     raise SystemExit(main(parser.parse_args().folder))

@@ -5,6 +5,7 @@ how well a descriptor recognises places.
 """
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -45,13 +46,13 @@ def altered(image: Image.Image) -> Image.Image:
     return Image.open(stream)
 
 
-def write_photos(folder: Path) -> tuple[Path, Path, Path]:
-    """Write originals, altered ones and the ground truth; return the folders of queries and database, and the file."""
-    queries, database, truth = folder / "queries", folder / "database", folder / "ground_truth.json"
+def write_photos(folder: Path, photos: Sequence[Path]) -> tuple[Path, Path, Path]:
+    """Write originals, altered ones and the ground truth; return the folders of queries and originals, and the file."""
+    queries, database, truth = folder / "queries", folder / "photos", folder / "ground_truth.json"
     for each in (queries, database):
         each.mkdir(parents=True, exist_ok=True)
     positives = {}
-    for photo in packaged():
+    for photo in photos:
         with Image.open(photo) as image:
             original = image.convert("RGB")
         original.save(database / f"{photo.stem}.png")

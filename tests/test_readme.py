@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from examples.photos import packaged, write_photos
+from netvlad_deploy.models.backbones import find_backbone
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.slow]
@@ -42,20 +44,36 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     torch.save({"state_dict": make_module(16, 64, 4).state_dict()}, tmp_path / "checkpoint.pth.tar")
     np.save(tmp_path / "x.npy", features(2, 30, 64))
     np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
-    assert len(IN_FOLDER) == 24
+    write_backbone(tmp_path / "model_best.pth.tar")
+    queries, photos, _ = write_photos(tmp_path, packaged()[:6])
+    assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
+    assert len(IN_FOLDER) == 32
     for command in IN_FOLDER:
         outcome = run(command, tmp_path)
         codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
         assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
     assert np.load(tmp_path / "y.npy").shape == (2, 16 * 64)
+    with np.load(tmp_path / "photos.npz") as embedded:
+        assert embedded["descriptors"].shape == (6, 64 * 112)
+    assert (tmp_path / "evaluation" / "matches.png").exists()
     assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/1"
+
+
+def write_backbone(path: Path) -> None:
+    """Write a checkpoint of a ResNet-18 with a head, as the benchmark saves it, with random weights."""
+    torch.manual_seed(0)
+    state = {
+        f"backbone.{name}": tensor for name, tensor in find_backbone("resnet18-conv4").build().state_dict().items()
+    }
+    state |= {"aggregation.conv.weight": torch.randn(8, 256, 1, 1), "aggregation.centroids": torch.randn(8, 256)}
+    torch.save({"model_state_dict": state}, path)
 
 
 def test_the_commands_in_a_checkout() -> None:
     assert [shlex.split(command, comments=True) for command in IN_CHECKOUT] == [
         ["make", "demo"],
         ["make", "test"],
-        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx]"],
+        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images]"],
         ["python3", "-m", "venv", "--system-site-packages", ".venv"],
         [".venv/bin/python", "-m", "pip", "install", "-e", ".", "cuda-bindings>=12,<13"],
         ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
@@ -64,11 +82,15 @@ def test_the_commands_in_a_checkout() -> None:
 
 
 def test_make_demo(tmp_path: Path) -> None:
+    """The corridor and the street, of the shared data, are measured by `make bars`."""
     environment = f"VENV={shlex.quote(sys.prefix)} INSTALLED= DEMO={shlex.quote(str(tmp_path / 'demo'))}"
-    outcome = run(f"make demo {environment}", ROOT)
+    outcome = run(f"NETVLAD_DATA=none make demo {environment}", ROOT)
     assert outcome.returncode == 0, outcome.stderr
     assert "PASS     parity of the ONNX file" in outcome.stdout
-    assert (tmp_path / "demo" / "report.md").exists()
+    page = (tmp_path / "demo" / "report.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert pictures == ["photos/matches.png"]
+    assert (tmp_path / "demo" / pictures[0]).stat().st_size > 100_000
 
 
 def test_make_figure_draws_the_picture_of_the_readme(tmp_path: Path) -> None:
@@ -117,6 +139,7 @@ def test_links_lead_somewhere() -> None:
 def test_the_json_fields_are_the_documented_ones(tmp_path: Path) -> None:
     torch.save(make_module(6, 16, 2).state_dict(), tmp_path / "m.pt")
     np.save(tmp_path / "x.npy", features(2, 5, 16))
+    write_photos(tmp_path, packaged()[:3])
     for verb, command in {
         "export": "export m.pt",
         "build": "build m.onnx --flavor tensorrt-rtx",
@@ -126,8 +149,12 @@ def test_the_json_fields_are_the_documented_ones(tmp_path: Path) -> None:
         "doctor": "doctor",
         "inspect": "inspect m.engine",
         "embed": "embed m.onnx x.npy -o y.npy",
+        "fit": "fit photos --backbone efficientnet-lite0 --clusters 4 --resize 64x64 -o v.safetensors",
+        "evaluate": "evaluate v.onnx --queries photos --database photos --within 1 -o e",
         "deploy": "deploy m.pt --flavor tensorrt-rtx --duration 0.3 --allow-not-run",
     }.items():
+        if verb == "evaluate":
+            assert run("netvlad-deploy export v.safetensors", tmp_path).returncode == 0
         record = json.loads(run(f"netvlad-deploy {command} --json", tmp_path).stdout)
         row = next(line for line in README.splitlines() if f"netvlad-deploy/{verb}/1" in line)
         top = re.sub(r"\([^)]*\)", "", row.replace("the same without `opset` and `external_data`, and", "")).split("|")[

@@ -1,0 +1,175 @@
+"""The promises about images, measured for `make bars`: a real walk, a large pipeline, how fast images go through."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from examples import demo
+from netvlad_deploy.artifact import load_artifact
+from netvlad_deploy.images import IMAGES
+from netvlad_deploy.measurement.candidate import open_runner
+from netvlad_deploy.measurement.cases import unit_rows
+from netvlad_deploy.models.assembly import read_pipeline
+from netvlad_deploy.models.backbones import find_backbone
+from netvlad_deploy.models.vocabulary import local_descriptors
+from netvlad_deploy.runtime.embed_images import embed_images
+from netvlad_deploy.runtime.images import find_images, load_images
+from tests.bar import MIB, Bar
+
+LEAST_RECALL, LEAST_GAIN, MOST_DISTANCE, MOST_SECONDS = 0.86, 0.10, 1e-4, 60.0
+EXPORT_S, BUILD_S, HOST_BYTES = 20.0, 5.0, 2.5e9
+GROWTH = 2.5
+WHITENED, CLUSTERS, WIDTH = 4096, 64, 512
+LEAST_SHARE, ROUNDS, REPEATED, BATCH = 0.9, 3, 4, 8
+
+
+def corridor(folder: Path) -> Iterator[Bar]:
+    """From two folders of photos to recall, in FP32 and FP16 by strict emulation, and against mean pooling."""
+    walk = demo.corridor()
+    started = time.perf_counter()
+    checkpoint = demo.vocabulary(walk, folder)
+    report = demo.retrieve(walk, checkpoint, folder)
+    seconds = time.perf_counter() - started
+    recalls = [one.found.recall[1] for one in report.candidates]
+    text = " and ".join(f"{recall:.0%}" for recall in recalls)
+    yield Bar(f"corridor, recall@1 in FP32 and FP16: at least {LEAST_RECALL:.0%}", text, min(recalls) >= LEAST_RECALL)
+    mean = mean_pooling(checkpoint)
+    gain = min(recalls) - mean
+    yield Bar(
+        f"corridor: at least {LEAST_GAIN:.0%} over mean pooling", f"{gain:.0%} over {mean:.0%}", gain >= LEAST_GAIN
+    )
+    (agreement,) = report.agreements
+    yield Bar("corridor: FP16 and FP32 agree on every top-1", f"{agreement.top1:.0%}", agreement.top1 == 1)
+    distance = agreement.distance
+    assert distance is not None
+    text = f"{distance:.1e} ({agreement.image})"
+    yield Bar(f"corridor: 1-cos of FP16 and FP32 at most {MOST_DISTANCE:g}", text, distance <= MOST_DISTANCE)
+    text = f"{seconds:.0f} s"
+    yield Bar(f"corridor: folders to recall, both precisions, under {MOST_SECONDS:g} s", text, seconds < MOST_SECONDS)
+
+
+def mean_pooling(checkpoint: Path) -> float:
+    """Return recall@1 of the corridor by the mean of the same local descriptors, counted here."""
+    walk, pipeline = demo.corridor(), read_pipeline(checkpoint)
+    assert walk.ground_truth is not None
+    positives = json.loads(walk.ground_truth.read_text())["positives"]
+    names, means = [], []
+    for side in (walk.queries, walk.database):
+        files, _ = find_images([side])
+        with load_images(files, pipeline.images.resize) as loaded:
+            images = np.stack([image for _, image in loaded if isinstance(image, np.ndarray)])
+        names.append([file.name for file in files])
+        means.append(unit_rows(local_descriptors(pipeline, images).mean(axis=1)))
+    best = (means[0] @ means[1].T).argmax(axis=1)
+    right = [names[1][index] in positives[query] for query, index in zip(names[0], best, strict=True)]
+    return float(np.mean(right))
+
+
+def write_patch_netvlad(path: Path) -> Path:
+    """Write VGG16, 64 clusters and a whitening to 4096 values as Patch-NetVLAD saves them, with random weights."""
+    torch.manual_seed(0)
+    state = {f"encoder.{name}": tensor for name, tensor in find_backbone("vgg16").build().state_dict().items()}
+    centroids = torch.nn.functional.normalize(torch.randn(CLUSTERS, WIDTH), dim=1)
+    state |= {"pool.conv.weight": 30 * centroids[..., None, None], "pool.centroids": 0.9 * centroids}
+    weight = torch.randn(WHITENED, CLUSTERS * WIDTH, 1, 1)
+    state |= {"WPCA.0.weight": weight, "WPCA.0.bias": torch.zeros(WHITENED)}
+    torch.save({"state_dict": state, "num_pcs": WHITENED}, path)
+    return path
+
+
+def large_pipeline(folder: Path) -> Iterator[Bar]:
+    """A 480x640 VGG16 with NetVLAD and a whitening to 4096, in FP16, by the command line."""
+    write_patch_netvlad(folder / "large.pth.tar")
+    export = ["export", "large.pth.tar", "--precision", "fp16", "-o", "large.onnx", "--force"]
+    build = ["build", "large.onnx", "--flavor", "tensorrt-rtx", "--profile", "1x480x640", "--force"]
+    seconds, peaks = zip(*(measured(arguments, folder) for arguments in (export, build)), strict=True)
+    name = "VGG16 + NetVLAD + 4096 whitening, 480x640, FP16"
+    yield Bar(f"{name}: exports in {EXPORT_S:g} s", f"{seconds[0]:.1f} s", seconds[0] <= EXPORT_S)
+    yield Bar(f"{name}: builds with TensorRT-RTX in {BUILD_S:g} s", f"{seconds[1]:.1f} s", seconds[1] <= BUILD_S)
+    text = f"{peaks[0] / 1e9:.2f} and {peaks[1] / 1e9:.2f} GB"
+    yield Bar(f"{name}: host memory of both under {HOST_BYTES / 1e9:g} GB", text, max(peaks) < HOST_BYTES)
+    figures = json.loads((folder / "large.engine.json").read_text())["figures"]
+    text = f"{figures['build_ms']:.0f} ms, {(figures['activation_bytes'] or 0) / MIB:.0f} MiB of activations"
+    yield Bar(f"{name}: figures in the sidecar", text, bool(figures["activation_bytes"]) and figures["host_bytes"] > 0)
+
+
+def measured(arguments: list[str], folder: Path) -> tuple[float, float]:
+    """Return the seconds and the peak memory, in bytes, of a command in a process of its own."""
+    script = (
+        "import resource, subprocess, sys; "
+        "subprocess.run([sys.executable, '-m', 'netvlad_deploy', *sys.argv[1:]], check=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+    )
+    started = time.perf_counter()
+    outcome = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return time.perf_counter() - started, float(outcome.stdout.splitlines()[-1])
+
+
+GROWTH_SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.projection import Projection
+from netvlad_deploy.spec import GraphOptions
+
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+export_onnx(NetVLAD(4, 8, projection=Projection(size=4)).eval(), "small.onnx", force=True)
+layer = NetVLAD(64, 512, projection=Projection(size=4096)).eval()
+for parameter in layer.parameters(): parameter.data.normal_()
+before, peak, done = resident(), [0], threading.Event()
+def watch():
+    while not done.wait(0.005): peak[0] = max(peak[0], resident())
+watcher = threading.Thread(target=watch); watcher.start()
+export_onnx(layer, "grown.onnx", GraphOptions(precision="fp32"), force=True)
+done.set(); watcher.join()
+print((peak[0] - before) / layer.projection.weight.nbytes)
+"""
+
+
+def memory(folder: Path) -> Iterator[Bar]:
+    """How much an export grows by, against the size of its whitening."""
+    outcome = subprocess.run(
+        [sys.executable, "-c", GROWTH_SCRIPT], cwd=folder, check=True, capture_output=True, text=True
+    )
+    growth = float(outcome.stdout.splitlines()[-1])
+    name = f"export of a {WHITENED} x {CLUSTERS * WIDTH} whitening in FP32: grows by at most {GROWTH} times its size"
+    yield Bar(name, f"{growth:.2f} times", growth <= GROWTH)
+
+
+def throughput(folder: Path) -> Iterator[Bar]:
+    """Images of the corridor from files, against the bare session on the same images in memory; needs `corridor`."""
+    artifact = load_artifact(folder / "corridor-fp32.onnx")
+    assert artifact.images is not None
+    files = find_images([demo.corridor().database])[0] * REPEATED
+    with load_images(files, artifact.images.resize) as loaded:
+        images = [image for _, image in loaded if isinstance(image, np.ndarray)]
+    batches = [np.stack(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
+    shares = []
+    with open_runner(artifact) as runner:
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            for batch in batches:
+                session.run(None, {IMAGES: batch})
+            between = time.perf_counter()
+            embed_images(runner, artifact.images, files, batch=BATCH)
+            shares.append((between - started) / (time.perf_counter() - between))
+    share = sorted(shares)[ROUNDS // 2]
+    text = f"{share:.0%}, rounds {', '.join(f'{each:.0%}' for each in shares)}"
+    yield Bar(
+        f"embed on 2 cores: at least {LEAST_SHARE:.0%} of the bare session's images/s", text, share >= LEAST_SHARE
+    )
+
+
+GROUPS = (corridor, throughput, large_pipeline, memory)
