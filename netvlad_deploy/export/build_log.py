@@ -19,7 +19,7 @@ PRODUCT_KINDS = frozenset(("gemm", "runtime_fusion"))
 """Kinds of kernels that hold a matrix product."""
 
 FP32_PRODUCTS = {"fp16": 0, "fp16-wide-logits": 1}
-"""How many matrix products of an FP16 graph may read FP32."""
+"""How many matrix products of an FP16 graph read FP32, without that of gating."""
 
 
 def log_text(artifact: EngineArtifact, lines: Sequence[LogLine], timing_cache: Path | None) -> str:
@@ -69,8 +69,10 @@ def _dtypes(tensors: str) -> tuple[str, ...]:
     return tuple(re.findall(r"Datatype: (\w+)", tensors))
 
 
-def check_types(kernels: Sequence[Kernel], precision: str) -> None:
+def check_types(kernels: Sequence[Kernel], precision: str, *, gated: bool = False) -> None:
     """Compare the dtypes of an engine's matrix products with those the graph asked for, where the builder lists them.
+
+    `gated`: the layer ends with gating, a product that is FP32 in every precision.
 
     Raises: BuildError if an engine came out in another precision than its graph.
     """
@@ -80,7 +82,7 @@ def check_types(kernels: Sequence[Kernel], precision: str) -> None:
         wrong = half
     else:
         wide = [kernel.name for kernel in products if "Half" not in kernel.inputs]
-        expected = FP32_PRODUCTS[precision]
+        expected = FP32_PRODUCTS[precision] + gated
         fits = len(wide) <= expected and (len(products) < 2 or len(wide) == expected)
         wrong = [] if fits else [kernel.name for kernel in products]
     if wrong:

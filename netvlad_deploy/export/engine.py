@@ -114,7 +114,8 @@ def build_engine(
             staging.check(path)
         built = _build(tensorrt, parent, options, cache_path)
         figures = read_figures(built.lines, built.build_ms, peak_memory_bytes())
-        check_types(figures.kernels, parent.precision)
+        projection = parent.spec.projection
+        check_types(figures.kernels, parent.precision, gated=projection is not None and projection.gating is not None)
         artifact = _artifact(parent, target, options, built, figures, tensorrt.version)
         staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
         return stage_artifact(staging, artifact, built.content)

@@ -11,8 +11,9 @@ from netvlad_deploy.errors import BuildError
 from netvlad_deploy.export.build_log import check_types
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.projection import Projection
 from netvlad_deploy.spec import AxisRange, GraphOptions, Profile
-from tests.modules import make_module
+from tests.modules import make_module, make_projected
 
 pytestmark = pytest.mark.export
 
@@ -46,6 +47,23 @@ def test_kernels_of_the_types_of_the_graph_pass() -> None:
     check_types([H, SOFTMAX, CAST, H], "fp16")
     check_types([S, SOFTMAX, CAST, H], "fp16-wide-logits")
     check_types([S, SOFTMAX, S], "fp32")
+    check_types([H, SOFTMAX, H, H, S], "fp16", gated=True)
+
+
+@pytest.mark.parametrize(("kernels", "gated"), [([H, H, H, S], False), ([H, H, H, H], True), ([H, H, S, S], True)])
+def test_gating_is_the_one_product_more_that_is_fp32(kernels: list[Kernel], gated: bool) -> None:
+    with pytest.raises(BuildError, match="graph in fp16 has other types in "):
+        check_types(kernels, "fp16", gated=gated)
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("gating", [None, "batch_norm"])
+def test_an_engine_of_a_projection_has_the_types_of_its_graph(tmp_path: Path, gating: str | None) -> None:
+    module = make_projected(Projection(size=16, gating=gating), 8, 32, 0)
+    artifact = export_onnx(module, tmp_path / "m.onnx", GraphOptions(precision="fp16"))
+    build_engine(artifact, tmp_path / "m.engine", OPTIONS)
+    with pytest.raises(BuildError, match="graph in fp32 has other types in "):
+        build_engine(replace(artifact, precision="fp32"), tmp_path / "wrong.engine", OPTIONS)
 
 
 @pytest.mark.rtx
