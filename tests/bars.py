@@ -28,7 +28,7 @@ from netvlad_deploy.measurement.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.source import DEFAULT_SPEC
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, Profile
-from tests import half_bars
+from tests import half_bars, image_bars
 from tests.bar import MIB, Bar, fastest
 from tests.modules import RANGE, features, make_module
 
@@ -235,7 +235,7 @@ def main() -> None:
     torch.set_num_threads(2)
     failed = 0
     with tempfile.TemporaryDirectory() as name:
-        for group in (accuracy, ghosts, engine, command_line, *half_bars.GROUPS, speed):
+        for group in (accuracy, ghosts, engine, command_line, *half_bars.GROUPS, *image_bars.GROUPS, speed):
             for bar in group(Path(name)):
                 failed += not bar.holds
                 print(f"{'PASS' if bar.holds else 'FAIL'}  {bar.name}: {bar.measured}", flush=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from netvlad_deploy import workflow
 from netvlad_deploy.arrays import Array, Arrays, Float32, Float64, npz_content
 from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
 from netvlad_deploy.build_options import BuildOptions
@@ -20,7 +19,7 @@ from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.files import stage_files
-from netvlad_deploy.measurement.candidate import Candidate, open_runner
+from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.measurement.parity import COSINE_NORM, cosines
 from netvlad_deploy.models.checkpoints import load_checkpoint
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -35,6 +34,7 @@ from tests.modules import features, make_module
 
 DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 ALPHAS, GHOSTS, SEEDS = (10, 50, 164), (0, 8), range(8)
+SINGLE_CLUSTER_SEEDS = range(2)
 HALF, WIDE = GraphOptions(precision="fp16"), GraphOptions(precision="fp16", wide_logits=True)
 LIMITS = {
     "unit norm": 1e-5,
@@ -62,7 +62,7 @@ def strict_accuracy(folder: Path) -> Iterator[Bar]:
     warned = 0
     for clusters, ghosts in itertools.product((64, 1), GHOSTS):
         templates = _templates(folder, clusters, ghosts)
-        for seed, alpha in itertools.product(SEEDS, ALPHAS):
+        for seed, alpha in itertools.product(SEEDS if clusters > 1 else SINGLE_CLUSTER_SEEDS, ALPHAS):
             module = sharp_head(clusters, 512, ghosts, alpha, seed)
             if alpha == ALPHAS[0]:
                 inputs = {name: x.astype(np.float16) for name, x in trying_features(module, seed)}
@@ -76,7 +76,7 @@ def strict_accuracy(folder: Path) -> Iterator[Bar]:
                     if name in (LIMITS if precision == "FP16" else WIDE_LIMITS) or name == "norm 450":
                         key = precision, clusters, name
                         found[key].append(distances(runner.run({FEATURES: x})[DESCRIPTOR], expected))
-    heads = 2 * len(GHOSTS) * len(SEEDS) * len(ALPHAS)
+    heads = len(GHOSTS) * len(ALPHAS) * (len(SEEDS) + len(SINGLE_CLUSTER_SEEDS))
     for (precision, clusters, name), parts in found.items():
         every = np.concatenate(parts)
         label = f"{precision}, K={clusters}, {name}"
@@ -158,7 +158,7 @@ def largest_inputs(folder: Path) -> Iterator[Bar]:
     """Values of 6.5e4 stay finite in every graph; what is beyond FP16 is refused by name, never NaN."""
     x = np.where(features(2, 300, 512) > 0, np.float32(LARGE), -np.float32(LARGE))
     x[1] = LARGE
-    heads = [make_module(64, 512, 8), *(sharp_head(64, 512, 8, alpha, 0) for alpha in ALPHAS)]
+    heads = [make_module(64, 512, 8), sharp_head(64, 512, 8, ALPHAS[-1], 0)]
     graphs = (HALF, WIDE, GraphOptions(precision="fp16", input_dtype="float32", output_dtype="float16"))
     finite, named = 0, 0
     for module, options in itertools.product(heads, graphs):
@@ -210,28 +210,4 @@ def export_time(folder: Path) -> Iterator[Bar]:
     yield Bar("FP16 export: at most 1.25 times the time of FP32", text, half_s <= 1.25 * single_s)
 
 
-def corridor(folder: Path) -> Iterator[Bar]:
-    """Ranks of real photos, by FP16 descriptors on their own index and on an FP32 one."""
-    from tests.heads import vocabulary_head
-    from tests.photos import local_descriptors, vocabulary
-
-    images, queries = (
-        local_descriptors(sorted((DATA / "corridor" / side).glob("*.jpg"))) for side in ("reference", "query")
-    )
-    module = vocabulary_head(*vocabulary(images, 64))
-    np.save(folder / "images.npy", images)
-    np.save(folder / "queries.npy", queries)
-    export_onnx(module, folder / "photos.onnx", HALF, force=True)
-    report = workflow.validate(
-        Candidate(path=folder / "photos.onnx"), bank=folder / "images.npy", queries=folder / "queries.npy"
-    )
-    for figure in report.retrieval:
-        if figure.bank == "images.npy":
-            text = (
-                f"{figure.top1:.0%}, top-10 {figure.top10:.1%}, rank distance {figure.rank_distance:.3f}, "
-                f"largest swapped gap {figure.swapped_gap:.1e}"
-            )
-            yield Bar(f"FP16, corridor photos, {figure.arrangement}: top-1 agreement 100 %", text, figure.top1 == 1)
-
-
-GROUPS = (strict_accuracy, trained_head, largest_inputs, half_engine, export_time, corridor)
+GROUPS = (strict_accuracy, trained_head, largest_inputs, half_engine, export_time)

@@ -14,8 +14,9 @@ from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.golden import InStrips, make_goldens
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.goldens import golden_image, golden_sizes, load_goldens
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import Resize
 from netvlad_deploy.measurement.candidate import open_runner
+from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.spec import GraphOptions
@@ -270,12 +271,8 @@ class TestExternalData:
 
 
 def test_efficientnet_lite0(tmp_path: Path) -> None:
-    from tests.photos import backbone
-
     torch.manual_seed(0)
-    head = NetVLAD(8, 112, normalize_input=True).eval()
-    images = ImageInput(mean=(127.0,) * 3, std=(128.0,) * 3)
-    pipeline = Pipeline(backbone(), head, images, name="efficientnet-lite0").eval()
+    pipeline = read_backbone("efficientnet-lite0").under(NetVLAD(8, 112, normalize_input=True).eval())
     artifact = export_onnx(pipeline, tmp_path / "m.onnx")
     operators = Counter(node.op_type for node in onnx.load(artifact.path).graph.node)
     assert operators["Conv"] == 33
