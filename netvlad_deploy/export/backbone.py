@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from netvlad_deploy.errors import ExportError, FoldError
+from netvlad_deploy.models.affine import is_finite
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 EXACT = 1e-9
@@ -57,7 +58,7 @@ def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
         _fold_all(folded, example.double())
     folded = folded.float()
     for name, tensor in folded.state_dict().items():
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise FoldError(f"folded backbone.{name} is not finite: a running_var is too small for FP32")
     return folded
 
@@ -70,7 +71,7 @@ def check_backbone(backbone: nn.Module) -> None:
         if isinstance(part, BATCH_NORMS) and (part.running_mean is None or part.running_var is None):
             raise FoldError(f"backbone.{name} has no running statistics: train with track_running_stats=True")
     for name, tensor in backbone.state_dict().items():
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise FoldError(f"backbone.{name} is not finite: the checkpoint is damaged or training diverged")
         if name.endswith("running_var") and (tensor < 0).any():
             raise FoldError(f"backbone.{name} has a negative value: the checkpoint is damaged")

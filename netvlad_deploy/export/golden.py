@@ -5,7 +5,7 @@ So convolutions are computed in strips of rows.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.errors import ExportError
 from netvlad_deploy.goldens import Golden, distances, golden_image, golden_sizes
+from netvlad_deploy.models.affine import in_float64
+from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 
 STRIP = 16
@@ -44,7 +46,7 @@ def _descriptors(pipeline: Pipeline, images: Iterable[Array], dtype: torch.dtype
     head, width = pipeline.head, pipeline.head.spec.feature_size
     twin = Pipeline(copy.deepcopy(pipeline.backbone).to(dtype), head, pipeline.images, name=pipeline.name)
     twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
-    state = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
+    aggregate = _computed_in(dtype, head)
     found, norm = [], 0.0
     with torch.inference_mode(), InStrips():
         for image in images:
@@ -54,11 +56,19 @@ def _descriptors(pipeline: Pipeline, images: Iterable[Array], dtype: torch.dtype
                     f"backbone {pipeline.name} gives {local_descriptors.shape[2]} channels, the head takes {width}"
                 )
             norm = max(norm, float(local_descriptors.norm(dim=2).max()))
-            found.append(functional_call(head, state, (local_descriptors,))[0].numpy())
+            found.append(aggregate(local_descriptors)[0].numpy())
             if not np.isfinite(found[-1]).all():
                 size = f"{image.shape[0]}x{image.shape[1]}"
                 raise ExportError(f"the descriptor of a golden image of {size} is not finite in {dtype}")
     return found, norm
+
+
+def _computed_in(dtype: torch.dtype, head: NetVLAD) -> Callable[[Tensor], Tensor]:
+    """Return a head that computes in a type, a large projection not copied."""
+    if dtype is torch.float64:
+        return in_float64(head)
+    state = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
+    return lambda local_descriptors: functional_call(head, state, (local_descriptors,))
 
 
 class InStrips(TorchFunctionMode):

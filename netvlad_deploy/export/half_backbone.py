@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from netvlad_deploy.errors import ExportError
 from netvlad_deploy.export.backbone import hooked, run
+from netvlad_deploy.models.affine import is_finite
 
 LARGEST_HALF = 65504.0
 NEAR_HALF = LARGEST_HALF / 8
@@ -31,22 +32,22 @@ def half_backbone(backbone: nn.Module) -> nn.Module:
             part.weight.data = round_kernels(part.weight.data)
     backbone = backbone.half()
     for name, tensor in backbone.state_dict().items():
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise ExportError(f"backbone.{name} is beyond {LARGEST_HALF:g}, where FP16 ends: export in fp32")
     return backbone
 
 
 def round_kernels(weight: Tensor) -> Tensor:
     """Return weights (O,I,kh,kw) in FP16, the sum of each kernel (kh,kw) kept."""
-    taps = weight.double().flatten(2)
+    taps = weight.flatten(2)
     order = taps.abs().argsort(dim=-1, descending=True, stable=True)
-    rounded, carry = torch.empty_like(taps), torch.zeros_like(taps[..., 0])
+    rounded, carry = torch.empty_like(taps, dtype=torch.float16), torch.zeros_like(taps[..., :1])
     for index in order.unbind(-1):
-        wanted = taps.gather(-1, index[..., None])[..., 0] + carry
-        nearest = wanted.half().double()
-        rounded.scatter_(-1, index[..., None], nearest[..., None])
+        wanted = taps.gather(-1, index[..., None]) + carry
+        nearest = wanted.half()
+        rounded.scatter_(-1, index[..., None], nearest)
         carry = wanted - nearest
-    return rounded.reshape(weight.shape).half()
+    return rounded.reshape(weight.shape)
 
 
 def activation_peaks(backbone: nn.Module, images: Tensor) -> dict[str, float]:
@@ -56,7 +57,8 @@ def activation_peaks(backbone: nn.Module, images: Tensor) -> dict[str, float]:
 
     def keep(part: nn.Module, _: Tensor, result: Any) -> None:
         if isinstance(result, Tensor):
-            peaks[names[part]] = max(float(result.abs().max()), peaks.get(names[part], 0.0))
+            low, high = (float(extreme) for extreme in result.aminmax())
+            peaks[names[part]] = max(-low, high, peaks.get(names[part], 0.0))
 
     with hooked(backbone, (nn.Module,), keep):
         run(backbone, images)
