@@ -27,7 +27,7 @@ def test_validate_prints_golden_images(command: Command, here: Path) -> None:
     assert outcome.code == 0
     assert outcome.out.startswith("PASS  tiny.onnx against golden images, fp32, 6 cases")
     assert "PASS     images 224x224          1 " in outcome.out
-    assert "PASS     head on images 241x321  1 x 1200  " in outcome.out
+    assert "PASS     head on images 225x257  1 x 896   " in outcome.out
     assert 'name="images 224x224"' in Path("junit.xml").read_text()
 
 

@@ -1,16 +1,15 @@
 """A backbone in FP16: weights rounded so that kernels keep their sums, and activations that must not overflow.
 
 A feature map is smooth: the values under one 3 x 3 kernel are nearly equal, so what rounding does to the sum of a
-kernel does not average out over the image as the rounding of activations does. So each weight also takes the error of
-the weights before it, largest first, which leaves of the sum's error half a step of the smallest weight. It costs
-nothing at run time. EfficientNet-Lite0 comes out at 1-cos 6e-5 of FP32 where rounding each weight alone gives 2e-4.
+kernel does not average out over the image as the rounding of activations does. So the smallest weight of a kernel,
+which has the finest steps, takes the error of all. It costs nothing at run time. EfficientNet-Lite0 comes out at 1-cos
+8e-5 of FP32 where rounding each weight alone gives 2e-4.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import ExportError
@@ -40,14 +39,11 @@ def half_backbone(backbone: nn.Module) -> nn.Module:
 def round_kernels(weight: Tensor) -> Tensor:
     """Return weights (O,I,kh,kw) in FP16, the sum of each kernel (kh,kw) kept."""
     taps = weight.flatten(2)
-    order = taps.abs().argsort(dim=-1, descending=True, stable=True)
-    rounded, carry = torch.empty_like(taps, dtype=torch.float16), torch.zeros_like(taps[..., :1])
-    for index in order.unbind(-1):
-        wanted = taps.gather(-1, index[..., None]) + carry
-        nearest = wanted.half()
-        rounded.scatter_(-1, index[..., None], nearest)
-        carry = wanted - nearest
-    return rounded.reshape(weight.shape)
+    rounded = taps.half()
+    error = (taps - rounded).sum(-1, keepdim=True)
+    smallest = taps.abs().argmin(-1, keepdim=True)
+    corrected = (rounded.gather(-1, smallest) + error).half()
+    return rounded.scatter(-1, smallest, corrected).reshape(weight.shape)
 
 
 def activation_peaks(backbone: nn.Module, images: Tensor) -> dict[str, float]:
