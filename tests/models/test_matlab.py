@@ -56,7 +56,7 @@ def layers_of(state: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
 def save(folder: Path, layers: list[dict[str, Any]], **meta: Any) -> Path:
     normalization = {"averageImage": IMAGE} | meta
     net = {"layers": cells(*layers), "meta": {"normalization": normalization}}
-    scipy.io.savemat(folder / "net.mat", {"net": net}, do_compression=True)
+    scipy.io.savemat(folder / "net.mat", {"net": net})
     return folder / "net.mat"
 
 

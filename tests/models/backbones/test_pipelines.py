@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from tests.models.backbones import networks
 from tests.models.backbones.networks import Maker, State
 from tests.models.dialects import formulas
 from tests.models.dialects.formulas import Formula
+from tests.models.test_matlab import cells
+from tests.models.test_matlab import save as save_matlab
 
 pytestmark = pytest.mark.export
 
-CLUSTERS = 3
+CLUSTERS, WHITENED = 3, 5
 SHAPE = (1, 67, 93, 3)
 """Odd lengths, and as small as AlexNet takes."""
 
@@ -80,7 +83,7 @@ class Case:
     formula: Formula
     normalize: Callable[[Tensor], Tensor] = imagenet
     resize: Resize = field(default_factory=Resize)
-    projection: str = ""
+    whitening: str = ""
 
     @property
     def network(self) -> Network:
@@ -100,10 +103,15 @@ class Case:
     def save(self, folder: Path, weights: State) -> Path:
         """Write the checkpoint as its training script does."""
         state = {**{self.root + name: tensor for name, tensor in weights.items()}, **self.head()}
-        if self.projection:
-            state[self.projection] = torch.ones(2, CLUSTERS * self.network.width, 1, 1)
+        if self.whitening:
+            weight, bias = self.projection()
+            state |= {f"{self.whitening}weight": weight[:, :, None, None], f"{self.whitening}bias": bias}
         torch.save({"epoch": 3, "state_dict": state}, folder / "best.pth.tar")
         return folder / "best.pth.tar"
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        random = Maker(WHITENED)
+        return random(WHITENED, CLUSTERS * self.network.width), random(WHITENED, scale=0.1)
 
     def expected(self, images: Tensor, weights: State, run: Run | None = None) -> Float64:
         """Return the descriptors as its own code computes them."""
@@ -111,7 +119,12 @@ class Case:
         with torch.inference_mode():
             maps = (run or self.network.run)(weights, x).double().numpy()
         rows = maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2)
-        return self.formula({name: tensor.double().numpy() for name, tensor in self.head().items()}, rows)
+        whole = self.formula({name: tensor.double().numpy() for name, tensor in self.head().items()}, rows)
+        if self.whitening:
+            weight, bias = (tensor.double().numpy() for tensor in self.projection())
+            whole = whole @ weight.T + bias
+            whole = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+        return whole
 
 
 BENCHMARK = "deep-visual-geo-localization"
@@ -126,7 +139,7 @@ CASES: dict[str, Case] = {
     ),
     "patch-netvlad, vgg16": Case(
         backbone="vgg16", root="encoder.", layer="pool.", formula=formulas.pytorch_netvlad, resize=SIZE,
-        projection="WPCA.0.weight",
+        whitening="WPCA.0.",
     ),
     "openibl, vgg16": Case(
         backbone="vgg16", root="base_model.base.", layer="net_vlad.", formula=formulas.openibl, normalize=openibl,
@@ -178,7 +191,7 @@ def with_images(pipeline: Pipeline, images: ImageInput) -> Pipeline:
 @pytest.mark.parametrize("name", CASES)
 def test_a_pipeline_equals_its_own_code_and_other_channels_do_not(tmp_path: Path, name: str) -> None:
     case, images, weights = CASES[name], photos(), CASES[name].network.make()
-    pipeline = read_pipeline(case.save(tmp_path, weights), head_only=bool(case.projection))
+    pipeline = read_pipeline(case.save(tmp_path, weights))
     assert (pipeline.name, pipeline.training) == (case.backbone, False)
     assert pipeline.images.resize == case.resize
     expected = case.expected(images, weights)
@@ -215,11 +228,38 @@ def test_the_last_relu_of_vgg16_is_cut(tmp_path: Path) -> None:
     assert distance(read_pipeline(case.save(tmp_path, weights)), images, uncut) > 1e-3
 
 
+def test_a_file_of_matlab_is_a_pipeline_with_its_own_mean(tmp_path: Path) -> None:
+    weights, mean, random = networks.vgg16_state(), (90.0, 110.0, 130.0), Maker(4)
+    head = {
+        "vlad.assignment": random(512, CLUSTERS, scale=8.0).numpy(),
+        "vlad.negated_centres": random(512, CLUSTERS, scale=0.05).numpy(),
+    }
+    layers: list[dict[str, Any]] = [{"type": "other", "name": f"layer {index}"} for index in range(29)]
+    for name in weights:
+        index = int(name.split(".")[0])
+        kernel, bias = (weights[f"{index}.{part}"].numpy() for part in ("weight", "bias"))
+        layers[index] = {"type": "conv", "name": name, "weights": cells(kernel.transpose(2, 3, 1, 0), bias)}
+    layers += [
+        {"type": "normalize", "name": "preL2"},
+        {"type": "custom", "name": "vlad:core", "weights": cells(*head.values())},
+        {"type": "normalize", "name": "vlad:intranorm"},
+        {"type": "custom", "name": "postL2"},
+    ]
+    average = np.broadcast_to(np.array(mean, np.float32), (4, 4, 3))
+    pipeline, images = read_pipeline(save_matlab(tmp_path, layers, averageImage=average)), photos()
+    assert pipeline.images == ImageInput(mean=mean, std=(1.0,) * 3, resize=Resize(longest=1024, filter="box"))
+    x = (images.float() - torch.tensor(mean)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        rows = networks.vgg16(weights, x).double().numpy().reshape(1, 512, -1).swapaxes(1, 2)
+    expected = formulas.relja_before_pca({name: value.astype(np.float64) for name, value in head.items()}, rows)
+    assert distance(pipeline, images, expected) < 1e-6
+    assert distance(with_images(pipeline, replace(pipeline.images, mean=mean[::-1])), images, expected) > 1e-5
+
+
 def test_every_dialect_and_every_network_has_a_case() -> None:
     names = [name.split(", ")[:2] for name in CASES]
-    assert {dialect.name for dialect in DIALECTS if dialect.backbone is not None and dialect.backbone.candidates} <= {
-        dialect for dialect, _ in names
-    }
+    dialects = {each.name for each in DIALECTS if each.backbone is not None and each.backbone.candidates}
+    assert dialects - {"relja"} <= {dialect for dialect, _ in names}  # a file of MATLAB has a test of its own
     assert {backbone for _, backbone in names} == set(BACKBONES) - {"efficientnet-lite0"}
 
 
