@@ -139,7 +139,10 @@ def test_a_broken_image_is_skipped_counted_and_in_the_exit_code(command: Command
     for path in folder.rglob("*.png"):
         path.unlink()
     outcome = command("fit", folder, "--backbone", COLOURS, "-o", "none.safetensors")
-    assert (outcome.code, "no image to fit a vocabulary on: 1 no image by its suffix, 1 not" in error_of(outcome.err)) == (65, True)
+    assert (
+        outcome.code,
+        "no image to fit a vocabulary on: 1 no image by its suffix, 1 not" in error_of(outcome.err),
+    ) == (65, True)
 
 
 def test_images_of_several_sizes_are_taken_as_they_are(folder: Path, tmp_path: Path) -> None:
