@@ -1,30 +1,20 @@
-"""Golden images for a pipeline: the unfolded torch module in float64, and how far FP32 is from it.
-
-On a CPU torch lays out every patch of a float64 image before it multiplies: 1.4 GB for a layer of VGG16 at 480 x 640.
-So convolutions are computed in strips of rows.
-"""
+"""Golden images for a pipeline: the unfolded torch module in float64, and how far FP32 is from it."""
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional
-from torch.nn.modules.utils import _pair
-from torch.overrides import TorchFunctionMode
 
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.errors import ExportError
+from netvlad_deploy.export.wide_convolutions import WideConvolutions
 from netvlad_deploy.goldens import Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.models.affine import in_float64
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
-
-STRIP = 16
-"""Rows of a convolution's output that are computed at once."""
 
 
 def make_goldens(pipeline: Pipeline) -> tuple[tuple[Golden, ...], float]:
@@ -48,7 +38,7 @@ def _descriptors(pipeline: Pipeline, images: Iterable[Array], dtype: torch.dtype
     twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
     aggregate = _computed_in(dtype, head)
     found, norm = [], 0.0
-    with torch.inference_mode(), InStrips():
+    with torch.inference_mode(), WideConvolutions(strips=True):
         for image in images:
             local_descriptors = twin.local_descriptors(torch.from_numpy(image)[None])
             if local_descriptors.shape[2] != width:
@@ -69,38 +59,3 @@ def _computed_in(dtype: torch.dtype, head: NetVLAD) -> Callable[[Tensor], Tensor
         return in_float64(head)
     state = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
     return lambda local_descriptors: functional_call(head, state, (local_descriptors,))
-
-
-class InStrips(TorchFunctionMode):
-    """Compute every float64 convolution strip by strip, while this is on."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take the convolutions, and let everything else through."""
-        kwargs = kwargs or {}
-        wide = function is torch.conv2d and args and args[0].dtype is torch.float64
-        return _in_strips(*args, **kwargs) if wide else function(*args, **kwargs)
-
-
-def _in_strips(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Return what `torch.conv2d` does, of which these are the arguments."""
-    stride, dilation = _pair(stride), _pair(dilation)
-    if isinstance(padding, str):
-        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    high, wide = _pair(padding)
-    padded = functional.pad(x, (wide, wide, high, high))
-    reach = dilation[0] * (weight.shape[2] - 1) + 1
-    rows = (padded.shape[2] - reach) // stride[0] + 1
-    strips = []
-    for start in range(0, max(rows, 1), STRIP):
-        last = min(start + STRIP, rows) - 1
-        part = padded[:, :, start * stride[0] : last * stride[0] + reach]
-        strips.append(torch.conv2d(part, weight, bias, stride, 0, dilation, groups))
-    return torch.cat(strips, dim=2)
