@@ -88,6 +88,10 @@ def check_opset(options: GraphOptions) -> GraphOptions:
     return options
 
 
+LEAST = {"height": 32, "width": 32}
+"""Lengths from which a backbone of stride 32 has an output at all: with less, torch traces it a second time."""
+
+
 def trace(
     module: torch.nn.Module,
     examples: Sequence[torch.Tensor],
@@ -98,7 +102,11 @@ def trace(
     opset: int,
 ) -> Graph:
     """Return the graph of a module as torch writes it, `axes` dynamic."""
-    dims = {name: torch.export.Dim(name, min=1) for names in axes for name in names.values()}
+    dims = {
+        name: torch.export.Dim(name, min=min(LEAST.get(name, 1), example.shape[index]))
+        for example, names in zip(examples, axes, strict=True)
+        for index, name in names.items()
+    }
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
