@@ -8,7 +8,7 @@ canonical text. That finds damage and mix-ups; it is no signature, and someone w
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,10 +170,17 @@ def external_path(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
-def stage_artifact(staging: Staging, artifact: ArtifactType, content: bytes) -> ArtifactType:
-    """Stage an artifact's file and sidecar; return the artifact with its hash and size."""
-    artifact = replace(artifact, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-    staging.write(artifact.path, content)
+def stage_artifact(
+    staging: Staging, artifact: ArtifactType, content: bytes | Iterable[bytes | memoryview]
+) -> ArtifactType:
+    """Stage an artifact's file, whole or in parts, and its sidecar; return the artifact with its hash and size."""
+    digest, size_bytes = hashlib.sha256(), 0
+    with staging.open(artifact.path) as stream:
+        for part in (content,) if isinstance(content, bytes) else content:
+            stream.write(part)
+            digest.update(part)
+            size_bytes += len(part)
+    artifact = replace(artifact, sha256=digest.hexdigest(), size_bytes=size_bytes)
     staging.write(sidecar_path(artifact.path), _sidecar_text(artifact).encode())
     return artifact
 

@@ -56,21 +56,48 @@ class Graph:
                 entry.key, entry.value = key, str(value)
             stream.write(_raw(tensor))
 
-    def write_inside(self) -> None:
-        """Put the large constants into the graph."""
-        for proto, tensor in self._restored():
-            proto.raw_data = bytes(_raw(tensor))
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """Yield the parts of the whole file, the large constants from where they lie.
+
+        Each follows as a model of its own with that constant alone: protobuf merges what stands one after the other.
+        """
+        onnx = require("onnx", extra="export")
+        yield self._without_inputs().SerializeToString(deterministic=True)
+        for name, tensor in self.large.items():
+            raw = _raw(tensor)
+            head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+            constant = head.SerializeToString(deterministic=True) + _field(onnx.TensorProto, "raw_data", len(raw))
+            within = _field(onnx.GraphProto, "initializer", len(constant) + len(raw))
+            yield _field(onnx.ModelProto, "graph", len(within) + len(constant) + len(raw)) + within + constant
+            yield raw
 
     def _restored(self) -> Iterator[tuple[Any, Any]]:
         """Yield each large constant, no input any more, with its place among the constants of the graph."""
-        graph = self.model.graph
-        replace_all(graph.input, [value for value in graph.input if value.name not in self.large])
+        graph = self._without_inputs().graph
         for name, tensor in self.large.items():
             proto = graph.initializer.add()
             proto.name, proto.data_type = name, int(tensor.dtype)
             proto.dims.extend(tensor.shape.numpy())
             yield proto, tensor
         self.large = {}
+
+    def _without_inputs(self) -> Any:
+        """Return the model, large constants no inputs any more."""
+        graph = self.model.graph
+        replace_all(graph.input, [value for value in graph.input if value.name not in self.large])
+        return self.model
+
+
+def _field(message: Any, name: str, length: int) -> bytes:
+    """Return what stands before a field of this length in a message. Source: protobuf's encoding, wire type LEN."""
+    number = message.DESCRIPTOR.fields_by_name[name].number
+    return _varint(number << 3 | 2) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    """Return a number in groups of seven bits, the lowest first, all but the last marked."""
+    groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
 
 
 def _raw(tensor: Any) -> memoryview:

@@ -133,8 +133,7 @@ def _stage(
         versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
     )
     clean(graph, artifact)
-    graph.write_inside()
-    return stage_artifact(staging, artifact, graph.model.SerializeToString(deterministic=True))
+    return stage_artifact(staging, artifact, graph.parts())
 
 
 def _stage_weights(staging: Staging, graph: Graph, target: Path) -> FileReference | None:
@@ -169,10 +168,9 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
         outputs=(DESCRIPTOR,),
         opset=options.opset,
     )
-    graph.write_inside()
     with stage_files(force=False) as staging:
         artifact = replace(like, path=target, inputs=options.inputs, outputs=options.outputs, dtypes=options.dtypes)
-        return stage_artifact(staging, artifact, graph.model.SerializeToString(deterministic=True))
+        return stage_artifact(staging, artifact, graph.parts())
 
 
 def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subject:

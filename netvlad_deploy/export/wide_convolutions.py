@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-STRIP = 16
-"""Rows of a convolution's output that are computed at once."""
+STRIP_BYTES = 2**24
+"""Of the patches of one strip: small enough for the allocator to use the same memory again, whose pages are there."""
 
 
 class WideConvolutions(TorchFunctionMode):
@@ -68,9 +68,11 @@ def _in_strips(
     padded = functional.pad(x, (wide, wide, high, high))
     reach = dilation[0] * (weight.shape[2] - 1) + 1
     rows = (padded.shape[2] - reach) // stride[0] + 1
+    columns = (padded.shape[3] - dilation[1] * (weight.shape[3] - 1) - 1) // stride[1] + 1
+    strip = max(1, STRIP_BYTES // max(1, len(x) * weight[0].numel() * columns * x.element_size()))
     strips = []
-    for start in range(0, max(rows, 1), STRIP):
-        last = min(start + STRIP, rows) - 1
+    for start in range(0, max(rows, 1), strip):
+        last = min(start + strip, rows) - 1
         part = padded[:, :, start * stride[0] : last * stride[0] + reach]
         strips.append(torch.conv2d(part, weight, bias, stride, 0, dilation, groups))
     return torch.cat(strips, dim=2)

@@ -1,3 +1,4 @@
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,24 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
                 got = conv(x)
             assert got.shape == expected.shape
             assert (got - expected).abs().max() < 1e-13
+
+
+def test_large_constants_follow_the_graph_in_one_file(
+    tmp_path: Path, tiny: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protobuf merges them; lengths of one and of several bytes."""
+    monkeypatch.setattr("netvlad_deploy.export.graph.LARGE_BYTES", 100)
+    artifact = export_onnx(tiny_pipeline(), tmp_path / "m.onnx")
+    assert artifact.sha256 == hashlib.sha256(artifact.path.read_bytes()).hexdigest() != tiny.sha256
+    assert artifact.size_bytes == artifact.path.stat().st_size
+    onnx.checker.check_model(str(artifact.path), full_check=True)
+    models = [onnx.load(each.path) for each in (artifact, tiny)]
+    parts = [{one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer} for model in models]
+    assert {name: array.tolist() for name, array in parts[0].items()} == {
+        name: array.tolist() for name, array in parts[1].items()
+    }
+    assert list(parts[0]) != list(parts[1])
+    assert models[0].graph.node == models[1].graph.node
 
 
 class TestExternalData:
