@@ -14,6 +14,7 @@ from netvlad_deploy.errors import (
     UsageError,
 )
 from netvlad_deploy.export.engine import build_engine
+from netvlad_deploy.images import ImageProfile
 from netvlad_deploy.runtime import trt_api
 from tests.double.builder import BuilderWorld
 from tests.double.graph import write_graph
@@ -34,6 +35,15 @@ def test_files_in_the_way_are_refused_before_any_work(world: BuilderWorld, build
             build(world)
         (tmp_path / name).unlink()
     assert world.journal == []
+
+
+def test_a_head_takes_no_profile_of_images(open_world: Open, build: Build, tmp_path: Path) -> None:
+    world = open_world("10.3")
+    with pytest.raises(
+        UsageError, match="takes features, got a profile of batch 1:1:1, height 8:8:8, width 9:9:9"
+    ):
+        build(world, profiles=(ImageProfile.parse("1x8x9"),))
+    assert files(tmp_path) == set()
 
 
 def test_a_target_is_an_engine_by_its_name(open_world: Open, build: Build, tmp_path: Path) -> None:
