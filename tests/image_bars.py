@@ -16,6 +16,7 @@ from examples import demo
 from netvlad_deploy import workflow
 from netvlad_deploy.artifact import Artifact, load_artifact
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.goldens import golden_image
 from netvlad_deploy.images import IMAGES, Resize
 from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.cases import unit_rows
@@ -26,12 +27,13 @@ from netvlad_deploy.models.vocabulary import local_descriptors
 from netvlad_deploy.runtime.embed_images import embed_images
 from netvlad_deploy.runtime.images import find_images, load_images
 from netvlad_deploy.source import Source
-from netvlad_deploy.spec import FEATURES, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions, NetVLADSpec
 from tests.bar import MIB, Bar
 
 LEAST_RECALL, LEAST_GAIN, MOST_DISTANCE, MOST_SECONDS = 0.86, 0.10, 1e-4, 60.0
 EXPORT_S, BUILD_S, HOST_BYTES = 20.0, 5.0, 2.5e9
 GROWTH = 2.5
+EQUAL = 1e-4
 WHITENED, CLUSTERS, WIDTH = 4096, 64, 512
 Sides = list[Any]
 """Something of the queries, and of the database."""
@@ -227,4 +229,19 @@ def rounds_of(artifact: Artifact, count: int) -> list[float]:
     return shares
 
 
-GROUPS = (corridor, throughput, large_pipeline, memory)
+def backbones(folder: Path) -> Iterator[Bar]:
+    """ONNX Runtime against torch for each kind of backbone, untrained, at three sizes, two of them odd."""
+    for name in ("vgg16", "alexnet", "resnet18-conv5", "resnet50-conv4", "efficientnet-lite0"):
+        ready = read_backbone(name, resize=Resize(size=(120, 160)), seed=0)
+        spec = NetVLADSpec(num_clusters=8, feature_size=ready.width, batch_norm=False, normalize_input=True)
+        pipeline = ready.under(initialize(spec, 0))
+        worst = 0.0
+        with open_runner(export_onnx(pipeline, folder / f"{name}.onnx")) as runner, torch.inference_mode():
+            for height, width in ((120, 160), (97, 131), (225, 301)):
+                images = golden_image(height, width, seed=1)[None]
+                expected = pipeline(torch.from_numpy(images)).numpy()
+                worst = max(worst, float(np.abs(runner.run({IMAGES: images})[DESCRIPTOR] - expected).max()))
+        yield Bar(f"{name}: ONNX Runtime equals torch to {EQUAL:g} at three sizes", f"{worst:.1e}", worst < EQUAL)
+
+
+GROUPS = (backbones, corridor, throughput, large_pipeline, memory)

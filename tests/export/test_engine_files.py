@@ -39,9 +39,7 @@ def test_files_in_the_way_are_refused_before_any_work(world: BuilderWorld, build
 
 def test_a_head_takes_no_profile_of_images(open_world: Open, build: Build, tmp_path: Path) -> None:
     world = open_world("10.3")
-    with pytest.raises(
-        UsageError, match="takes features, got a profile of batch 1:1:1, height 8:8:8, width 9:9:9"
-    ):
+    with pytest.raises(UsageError, match="takes features, got a profile of batch 1:1:1, height 8:8:8, width 9:9:9"):
         build(world, profiles=(ImageProfile.parse("1x8x9"),))
     assert files(tmp_path) == set()
 
