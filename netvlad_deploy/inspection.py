@@ -57,12 +57,13 @@ def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = No
     from netvlad_deploy.models.checkpoints import find_head
 
     head = find_head(path, prefix=prefix, dialect=dialect)
+    root = head.backbone.root if head.backbone is not None else None
     return CheckpointInspection(
         path=path,
         dialect=head.dialect,
         spec=head.spec,
         preprocessing=head.preprocessing,
-        ignored=head.ignored,
+        ignored=tuple(name for name in head.ignored if root is None or not name.startswith(root)),
         projections=head.projections,
         backbone=backbone_name(head.backbone) if head.backbone is not None else "",
         images=head.backbone.images if head.backbone is not None else None,
