@@ -6,10 +6,10 @@ and divides by the deviation itself, so that every device gives the backbone the
 
 import re
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.spec import AxisRange, Profile
+from netvlad_deploy.spec import AxisRange, Profile, ShapeRanges
 
 IMAGES: Final = "images"
 """Name of a pipeline's input (batch, height, width, 3), uint8, RGB."""
@@ -107,52 +107,15 @@ class ImageInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageProfile:
-    """Optimization profile of a pipeline: the ranges of its three dynamic axes."""
+class ImageProfile(ShapeRanges):
+    """Optimization profile of a pipeline."""
+
+    FORM: ClassVar[str] = "BxHxW"
+    EXAMPLE: ClassVar[str] = "1x480x640"
 
     batch: AxisRange
     height: AxisRange
     width: AxisRange
-
-    @property
-    def axes(self) -> dict[str, AxisRange]:
-        """Return the ranges by the names of their axes, in the order of a shape."""
-        return {"batch": self.batch, "height": self.height, "width": self.width}
-
-    def __str__(self) -> str:
-        return f"batch {self.batch}, height {self.height}, width {self.width}"
-
-    @classmethod
-    def parse(cls, text: str) -> "ImageProfile":
-        """Read `BxHxW,BxHxW,BxHxW`, the smallest, usual and largest shape, or one shape: `1x480x640`.
-
-        Raises: UsageError if the text has another form or the ranges are none.
-        """
-        if not re.fullmatch(r"\d+x\d+x\d+(,\d+x\d+x\d+,\d+x\d+x\d+)?", text):
-            raise UsageError(f"profile {text!r} is not BxHxW,BxHxW,BxHxW or one shape, for example 1x480x640")
-        axes = zip(*(shape.split("x") for shape in text.split(",")), strict=True)
-        batch, height, width = (AxisRange.parse(":".join(lengths)) for lengths in axes)
-        return cls(batch=batch, height=height, width=width)
-
-    @property
-    def text(self) -> str:
-        """Return the profile as `parse` reads it."""
-        return ",".join("x".join(map(str, shape)) for shape in self.shapes)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the smallest, usual and largest shape (batch, height, width)."""
-        ranges = self.axes.values()
-        return tuple(tuple(getattr(axis, bound) for axis in ranges) for bound in ("min", "opt", "max"))
-
-    @property
-    def largest(self) -> int:
-        """Return how many pixels the largest shape holds, which activation memory follows."""
-        return self.batch.max * self.height.max * self.width.max
-
-    def holds(self, *shape: int) -> bool:
-        """Return whether a shape (batch, height, width) is within the ranges."""
-        return all(length in axis for length, axis in zip(shape, self.axes.values(), strict=True))
 
 
 AnyProfile: TypeAlias = Profile | ImageProfile

@@ -7,9 +7,9 @@ import enum
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Final
+from typing import ClassVar, Final, TypeVar
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.projection import Projection
@@ -283,48 +283,67 @@ class AxisRange:
         return cls(min=low, opt=opt, max=high)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Optimization profile: the ranges of the two dynamic axes an engine is built for."""
+ShapeRangesType = TypeVar("ShapeRangesType", bound="ShapeRanges")
 
-    batch: AxisRange = AxisRange(min=1, opt=8, max=64)
-    num_features: AxisRange = AxisRange(min=1, opt=300, max=4096)
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeRanges:
+    """Ranges of the dynamic axes of an input: a field for each, in the order of a shape."""
+
+    FORM: ClassVar[str]
+    EXAMPLE: ClassVar[str]
+
+    @classmethod
+    def parse(cls: type[ShapeRangesType], text: str) -> ShapeRangesType:
+        """Read the smallest, usual and largest shape, or one shape, as in EXAMPLE.
+
+        Raises: UsageError if the text has another form or the ranges are none.
+        """
+        names = [field.name for field in fields(cls)]
+        shape = "x".join([r"\d+"] * len(names))
+        if not re.fullmatch(f"{shape}(,{shape},{shape})?", text):
+            raise UsageError(
+                f"profile {text!r} is not {cls.FORM},{cls.FORM},{cls.FORM} or one shape, for example {cls.EXAMPLE}"
+            )
+        axes = zip(*(part.split("x") for part in text.split(",")), strict=True)
+        ranges = (AxisRange.parse(":".join(lengths)) for lengths in axes)
+        return cls(**dict(zip(names, ranges, strict=True)))
 
     @property
     def axes(self) -> dict[str, AxisRange]:
         """Return the ranges by the names of their axes, in the order of a shape."""
-        return {"batch": self.batch, "num_features": self.num_features}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, num_features {self.num_features}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Profile":
-        """Read `BxN,BxN,BxN`, the smallest, usual and largest shape, or one shape: `1x1,8x300,64x4096`.
-
-        Raises: UsageError if the text has another form or the ranges are none.
-        """
-        if not re.fullmatch(r"\d+x\d+(,\d+x\d+,\d+x\d+)?", text):
-            raise UsageError(f"profile {text!r} is not BxN,BxN,BxN or one shape, for example 1x1,8x300,64x4096")
-        batches, lengths = zip(*(shape.split("x") for shape in text.split(",")), strict=True)
-        return cls(batch=AxisRange.parse(":".join(batches)), num_features=AxisRange.parse(":".join(lengths)))
+        return ", ".join(f"{name} {lengths}" for name, lengths in self.axes.items())
 
     @property
     def text(self) -> str:
-        """Return the profile as `parse` reads it."""
-        return ",".join(f"{batch}x{length}" for batch, length in self.shapes)
+        """Return the ranges as `parse` reads them."""
+        return ",".join("x".join(map(str, shape)) for shape in self.shapes)
 
     @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Return the smallest, usual and largest shape (batch, num_features)."""
-        bounds = ("min", "opt", "max")
-        return tuple((getattr(self.batch, bound), getattr(self.num_features, bound)) for bound in bounds)
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the smallest, usual and largest shape."""
+        ranges = self.axes.values()
+        return tuple(tuple(getattr(axis, bound) for axis in ranges) for bound in ("min", "opt", "max"))
 
     @property
     def largest(self) -> int:
-        """Return how many local descriptors the largest shape holds, which activation memory follows."""
-        return self.batch.max * self.num_features.max
+        """Return how many positions the largest shape has, which activation memory follows."""
+        return math.prod(axis.max for axis in self.axes.values())
 
     def holds(self, *shape: int) -> bool:
-        """Return whether a shape (batch, num_features) is within the ranges."""
+        """Return whether a shape is within the ranges."""
         return all(length in axis for length, axis in zip(shape, self.axes.values(), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(ShapeRanges):
+    """Optimization profile of a head."""
+
+    FORM: ClassVar[str] = "BxN"
+    EXAMPLE: ClassVar[str] = "1x1,8x300,64x4096"
+
+    batch: AxisRange = AxisRange(min=1, opt=8, max=64)
+    num_features: AxisRange = AxisRange(min=1, opt=300, max=4096)
