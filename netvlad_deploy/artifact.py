@@ -198,9 +198,13 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
     record = _read_sidecar(sidecar_path(path))
     kinds: dict[str, type[OnnxArtifact | EngineArtifact]] = {"onnx": OnnxArtifact, "engine": EngineArtifact}
     kind = kinds.get(record.pop("kind", ""))
+    other = f"{sidecar_path(path)} has fields of another version: export or build again"
     if kind is None or set(record) != {item.name for item in fields(kind)} - {"path"}:
-        raise ArtifactError(f"{sidecar_path(path)} has fields of another version: export or build again")
-    artifact = kind(path=path, **_from_json(record))
+        raise ArtifactError(other)
+    try:
+        artifact = kind(path=path, **_from_json(record))
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(other) from error
     found = sha256_file(path)
     if found != artifact.sha256:
         cure = artifact.rebuild_command if isinstance(artifact, EngineArtifact) else "export it again"

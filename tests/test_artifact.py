@@ -134,7 +134,7 @@ def test_a_missing_or_foreign_sidecar_is_refused(tmp_path: Path) -> None:
         load_artifact(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("change", [{"schema": "other/2"}, {"kind": "plan"}, {"extra": 1}])
+@pytest.mark.parametrize("change", [{"schema": "other/2"}, {"kind": "plan"}, {"extra": 1}, {"spec": {}}])
 def test_a_sidecar_of_another_version_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     write(onnx_artifact(tmp_path / "m.onnx"))
     record = json.loads(sidecar_path(tmp_path / "m.onnx").read_text()) | change
