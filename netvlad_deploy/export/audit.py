@@ -42,8 +42,11 @@ def operator_types(path: Path) -> tuple[OperatorTypes, ...]:
     )
 
 
-def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
-    """Return the range of the features, and a sentence for each thing that may cost accuracy."""
+def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, tuple[str, ...]]:
+    """Return the range of the features, and a sentence for each thing that may cost accuracy or memory.
+
+    `alone` says that the head takes local descriptors, not what a backbone gives.
+    """
     options = folded.options
     weight = folded.assignment_weight.double()
     if folded.assignment_scale is not None:
@@ -63,12 +66,12 @@ def audit(folded: FoldedNetVLAD) -> tuple[FeatureRange, tuple[str, ...]]:
             "L2-normalise them, or export with --wide-logits"
         )
     if options.wide_logits and options.dtypes[FEATURES] == "float16":
-        findings.append("FP32 logits need the features in FP32: " + _cost(4 * folded.spec.feature_size))
+        findings.append("FP32 logits need the features in FP32: " + _cost(4 * folded.spec.feature_size, alone=alone))
     if options.half and options.dtypes[FEATURES] == "float32":
-        findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size))
+        findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size, alone=alone))
     if folded.spec.normalize_input:
         size_bytes = (2 if options.half else 4) * folded.spec.feature_size
-        findings.append("the L2-normalised features are kept beside the features: " + _cost(size_bytes))
+        findings.append("the L2-normalised features are kept beside the features: " + _cost(size_bytes, alone=alone))
     if lost := _columns(_lost_to_subnormals(folded)):
         findings.append(f"weights of {lost} are so small in FP16 that they lose bits: export with --wide-logits")
     if dead := _columns(_dead(weight, folded.assignment_bias, norm)[: folded.spec.num_clusters]):
@@ -92,12 +95,12 @@ def _largest_value(folded: FoldedNetVLAD) -> float:
     return 1.0 if projection is None or projection.l2 or folded.projection is None else folded.projection.largest
 
 
-def _cost(size_bytes: int) -> str:
-    """Return what keeping so much of each local descriptor costs an engine of the default profile."""
-    largest = Profile().batch.max * Profile().num_features.max
-    return (
-        f"{size_bytes} bytes each, {size_bytes * largest / 2**20:g} MiB for {Profile().batch.max} images of the largest"
-    )
+def _cost(size_bytes: int, *, alone: bool) -> str:
+    """Return what keeping so much of each local descriptor costs, also in an engine of a head's default profile."""
+    each = f"{size_bytes} bytes each"
+    if not alone:
+        return each
+    return f"{each}, {size_bytes * Profile().largest / 2**20:g} MiB for {Profile().batch.max} images of the largest"
 
 
 def _columns(found: Tensor) -> str:

@@ -111,7 +111,7 @@ def _stage(
     parent: FileReference | None,
 ) -> OnnxArtifact:
     """Stage the graph, what it refers to and its sidecar."""
-    feature_range, findings = audit(subject.head)
+    feature_range, findings = audit(subject.head, alone=subject.images is None)
     graph, shaped = _traced(subject, options)
     external = _stage_weights(staging, graph, target)
     artifact = OnnxArtifact(

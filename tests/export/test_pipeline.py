@@ -226,6 +226,12 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
             assert (got - expected).abs().max() < 1e-13
 
 
+def test_a_cost_is_of_a_local_descriptor_and_not_of_a_head_s_profile(tiny: OnnxArtifact) -> None:
+    assert tiny.spec.normalize_input
+    (finding,) = (one for one in tiny.warnings if "are kept beside the features" in one)
+    assert finding.endswith(f": {4 * tiny.spec.feature_size} bytes each")
+
+
 def test_large_constants_follow_the_graph_in_one_file(
     tmp_path: Path, tiny: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
