@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from netvlad_deploy.models.checkpoints import load_checkpoint
     from netvlad_deploy.models.netvlad import NetVLAD
     from netvlad_deploy.oracle import load_reference
-    from netvlad_deploy.spec import GraphOptions, Profile, Verdict
+    from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import GraphOptions, Verdict
 
 _HOMES = {
     "BuildOptions": "build_options",
     "Candidate": "measurement.candidate",
     "GraphOptions": "spec",
     "NetVLAD": "models.netvlad",
-    "Profile": "spec",
+    "Profile": "shapes",
     "Verdict": "spec",
     "build_engine": "export.engine",
     "compare": "measurement.parity",

@@ -18,7 +18,8 @@ from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.files import Staging, sha256_file
 from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile, Resize
 from netvlad_deploy.projection import Projection
-from netvlad_deploy.spec import FEATURES, MASK, AxisRange, FeatureRange, NetVLADSpec, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec
 
 SCHEMA = "netvlad-deploy/artifact/4"
 REFERENCE_SUFFIX = ".reference.npz"

@@ -12,7 +12,7 @@ import typer
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.images import USUAL_IMAGES, AnyProfile, ImageProfile, parse_profile
-from netvlad_deploy.spec import AxisRange, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
 
 TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
 

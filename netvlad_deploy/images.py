@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, TypeAlias
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.spec import AxisRange, Profile, ShapeRanges
+from netvlad_deploy.shapes import AxisRange, Profile, ShapeRanges
 
 IMAGES: Final = "images"
 """Name of a pipeline's input (batch, height, width, 3), uint8, RGB."""

@@ -19,7 +19,8 @@ from netvlad_deploy.arrays import Array, Arrays
 from netvlad_deploy.build_options import fitting_profile
 from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.images import CHANNELS, IMAGES, AnyProfile
-from netvlad_deploy.spec import MASK, FeatureRange, NetVLADSpec, Profile
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import MASK, FeatureRange, NetVLADSpec
 
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")

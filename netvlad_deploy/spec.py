@@ -1,15 +1,14 @@
-"""What the steps tell each other: the layer's shape, an optimization profile, a verdict.
+"""What the steps tell each other: the layer's shape and conventions, what a graph takes and gives, a verdict.
 
 Standard library only, so that every floor can speak these words.
 """
 
 import enum
 import math
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Final, TypeVar
+from typing import Final
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.projection import Projection
@@ -43,19 +42,27 @@ FLATTENINGS: Final = (CLUSTERS_LAST, CLUSTERS_FIRST)
 
 
 class Verdict(str, enum.Enum):
-    """Outcome of a check. NOT_RUN is never a pass."""
+    """Outcome of a check.
+
+    NOT_RUN is never a pass, and neither is NOT_JUDGED: the check ran, but nothing it saw could have failed it.
+    """
 
     PASS = "PASS"
     FAIL = "FAIL"
     NOT_RUN = "NOT_RUN"
+    NOT_JUDGED = "NOT_JUDGED"
 
     @staticmethod
     def combine(verdicts: "Iterable[Verdict]") -> "Verdict":
-        """Return FAIL if any failed, else NOT_RUN if any did not run or there were none, else PASS."""
+        """Return the verdict of several checks.
+
+        FAIL if any failed, else NOT_RUN if any did not run or there were none, else PASS if any passed, and
+        NOT_JUDGED if none of them proves anything.
+        """
         seen = set(verdicts)
-        if Verdict.FAIL in seen:
-            return Verdict.FAIL
-        return Verdict.PASS if seen == {Verdict.PASS} else Verdict.NOT_RUN
+        if not seen:
+            return Verdict.NOT_RUN
+        return next(each for each in (Verdict.FAIL, Verdict.NOT_RUN, Verdict.PASS, Verdict.NOT_JUDGED) if each in seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,103 +254,3 @@ class OperatorTypes:
     operator: str
     half: int
     single: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AxisRange:
-    """Smallest, usual and largest length of a dynamic axis.
-
-    Raises: UsageError unless 1 <= min <= opt <= max.
-    """
-
-    min: int
-    opt: int
-    max: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
-            raise UsageError(f"range {self} is not 1 <= MIN <= OPT <= MAX")
-
-    def __str__(self) -> str:
-        return f"{self.min}:{self.opt}:{self.max}"
-
-    def __contains__(self, length: int) -> bool:
-        return self.min <= length <= self.max
-
-    @classmethod
-    def parse(cls, text: str) -> "AxisRange":
-        """Read `MIN:OPT:MAX`, or one number for a fixed length.
-
-        Raises: UsageError if the text has another form.
-        """
-        if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
-            raise UsageError(f"range {text!r} is not MIN:OPT:MAX or one number, for example 1:8:64")
-        numbers = [int(part) for part in text.split(":")]
-        low, opt, high = numbers if len(numbers) == 3 else numbers * 3
-        return cls(min=low, opt=opt, max=high)
-
-
-ShapeRangesType = TypeVar("ShapeRangesType", bound="ShapeRanges")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShapeRanges:
-    """Ranges of the dynamic axes of an input: a field for each, in the order of a shape."""
-
-    FORM: ClassVar[str]
-    EXAMPLE: ClassVar[str]
-
-    @classmethod
-    def parse(cls: type[ShapeRangesType], text: str) -> ShapeRangesType:
-        """Read the smallest, usual and largest shape, or one shape, as in EXAMPLE.
-
-        Raises: UsageError if the text has another form or the ranges are none.
-        """
-        names = [field.name for field in fields(cls)]
-        shape = "x".join([r"\d+"] * len(names))
-        if not re.fullmatch(f"{shape}(,{shape},{shape})?", text):
-            raise UsageError(
-                f"profile {text!r} is not {cls.FORM},{cls.FORM},{cls.FORM} or one shape, for example {cls.EXAMPLE}"
-            )
-        axes = zip(*(part.split("x") for part in text.split(",")), strict=True)
-        ranges = (AxisRange.parse(":".join(lengths)) for lengths in axes)
-        return cls(**dict(zip(names, ranges, strict=True)))
-
-    @property
-    def axes(self) -> dict[str, AxisRange]:
-        """Return the ranges by the names of their axes, in the order of a shape."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {lengths}" for name, lengths in self.axes.items())
-
-    @property
-    def text(self) -> str:
-        """Return the ranges as `parse` reads them."""
-        return ",".join("x".join(map(str, shape)) for shape in self.shapes)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the smallest, usual and largest shape."""
-        ranges = self.axes.values()
-        return tuple(tuple(getattr(axis, bound) for axis in ranges) for bound in ("min", "opt", "max"))
-
-    @property
-    def largest(self) -> int:
-        """Return how many positions the largest shape has, which activation memory follows."""
-        return math.prod(axis.max for axis in self.axes.values())
-
-    def holds(self, *shape: int) -> bool:
-        """Return whether a shape is within the ranges."""
-        return all(length in axis for length, axis in zip(shape, self.axes.values(), strict=True))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile(ShapeRanges):
-    """Optimization profile of a head."""
-
-    FORM: ClassVar[str] = "BxN"
-    EXAMPLE: ClassVar[str] = "1x1,8x300,64x4096"
-
-    batch: AxisRange = AxisRange(min=1, opt=8, max=64)
-    num_features: AxisRange = AxisRange(min=1, opt=300, max=4096)

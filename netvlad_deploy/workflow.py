@@ -37,8 +37,9 @@ from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
+from netvlad_deploy.shapes import Profile
 from netvlad_deploy.source import Source, load_head, load_module
-from netvlad_deploy.spec import GraphOptions, Profile
+from netvlad_deploy.spec import GraphOptions
 
 LOG = logging.getLogger(__name__)
 

@@ -26,8 +26,9 @@ from netvlad_deploy.measurement.cases import ghosts_win, unit_rows
 from netvlad_deploy.measurement.latency import measure
 from netvlad_deploy.measurement.parity import COSINE_NORM
 from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.shapes import Profile
 from netvlad_deploy.source import DEFAULT_SPEC
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES
 from tests import half_bars, image_bars
 from tests.bar import MIB, Bar, fastest
 from tests.modules import RANGE, features, make_module

@@ -33,7 +33,8 @@ from netvlad_deploy.report.text import table
 from netvlad_deploy.runtime.cuda import Cuda
 from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 from netvlad_deploy.runtime.trt_api import EXTRAS
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions, Profile, Verdict
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions, Verdict
 from netvlad_deploy.workflow import UNAVAILABLE
 
 REPORT: Final = Path("gpu-check.json")

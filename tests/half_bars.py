@@ -27,7 +27,8 @@ from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import embed_array
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions, Profile
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions
 from tests.bar import MIB, Bar, fastest
 from tests.heads import adapt_soccernet, sharp_head, trying_features
 from tests.modules import features, make_module

@@ -21,7 +21,8 @@ from netvlad_deploy.artifact import (
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
 from netvlad_deploy.files import stage_files, write_text
-from netvlad_deploy.spec import NetVLADSpec, Profile
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import NetVLADSpec
 from tests.modules import RANGE
 
 SPEC = NetVLADSpec(num_clusters=6, feature_size=16, num_ghost_clusters=2)

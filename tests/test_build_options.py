@@ -7,7 +7,7 @@ from netvlad_deploy.build_options import RTX, BuildOptions, fitting_profile
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.flags import EngineFlags
 from netvlad_deploy.images import ImageProfile, parse_profile
-from netvlad_deploy.spec import AxisRange, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
 
 PROFILES = tuple(Profile.parse(text) for text in ("1x1,8x300,64x4096", "1x100,1x300,4x400", "1x1200"))
 

@@ -10,7 +10,7 @@ from netvlad_deploy import workflow
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
 from netvlad_deploy.build_options import RTX, BuildOptions
 from netvlad_deploy.errors import BuildError
-from netvlad_deploy.spec import Profile
+from netvlad_deploy.shapes import Profile
 from tests.command import Command, error_of
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

@@ -10,7 +10,8 @@ from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.require import installed_version
 from netvlad_deploy.runtime.trt_api import MODULES
-from netvlad_deploy.spec import Profile, Verdict
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import Verdict
 
 pytestmark = [pytest.mark.gpu, pytest.mark.export]
 

@@ -14,8 +14,9 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.retrieval import embed
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.source import Source
-from netvlad_deploy.spec import FEATURES, AxisRange, GraphOptions, Profile, Verdict
+from netvlad_deploy.spec import FEATURES, GraphOptions, Verdict
 from tests.heads import adapt_soccernet
 from tests.modules import features
 

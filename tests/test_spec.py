@@ -5,7 +5,8 @@ import pytest
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.projection import Projection
-from netvlad_deploy.spec import AxisRange, NetVLADSpec, Verdict
+from netvlad_deploy.shapes import AxisRange
+from netvlad_deploy.spec import NetVLADSpec, Verdict
 
 PASS, FAIL, NOT_RUN = Verdict.PASS, Verdict.FAIL, Verdict.NOT_RUN
 

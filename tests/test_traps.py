@@ -28,7 +28,8 @@ from netvlad_deploy.measurement.parity import OutputParity, ParityReport, compar
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle import assignment_logits, load_reference, soft_assignment
 from netvlad_deploy.runtime.trt_api import open_tensorrt
-from netvlad_deploy.spec import AxisRange, GraphOptions, Profile, Verdict
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import GraphOptions, Verdict
 from tests.heads import sharp_head
 from tests.modules import make_module
 

@@ -17,5 +17,6 @@ def render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: b
 
 def leave(verdict: Verdict, allow_not_run: bool) -> NoReturn:
     """End with the exit code of a verdict."""
-    codes = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOT_RUN: 0 if allow_not_run else 69}
+    not_run = 0 if allow_not_run else 69
+    codes = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOT_JUDGED: 1, Verdict.NOT_RUN: not_run}
     raise typer.Exit(codes[verdict])

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from netvlad_deploy.export.fold import ASSIGNMENT_FLOOR, FoldedNetVLAD
 from netvlad_deploy.require import require
-from netvlad_deploy.spec import COARSE_STEP, FEATURES, FeatureRange, OperatorTypes, Profile
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import COARSE_STEP, FEATURES, FeatureRange, OperatorTypes
 
 LARGEST_FEATURE = 65440.0
 """Largest absolute value of FP16 features. A weighted mean is at most max|x| times the sum of the rounded weights,

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from netvlad_deploy.arrays import Array, Arrays, Float32
 from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.spec import FEATURES, MASK, AxisRange, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import FEATURES, MASK
 
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
 """Shapes to try where no optimization profile limits them."""

@@ -59,7 +59,8 @@ class OutputParity:
 class CaseParity:
     """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm.
 
-    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`.
+    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that could
+    not be judged at all has no outputs and says why in `reason`.
     """
 
     name: str
@@ -67,11 +68,12 @@ class CaseParity:
     num_features: int | None
     logit_step: float
     outputs: tuple[OutputParity, ...]
+    reason: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any output failed."""
-        return Verdict.combine(output.verdict for output in self.outputs)
+        """Return FAIL if any output failed, NOT_JUDGED if there was none to judge."""
+        return Verdict.combine(output.verdict for output in self.outputs) if self.outputs else Verdict.NOT_JUDGED
 
 
 @dataclass(frozen=True, kw_only=True)

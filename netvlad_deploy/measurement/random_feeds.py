@@ -13,7 +13,8 @@ from netvlad_deploy.goldens import USUAL_PHOTO
 from netvlad_deploy.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, open_runner
 from netvlad_deploy.measurement.cases import unit_rows
-from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec, Profile
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec
 
 USUAL_FEATURES: Final = Profile().num_features.opt
 

@@ -16,7 +16,7 @@ from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.oracle import ReferenceParameters
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import embed_array, embed_sequences
-from netvlad_deploy.spec import Profile
+from netvlad_deploy.shapes import Profile
 
 DEPTH = 10
 NEAR_TIES = "near ties"

@@ -14,7 +14,8 @@ from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.images import IMAGES, ImageInput, ImageProfile
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.images import ImageFile, LoadedImage, Skipped, count_reasons, load_images, printable
-from netvlad_deploy.spec import DESCRIPTOR, AxisRange
+from netvlad_deploy.shapes import AxisRange
+from netvlad_deploy.spec import DESCRIPTOR
 
 LOG = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"projection", "require"},
+    {"projection", "require", "shapes"},
     {"spec"},
     {"images"},
     {"arrays", "files", "build_options", "machine"},

@@ -11,7 +11,8 @@ from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference,
 from netvlad_deploy.build_options import RTX, TENSORRT, BuildOptions
 from netvlad_deploy.runtime import cuda, engine_loader
 from netvlad_deploy.runtime.trt_api import TensorRT
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec, Profile
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec
 from tests.double.core import World
 from tests.double.cuda import CudaDouble
 from tests.double.runtime import binding, engine_bytes

@@ -15,7 +15,7 @@ from netvlad_deploy.export import engine
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import MODULES
-from netvlad_deploy.spec import Profile
+from netvlad_deploy.shapes import Profile
 from tests.double.builder import BuilderWorld
 from tests.double.core import VERSIONS
 from tests.double.graph import write_graph

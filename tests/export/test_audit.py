@@ -12,7 +12,8 @@ from netvlad_deploy.export.audit import LARGEST_FEATURE, audit
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import FoldedNetVLAD
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.spec import COARSE_STEP, AxisRange, FeatureRange, GraphOptions, NetVLADSpec, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import COARSE_STEP, FeatureRange, GraphOptions, NetVLADSpec
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export

@@ -17,7 +17,7 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.files import sha256_file
 from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import LogLine, TensorRT
-from netvlad_deploy.spec import AxisRange, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
 from tests.modules import make_module
 
 rtx = pytest.mark.rtx

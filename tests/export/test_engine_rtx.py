@@ -13,7 +13,7 @@ from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.runtime.trt_api import open_tensorrt
-from netvlad_deploy.spec import Profile
+from netvlad_deploy.shapes import Profile
 
 pytestmark = [pytest.mark.export, pytest.mark.rtx]
 

@@ -12,7 +12,8 @@ from netvlad_deploy.export.build_log import check_types
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.projection import Projection
-from netvlad_deploy.spec import AxisRange, GraphOptions, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import GraphOptions
 from tests.modules import make_module, make_projected
 
 pytestmark = pytest.mark.export

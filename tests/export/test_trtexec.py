@@ -6,7 +6,7 @@ import pytest
 
 from netvlad_deploy.build_options import RTX, BuildOptions
 from netvlad_deploy.export.trtexec import trtexec_line
-from netvlad_deploy.spec import Profile
+from netvlad_deploy.shapes import Profile
 from tests.export.conftest import PROFILES, Build, Open
 
 FIRST = "--minShapes=features:1x1x3,mask:1x1 --optShapes=features:2x5x3,mask:2x5 --maxShapes=features:4x9x3,mask:4x9"

@@ -7,7 +7,8 @@ from netvlad_deploy.measurement.cases import default_cases, empty_clusters, ghos
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, parameters_from_arrays, soft_assignment
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, AxisRange, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
 from tests.measurement.test_error_model import parameters
 
 SHAPES = Profile(batch=AxisRange(min=2, opt=3, max=4), num_features=AxisRange(min=5, opt=6, max=9))

@@ -14,7 +14,8 @@ from netvlad_deploy.measurement.retrieval import Bank, RetrievalParity, compare_
 from netvlad_deploy.oracle import ReferenceParameters, load_reference
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, AxisRange, GraphOptions, NetVLADSpec, Profile, Verdict
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, GraphOptions, NetVLADSpec, Verdict
 from tests.heads import sharp_head
 from tests.modules import features
 

@@ -7,7 +7,8 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features, pad
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, AxisRange, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES
 from tests.modules import features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

@@ -14,7 +14,8 @@ from netvlad_deploy.measurement.parity import compare
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.runtime.execution_providers import PROBE, PROVIDERS, probe, provider_options
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, Profile, Verdict
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, Verdict
 from tests.double.onnxruntime import CUDA, TENSORRT, OnnxRuntime
 from tests.modules import features
 

@@ -17,7 +17,8 @@ from netvlad_deploy.runtime.execution_providers import (
     check_distributions,
     installed_distributions,
 )
-from netvlad_deploy.spec import FEATURES, MASK, Profile
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import FEATURES, MASK
 from tests.command import Command, error_of
 from tests.double.onnxruntime import CUDA, RTX, OnnxRuntime
 from tests.modules import features

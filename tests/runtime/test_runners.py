@@ -20,7 +20,8 @@ from netvlad_deploy.errors import (
 from netvlad_deploy.measurement.candidate import BACKENDS, Candidate, open_runner
 from netvlad_deploy.runtime.execution_providers import PROVIDERS
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, AxisRange, Profile
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
 from tests.modules import features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

@@ -24,6 +24,7 @@ from netvlad_deploy.measurement.candidate import open_runner, parity_backend
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.runtime.strict_runner import StrictRunner, strict_model
+from netvlad_deploy.shapes import Profile
 from netvlad_deploy.spec import (
     ASSIGNMENT_LOGITS,
     DESCRIPTOR,
@@ -33,7 +34,6 @@ from netvlad_deploy.spec import (
     RESIDUAL_SUM,
     SOFT_ASSIGNMENT,
     GraphOptions,
-    Profile,
 )
 from tests.modules import RANGE, features
 
