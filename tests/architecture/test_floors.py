@@ -11,10 +11,10 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"projection", "require", "shapes"},
+    {"projection", "require", "scratch", "shapes"},
     {"spec"},
     {"images"},
-    {"arrays", "files", "build_options", "machine"},
+    {"arrays", "children", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
     {"runtime", "models"},
     {"export", "measurement", "source"},
