@@ -1,20 +1,14 @@
-"""What the builder does, and the fresh process it does it in.
-
-`build_apart` hands a request to a process of its own, which runs `build_here` and hands back what was built. A build
-that fails can leave something behind in TensorRT: after one for SM75 the next in the same process takes Turing's plan,
-whatever it is for. And a process can be killed, which is how Ctrl-C ends a builder that is deep in its work.
-"""
+"""What the builder does, in the process that `build_process` starts for it."""
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.children import Channel, Child
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, OutputError, UsageError
 from netvlad_deploy.export.progress import Progress, make_monitor
 from netvlad_deploy.export.timing_cache import load_timing_cache, save_timing_cache
@@ -78,45 +72,6 @@ class Built:
     build_ms: float
     host_bytes: int
     lines: tuple[LogLine, ...]
-
-
-def build_apart(request: BuildRequest) -> Built:
-    """Build in a fresh process.
-
-    Raises: what `build_here` raises; BuildError if the process dies.
-    """
-    record = asdict(replace(request, content=b"", options=replace(request.options, profiles=())))
-    record |= {"content": "", "timing_cache": request.timing_cache and str(request.timing_cache)}
-    with Child(__name__, "the process of the builder", failure=BuildError) as child:
-        child.send(record, request.content)
-        answer, content = child.receive()
-    return Built(
-        **answer
-        | {
-            "content": content,
-            "gpu": answer["gpu"] and Gpu(**answer["gpu"]),
-            "flags": tuple(answer["flags"]),
-            "targets": tuple(answer["targets"]),
-            "lines": tuple(LogLine(**line) for line in answer["lines"]),
-        }
-    )
-
-
-def serve(channel: Channel) -> None:
-    """Be the fresh process: build what the first message asks for."""
-    record, content = channel.receive()
-    options = record["options"]
-    request = BuildRequest(
-        **record
-        | {
-            "content": content,
-            "options": BuildOptions(**options | {"compute_capabilities": tuple(options["compute_capabilities"])}),
-            "profiles": tuple((text, shapes) for text, shapes in record["profiles"]),
-            "timing_cache": record["timing_cache"] and Path(record["timing_cache"]),
-        }
-    )
-    answer = asdict(build_here(request))
-    channel.send(answer, answer.pop("content"))
 
 
 def build_here(request: BuildRequest) -> Built:

@@ -24,7 +24,8 @@ from netvlad_deploy.artifact import (
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.export.build_log import check_types, log_text, read_figures
-from netvlad_deploy.export.builder import BuildRequest, Built, build_apart
+from netvlad_deploy.export.build_process import build_apart
+from netvlad_deploy.export.builder import BuildRequest, Built
 from netvlad_deploy.files import check_suffix, stage_files
 from netvlad_deploy.images import ImageProfile
 from netvlad_deploy.machine import describe_machine

@@ -177,7 +177,6 @@ class _Worker:
             self.warmup_runs, self.conditions = answer["warmup_runs"], answer["conditions"]
 
     def __enter__(self) -> "_Worker":
-        self._child.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
