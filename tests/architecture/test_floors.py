@@ -11,7 +11,7 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"projection", "require", "shapes"},
+    {"external_data", "journal", "projection", "records", "require", "shapes", "sidecar"},
     {"spec"},
     {"images"},
     {"arrays", "files", "build_options", "machine"},
