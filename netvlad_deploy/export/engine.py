@@ -174,7 +174,7 @@ def _build(tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions, cach
         gpu = _gpu(tensorrt, options)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = tensorrt.accepted(builder.create_network(typed), "a network", logger)
-        parse_onnx(tensorrt, network, logger, parent.path)
+        parse_onnx(tensorrt, network, logger, parent)
         config = tensorrt.accepted(builder.create_builder_config(), "a configuration", logger)
         flags = _configure(tensorrt, config, options, logger)
         for profile in options.profiles:
