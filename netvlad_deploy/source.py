@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from netvlad_deploy.artifact import FileReference
-from netvlad_deploy.errors import UsageError
+from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.files import sha256_file
 from netvlad_deploy.images import IMAGES, Resize
 from netvlad_deploy.require import require
@@ -76,6 +76,7 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
     if source.checkpoint is None:
         module, preprocessing = _untrained(source)
         return module, f"untrained, seed {source.seed}", None, preprocessing
+    sha256 = sha256_file(source.checkpoint) if source.checkpoint.is_file() else ""
     head = read_head(
         source.checkpoint,
         prefix=source.prefix,
@@ -85,6 +86,8 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
     )
     check_options(head.spec, source.checkpoint, **source.sizes)
     parent = FileReference(name=source.checkpoint.name, sha256=sha256_file(source.checkpoint))
+    if parent.sha256 != sha256:
+        raise InputError(f"{source.checkpoint} changed while it was read: export it again when it is complete")
     if source.takes == IMAGES or source.backbone or (source.takes is None and head.backbone is not None):
         pipeline = pipeline_of(head, source.checkpoint, backbone=source.backbone, resize=source.resize)
         return pipeline, source.checkpoint.name, parent, _preparation(pipeline)

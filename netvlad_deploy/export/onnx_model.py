@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.arrays import Array, write_npz
-from netvlad_deploy.artifact import FileReference, OnnxArtifact, external_path, reference_path, stage_artifact
+from netvlad_deploy.artifact import (
+    FileReference,
+    OnnxArtifact,
+    external_path,
+    reference_path,
+    sidecar_path,
+    stage_artifact,
+)
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.backbone import check_backbone
@@ -97,7 +104,8 @@ def export_onnx(
     options = check_opset(options or GraphOptions())
     target = check_suffix(Path(target), ".onnx")
     with stage_files(force=force) as staging:
-        staging.check(target)
+        for path in (target, sidecar_path(target), reference_path(target)):
+            staging.check(path)
         subject = _pipeline(module, options) if isinstance(module, Pipeline) else _head(module, options, preprocessing)
         return _stage(staging, subject, target, options, origin, parent)
 

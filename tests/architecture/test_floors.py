@@ -11,7 +11,7 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"projection", "require", "scratch", "shapes"},
+    {"external_data", "journal", "projection", "records", "require", "scratch", "shapes", "sidecar"},
     {"spec"},
     {"images"},
     {"arrays", "children", "files", "build_options", "machine"},
