@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.files import Staging, sha256_file
-from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile, Resize
+from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile
 from netvlad_deploy.projection import Projection
 from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec
@@ -281,11 +281,7 @@ def _from_json(record: dict[str, Any]) -> dict[str, Any]:
     if record.get("external_data"):
         typed["external_data"] = FileReference(**record["external_data"])
     if record["images"] is not None:
-        images = record["images"]
-        size = images["resize"]["size"] and tuple(images["resize"]["size"])
-        typed["images"] = ImageInput(
-            mean=tuple(images["mean"]), std=tuple(images["std"]), resize=Resize(**dict(images["resize"], size=size))
-        )
+        typed["images"] = ImageInput.from_json(record["images"])
     for name in {"inputs", "outputs", "warnings", "flags", "targets"} & set(record):
         typed[name] = tuple(record[name])
     if "options" in record:

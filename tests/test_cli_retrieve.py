@@ -68,15 +68,32 @@ def test_embed_skips_what_is_bad_and_says_so(command: Command, pipeline: OnnxArt
     assert record["schema"] == "netvlad-deploy/embed/1"
     assert record["descriptors"] == PLACES - 2
     assert [(Path(one["path"]).name, one["reason"]) for one in record["skipped"]] == [
-        ("notes.txt", "no image by its suffix"), ("q2.png", "an empty file"), ("q4.png", "damaged or not supported"),
+        ("q2.png", "an empty file"), ("q4.png", "damaged or not supported"),
     ]  # fmt: skip
     assert [line.split(": ")[0] for line in outcome.err.splitlines()] == [
-        f"skipped {walk / 'asked' / name}" for name in ("notes.txt", "q2.png", "q4.png")
+        "left out 1 of the files, which are no images",
+        *(f"skipped {walk / 'asked' / name}" for name in ("q2.png", "q4.png")),
     ]
     with np.load("y.npz") as written:
         assert written["names"].tolist() == ["q0.png", "q1.png", "q3.png", "q5.png"]
     outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz", "--force")
-    assert "4 x 12, 3 skipped: 1 no image by its suffix, 1 an empty file, 1 damaged" in outcome.out
+    assert "4 x 12, 2 skipped: 1 an empty file, 1 damaged" in outcome.out
+
+
+def test_what_is_plainly_no_image_is_no_failure_unless_it_was_named(
+    command: Command, pipeline: OnnxArtifact, walk: Path
+) -> None:
+    """A file in the folder that holds a photo under another name is one, and so is a damaged photo."""
+    (walk / "asked" / "README.txt").write_text("about these photos")
+    outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz")
+    assert (outcome.code, outcome.out) == (0, f"y.npz  {PLACES} x 12\n")
+    assert outcome.err == f"left out 1 of the files, which are no images: {walk / 'asked' / 'README.txt'}\n"
+    named = command("embed", pipeline.path, walk / "asked", walk / "asked" / "README.txt", "-o", "z.npz")
+    assert (named.code, "1 skipped: 1 no image by its suffix" in named.out) == (1, True)
+    (walk / "asked" / "photo").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    assert command("embed", pipeline.path, walk / "asked", "-o", "h.npz").code == 1
+    (walk / "asked" / "photo").write_bytes(b"not at all")
+    assert command("embed", pipeline.path, walk / "asked", "-o", "n.npz").code == 0
 
 
 def test_embed_refuses_what_does_not_fit(
@@ -89,7 +106,7 @@ def test_embed_refuses_what_does_not_fit(
         ((exported.path, walk / "asked"), 2, "takes one file of local descriptors"),
         ((exported.path, walk / "asked" / "q1.png"), 2, "--input images"),
         ((exported.path, "x.npy", "x.npy"), 2, "takes one file of local descriptors"),
-        ((pipeline.path, walk / "none"), 65, "no image to embed: there is no file"),
+        ((pipeline.path, walk / "none"), 65, "no image to embed: none was found"),
         ((pipeline.path, "nowhere"), 65, "nowhere does not exist"),
     ):
         outcome = command("embed", *arguments, "-o", "y.npz")

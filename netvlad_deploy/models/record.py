@@ -4,12 +4,12 @@ Only names and numbers: nothing is imported because a file says so.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import ImageInput
 
 KEY = "netvlad-deploy/vocabulary/1"
 
@@ -50,16 +50,7 @@ class VocabularyRecord:
             return None
         try:
             fields: dict[str, Any] = json.loads(metadata[KEY])
-            images = fields.pop("images")
-            size = images["resize"].pop("size")
-            resize = Resize(size=None if size is None else (int(size[0]), int(size[1])), **images["resize"])
-            mean, std = (_three(images[name]) for name in ("mean", "std"))
-            backbone = str(fields.pop("backbone"))
-            return cls(backbone=backbone, images=ImageInput(mean=mean, std=std, resize=resize), **fields)
+            images = ImageInput.from_json(fields.pop("images"))
+            return cls(backbone=str(fields.pop("backbone")), images=images, **fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the record of its vocabulary is damaged ({error}): fit it again") from error
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
