@@ -15,6 +15,7 @@ from netvlad_deploy.errors import InputError, MissingDependencyError, UsageError
 from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.runtime import images
 from netvlad_deploy.runtime.images import ImageFile, Skipped, count_reasons, find_images, load_images
+from netvlad_deploy.runtime.pixels import TOO_LARGE
 
 pillow: Any = importlib.import_module("PIL.Image")
 RANDOM = np.random.default_rng(0)
@@ -254,7 +255,7 @@ def test_a_huge_image_is_refused_by_its_header(tmp_path: Path, monkeypatch: pyte
     for side in (9460, 20000):
         header = b"P5\n%d %d\n255\n" % (side, side)
         (tmp_path / "x.pgm").write_bytes(header + b"few")
-        assert skipped(tmp_path / "x.pgm").reason == images.TOO_LARGE
+        assert skipped(tmp_path / "x.pgm").reason == TOO_LARGE
 
 
 def test_pillows_warnings_do_not_leak_and_come_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.images import FILTERS, ImageInput, Resize
 from netvlad_deploy.runtime import pixels
-from netvlad_deploy.runtime.images import TOO_LARGE, ImageFile, Skipped, load_images
+from netvlad_deploy.runtime.images import ImageFile, Skipped, load_images
 
 pillow: Any = importlib.import_module("PIL.Image")
 RANDOM = np.random.default_rng(0)
@@ -47,9 +47,8 @@ def wide_png(path: Path, values: Array, kind: int) -> Path:
     """Write a PNG of 16 bits, which Pillow writes only in grey: kind 2 is RGB, 4 grey and alpha, 6 RGBA."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""),
-    ]  # fmt: skip
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     content = b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
     )
@@ -208,7 +207,7 @@ def test_every_filter_shrinks_and_enlarges_a_plain_image_to_itself(tmp_path: Pat
 def test_what_would_become_too_large_or_is_smaller_than_the_crop_is_skipped(tmp_path: Path) -> None:
     """A strip whose shorter side is enlarged."""
     path = save(tmp_path / "x.png", np.zeros((1, 20_000, 3), np.uint8))
-    assert refused(path, ImageInput(resize=Resize(shortest=480))).reason == TOO_LARGE
+    assert refused(path, ImageInput(resize=Resize(shortest=480))).reason == pixels.TOO_LARGE
     lost = refused(path, ImageInput(crop=(2, 2)))
     assert (lost.reason, lost.detail) == (pixels.TOO_SMALL, "height 1, width 20000, crop 2x2")
 
