@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.fitting import FitOptions, fit
-from netvlad_deploy.images import IMAGENET_MEAN, IMAGENET_STD, ImageChanges, Resize
+from netvlad_deploy.images import IMAGENET_MEAN, IMAGENET_STD, ImageChanges, ImageInput, Resize
 from netvlad_deploy.models.assembly import read_pipeline
 from netvlad_deploy.models.record import KEY
 from netvlad_deploy.models.vocabulary import descriptors
@@ -225,3 +225,29 @@ def test_an_unknown_backbone_in_a_record_is_refused(folder: Path, tmp_path: Path
     save_file(tensors, found.output, metadata={KEY: json.dumps({**record, "backbone": "os"})})
     with pytest.raises(UsageError, match="backbone 'os' is unknown"):
         read_pipeline(found.output)
+
+
+def test_what_is_asked_of_images_reaches_the_record_and_the_pipeline(command: Command, folder: Path) -> None:
+    images = ("--resize", "shorter:40,bilinear-aliased", "--crop", "32x32", "--no-orient", "--depth", 8)
+    outcome = command("fit", folder, "--backbone", COLOURS, "--clusters", 3, *images, "--json")
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)["record"]["images"]
+    assert (record["crop"], record["orient"], record["depth"]) == ([32, 32], False, 8)
+    expected = ImageInput(resize=Resize(shortest=40, filter="bilinear-aliased"), crop=(32, 32), orient=False, depth=8)
+    assert read_pipeline(Path("vocabulary.safetensors"), backbone=COLOURS).images == expected
+    said = "grey values of 8 bits, pixels as stored, shorter side to 40 (bilinear-aliased), the middle 32x32, then"
+    assert f"images: {said}" in command("inspect", "vocabulary.safetensors").out
+
+
+def test_a_record_of_before_keeps_its_meaning(folder: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    found = fit([folder], tmp_path / "v.safetensors", options())
+    with safe_open(found.output, framework="np") as file:
+        record = json.loads(file.metadata()[KEY])
+    old = {name: record["images"][name] for name in ("mean", "std")}
+    old["resize"] = {"size": list(SIDES), "longest": None, "filter": "box"}
+    save_file(load_file(found.output), found.output, metadata={KEY: json.dumps({**record, "images": old})})
+    images = read_pipeline(found.output, backbone=COLOURS).images
+    assert images == ImageInput(resize=Resize(size=SIDES, filter="box"), orient=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
 from netvlad_deploy.files import stage_files
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import ImageInput, Resize
 from tests.colour_graphs import BANDS, band_pipeline, bands
 from tests.command import Command, error_of
 
@@ -199,3 +199,27 @@ def test_an_fp16_file_is_emulated_strictly_unless_told_otherwise(
     outcome = command("evaluate", walk / "half.onnx", *folders, "--json", "--backend", "onnxruntime")
     assert [one["backend"] for one in json.loads(outcome.out)["candidates"]] == ["onnxruntime"]
     assert "strict" not in Path("out/report.md").read_text()
+
+
+@pytest.mark.parametrize("orient", [True, False])
+def test_embed_does_what_the_sidecar_says_of_images(
+    command: Command, pipeline: OnnxArtifact, tmp_path: Path, orient: bool
+) -> None:
+    """A photo as phones save it, and 8 bits of grey in 16: turned or not, and cut out after the resize."""
+    prepared = ImageInput(resize=Resize(size=(20, 24), filter="nearest"), crop=(16, 12), orient=orient, depth=8)
+    with stage_files(force=True) as staging:
+        staged = replace(pipeline, images=prepared)
+        stage_artifact(staging, staged, pipeline.path.read_bytes())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    random = np.random.default_rng(0)
+    colours, grey = random.integers(0, 256, (20, 24, 3), dtype=np.uint8), random.integers(0, 256, (20, 24))
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(colours).save(tmp_path / "photos" / "a.png", exif=exif)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "photos" / "b.png")
+    assert command("embed", pipeline.path, tmp_path / "photos", "-o", "y.npz").code == 0
+    upright = np.rot90(colours, -1)[np.arange(20) * 24 // 20][:, np.arange(24) * 20 // 24]
+    shown = [upright if orient else colours, np.stack([grey.astype(np.uint8)] * 3, axis=2)]
+    with np.load("y.npz") as written:
+        for got, image in zip(written["descriptors"], shown, strict=True):
+            assert np.abs(got - bands(image[2:18, 6:18])).max() < 1e-6

@@ -103,7 +103,7 @@ class _Page:
 
     def _photo(self, left: int, top: int, path: Path, colour: str, captions: tuple[str, str]) -> None:
         right, bottom = left + WIDTH + 2 * FRAME, top + HEIGHT + 2 * FRAME
-        with load_images([ImageFile(path=path, name=path.name)], ImageInput()) as loaded:
+        with load_images([ImageFile(path=path, name=path.name)], ImageInput(depth=16)) as loaded:
             ((_, pixels),) = loaded
         self._draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
         if isinstance(pixels, np.ndarray):

@@ -59,7 +59,7 @@ def pixels_of(pillow: Any, image: Any, prepared: ImageInput, name: str) -> Array
     image = _turned(pillow, image, upright=prepared.orient)
     if image.mode[0] in "IF":  # Pillow would clip 16 bits to 8
         image = pillow.fromarray(_grey(np.asarray(image), prepared.depth, name))
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if wide:
         _check_colours(image, prepared.depth)
     return _cut(_resized(pillow, image, prepared), prepared.crop)

@@ -31,8 +31,7 @@ def resample(pixels: npt.NDArray[np.uint8], size: Size, kernel: str) -> Float32:
     if kernel == AREA and (size[0] > pixels.shape[0] or size[1] > pixels.shape[1]):
         kernel = ALIASED
     rows, columns = (_weights(kernel, *lengths) for lengths in zip(pixels.shape, size, strict=False))
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (C,H,W)
-    shorter = _shrink_rows(planes, rows)
+    shorter = _shrink_rows(pixels.transpose(2, 0, 1), rows)  # (C,H,W) to (C,N,W)
     resampled: Float32 = _shrink_rows(shorter.transpose(0, 2, 1), columns).transpose(2, 1, 0)
     return resampled
 
@@ -55,7 +54,7 @@ def _shrink_rows(planes: Array, weights: Weights) -> Float32:
         np.put_along_axis(matrix, places, shares[first : first + BLOCK], axis=1)
         np.matmul(
             matrix[:, : high - low],
-            planes[:, low:high].astype(np.float32),
+            np.ascontiguousarray(planes[:, low:high], dtype=np.float32),
             out=result[:, first : first + BLOCK],
         )
     return result
