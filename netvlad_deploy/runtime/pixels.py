@@ -43,7 +43,10 @@ UNKNOWN_DEPTH, TOO_LARGE, TOO_SMALL = "of an unknown depth", "too large", "small
 
 
 class UnfitError(ValueError):
-    """An image that was decoded, but cannot be prepared: `reason` is one of few, the message is what it was here."""
+    """An image that was decoded, but cannot be prepared: `reason` is one of few, the message is what it was here.
+
+    It never leaves `load_images`, which turns it into a `Skipped`.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
