@@ -14,6 +14,7 @@ FLOORS = [
     {"projection", "require", "shapes"},
     {"spec"},
     {"images"},
+    {"formats"},
     {"arrays", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
     {"runtime", "models"},

@@ -9,7 +9,7 @@ import scipy.io
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.measurement.candidate import is_checkpoint
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
 from netvlad_deploy.models.matlab import average_image, read_matlab
 from netvlad_deploy.spec import ADD
