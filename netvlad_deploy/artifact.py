@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.files import Staging, sha256_file
+from netvlad_deploy.formats import no_artifact
 from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile, Resize
 from netvlad_deploy.projection import Projection
 from netvlad_deploy.shapes import AxisRange, Profile
@@ -195,7 +196,9 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
     """
     path = Path(path)
     if not path.is_file():
-        raise ArtifactError(f"{path} is not a file")
+        raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
+    if not sidecar_path(path).exists() and (what := no_artifact(path)):
+        raise ArtifactError(f"{path} is {what}")
     record = _read_sidecar(sidecar_path(path))
     kinds: dict[str, type[OnnxArtifact | EngineArtifact]] = {"onnx": OnnxArtifact, "engine": EngineArtifact}
     kind = kinds.get(record.pop("kind", ""))

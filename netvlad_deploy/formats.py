@@ -98,7 +98,7 @@ def foreign(path: Path) -> str:
     if start.startswith(b"PK"):
         return next((kind for member, kind in _MEMBERS.items() if _has_member(path, member)), "")
     if path.suffix.lower() == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a")):
-        return f"an ONNX file of other code, or without the sidecar that export wrote beside it: {_EXPORT}"
+        return f"an ONNX file, whose sidecar {path.name}.json is missing; if other code wrote it, {_EXPORT}"
     return ""
 
 
