@@ -113,6 +113,8 @@ def module_of(head: Head, path: Path | str) -> NetVLAD:
         if isinstance(part, torch.nn.BatchNorm1d):
             tensors.setdefault(f"{name}.{COUNTER}", torch.zeros((), dtype=torch.long))
             if f"{name}.eps" in tensors:
+                if head.tensors[f"{name}.eps"].numel() != 1:
+                    raise InputError(f"{path}: {name}.eps is not one number")
                 part.eps = float(head.tensors[f"{name}.eps"])
                 del tensors[f"{name}.eps"]
     try:

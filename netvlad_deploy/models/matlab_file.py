@@ -63,8 +63,8 @@ def read_variable(path: Path, name: str) -> tuple[Any, list[str]]:
         if matrix.kind != MATRIX:
             raise ValueError(f"element {matrix.kind} stands where a variable should")
         parts = _elements(matrix.content, order)
-        next(parts), next(parts)
-        names.append(_text(next(parts)))
+        _next(parts), _next(parts)
+        names.append(_text(_next(parts)))
         if names[-1] == name:
             found = _value(matrix, order, 0)
     return found, names
@@ -87,6 +87,13 @@ def _elements(content: memoryview, order: str) -> Iterator[_Element]:
         at = at + 8 if start == at + 4 else start + size + (0 if kind == COMPRESSED else -size % 8)
 
 
+def _next(parts: Iterator[_Element]) -> _Element:
+    element = next(parts, None)
+    if element is None:
+        raise EOFError("an element is missing")
+    return element
+
+
 def _inflated(content: memoryview, order: str) -> _Element:
     """Return the one element that was compressed; only as much memory is taken as deflate can make of it."""
     inflator = zlib.decompressobj()
@@ -107,36 +114,36 @@ def _value(element: _Element, order: str, depth: int) -> Any:
     if not element.content:
         return np.zeros(0)
     parts = _elements(element.content, order)
-    flags = int(_numbers(next(parts), order)[0])
+    flags = int(_numbers(_next(parts), order)[0])
     kind = flags & 0xFF
     if kind not in (CELL, STRUCT, CHAR, *NUMERIC):
         return Unread(kind=kind)
-    dimensions = [int(each) for each in _numbers(next(parts), order)]
-    next(parts)
+    dimensions = [int(each) for each in _numbers(_next(parts), order)]
+    _next(parts)
     if min(dimensions, default=0) < 0:
         raise ValueError(f"an array has the shape {dimensions}")
     if kind == CHAR:
-        return _text(next(parts))
+        return _text(_next(parts))
     if kind == CELL:
-        return [_value(next(parts), order, depth + 1) for _ in range(math.prod(dimensions))]
+        return [_value(_next(parts), order, depth + 1) for _ in range(math.prod(dimensions))]
     if kind == STRUCT:
         return _structs(parts, math.prod(dimensions), order, depth)
-    values = _numbers(next(parts), order)
+    values = _numbers(_next(parts), order)
     if flags & COMPLEX:
-        values = values + 1j * _numbers(next(parts), order)
+        values = values + 1j * _numbers(_next(parts), order)
     return values.reshape(dimensions, order="F").squeeze()
 
 
 def _structs(parts: Iterator[_Element], count: int, order: str, depth: int) -> Any:
     """Return a struct as a dictionary, or several as a list."""
-    (length,) = _numbers(next(parts), order)
-    names = bytes(next(parts).content)
+    (length,) = _numbers(_next(parts), order)
+    names = bytes(_next(parts).content)
     if length < 1 or len(names) % length:
         raise ValueError(f"the fields of a struct have names of {length} bytes")
     fields = [names[at : at + length].split(b"\0")[0].decode("latin1") for at in range(0, len(names), length)]
     if not fields:
         return {}
-    structs = [{name: _value(next(parts), order, depth + 1) for name in fields} for _ in range(count)]
+    structs = [{name: _value(_next(parts), order, depth + 1) for name in fields} for _ in range(count)]
     return structs[0] if count == 1 else structs
 
 
