@@ -115,15 +115,15 @@ def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -
         LOG.info("%s: read the weights of an object of %s, whose code did not run", path.name, names(walk.objects))
     if beside := [name for name in skipped - walk.objects if not name.startswith(("torch.", "__torch__."))]:
         LOG.info("%s: left out, and not run: objects beside the weights of %s", path.name, names(beside))
+    if len(kept) > MOST_TENSORS:
+        raise InputError(f"{path} is no checkpoint: it has {len(kept)} tensors, expected {MOST_TENSORS} at most")
     tensors: dict[str, torch.Tensor] = {}
     for leaf in kept:
         name = leaf.name.removeprefix("module.")
         if name in tensors:
             raise InputError(f"{path} holds two tensors named {name}: save one state_dict alone")
-        if len(name) > LONGEST_NAME or len(tensors) > MOST_TENSORS:
-            raise InputError(
-                f"{path} is no checkpoint: it has over {MOST_TENSORS} tensors, or a name over {LONGEST_NAME} characters"
-            )
+        if len(name) > LONGEST_NAME:
+            raise InputError(f"{path} is no checkpoint: a name of {len(name)} characters begins {name[:40]}")
         if (tensor := _tensor(leaf.value, name, path)) is not None:
             tensors[name] = tensor
     return tensors

@@ -14,7 +14,8 @@ from typing import Any
 from tests.fuzz.harness import fuzz, limit_memory
 from tests.fuzz.parsers import PARSERS
 
-START_S = 60
+START_S = 300
+"""How long a worker may take to import torch on a busy machine."""
 WORKER = "--worker"
 
 

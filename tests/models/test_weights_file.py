@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.models import weights_file
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.weights_file import LONGEST_NAME, read_tensors
 from tests.modules import make_module
@@ -254,13 +255,37 @@ def test_a_small_file_that_asks_for_much_is_refused(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.ones(3, 1).expand(3, 2)}, tmp_path / "m.pt")
     assert torch.equal(read_tensors(tmp_path / "m.pt")["a.weight"], torch.ones(3, 2))
     torch.save({"." * (LONGEST_NAME + 1): torch.ones(2, 2)}, tmp_path / "m.pt")
-    with pytest.raises(InputError, match="a name over 512 characters"):
+    with pytest.raises(InputError, match=r"a name of 513 characters begins \.\.\."):
         read_tensors(tmp_path / "m.pt")
     looped: dict[str, Any] = {"a.weight": torch.ones(2, 2)}
     looped["self"] = looped
     torch.save(looped, tmp_path / "m.pt")
     with pytest.raises(InputError, match="nested without an end"):
         read_tensors(tmp_path / "m.pt")
+
+
+def test_a_file_of_too_many_tensors_is_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_file, "MOST_TENSORS", 5)
+    torch.save({f"{index}.weight": torch.ones(2, 2) for index in range(6)}, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"it has 6 tensors, expected 5 at most"):
+        read_tensors(tmp_path / "m.pt")
+
+
+def test_a_storage_is_as_large_as_the_file_says_elsewhere_too(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.ones(4, 4)}, tmp_path / "m.pt")
+    content = (tmp_path / "m.pt").read_bytes()
+    (tmp_path / "m.pt").write_bytes(content.replace(b"cpu", b"gpu", 1))
+    with pytest.raises(InputError, match=r"damaged or cut short \(BadZipFile: Bad CRC-32"):
+        read_tensors(tmp_path / "m.pt")
+    torch.save({"a.weight": torch.ones(4, 4)}, tmp_path / "m.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "m.pth").read_bytes()
+    for changed in (content[:-8], content.replace(b"K\x10N", b"M\xff\xffN"), content[:60]):
+        assert changed != content
+        (tmp_path / "m.pth").write_bytes(changed)
+        with pytest.raises(InputError, match="damaged or cut short"):
+            read_tensors(tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize("name", ["m.PTH", "m.Pt", "m.ckpt", "m.bin", "M.TAR", "m.pt2"])
