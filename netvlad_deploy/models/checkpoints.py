@@ -19,7 +19,7 @@ from netvlad_deploy.models.dialects import Head, detect, matching
 from netvlad_deploy.models.dialects.base import BackboneState, names
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.record import VocabularyRecord
-from netvlad_deploy.models.weights_file import read_tensors
+from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
 
@@ -129,7 +129,7 @@ def read_record(path: Path) -> VocabularyRecord | None:
 
     Raises: InputError if the record is damaged.
     """
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return None
     with require("safetensors", extra="export").safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}

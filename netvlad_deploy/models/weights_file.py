@@ -71,15 +71,22 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     if not is_checkpoint(path):
         raise InputError(f"{path} is no checkpoint: expected one of {', '.join(CHECKPOINT_SUFFIXES)}")
     with reading(path):
-        start, suffix = first_bytes(path), path.suffix.lower()
-        if suffix == ".mat":
+        if path.suffix.lower() == ".mat":
             return read_matlab(path)
-        if suffix == ".safetensors" or start[8:9] == b"{":
+        if is_safetensors(path):
             return _plain(path, _read_safetensors(path))
-        if suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return _plain(path, _read_npz(path))
         with open_pickled(path) as pickled:
             return _plain(path, pickled.content, skipped=pickled.skipped)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is one of safetensors, by its name or by the JSON that it begins with.
+
+    Raises: InputError if it is missing or may not be read.
+    """
+    return path.suffix.lower() == ".safetensors" or first_bytes(path)[8:9] == b"{"
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
