@@ -80,7 +80,8 @@ def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
     members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl" and name.count("/") <= 1]
     if len(pickles) != 1:
-        raise InputError(f"{path} is a zip archive, but not of torch: expected one data.pkl, found {names(members)}")
+        found = names(name[:80] for name in members)
+        raise InputError(f"{path} is a zip archive, but not of torch: expected one data.pkl, found {found}")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in members and archive.read(f"{root}byteorder") == b"big":
         raise InputError(f"{path} was saved on a machine of the other byte order: save it as safetensors there")

@@ -35,6 +35,9 @@ STORAGES: Final = {
     "UntypedStorage": torch.uint8,
 }
 
+LONGEST_NAME: Final = 200
+"""Letters of a class that a message shows."""
+
 
 class Standin:
     """What stands for a class, a function or an object of the file that is not weights; it does nothing."""
@@ -117,7 +120,7 @@ class _NumpyDtype:
     """A dtype of NumPy that is being made: its code first, its byte order as a state."""
 
     def __init__(self, code: object) -> None:
-        self.code, self.order = str(code), ""
+        self.code, self.order = code if isinstance(code, str) else "O", ""
 
     def take(self, state: Any) -> None:
         """Take the byte order."""
@@ -206,14 +209,20 @@ def _scalar(dtype: Any, raw: Any) -> Any:
     return None if array is None else array.item()
 
 
+def _is_key(value: Any) -> bool:
+    """Return whether something may be a key or a member: tuples of tuples of tuples can take forever to hash."""
+    simple = (str, bytes, int, float, complex, type(None), Standin)
+    return isinstance(value, simple) or (isinstance(value, tuple) and all(isinstance(each, simple) for each in value))
+
+
 def _mapping(*arguments: Any) -> dict[Any, Any]:
     """Return a dictionary of any kind as a plain one; what makes the missing values of a `defaultdict` is left out."""
-    given = [argument for argument in arguments if isinstance(argument, Mapping | list)]
-    return dict(given[0]) if given else {}
+    given = next((argument for argument in arguments if isinstance(argument, dict | list)), [])
+    return {key: value for key, value in (given.items() if isinstance(given, dict) else given) if _is_key(key)}
 
 
 def _set(items: Iterable[Any] = ()) -> set[Any]:
-    return set(items)
+    return {item for item in items if _is_key(item)}
 
 
 KNOWN: Final[Mapping[str, Callable[..., Any]]] = {
@@ -276,6 +285,7 @@ class Unpickler(pickle._Unpickler):
 
     stack: list[Any]
     append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, stream: IO[bytes] | Any, storage: Callable[..., Storage | Standin] | None = None) -> None:
         super().__init__(stream, encoding="latin1")
@@ -294,8 +304,9 @@ class Unpickler(pickle._Unpickler):
             dtype = vars(torch).get(name) if module == "torch" else None
             if isinstance(dtype, torch.dtype):
                 return dtype
-        self.skipped.add(f"{module}.{name}")
-        return Standin(f"{module}.{name}")
+        foreign = f"{module}.{name}"[:LONGEST_NAME]
+        self.skipped.add(foreign)
+        return Standin(foreign)
 
     def persistent_load(self, pid: Any) -> Any:
         """Return a storage, or the class of an old pickle of a whole module."""
@@ -304,6 +315,8 @@ class Unpickler(pickle._Unpickler):
             return rest[0]
         if kind != "storage" or self._storage is None:
             raise pickle.UnpicklingError("a reference that is no storage of a tensor")
+        if len(rest) < 2 or not isinstance(rest[1], str | int):
+            raise pickle.UnpicklingError("a storage without a key")
         return self._storage(*rest)
 
     def load_reduce(self) -> None:
@@ -333,6 +346,46 @@ class Unpickler(pickle._Unpickler):
         elif isinstance(target, Standin):
             target.state = state
 
+    def load_setitems(self) -> None:
+        """Put items into a dictionary."""
+        items = self.pop_mark()
+        self._put(self.stack[-1], items)
+
+    def load_setitem(self) -> None:
+        """Put one item into a dictionary."""
+        *_, key, value = self.stack
+        del self.stack[-2:]
+        self._put(self.stack[-1], [key, value])
+
+    def load_dict(self) -> None:
+        """Make a dictionary as protocol 0 does."""
+        items = self.pop_mark()
+        self.append({})
+        self._put(self.stack[-1], items)
+
+    def _put(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, dict):
+            pairs = zip(items[::2], items[1::2], strict=True)
+            target.update((key, value) for key, value in pairs if _is_key(key))
+        elif not isinstance(target, Standin):
+            raise pickle.UnpicklingError(f"an item is put into a {type(target).__name__}")
+
+    def load_additems(self) -> None:
+        """Put members into a set."""
+        items = self.pop_mark()
+        if isinstance(self.stack[-1], set):
+            self.stack[-1].update(_set(items))
+
+    def load_frozenset(self) -> None:
+        """Make a set that does not change, which one that does may stand for."""
+        items = self.pop_mark()
+        self.append(_set(items))
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.NEWOBJ[0]] = load_newobj
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex

@@ -85,6 +85,29 @@ def test_attributes_are_set_on_nothing() -> None:
     assert all(function.__module__.startswith("netvlad_deploy") for function in OWN)
 
 
+NESTED = b")" + b"2\x86" * 60
+"""A tuple that holds one twice, which holds one twice: 2^60 in all."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + NESTED + b"K\x01s.",
+        b"}(" + NESTED + b"K\x01u.",
+        b"(" + NESTED + b"K\x01d.",
+        b"\x8f(" + NESTED + b"\x90.",
+        b"(" + NESTED + b"\x91.",
+        b"cbuiltins\nset\n(](" + NESTED + b"etR.",
+        b"ccollections\nOrderedDict\n(](](" + NESTED + b"K\x01eetR.",
+        b"cnumpy\ndtype\n(" + NESTED + b"tR.",
+    ],
+)
+def test_what_would_take_forever_to_hash_or_to_write_is_left_out(content: bytes) -> None:
+    assert not loaded(content) or not hasattr(loaded(content), "__len__")
+    with pytest.raises(pickle.UnpicklingError, match="without a key"):
+        Unpickler(io.BytesIO(text("storage") + b"K\x01" + NESTED + b"\x87Q."), lambda *_: Standin("")).load()
+
+
 class Evil:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
