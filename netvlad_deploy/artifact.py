@@ -17,6 +17,7 @@ from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.external_data import check_names
 from netvlad_deploy.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file
+from netvlad_deploy.formats import no_artifact
 from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile
 from netvlad_deploy.records import from_record
 from netvlad_deploy.shapes import Profile
@@ -281,7 +282,9 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
     for _ in range(MOST_ATTEMPTS):
         finish_writing(path.parent)
         if not path.is_file():
-            raise ArtifactError(f"{path} is not a file")
+            raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
+        if not sidecar_path(path).exists() and (what := no_artifact(path)):
+            raise ArtifactError(f"{path} is {what}")
         sidecar = _read_sidecar(path)
         try:
             return _proven(path, sidecar, expect_sha256)

@@ -194,6 +194,8 @@ def _read(arrays: Mapping[str, Array], name: str) -> Float64:
 
 def _finite(values: Array, name: str) -> Array:
     """Return values, all finite; NaN is its own extreme, so no mask as large as a projection is needed."""
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
     if values.size and not np.isfinite([values.min(), values.max()]).all():
         raise InputError(f"reference parameter {name} is not finite")
     return values
@@ -209,9 +211,9 @@ def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
 def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchNorm | None:
     if not any(name.startswith(f"{layer}.") for name in arrays):
         return None
-    eps = float(_read(arrays, f"{layer}.eps"))
+    (eps,) = _vector({"eps": np.reshape(_read(arrays, f"{layer}.eps"), -1)}, "eps", 1)
     vectors = {key: _vector(arrays, f"{layer}.{key}", columns) for key in BATCH_NORM_KEYS if key != "eps"}
-    return BatchNorm(**vectors, eps=eps)
+    return BatchNorm(**vectors, eps=float(eps))
 
 
 def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearMap | None:

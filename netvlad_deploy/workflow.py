@@ -14,11 +14,11 @@ from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_a
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.files import Staging, make_folder, stage_files, write_text
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import load_goldens
 from netvlad_deploy.measurement.candidate import (
     Candidate,
     check_lineage,
-    is_checkpoint,
     open_runner,
     parity_backend,
 )

@@ -9,9 +9,10 @@ import numpy as np
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import USUAL_PHOTO
 from netvlad_deploy.images import CHANNELS, IMAGES, ImageInput
-from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, open_runner
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec

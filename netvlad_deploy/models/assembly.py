@@ -16,11 +16,12 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
-from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head, read_tensors
+from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head
 from netvlad_deploy.models.dialects import Head, matching
 from netvlad_deploy.models.dialects.base import BackboneState
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.models.weights_file import read_tensors
 
 LOG = logging.getLogger(__name__)
 

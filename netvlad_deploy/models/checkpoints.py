@@ -6,32 +6,25 @@ Its keys are those of a dialect, possibly inside `state_dict`, behind `module.`,
 """
 
 import logging
-import pickle
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, detect, matching
 from netvlad_deploy.models.dialects.base import BackboneState, names
-from netvlad_deploy.models.matlab import read_matlab
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.record import VocabularyRecord
+from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
 
 LOG = logging.getLogger(__name__)
 
-CONTAINERS = ("state_dict", "model_state_dict", "model")
-TORCH_SUFFIXES = (".pt", ".pth", ".tar")
-SUFFIXES = (".safetensors", ".npz", ".mat", *TORCH_SUFFIXES)
 COUNTER = "num_batches_tracked"
 
 
@@ -87,7 +80,7 @@ def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None)
     Raises: as `load_checkpoint`.
     """
     path = Path(path)
-    everything = _tensors(_read(path))
+    everything = read_tensors(path)
     state = _below(everything, prefix) if prefix else everything
     try:
         chosen = detect(state, dialect)
@@ -120,6 +113,8 @@ def module_of(head: Head, path: Path | str) -> NetVLAD:
         if isinstance(part, torch.nn.BatchNorm1d):
             tensors.setdefault(f"{name}.{COUNTER}", torch.zeros((), dtype=torch.long))
             if f"{name}.eps" in tensors:
+                if head.tensors[f"{name}.eps"].numel() != 1:
+                    raise InputError(f"{path}: {name}.eps is not one number")
                 part.eps = float(head.tensors[f"{name}.eps"])
                 del tensors[f"{name}.eps"]
     try:
@@ -129,20 +124,12 @@ def module_of(head: Head, path: Path | str) -> NetVLAD:
     return module.eval()
 
 
-def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file of weights without containers and `module.`.
-
-    Raises: InputError if it is unreadable or runs code.
-    """
-    return _tensors(_read(Path(path)))
-
-
 def read_record(path: Path) -> VocabularyRecord | None:
     """Return what a vocabulary file says of itself, None if it is another file.
 
     Raises: InputError if the record is damaged.
     """
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return None
     with require("safetensors", extra="export").safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -157,50 +144,6 @@ def check_options(spec: NetVLADSpec, path: Path, **given: int | bool | None) -> 
     for name, value in given.items():
         if value is not None and value != getattr(spec, name):
             raise UsageError(f"{path} has {name} {getattr(spec, name)}, the options say {value}: leave the option out")
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path} is not a file")
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path} is no checkpoint: expected one of {', '.join(SUFFIXES)}")
-    try:
-        loaded = _load(path)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is no file of torch, or holds code beside weights: save its state_dict alone"
-        ) from error
-    except TypeError as error:
-        raise InputError(f"{path} holds an array that torch cannot take: {error}") from error
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        raise InputError(f"{path} is unreadable or truncated ({type(error).__name__}): copy it again") from error
-    except require("safetensors", extra="export").SafetensorError as error:
-        raise InputError(f"{path} is unreadable or truncated ({error}): copy it again") from error
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
-    return loaded
-
-
-def _load(path: Path) -> Any:
-    if path.suffix == ".mat":
-        return read_matlab(path)
-    if path.suffix == ".safetensors":
-        return require("safetensors.torch", extra="export").load_file(path)
-    if path.suffix == ".npz":
-        arrays = read_arrays(path)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Strip containers and `module.`; keep the tensors."""
-    for container in CONTAINERS:
-        if isinstance(loaded.get(container), Mapping):
-            loaded = loaded[container]
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def _recorded(backbone: BackboneState | None, path: Path) -> BackboneState | None:

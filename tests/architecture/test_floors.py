@@ -14,6 +14,7 @@ FLOORS = [
     {"external_data", "journal", "projection", "records", "require", "scratch", "shapes", "sidecar"},
     {"spec"},
     {"images"},
+    {"formats"},
     {"arrays", "children", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
     {"runtime", "models"},
