@@ -16,5 +16,5 @@ PATCH_NETVLAD = Convolution(
     projection="WPCA.0.",
     present=(WPCA,),
     preprocessing=VGG16,
-    backbone=replace(ENCODER, images=ImageInput(resize=Resize(size=(480, 640)))),
+    backbone=replace(ENCODER, images=ImageInput(resize=Resize(size=(480, 640))), assumed=""),
 )
