@@ -38,8 +38,8 @@ class Inspection:
 class CheckpointInspection:
     """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on.
 
-    `backbone` is the name of its image backbone, or why `export` refuses it, and `images` what that takes; `unplaced` are the
-    matrices of which nothing says where they stand, and `assumed` is what the file leaves open.
+    `backbone` is the name of its image backbone, or why `export` refuses it, and `images` what that takes; `unplaced`
+    are the matrices of which nothing says where they stand, and `assumed` is what the file leaves open.
     """
 
     path: Path

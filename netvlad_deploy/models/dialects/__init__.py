@@ -115,6 +115,8 @@ def _heads(state: Mapping[str, Tensor], fits: Sequence[Place]) -> list[tuple[Pla
 
 def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, head: Head) -> str:
     """Return what the keys leave open and was assumed, in words."""
+    if place.is_named(state):
+        return ""
     rare = [each for each in fits if each.dialect.explicit and each is not place]
     try:
         others = [(other, found) for other, found in _heads(state, rare) if found.spec != head.spec] if rare else []
@@ -123,7 +125,7 @@ def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, h
     if others:
         said = "; ".join(_difference(place, head, *other) for other in others)
         return f"{place.dialect.name}, not {others[0][0].dialect.name}, which saves the same keys ({said})"
-    if place.is_named(state) or not any(place.dialect.roots):
+    if not any(place.dialect.roots):
         return ""
     return f"{place.dialect.name}, by {place.layer} alone ({convention_words(conventions(head.spec))})"
 

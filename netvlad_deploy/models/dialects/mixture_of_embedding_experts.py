@@ -33,7 +33,7 @@ class MixtureOfEmbeddingExperts(CollaborativeExperts):
 MIXTURE_OF_EMBEDDING_EXPERTS = MixtureOfEmbeddingExperts(
     name="mixture-of-embedding-experts",
     keys="clusters (D,K), clusters2 (1,D,K), batch_norm.* that is not used",
-    needs=("clusters", "clusters2"),
+    needs=("clusters", "clusters2", f"{BATCH_NORM}weight"),
     lacks=(f"{BATCH_NORM}eps", *MARKS, ASSIGNMENT_BIAS, f"{PROJECTION}.weight"),
     explicit=True,
 )

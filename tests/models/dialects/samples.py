@@ -1,7 +1,7 @@
 """A random checkpoint of each dialect, with what its own code saves beside the head."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,9 @@ SAMPLES: dict[str, Sample] = {
     "collaborative-experts": collaborative_experts(1, 6, 2, 10, 0.5),
     "collaborative-experts, no ghosts": collaborative_experts(2, 5, 0, 12, 2.0),
     "collaborative-experts, no BatchNorm": without_batch_norm(collaborative_experts(3, 4, 3, 8, 1.0)),
+    "collaborative-experts, clusters alone": replace(
+        without_batch_norm(collaborative_experts(18, 4, 0, 8, 1.0)), chosen=True
+    ),
     "collaborative-experts, text_pooling": text_pooling(4),
     "mixture-of-embedding-experts": Sample(
         dialect="mixture-of-embedding-experts",

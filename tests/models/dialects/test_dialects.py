@@ -38,10 +38,16 @@ def expected_of(sample: Sample, x: Float64, formula: Formula | None = None) -> F
     return (formula or sample.formula)({name: tensor.double().numpy() for name, tensor in sample.state.items()}, x)
 
 
+def descriptors(head: Head, x: Float64) -> Float64:
+    """Return what the module gives in float64."""
+    with torch.inference_mode():
+        got: Float64 = module_of(head, PATH).double()(torch.from_numpy(x)).numpy()
+    return got
+
+
 def errors(head: Head, expected: Float64, x: Float64) -> tuple[float, float]:
     """Return the largest 1 - cos and the largest difference of the module in float64."""
-    with torch.inference_mode():
-        got = module_of(head, PATH).double()(torch.from_numpy(x)).numpy()
+    got = descriptors(head, x)
     cosines = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     return float((1 - cosines).max()), float(np.abs(got - expected).max())
 
