@@ -21,6 +21,9 @@ PROJECTION = re.compile(
 )
 """Names of what comes after a head: a linear map of its descriptor, with its BatchNorm and gating."""
 
+LOSSES = ("criterion.", "loss.", "loss_fn.", "losses.")
+"""What stands before the parameters of a training loss, such as its class centres: it changes no descriptor."""
+
 FOLLOWING = ("projection.", "gating.")
 """Starts of the reference's own names of it."""
 
