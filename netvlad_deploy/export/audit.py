@@ -93,7 +93,7 @@ def _largest_value(folded: FoldedNetVLAD) -> float:
     worse there than elsewhere only if D*K exceeds 2^26.
     """
     projection = folded.spec.projection
-    return 1.0 if projection is None or projection.l2 or folded.projection is None else folded.projection.largest
+    return 1.0 if projection is None or projection.bounded or folded.projection is None else folded.projection.largest
 
 
 def _cost(size_bytes: int, *, alone: bool) -> str:

@@ -166,7 +166,7 @@ def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: 
     if not shared:
         raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
     precise = candidate.precision == "fp32" and (against is None or against.precision == "fp32")
-    limit = SHORT_TOLERANCE if precise and candidate.spec.unit_length else np.inf
+    limit = SHORT_TOLERANCE if precise and candidate.spec.projection is None else np.inf
     outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec, limit) for name in shared)
     batch, num_features, _ = case.features.shape
     norm = float(np.linalg.norm(case.features.astype(np.float64), axis=-1).max())
