@@ -59,8 +59,10 @@ class OutputParity:
 class CaseParity:
     """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm.
 
-    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that could
-    not be judged at all has no outputs and says why in `reason`.
+    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that proves
+    nothing is NOT_JUDGED and says why in `reason`: it could not be made, and has no outputs, or a fault would be within
+    its tolerance. `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be over
+    the tolerance of this case.
     """
 
     name: str
@@ -69,6 +71,7 @@ class CaseParity:
     logit_step: float
     outputs: tuple[OutputParity, ...]
     reason: str = ""
+    smallest_fault: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -90,8 +93,13 @@ class ParityReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any case failed, NOT_RUN if none ran."""
+        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything."""
         return Verdict.combine(case.verdict for case in self.cases)
+
+    @property
+    def not_judged(self) -> int:
+        """Return how many cases prove nothing."""
+        return sum(case.verdict is Verdict.NOT_JUDGED for case in self.cases)
 
 
 def compare(
