@@ -71,7 +71,7 @@ def deployment_markdown(deployment: Deployment) -> str:
     for report in deployment.parity:
         lines += ["", f"## Parity: {report.candidate} against {report.reference}", ""]
         lines += [f"Not run: {report.reason}"] if report.reason else markdown_table(PARITY_HEADER, parity_rows(report))
-        lines += ["", *(f"{line}." for line in not_judged_lines(report))] if report.not_judged else []
+        lines += [text for line in not_judged_lines(report) for text in ("", f"{line}.")]
         lines += ["", departure_line(report.departure) + "."] if report.departure else []
         lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
     lines += ["", "## Latency", "", latency_title(deployment.latency) + ".", ""]

@@ -25,9 +25,9 @@ def parity_junit(report: ParityReport) -> str:
             ET.SubElement(element, "skipped", message=case.reason)
     if report.departure is not None:
         ET.SubElement(suite, "system-out").text = departure_line(report.departure)
-    if report.reason:
+    if reason := report.reason or report.unseen:
         element = ET.SubElement(suite, "testcase", classname="parity", name="all cases")
-        ET.SubElement(element, "skipped", message=report.reason)
+        ET.SubElement(element, "skipped", message=reason)
     for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
         suite.set(attribute, str(len(list(suite.iter(tag)))))
     ET.indent(suite)

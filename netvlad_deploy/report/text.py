@@ -125,12 +125,13 @@ def parity_lines(report: ParityReport) -> list[str]:
 
 
 def not_judged_lines(report: ParityReport) -> list[str]:
-    """Return a line for each reason why cases prove nothing, with the cases it holds for."""
+    """Return a line for each reason why cases prove nothing, with those cases, and one for what no case reveals."""
     names: dict[str, list[str]] = {}
     for case in report.cases:
         if case.verdict is Verdict.NOT_JUDGED:
             names.setdefault(case.reason, []).append(case.name)
-    return [f"not judged: {', '.join(cases)}: {reason}" for reason, cases in names.items()]
+    lines = [f"not judged: {', '.join(cases)}: {reason}" for reason, cases in names.items()]
+    return lines + ([f"not judged: {report.unseen}"] if report.unseen else [])
 
 
 def retrieval_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
