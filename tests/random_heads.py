@@ -42,7 +42,7 @@ from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.spec import ADD, DESCRIPTOR, FLATTENINGS, NORM_FLOORS, GraphOptions, NetVLADSpec, Verdict
 
 PRECISIONS = (GraphOptions(), GraphOptions(precision="fp16"), GraphOptions(precision="fp16", wide_logits=True))
-DRAWS = 5
+DRAWS = 10
 """Heads of each random shape: exporting a shape takes longer than all else."""
 
 EXPONENTS = (-42.0, 20.0)
@@ -81,7 +81,7 @@ def random_spec(random: np.random.Generator) -> NetVLADSpec:
     )
 
 
-def random_module(spec: NetVLADSpec, random: np.random.Generator) -> NetVLAD:
+def random_module(spec: NetVLADSpec, random: np.random.Generator, far: float = 0.25) -> NetVLAD:
     """Return a layer whose weights are those of a vocabulary or untrained, each tensor perhaps scaled far away."""
     module = initialize(spec, int(random.integers(2**31)))
     columns, width = spec.num_clusters + spec.num_ghost_clusters, spec.feature_size
@@ -95,7 +95,7 @@ def random_module(spec: NetVLADSpec, random: np.random.Generator) -> NetVLAD:
             tensor += torch.tensor(random.standard_normal(tensor.shape)).float()
         if name.endswith("running_var"):
             tensor.copy_(torch.tensor(10 ** random.uniform(-3, 1, tensor.shape)).float())
-        if tensor.is_floating_point() and random.random() < 0.25:
+        if tensor.is_floating_point() and random.random() < far:
             scaled = tensor.double() * 10 ** random.uniform(*EXPONENTS)
             tensor.copy_(scaled.clamp(-3e38, 3e38))
     return module.eval()
@@ -110,11 +110,16 @@ def arrays_of(module: NetVLAD) -> Arrays:
 
 
 def reweighted(template: OnnxArtifact, module: NetVLAD, options: GraphOptions) -> OnnxArtifact:
-    """Put another layer's weights into an exported graph of its shape; raise FoldError as its export would."""
+    """Put another layer's weights into an exported graph of its shape, or export it where the graph lost a constant.
+
+    Raises: FoldError, as an export would.
+    """
     folded = fold(module, options)
     limits, findings = audit(folded)
     buffers = {name: tensor.numpy() for name, tensor in folded.named_buffers()}
     model = onnx.load(template.path)
+    if buffers.keys() - {tensor.name for tensor in model.graph.initializer}:
+        return export_onnx(module, template.path.with_name("own.onnx"), options, force=True)
     for tensor in model.graph.initializer:
         if tensor.name in buffers:
             tensor.raw_data = np.ascontiguousarray(buffers[tensor.name]).tobytes()
@@ -295,26 +300,29 @@ def judge_head(
             wrong = plant(parameters, random)
             if wrong is None:
                 continue
-            if options.half:
-                kept = [case.rounded(np.float16) for case in kept]
-            share = effect(parameters, wrong, kept)
             verdict = judge_wrong(runner, wrong)
-            seen = "visible" if share >= VISIBLE else "hardly visible"
-            tally.counts[f"{fault}, {options.precision_name}, {seen}: {verdict.value}"] += 1
+            name = f"{fault}, {options.precision_name}"
+            if verdict is Verdict.FAIL:
+                tally.counts[f"{name}: FAIL"] += 1
+                continue
+            dtype = np.float16 if options.half else np.float32
+            share = effect(parameters, wrong, [case.rounded(dtype) for case in kept])
+            seen = "moves a descriptor by a tenth" if share >= VISIBLE else "moves none by a tenth"
+            tally.counts[f"{name}: {verdict.value}, {seen}"] += 1
             if share >= VISIBLE and verdict is Verdict.PASS:
                 tally.wrong.append(f"PASS of a wrong file ({fault}, moves {share:.2g}): {where}")
 
 
-def run(count: int, seed: int = 0, say: Callable[[str], None] = lambda line: None) -> Tally:
+def run(count: int, seed: int, tally: Tally, say: Callable[[str], None] = lambda line: None) -> None:
     """Judge `count` random heads in every precision."""
-    tally = Tally()
     with tempfile.TemporaryDirectory() as name:
         for index in range(count):
             random = np.random.default_rng((seed, index))
             if index % DRAWS == 0:
                 spec = random_spec(random)
+                usual = random_module(spec, random, far=0)
                 templates = [
-                    export_onnx(initialize(spec, 0), Path(name) / f"{options.precision_name}.onnx", options, force=True)
+                    export_onnx(usual, Path(name) / f"{options.precision_name}.onnx", options, force=True)
                     for options in PRECISIONS
                 ]
             module = random_module(spec, random)
@@ -329,18 +337,21 @@ def run(count: int, seed: int = 0, say: Callable[[str], None] = lambda line: Non
                 judge_head(artifact, options, random, tally, where)
                 for line in tally.wrong[before:]:
                     say(line)
+            tally.counts["heads"] += 1
             say(f"{index + 1} of {count} heads, K={spec.num_clusters} D={spec.feature_size}")
-    return tally
 
 
 def main() -> None:
     """Print what was found."""
     torch.set_num_threads(1)
     count, seed = (int(value) for value in (*sys.argv[1:], *("200", "0")[len(sys.argv) - 1 :]))
-    tally = run(count, seed, lambda line: print(line, flush=True))
-    for name, number in sorted(tally.counts.items()):
-        print(f"{number:6}  {name}")
-    print("\n".join(tally.wrong) or "nothing is wrong")
+    tally = Tally()
+    try:
+        run(count, seed, tally, lambda line: print(line, flush=True))
+    finally:  # also what was found before an interruption
+        for name, number in sorted(tally.counts.items()):
+            print(f"{number:6}  {name}")
+        print("\n".join(tally.wrong) or "nothing is wrong", flush=True)
     raise SystemExit(1 if tally.wrong else 0)
 
 

@@ -214,7 +214,7 @@ def _projected(
             moved[row, column] = np.linalg.norm(difference, axis=-1).max()
             revealed[row, column] = (difference > limits).any()
         slope = np.abs(_follow(parameters, products + origin + factor * changed[cluster]) - right) / SMALL
-        smallest[cluster] = (limits / np.maximum(slope, TINY)).min()
+        smallest[cluster] = np.divide(limits, slope, out=np.full_like(slope, np.inf), where=slope > TINY).min()
     return moved, revealed, _whichever(smallest, (parts**2).sum(axis=-1))
 
 
