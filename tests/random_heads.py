@@ -5,7 +5,7 @@ judged beside the parameters of another head, which makes it a wrong file. Print
 not as it must be; exit 1 if there is one.
 
 - A right file is never FAIL. The export refuses heads that FP32 cannot compute, which is counted.
-- A wrong file is never PASS, where the fault moves the descriptor of some case by a tenth of its length.
+- A wrong file is never PASS, where the fault moves the descriptor of a case that passes by half of its length.
 - The oracle in float64 is right: 80-bit numbers give the same to a tenth of the tolerance.
 """
 
@@ -47,7 +47,7 @@ DRAWS = 10
 
 EXPONENTS = (-42.0, 20.0)
 LARGEST_LAYER, LARGEST_CASE = 2**16, 2**20
-VISIBLE = 0.1
+VISIBLE = 0.5
 """Share of a descriptor's length that a fault must move to count."""
 
 
@@ -231,13 +231,15 @@ def effect(right: ReferenceParameters, wrong: ReferenceParameters, cases: list[C
     return max(found)
 
 
-def judge_wrong(runner: Runner, wrong: ReferenceParameters) -> Verdict:
-    """Return the verdict of a file beside the parameters of another head, as soon as it is known."""
-    cases = list(cases_of(wrong, runner))
+def judge_wrong(runner: Runner, wrong: ReferenceParameters) -> tuple[Verdict, list[Case]]:
+    """Return the verdict of a file beside the parameters of another head, and the cases that passed before it."""
+    cases, passed = list(cases_of(wrong, runner)), []
     for case in cases:
-        if compare(runner, wrong, cases=[case]).verdict is Verdict.FAIL:
-            return Verdict.FAIL
-    return compare(runner, wrong, cases=cases).verdict
+        verdict = compare(runner, wrong, cases=[case]).verdict
+        if verdict is Verdict.FAIL:
+            return verdict, []
+        passed += [case] if verdict is Verdict.PASS else []
+    return compare(runner, wrong, cases=cases).verdict, passed
 
 
 def exact_descriptor(parameters: ReferenceParameters, features: Array) -> Array:
@@ -300,14 +302,14 @@ def judge_head(
             wrong = plant(parameters, random)
             if wrong is None:
                 continue
-            verdict = judge_wrong(runner, wrong)
+            verdict, passed = judge_wrong(runner, wrong)
             name = f"{fault}, {options.precision_name}"
             if verdict is Verdict.FAIL:
                 tally.counts[f"{name}: FAIL"] += 1
                 continue
             dtype = np.float16 if options.half else np.float32
-            share = effect(parameters, wrong, [case.rounded(dtype) for case in kept])
-            seen = "moves a descriptor by a tenth" if share >= VISIBLE else "moves none by a tenth"
+            share = effect(parameters, wrong, [case.rounded(dtype) for case in passed])
+            seen = "moves what passes" if share >= VISIBLE else "hardly moves what passes"
             tally.counts[f"{name}: {verdict.value}, {seen}"] += 1
             if share >= VISIBLE and verdict is Verdict.PASS:
                 tally.wrong.append(f"PASS of a wrong file ({fault}, moves {share:.2g}): {where}")

@@ -1,10 +1,11 @@
 """Which faults the tolerance of a case would reveal, and which it would hide.
 
-Two kinds of fault are planted in the oracle's own descriptor: two clusters change places, or one centroid changes its
-sign. A fault counts in a case if it moves the descriptor at least half as far as the one that moves it most. It is
-revealed if it moves some cluster's part, or some value of a projected descriptor, by more than twice the tolerance: an
-honest error hides at most one tolerance of it, and the judgement allows another. A case is worth a verdict if every
-fault that counts is revealed. Where every descriptor is near zero, the fault is a descriptor that is not.
+Faults are planted in the oracle's own descriptor: two clusters change places, a centroid changes its sign, or a
+cluster's part is turned round. The first two count in a case if they move the descriptor at least half as far as the
+one of them that moves it most, the last if the part is at least half as long as the longest. A fault is revealed if it
+moves some cluster's part, or some value of a projected descriptor, by more than twice the tolerance: an honest error
+hides at most one tolerance of it, and the judgement allows another. A case is worth a verdict if every fault that
+counts is revealed. Where every descriptor is near zero, the fault is a descriptor that is not.
 
 Of a layer with a projection only neighbouring clusters change places, in four images at most: each swap takes a product
 with the projection.
@@ -51,7 +52,7 @@ IMAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Faults of a case, (K,K): two clusters in each other's place, and on the diagonal the sign of a centroid.
+    """Faults of a case (K+1,K): two clusters in each other's place, on the diagonal the sign of a centroid, then turns.
 
     `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be revealed, None in a
     case of short descriptors alone. `zero` says whether one that is not near zero would be revealed there.
@@ -67,13 +68,17 @@ class Visibility:
         """Return why the case is not worth a verdict, nothing if it is."""
         if not self.zero:
             return "the right descriptor is near zero, and one that is not would be within the tolerance"
-        hidden = self.counts & ~self.revealed
-        signs = np.eye(len(hidden), dtype=np.bool_)
-        kinds = {"two clusters in each other's place": ~signs, "a centroid of the wrong sign": signs}
-        found = [kind for kind, where in kinds.items() if (hidden & where).any()]
-        if not found and not self.counts.any() and self.smallest_fault is not None:
-            found = ["any centroid at all"]
+        found = [kind for kind, faults in _by_kind(self.counts & ~self.revealed).items() if len(faults)]
         return f"{' and '.join(found)} would be within the tolerance" if found else ""
+
+
+def _by_kind(faults: Array) -> dict[str, Array]:
+    """Return the clusters of each of the faults (K+1,K), by what they are."""
+    return {
+        "clusters in each other's place": np.argwhere(np.triu(faults[:-1] | faults[:-1].T, 1)),
+        "a centroid of the wrong sign": np.argwhere(np.diag(faults)),
+        "a cluster's part turned round": np.argwhere(faults[-1]),
+    }
 
 
 def unseen(sights: Iterable[Visibility]) -> str:
@@ -82,13 +87,13 @@ def unseen(sights: Iterable[Visibility]) -> str:
     if not sights:
         return ""
     hidden = np.any([each.counts for each in sights], axis=0) & ~np.any([each.revealed for each in sights], axis=0)
-    found = np.argwhere(np.triu(hidden))
-    if not len(found):
+    kinds = {kind: faults for kind, faults in _by_kind(hidden).items() if len(faults)}
+    if not kinds:
         return ""
-    one, other = found[0].tolist()
-    first = f"the sign of centroid {one}" if one == other else f"clusters {one} and {other} in each other's place"
-    more = f" or {len(found) - 1} other such faults" if len(found) > 1 else ""
-    return f"no case would reveal {first}{more}"
+    kind, faults = next(iter(kinds.items()))
+    number = sum(map(len, kinds.values()))
+    more = f", nor {number - 1} other such faults" if number > 1 else ""
+    return f"no case would reveal {kind} ({' and '.join(map(str, faults[0].tolist()))}{more})"
 
 
 def visibility(
@@ -103,7 +108,7 @@ def visibility(
     vectors = aggregate(parameters, expected[RESIDUAL_SUM])
     long = np.linalg.norm(vectors, axis=-1) > SHORT
     if not long.any():
-        none = np.zeros((clusters, clusters), dtype=np.bool_)
+        none = np.zeros((clusters + 1, clusters), dtype=np.bool_)
         zero = _shows_if_not_zero(parameters, expected, allowed, short_limit)
         return Visibility(counts=none, revealed=none, smallest_fault=None, zero=zero)
     kept = {name: expected[name][long] for name in (RESIDUAL_SUM, SOFT_ASSIGNMENT)}
@@ -111,7 +116,8 @@ def visibility(
         moved, over, smallest = _unprojected(parameters, vectors[long], kept, CERTAIN * allowed[long])
     else:
         moved, over, smallest = _projected(parameters, vectors[long], kept, CERTAIN * allowed[long])
-    counts = (moved >= COUNTS * moved.max()) & (moved > 0)
+    share = np.linalg.norm(by_cluster(vectors[long], parameters.spec), axis=-1).max(axis=0)
+    counts = np.vstack([(moved >= COUNTS * moved.max()) & (moved > 0), share >= COUNTS * share.max()])
     return Visibility(counts=counts, revealed=over, smallest_fault=smallest)
 
 
@@ -154,7 +160,7 @@ class _Products:
 def _unprojected(
     parameters: ReferenceParameters, vectors: Float64, expected: Arrays, limits: Float64
 ) -> tuple[Float64, Array, float]:
-    """Return by how much each fault moves the descriptor (K,K), which are over the limits, and the smallest of all."""
+    """Return by how much faults move the descriptor (K,K), which of all (K+1,K) are revealed, and the smallest."""
     parts = by_cluster(vectors, parameters.spec)  # (B,K,D)
     squares = (parts**2).sum(axis=-1)
     apart = squares[:, :, None] + squares[:, None, :] - 2 * parts @ parts.swapaxes(1, 2)
@@ -171,9 +177,10 @@ def _unprojected(
     moved, revealed = swapped.max(axis=0), over.any(axis=0)
     np.fill_diagonal(moved, flipped.max(axis=0))
     np.fill_diagonal(revealed, (flipped > limits).any(axis=0))
+    turned = (2 * np.sqrt(squares) > limits).any(axis=0)
     seen = np.array([(products.moved(change) > limits).any(axis=0) for change in CHANGES])  # (changes, K)
     smallest = np.where(seen.any(axis=0), CHANGES[seen.argmax(axis=0)], np.inf)
-    return moved, revealed, _whichever(smallest, squares)
+    return moved, np.vstack([revealed, turned]), _whichever(smallest, squares)
 
 
 def _whichever(smallest: Float64, squares: Float64) -> float:
@@ -195,25 +202,30 @@ def _projected(
     wrong = [
         parts[:, following],
         parts[:, np.roll(np.arange(len(following)), 1)],
+        -parts,
         *_with_centroids(parameters, {name: values[few] for name, values in expected.items()}, (-2.0, SMALL)),
     ]
-    ahead, behind, flipped, changed = _moved_products(parameters, projection, [each - parts for each in wrong])
+    ahead, behind, turned, flipped, changed = _moved_products(parameters, projection, [each - parts for each in wrong])
     origin = projection.offset(np.zeros(len(projection.weight)))
     products = projection(vectors) - origin
     factor = _factor(projection)
     right = _follow(parameters, products + origin)
+
+    def effect(change: Float64) -> Float64:
+        difference: Float64 = np.abs(_follow(parameters, products + origin + factor * change) - right)
+        return difference
+
     moved = np.zeros((len(following), len(following)))
-    revealed = np.zeros(moved.shape, dtype=np.bool_)
+    revealed = np.zeros((len(following) + 1, len(following)), dtype=np.bool_)
     smallest = np.full(len(following), np.inf)
     for cluster, other in enumerate(following.tolist()):
-        swap = ahead[cluster] + behind[other] if other != cluster else np.zeros_like(products)
-        for row, column, change in ((cluster, other, swap), (cluster, cluster, flipped[cluster])):
-            if row == column and change is swap:
-                continue
-            difference = np.abs(_follow(parameters, products + origin + factor * change) - right)
-            moved[row, column] = np.linalg.norm(difference, axis=-1).max()
-            revealed[row, column] = (difference > limits).any()
-        slope = np.abs(_follow(parameters, products + origin + factor * changed[cluster]) - right) / SMALL
+        faults = {(cluster, other): ahead[cluster] + behind[other]} if other != cluster else {}
+        for place, change in (faults | {(cluster, cluster): flipped[cluster]}).items():
+            difference = effect(change)
+            moved[place] = np.linalg.norm(difference, axis=-1).max()
+            revealed[place] = (difference > limits).any()
+        revealed[-1, cluster] = (effect(turned[cluster]) > limits).any()
+        slope = effect(changed[cluster]) / SMALL
         smallest[cluster] = np.divide(limits, slope, out=np.full_like(slope, np.inf), where=slope > TINY).min()
     return moved, revealed, _whichever(smallest, (parts**2).sum(axis=-1))
 
