@@ -26,6 +26,9 @@ SCALES = (1e-4, 1.0, 100.0, 1e4)
 GHOST_MARGINS = (30.0, 60.0, 100.0)
 EMPTY_MARGIN = 200.0
 
+HALF_MAX = float(np.finfo(np.float16).max)
+"""FP16 graphs are compared on features that FP16 can say, whatever they take."""
+
 NEAR = 0.5, 0.05
 """How far features near a centroid are from it, over its norm, and by how much that may be off after rounding."""
 
@@ -70,7 +73,7 @@ class Case:
 
 def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bool = False) -> Iterator[Case]:
     """Yield the cases of `validate` for a runner: in each of its optimization profiles, where it has several."""
-    largest = runner.largest_feature if runner.half else None
+    largest = min(runner.largest_feature, HALF_MAX) if runner.half and runner.largest_feature else None
     if len(runner.feature_profiles) < 2:
         shapes = runner.feature_profiles[0] if runner.feature_profiles else None
         yield from default_cases(parameters, shapes=shapes, masked=masked, largest=largest)

@@ -37,7 +37,8 @@ def artifact_lines(artifact: Artifact) -> list[str]:
         f"  {shape_words(spec)}, weights: {artifact.origin}",
         f"  {_tensors(artifact, artifact.inputs)} -> {_tensors(artifact, artifact.outputs)}",
         f"  logit step {artifact.range.logit_step:.2g} at features of norm {artifact.range.norm:g}"
-        + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else ""),
+        + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else "")
+        + (f", norms from {artifact.range.smallest:.2g}" if artifact.range.smallest else ""),
     ]
     if isinstance(artifact, OnnxArtifact):
         lines.append(f"  opset {artifact.opset}, oracle's reference: {artifact.reference.name}")
