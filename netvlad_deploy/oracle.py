@@ -276,9 +276,11 @@ def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float
 
 
 def assignment_projection(parameters: ReferenceParameters) -> tuple[Float64, Float64]:
-    """Return the weight (D,K+G) and bias (K+G,) of the affine map that `assignment_logits` is."""
+    """Return the weight (D,K+G) and bias (K+G,) of the affine map that `assignment_logits` is of local descriptors."""
     origin = assignment_logits(parameters, np.zeros((1, parameters.spec.feature_size)))[0]
-    return assignment_logits(parameters, np.eye(parameters.spec.feature_size)) - origin, origin
+    norm = parameters.batch_norm
+    slope = 1.0 if norm is None else norm.weight / np.sqrt(norm.running_var + norm.eps)
+    return parameters.clusters * slope, origin
 
 
 def soft_assignment(logits: Float64, num_clusters: int, mask: Array | None = None) -> Float64:

@@ -16,6 +16,7 @@ from netvlad_deploy.report.text import (
     device_lines,
     latency_rows,
     latency_title,
+    not_judged_lines,
     parity_rows,
     retrieval_rows,
 )
@@ -70,6 +71,7 @@ def deployment_markdown(deployment: Deployment) -> str:
     for report in deployment.parity:
         lines += ["", f"## Parity: {report.candidate} against {report.reference}", ""]
         lines += [f"Not run: {report.reason}"] if report.reason else markdown_table(PARITY_HEADER, parity_rows(report))
+        lines += [text for line in not_judged_lines(report) for text in ("", f"{line}.")]
         lines += ["", departure_line(report.departure) + "."] if report.departure else []
         lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
     lines += ["", "## Latency", "", latency_title(deployment.latency) + ".", ""]
