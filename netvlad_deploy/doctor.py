@@ -30,7 +30,7 @@ from netvlad_deploy.runtime.trt_api import EXTRAS, open_tensorrt, stdout_to_stde
 from netvlad_deploy.spec import Verdict
 
 PACKAGES = (
-    "netvlad-deploy", "numpy", "typer", "torch", "onnx", "onnxscript", "safetensors", "matplotlib", "tensorrt",
+    "netvlad-deploy", "numpy", "typer", "torch", "onnx", "onnxscript", "safetensors", "tensorrt",
     "tensorrt-rtx", "cuda-bindings", RTX_PLUGIN,
 )  # fmt: skip
 RTX_PLUGINS = (RTX_PLUGIN, f"{RTX_PLUGIN}-cu12", f"{RTX_PLUGIN}-cu13")
