@@ -16,8 +16,10 @@ import typer
 from netvlad_deploy.commands.export import build, deploy, export, precision
 from netvlad_deploy.commands.fit import fit
 from netvlad_deploy.commands.measure import bench, doctor, inspect, validate
+from netvlad_deploy.commands.output import flush_errors, standard_streams
 from netvlad_deploy.commands.retrieve import embed, evaluate
 from netvlad_deploy.errors import NetVLADDeployError
+from netvlad_deploy.report.escape import printable
 
 VERBS = (export, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
 
@@ -38,11 +40,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; every error becomes one line on standard error and its exit code."""
-    logger = logging.getLogger("netvlad_deploy")
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
-    logger.setLevel(logging.INFO)
     try:
-        with _interruptible() as interrupts:
+        with _interruptible() as interrupts, standard_streams():
+            _log_to_standard_error()
             app()
     except NetVLADDeployError as error:
         _fail("interrupted" if interrupts else str(error), INTERRUPTED if interrupts else error.exit_code)
@@ -51,6 +51,21 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last door: a fault of this package, with its trace
         traceback.print_exc()
         _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)
+
+
+class _Line(logging.Formatter):
+    """A message on one line, whatever the names in it hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _log_to_standard_error() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    logger = logging.getLogger("netvlad_deploy")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
@@ -70,5 +85,7 @@ def _interruptible() -> Iterator[list[int]]:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    flush_errors()
     raise SystemExit(exit_code)

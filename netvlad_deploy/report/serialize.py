@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from netvlad_deploy.report.escape import unicode_text
+
 VERSION = 1
 
 
@@ -24,13 +26,13 @@ def plain(value: Any) -> Any:
             record["verdict"] = plain(value.verdict)
         return record
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {unicode_text(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        return unicode_text(str(value))
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
