@@ -19,6 +19,7 @@ from netvlad_deploy.commands.measure import bench, doctor, inspect, validate
 from netvlad_deploy.commands.output import flush_errors, standard_streams
 from netvlad_deploy.commands.retrieve import embed, evaluate
 from netvlad_deploy.errors import NetVLADDeployError
+from netvlad_deploy.flags import checked
 from netvlad_deploy.report.escape import printable
 
 VERBS = (export, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(checked(verb))
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130

@@ -22,6 +22,7 @@ from netvlad_deploy.flags import (
     flags,
 )
 from netvlad_deploy.images import Resize
+from netvlad_deploy.limits import check_limit
 from netvlad_deploy.spec import GraphOptions
 
 if TYPE_CHECKING:
@@ -119,12 +120,15 @@ def precision(
 
 
 def _source(given: SourceFlags) -> "Source":
-    from netvlad_deploy.source import Source
+    from netvlad_deploy.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
         if given.checkpoint is None and value:
             raise UsageError(f"--{option} needs a checkpoint")
-    if given.checkpoint is not None and given.seed is not None:
+    if given.checkpoint is None:
+        clusters = (given.clusters or DEFAULT_SPEC.num_clusters) + (given.ghost_clusters or 0)
+        check_limit("values of a layer", clusters * (given.feature_size or DEFAULT_SPEC.feature_size))
+    elif given.seed is not None:
         raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
         checkpoint=given.checkpoint,

@@ -104,7 +104,7 @@ def test_every_page_can_be_written_and_has_no_html() -> None:
         without_right=(EVIL,),
         candidates=(one,),
         agreements=(),
-        skipped=(Skipped(path=Path(EVIL), reason="unreadable", detail=EVIL),),
+        skipped=(Skipped(path=EVIL, reason="unreadable", detail=EVIL),),
     )
     artifact = replace(onnx_artifact(Path(f"{EVIL}.onnx")), origin=EVIL, warnings=(EVIL,))
     deployment = Deployment(
@@ -123,7 +123,7 @@ def test_every_page_can_be_written_and_has_no_html() -> None:
         assert "<img" not in outside_code.replace("\\<img", "")
         assert outside_code.count("](") - outside_code.count("\\](") == outside_code.count("![")
     picture = ET.fromstring(draw_precisions(precision))
-    assert [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")][0] == (
+    assert next(text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")) == (
         f"Precisions of {printable(EVIL)}"
     )
     HTMLParser().feed(draw_precisions(precision))
