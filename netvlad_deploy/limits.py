@@ -7,7 +7,6 @@ only, like `errors`.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.errors import UsageError
@@ -85,7 +84,7 @@ def check_path(name: str, text: str) -> None:
         raise UsageError(f"{what} is empty: name a file or a folder")
     if "\0" in text:
         raise UsageError(f"{what} holds a NUL, which no name can: {text.replace(chr(0), '?')}")
-    longest = max(len(os.fsencode(part)) for part in Path(text).parts)
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > NAME_BYTES:
         raise UsageError(f"{what} has a name of {longest} bytes, expected at most {NAME_BYTES}: {text[:40]}...")
     if len(os.fsencode(text)) > PATH_BYTES:

@@ -11,10 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, check_file, load_artifact
+from netvlad_deploy.artifact import (
+    EngineArtifact,
+    OnnxArtifact,
+    check_file,
+    load_artifact,
+    reference_path,
+    sidecar_path,
+)
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
-from netvlad_deploy.files import make_folder, stage_files, write_text
+from netvlad_deploy.files import check_suffix, check_targets, make_folder, stage_files, write_text
 from netvlad_deploy.goldens import load_goldens
 from netvlad_deploy.measurement.candidate import (
     Candidate,
@@ -50,7 +57,13 @@ REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE = "report.json", "report.md", "preci
 
 
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
-    """Export a checkpoint, or a seeded module, to ONNX: image to descriptor where there is a backbone."""
+    """Export a checkpoint, or a seeded module, to ONNX: image to descriptor where there is a backbone.
+
+    What is missing, and a target that cannot be written, is said before the checkpoint is read.
+    """
+    for package in ("torch", "onnx", "onnxscript"):
+        require(package, extra="export")
+    check_targets(check_suffix(target, ".onnx"), sidecar_path(target), reference_path(target), force=force)
     module, origin, parent, preprocessing = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 

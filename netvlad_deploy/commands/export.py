@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.flags import (
@@ -66,7 +67,12 @@ def build(
 
     target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
     artifact = workflow.build(
-        source, target, tuning.options(engine), timing_cache=cache, expect_sha256=expect_sha256, force=force
+        exported(source, "build"),
+        target,
+        tuning.options(engine),
+        timing_cache=cache,
+        expect_sha256=expect_sha256,
+        force=force,
     )
     render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, cache)}"], as_json)
 

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.files import check_targets
 from netvlad_deploy.flags import TIMED_BACKENDS, AllowNotRun, Backend, Dialect, Duration, ExpectSha256, Json, Prefix
 
 
@@ -31,7 +33,9 @@ def validate(
     from netvlad_deploy.measurement.candidate import Candidate
     from netvlad_deploy.report.text import parity_lines
 
-    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
+    candidate = Candidate(path=exported(artifact, "validate"), backend=backend, expect_sha256=expect_sha256)
+    if junit is not None:
+        check_targets(junit, force=True)
     report = workflow.validate(candidate, against=against, bank=bank, queries=queries, junit=junit)
     render("validate", report, parity_lines, as_json)
     leave(report.verdict, allow_not_run)

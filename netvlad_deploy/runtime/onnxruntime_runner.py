@@ -96,7 +96,7 @@ class OnnxRuntimeRunner(Runner):
 
     def _model(self) -> Any:
         """Return the model with the type of every tensor, and its stages as outputs if they are tapped."""
-        onnx = require("onnx", extra="export")
+        onnx = require("onnx", extra="strict")
         model = onnx.load(self._artifact.path, load_external_data=False)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *self.spec.stages)]

@@ -165,7 +165,7 @@ def test_a_missing_flavor_names_the_pip_line(
     exported: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'netvlad-deploy\[tensorrt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tensorrt>=10\.3'"):
         build_engine(exported, tmp_path / "m.engine", BuildOptions(flavor="tensorrt"))
 
 
