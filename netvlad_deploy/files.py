@@ -8,12 +8,12 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.scratch import reserve
 
 
 def sha256_file(path: Path) -> str:
@@ -47,6 +47,7 @@ class Staging:
     def __init__(self, *, force: bool) -> None:
         self.force = force
         self._moves: dict[Path, Path] = {}
+        self._handles: list[int] = []  # they hold the locks that say these files are no leftovers
 
     def check(self, target: Path) -> None:
         """Refuse a target that could not be written: worth asking before long work.
@@ -67,12 +68,11 @@ class Staging:
         """
         self.check(target)
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-            self._moves[target] = Path(name)
+            self._moves[target], handle = reserve(target.parent, f".{target.name}.", ".tmp")
+            self._handles.append(handle)
             umask = os.umask(0)
             os.umask(umask)
             os.fchmod(handle, 0o600 if private else 0o666 & ~umask)
-            os.close(handle)
         except OSError as error:
             raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
         return self._moves[target]
@@ -101,9 +101,11 @@ class Staging:
             del self._moves[target]
 
     def discard(self) -> None:
-        """Remove whatever was not given its name."""
+        """Remove whatever was not given its name, and let go of the rest."""
         for temporary in self._moves.values():
             temporary.unlink(missing_ok=True)
+        while self._handles:
+            os.close(self._handles.pop())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ without torch and onnx.
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +43,7 @@ from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
+from netvlad_deploy.scratch import scratch_folder
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.source import Source, load_head, load_module
 from netvlad_deploy.spec import GraphOptions
@@ -213,15 +213,15 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain
 
     make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE)), force=force)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    with scratch_folder() as scratch, contextlib.ExitStack() as stack:
         artifacts = {}
         for name, wide in (("fp32", False), ("fp16", False), ("fp16", True)):
             options = GraphOptions(precision=name, wide_logits=wide, feature_norm=feature_norm)
             LOG.info("export %s", options.precision_name)
-            target = Path(scratch) / f"{options.precision_name}.onnx"
+            target = scratch / f"{options.precision_name}.onnx"
             artifacts[options.precision_name] = export_onnx(module, target, options)
         LOG.info("export plain fp16")
-        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], Path(scratch) / "plain.onnx")
+        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], scratch / "plain.onnx")
         runners = {
             name: stack.enter_context(open_runner(artifact, backend="strict")) for name, artifact in artifacts.items()
         }

@@ -12,10 +12,10 @@ ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
     {"limits"},
-    {"projection", "require", "shapes"},
+    {"projection", "require", "scratch", "shapes"},
     {"spec"},
     {"images"},
-    {"arrays", "files", "build_options", "machine"},
+    {"arrays", "children", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
     {"runtime", "models"},
     {"export", "measurement", "source"},
