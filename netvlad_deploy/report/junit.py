@@ -3,6 +3,7 @@
 from xml.etree import ElementTree as ET
 
 from netvlad_deploy.measurement.parity import OutputParity, ParityReport
+from netvlad_deploy.report.escape import xml_text
 from netvlad_deploy.report.text import departure_line
 from netvlad_deploy.spec import Verdict
 
@@ -30,8 +31,7 @@ def parity_junit(report: ParityReport) -> str:
         ET.SubElement(element, "skipped", message=reason)
     for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
         suite.set(attribute, str(len(list(suite.iter(tag)))))
-    ET.indent(suite)
-    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return xml_text(suite)
 
 
 def _failure(output: OutputParity) -> str:
