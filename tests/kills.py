@@ -1,6 +1,6 @@
 """Kill verbs at random moments: `python -m tests.kills [COUNT] [VERB...] [--signal NAME]`. Exit 1 if it shows.
 
-After SIGKILL no process may be left within a second, and after the next run, which must succeed, the temporary folder
+After SIGKILL no process may be left a second later, and after the next run, which must succeed, the temporary folder
 and the target's folder hold what they hold after a run that nobody has disturbed. After SIGINT or SIGTERM that is so at
 once, and the verb says in one line what has ended it.
 """
@@ -141,12 +141,9 @@ class Bench:
             process.wait(after_s)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
+        process.wait()
         ended = time.monotonic()
-        if number == signal.SIGKILL:  # who reads standard error to its end waits for the children that share it
-            process.wait()
-        else:
-            process.wait(20)
-        while alive(MARKER, self.marker) and time.monotonic() - ended < 5:
+        while alive(MARKER, self.marker) and time.monotonic() - ended < 5 * GONE_S:
             time.sleep(0.005)
         gone_s = time.monotonic() - ended
         _, err = process.communicate()
