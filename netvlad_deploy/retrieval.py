@@ -60,6 +60,9 @@ def embed(
 
     Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
     """
+    candidate = candidate.pinned()
+    if runtime_cache is not None and runtime_cache.resolve() in {path.resolve() for path in (*sources, target)}:
+        raise UsageError(f"{runtime_cache} is read or written here, it cannot be the runtime cache too: name another")
     images = images_of(candidate)
     if images is None:
         return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
@@ -100,9 +103,9 @@ def _embed_features(
             "for images export with --input images"
         )
     features.check_target(sources[0], target)
-    loaded = features.load_features(sources[0])
     with stage_files(force=force) as staging:
         staging.check(target)
+        loaded = features.load_features(sources[0])
         with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
             started = time.perf_counter()
             if isinstance(loaded, dict):
@@ -165,6 +168,7 @@ def evaluate(
     """
     if (ground_truth is None) == (within is None):
         raise UsageError("the right images come from --ground-truth or from --within: give one of them")
+    candidates = [candidate.pinned() for candidate in candidates]
     inputs = [_require_images(candidate) for candidate in candidates]
     make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, MATCHES_PICTURE)), force=force)
     alone = queries.resolve() == database.resolve()

@@ -6,15 +6,14 @@ without torch and onnx.
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, check_file, load_artifact
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
-from netvlad_deploy.files import make_folder, stage_files, write_text
+from netvlad_deploy.files import Staging, make_folder, stage_files, write_text
 from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import load_goldens
 from netvlad_deploy.measurement.candidate import (
@@ -37,6 +36,7 @@ from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
+from netvlad_deploy.scratch import scratch_folder
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.source import Source, load_head, load_module
 from netvlad_deploy.spec import GraphOptions
@@ -99,17 +99,20 @@ def validate(
     """
     path = candidate.path
     artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
-    reference_file = check_file(path.parent, artifact.reference)
-    parameters = load_reference(reference_file)
-    goldens = None if artifact.images is None else load_goldens(reference_file)
+    with copied(path.parent, artifact.reference) as reference_file:
+        parameters = load_reference(reference_file)
+        goldens = None if artifact.images is None else load_goldens(reference_file)
     if goldens and (bank or queries):
         raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     if junit is not None and junit.suffix != ".xml":
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
+    if junit is not None:
+        Staging(force=True).check(junit)
     _check_against(artifact, against)
-    candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact))
+    backend = candidate.backend or parity_backend(artifact)
+    candidate = replace(candidate, backend=backend, expect_sha256=artifact.sha256)
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
         with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
@@ -182,6 +185,7 @@ def bench(
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     block_ms = 300.0
+    candidates = [candidate.pinned() for candidate in candidates]  # each is opened again, in a process of its own
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = max(5, round(duration_s * 1e3 / block_ms))
     return measure(
@@ -201,15 +205,15 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain
 
     make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE)), force=force)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    with scratch_folder() as scratch, contextlib.ExitStack() as stack:
         artifacts = {}
         for name, wide in (("fp32", False), ("fp16", False), ("fp16", True)):
             options = GraphOptions(precision=name, wide_logits=wide, feature_norm=feature_norm)
             LOG.info("export %s", options.precision_name)
-            target = Path(scratch) / f"{options.precision_name}.onnx"
+            target = scratch / f"{options.precision_name}.onnx"
             artifacts[options.precision_name] = export_onnx(module, target, options)
         LOG.info("export plain fp16")
-        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], Path(scratch) / "plain.onnx")
+        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], scratch / "plain.onnx")
         runners = {
             name: stack.enter_context(open_runner(artifact, backend="strict")) for name, artifact in artifacts.items()
         }

@@ -47,7 +47,7 @@ def random_feeds(
         return {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
     if num_features is not None:
         raise UsageError(f"{candidates[0].path} takes images: leave the number of features out")
-    size = image_size or images.resize.target(*USUAL_PHOTO)
+    size = image_size or images.target(*USUAL_PHOTO)
     return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
 
 

@@ -27,9 +27,11 @@ def load_features(path: Path) -> Array | Arrays:
 
 
 def check_target(source: Path, target: Path) -> None:
-    """Raise UsageError unless the target is of the source's kind: array to array, sequences to sequences."""
+    """Raise UsageError unless the target is another file of the source's kind: array to array, or sequences to them."""
     if source.suffix != target.suffix:
         raise UsageError(f"{source.name} becomes a {source.suffix} file, the target is {target.name}")
+    if source.exists() and target.exists() and source.samefile(target):
+        raise UsageError(f"{target} holds the features, it cannot be the target too: name another file")
 
 
 def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:

@@ -5,13 +5,13 @@ variable or whichever package happens to be installed.
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from netvlad_deploy.build_options import RTX, TENSORRT
@@ -170,13 +170,13 @@ def last_error(logger: Any, thread: int | None = None) -> str:
     return lines[-1].text if lines else ""
 
 
-def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, path: Path) -> None:
-    """Parse an ONNX file into a network; its external data is looked for in its folder.
+def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, content: bytes, path: str | None) -> None:
+    """Parse the bytes of an ONNX file into a network; in the folder of `path` stands its external data, if it has any.
 
     Raises: BuildError with the parser's own words, node and line.
     """
     parser = tensorrt.module.OnnxParser(network, logger)
-    if not parser.parse(path.read_bytes(), str(path)):
+    if not parser.parse(content, path):
         errors = "; ".join(_in_words(parser.get_error(index)) for index in range(parser.num_errors))
         reason = errors or last_error(logger) or "no reason given"
         raise BuildError(f"{tensorrt.name} cannot parse the graph: {reason}")
@@ -188,14 +188,50 @@ def _in_words(error: Any) -> str:
     return f"{node}{error.desc()} ({error.file()}:{error.line()})"
 
 
+class _Redirection:
+    """Whether descriptor 1 goes to descriptor 2 just now, which is a matter of the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = self._saved = 0
+
+    def enter(self) -> None:
+        """Redirect, if nobody has yet."""
+        with self._lock:
+            if not self._users:
+                _flush()
+                self._saved = os.dup(1)
+                os.dup2(2, 1)
+            self._users += 1
+
+    def leave(self) -> None:
+        """Restore, if nobody else needs it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                _flush()
+                os.dup2(self._saved, 1)
+                os.close(self._saved)
+
+
+_REDIRECTION: Final = _Redirection()
+
+
+def _flush() -> None:
+    """Write out what Python and the C library hold back: it belongs to where descriptor 1 leads now."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send file descriptor 1 to descriptor 2: TensorRT's compiler writes warnings past its logger."""
-    sys.stdout.flush()
-    saved = os.dup(1)
+    """Send file descriptor 1 to descriptor 2: TensorRT's compiler writes warnings past its logger.
+
+    Several threads may do so at once: the first redirects, the last restores.
+    """
+    _REDIRECTION.enter()
     try:
-        os.dup2(2, 1)
         yield
     finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+        _REDIRECTION.leave()

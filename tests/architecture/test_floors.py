@@ -11,11 +11,11 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"projection", "require", "shapes"},
+    {"external_data", "journal", "projection", "records", "require", "scratch", "shapes", "sidecar"},
     {"spec"},
     {"images"},
     {"formats"},
-    {"arrays", "files", "build_options", "machine"},
+    {"arrays", "children", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
     {"runtime", "models"},
     {"export", "measurement", "source"},

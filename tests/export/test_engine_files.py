@@ -65,6 +65,23 @@ def test_a_stale_reference_file_is_refused(world: BuilderWorld, build: Build, tm
     assert world.journal == []
 
 
+def test_a_graph_that_is_swapped_after_it_was_loaded_is_not_built(
+    world: BuilderWorld, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's parent is the file whose hash it records: between that hash and the parser stands nothing."""
+    good = (tmp_path / "m.onnx").read_bytes()
+    create_network = world.binding.Builder.create_network
+
+    def swap(*arguments: int) -> object:
+        (tmp_path / "m.onnx").write_bytes(good.replace(b"mask", b"mosk"))
+        return create_network(*arguments)
+
+    monkeypatch.setattr(world.binding.Builder, "create_network", swap)
+    with pytest.raises(ArtifactError, match="its sidecar says"):
+        build(world)
+    assert files(tmp_path) == set()
+
+
 def test_an_engine_is_no_source(world: BuilderWorld, build: Build, tmp_path: Path) -> None:
     artifact = build(world)
     with pytest.raises(ArtifactError, match="expected an ONNX file to build from"):

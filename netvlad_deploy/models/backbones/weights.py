@@ -64,7 +64,7 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
 
     Raises: InputError if it fails, or what it returns is no feature map.
     """
-    side = images.resize.size or (USUAL_SIDE, USUAL_SIDE)
+    side = images.size or (USUAL_SIDE, USUAL_SIDE)
     try:
         with torch.inference_mode():
             output = module(torch.zeros(1, CHANNELS, *side))

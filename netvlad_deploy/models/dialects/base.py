@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -26,6 +26,9 @@ FOLLOWING = ("projection.", "gating.")
 
 MOST_NAMES = 12
 
+AS_STORED = ImageInput(orient=False)
+"""ImageNet's normalisation, images as large as they are and as stored: `Image.open` and `ToTensor` in other code."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneKeys:
@@ -39,7 +42,7 @@ class BackboneKeys:
 
     roots: tuple[str, ...]
     candidates: tuple[str, ...]
-    images: ImageInput = field(default_factory=ImageInput)
+    images: ImageInput = AS_STORED
 
     def find(self, state: Mapping[str, Tensor]) -> "BackboneState | None":
         """Return the backbone in a checkpoint, None if there is none."""

@@ -1,4 +1,7 @@
-"""OpenIBL, and the bare layer of this family without a bias. Source: yxgeee/OpenIBL, ibl/models/netvlad.py."""
+"""OpenIBL, and the bare layer of this family without a bias.
+
+Source: yxgeee/OpenIBL, ibl/models/netvlad.py, and ibl/utils/data/, which resizes images of Pillow.
+"""
 
 from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.dialects.base import BackboneKeys
@@ -21,7 +24,10 @@ OPENIBL = Convolution(
         roots=("base_model.base.",),
         candidates=("vgg16",),
         images=ImageInput(
-            mean=(255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]), std=(1.0, 1.0, 1.0), resize=Resize(size=(480, 640))
+            mean=(255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]),
+            std=(1.0, 1.0, 1.0),
+            resize=Resize(size=(480, 640)),
+            orient=False,
         ),
     ),
 )

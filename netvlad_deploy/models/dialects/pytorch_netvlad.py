@@ -8,7 +8,7 @@ WPCA = "WPCA.0.weight"
 VGG16 = f"local descriptors (batch, num_features, D): the last convolution of VGG16, before its ReLU; {NORMALIZES}"
 
 ENCODER = BackboneKeys(roots=("encoder.", "encoder.module."), candidates=("vgg16", "alexnet"))
-"""ImageNet's normalisation, and images as large as they are."""
+"""ImageNet's normalisation, and images as large as they are and as stored. Source: pittsburgh.py."""
 
 PYTORCH_NETVLAD = Convolution(
     name="pytorch-netvlad",

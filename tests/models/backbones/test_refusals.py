@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import ImageChanges, ImageInput, Resize
 from netvlad_deploy.models.assembly import read_backbone, read_pipeline
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -108,7 +108,7 @@ def test_tokens_and_unknown_networks_are_refused_with_the_way_out(tmp_path: Path
 
 def test_a_checkpoint_without_a_backbone_takes_one_that_brings_its_weights(tmp_path: Path) -> None:
     path = save(tmp_path, {}, 112)
-    pipeline = read_pipeline(path, backbone="efficientnet-lite0", resize=Resize.parse("64x96"))
+    pipeline = read_pipeline(path, backbone="efficientnet-lite0", changes=ImageChanges(resize=Resize.parse("64x96")))
     assert pipeline.images == ImageInput(mean=(127.0,) * 3, std=(128.0,) * 3, resize=Resize(size=(64, 96)))
     with pytest.raises(UsageError, match="the backbone vgg16 brings no weights: pass a checkpoint"):
         read_pipeline(path, backbone="vgg16")
@@ -239,7 +239,7 @@ def test_the_file_of_a_whole_network_gives_its_first_layers(tmp_path: Path) -> N
 
 def test_the_backbone_of_a_netvlad_can_be_taken_alone(tmp_path: Path) -> None:
     ready = read_backbone(None, save(tmp_path, networks.alexnet_state(), 256))
-    assert (ready.name, ready.images.resize) == ("alexnet", Resize(size=(480, 640)))
+    assert (ready.name, ready.images.resize) == ("alexnet", Resize(size=(480, 640), filter="bilinear-aliased"))
     assert ready.under(NetVLAD(2, 256)).name == "alexnet"
 
 
