@@ -17,8 +17,11 @@ import typer
 from netvlad_deploy.commands.export import build, deploy, export, precision
 from netvlad_deploy.commands.fit import fit
 from netvlad_deploy.commands.measure import bench, doctor, inspect, validate
+from netvlad_deploy.commands.output import flush_errors, standard_streams
 from netvlad_deploy.commands.retrieve import embed, evaluate
 from netvlad_deploy.errors import NetVLADDeployError
+from netvlad_deploy.flags import checked
+from netvlad_deploy.report.escape import printable
 from netvlad_deploy.scratch import sweep
 
 VERBS = (export, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
@@ -32,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(checked(verb))
 
 INTERNAL_ERROR = 70
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
@@ -52,11 +55,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not if it is closed
             stream.reconfigure(errors="backslashreplace")
-    logger = logging.getLogger("netvlad_deploy")
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
-    logger.setLevel(logging.INFO)
     try:
-        with _signals():
+        with _signals(), standard_streams():
+            _log_to_standard_error()
             sweep()
             app()
     except _Signalled as end:
@@ -66,6 +67,21 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last door: a fault of this package, with its trace
         traceback.print_exc()
         _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)
+
+
+class _Line(logging.Formatter):
+    """A message on one line, whatever the names in it hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _log_to_standard_error() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    logger = logging.getLogger("netvlad_deploy")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
@@ -92,5 +108,7 @@ def _signals() -> Iterator[None]:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    flush_errors()
     raise SystemExit(exit_code)

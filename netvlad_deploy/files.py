@@ -230,6 +230,16 @@ def stage_files(*, force: bool) -> Iterator[Staging]:
         staging.discard()
 
 
+def check_targets(*targets: Path, force: bool) -> None:
+    """Refuse early what could not be written.
+
+    Raises: as `Staging.check`.
+    """
+    with stage_files(force=force) as staging:
+        for target in targets:
+            staging.check(target)
+
+
 def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
     """Make a folder for `targets`, and refuse early what could not be written.
 

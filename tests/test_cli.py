@@ -48,7 +48,7 @@ class TestExport:
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [
-            (["--clusters", "0"], 65, "num_clusters is 0, expected at least 1"),
+            (["--clusters", "0"], 2, "clusters is 0, expected 1 to 65536"),
             (["--opset", "3"], 2, "opset 3 is outside"),
             (["--prefix", "head"], 2, "--prefix needs a checkpoint"),
             (["best.pth.tar", "--seed", "3"], 2, "--seed is for untrained weights"),

@@ -34,7 +34,9 @@ def test_a_checkpoint_with_a_backbone_takes_images(whole: Path, caplog: pytest.L
     prepared = "pixels as stored, no resize"
     assert preprocessing == f"images (batch, height, width, 3), uint8, RGB: {prepared}; the graph does the rest"
     normal = "(rgb - (123.675, 116.28, 103.53)) / (58.395, 57.12, 57.375)"
-    assert caplog.messages == [f"backbone alexnet, images: pixels as stored, no resize, then {normal}"]
+    assumed, backbone = caplog.messages
+    assert assumed.startswith("assumed: images stay as large as they are (Patch-NetVLAD's files without whitening")
+    assert backbone == f"backbone alexnet, images: pixels as stored, no resize, then {normal}"
     resized = load_module(Source(checkpoint=whole, takes="images", changes=ImageChanges(resize=Resize(longest=99))))[0]
     assert isinstance(resized, Pipeline)
     assert resized.images.resize == Resize(longest=99)

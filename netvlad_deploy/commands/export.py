@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.flags import (
@@ -23,6 +24,7 @@ from netvlad_deploy.flags import (
     flags,
 )
 from netvlad_deploy.images import NO_CHANGES, ImageChanges
+from netvlad_deploy.limits import check_limit
 from netvlad_deploy.spec import GraphOptions
 
 if TYPE_CHECKING:
@@ -71,7 +73,12 @@ def build(
 
     target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
     artifact = workflow.build(
-        source, target, tuning.options(engine), timing_cache=cache, expect_sha256=expect_sha256, force=force
+        exported(source, "build"),
+        target,
+        tuning.options(engine),
+        timing_cache=cache,
+        expect_sha256=expect_sha256,
+        force=force,
     )
     render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, cache)}"], as_json)
 
@@ -126,12 +133,15 @@ def precision(
 
 
 def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
-    from netvlad_deploy.source import Source
+    from netvlad_deploy.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
         if given.checkpoint is None and value:
             raise UsageError(f"--{option} needs a checkpoint")
-    if given.checkpoint is not None and given.seed is not None:
+    if given.checkpoint is None:
+        clusters = (given.clusters or DEFAULT_SPEC.num_clusters) + (given.ghost_clusters or 0)
+        check_limit("values of a layer", clusters * (given.feature_size or DEFAULT_SPEC.feature_size))
+    elif given.seed is not None:
         raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
         checkpoint=given.checkpoint,

@@ -27,7 +27,7 @@ def fit(
     whitening: Annotated[
         int | None, typer.Option(metavar="P", help="Whiten descriptors to P values.  [default: no whitening]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of samples and k-means.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of samples and k-means.")] = 0,
     samples: Annotated[int, typer.Option(help="Most local descriptors of one image.")] = 300,
     force: Force = False,
     as_json: Json = False,

@@ -16,8 +16,8 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
-from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head
-from netvlad_deploy.models.dialects import Head, matching
+from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head, unwrapped
+from netvlad_deploy.models.dialects import Head, places
 from netvlad_deploy.models.dialects.base import BackboneState
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
@@ -101,8 +101,8 @@ def read_backbone(
         if name is None:
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
         return ready_backbone(None, find_backbone(name), changes=changes, seed=seed)
-    tensors, backbone = read_tensors(checkpoint), _named(name)
-    state = find_head(checkpoint).backbone if matching(tensors) else None
+    tensors, backbone = unwrapped(read_tensors(checkpoint)), _named(name)
+    state = find_head(checkpoint).backbone if places(tensors) else None
     if state is None:
         if backbone is None:
             raise UsageError(f"{checkpoint} is no NetVLAD with a backbone: say with --backbone whose weights it has")
@@ -141,12 +141,12 @@ def ready_backbone(
     return ReadyBackbone(module=module, name=backbone.name, width=width, images=images)
 
 
-def backbone_name(state: BackboneState) -> str:
-    """Return the name of the backbone in a checkpoint, or why it is none that is known."""
+def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
+    """Return the name of the backbone in a checkpoint and what it takes, or why it cannot be exported and None."""
     try:
-        return state.candidates[0] if state.recorded else identify(state).name
+        return state.candidates[0] if state.recorded else identify(state).name, state.images
     except InputError as error:
-        return str(error)
+        return str(error), None
 
 
 def _named(name: str | None) -> Backbone | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.recall import SHOWN, Match, QueryResult
+from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport
 from netvlad_deploy.require import require
 from netvlad_deploy.runtime.images import ImageFile, load_images
@@ -87,7 +88,7 @@ class _Page:
     def text(self, left: int, top: int, text: str, size: int, colour: str, *, width: int | None = None) -> None:
         """Write a line; of one wider than `width` the start gives way."""
         font = self._font(size)
-        short = text
+        short = text = printable(text)
         while width is not None and short and font.getlength("…" + short) > width:
             short = short[1:]
         self._draw.text((left, top), text if short == text else "…" + short, font=font, fill=colour)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from netvlad_deploy.build_options import RTX, TENSORRT
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
-from netvlad_deploy.require import require
+from netvlad_deploy.require import install_line, require
 from netvlad_deploy.runtime.cuda import describe_gpu
 
 MODULES: Final = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
@@ -154,7 +154,7 @@ def open_tensorrt(flavor: str) -> TensorRT:
         module = require(MODULES[flavor], extra=EXTRAS[flavor])
     except (OSError, RuntimeError) as error:  # the binding is there, its shared libraries are not
         raise MissingDependencyError(
-            f"{flavor} is installed without its libraries ({error}): pip install 'netvlad-deploy[{EXTRAS[flavor]}]'"
+            f"{flavor} is installed without its libraries ({error}): {install_line(EXTRAS[flavor])}"
         ) from error
     return TensorRT(flavor=flavor, module=module)
 

@@ -11,6 +11,7 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
+    {"limits"},
     {"external_data", "journal", "projection", "records", "require", "scratch", "shapes", "sidecar"},
     {"spec"},
     {"images"},

@@ -171,7 +171,7 @@ def test_a_missing_flavor_names_the_pip_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(engines, "build_apart", builder.build_here)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'netvlad-deploy\[tensorrt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tensorrt>=10\.3'"):
         build_engine(exported, tmp_path / "m.engine", BuildOptions(flavor="tensorrt"))
 
 

@@ -122,10 +122,16 @@ def test_a_mismatched_checkpoint_is_refused_by_name(tmp_path: Path, change: Any,
         load_checkpoint(save(tmp_path / "m.pt", state))
 
 
-def test_the_prefix_to_pass_is_named(tmp_path: Path, module: NetVLAD) -> None:
+def test_the_only_layer_needs_no_prefix_and_of_two_one_must_be_chosen(tmp_path: Path, module: NetVLAD) -> None:
     state = {f"text_pooling.{name}": tensor for name, tensor in module.state_dict().items()}
-    with pytest.raises(InputError, match="export it with --prefix text_pooling"):
-        load_checkpoint(save(tmp_path / "m.pt", state))
+    assert torch.equal(load_checkpoint(save(tmp_path / "m.pt", state)).clusters, module.clusters)
+    other = {f"pooling.audio.{name}": tensor for name, tensor in make_module(3, 8).state_dict().items()}
+    path = save(tmp_path / "two.pt", {**state, **other})
+    with pytest.raises(InputError, match=r"holds 2 NetVLADs: pooling.audio, text_pooling: choose one with --prefix$"):
+        load_checkpoint(path)
+    assert load_checkpoint(path, prefix="pooling.audio").spec.num_clusters == 3
+    with pytest.raises(InputError, match=r"no NetVLAD behind --prefix pooling: .* behind pooling.audio, text_pooling"):
+        load_checkpoint(path, prefix="pooling")
 
 
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"epoch": 1}])

@@ -17,7 +17,7 @@ OPENIBL = Convolution(
     keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.; and "
     "pca_layer.weight (P,K*D,1,1), pca_layer.bias (P,) or none",
     roots=ROOTS,
-    absent=tuple(root + name for root in ROOTS for name in ("conv.bias", "out_projection.weight")),
+    lacks=("conv.bias", "out_projection.weight"),
     projection="pca_layer.",
     preprocessing=VGG16,
     backbone=BackboneKeys(

@@ -17,5 +17,5 @@ PATCH_NETVLAD = Convolution(
     projection="WPCA.0.",
     present=(WPCA,),
     preprocessing=VGG16,
-    backbone=replace(ENCODER, images=replace(AS_STORED, resize=Resize(size=(480, 640)))),
+    backbone=replace(ENCODER, images=replace(AS_STORED, resize=Resize(size=(480, 640))), assumed=""),
 )

@@ -196,7 +196,7 @@ def test_a_pipeline_equals_its_own_code_and_other_channels_do_not(tmp_path: Path
     assert pipeline.images.resize == case.resize
     assert not pipeline.images.orient, "all of them read pixels as stored"
     expected = case.expected(images, weights)
-    assert distance(pipeline, images, expected) < 1e-6
+    assert distance(pipeline, images, expected) < 1e-8
     assert distance(pipeline, images.flip(-1), expected) > 1e-4
 
 
@@ -255,7 +255,7 @@ def test_a_file_of_matlab_is_a_pipeline_with_its_own_mean(tmp_path: Path) -> Non
     with torch.inference_mode():
         rows = networks.vgg16(weights, x).double().numpy().reshape(1, 512, -1).swapaxes(1, 2)
     expected = formulas.relja_before_pca({name: value.astype(np.float64) for name, value in head.items()}, rows)
-    assert distance(pipeline, images, expected) < 1e-6
+    assert distance(pipeline, images, expected) < 1e-8
     assert distance(with_images(pipeline, replace(pipeline.images, mean=mean[::-1])), images, expected) > 1e-5
 
 
