@@ -27,11 +27,12 @@ from netvlad_deploy.sidecar import seal
 
 @dataclass(frozen=True, kw_only=True)
 class Parser:
-    """Something that reads files of one kind."""
+    """Something that reads files of one kind, and how much more memory than sound files a damaged one may take."""
 
     suffix: str
     seeds: Callable[[], list[bytes]]
     read: Callable[[Path], object]
+    largest_mib: int = 256
 
 
 def _written(suffix: str, write: Callable[[Path], object]) -> bytes:
@@ -161,7 +162,7 @@ PARSERS: dict[str, Parser] = {
     "npz": Parser(suffix=".npz", seeds=_npz, read=read_arrays),
     "reference": Parser(suffix=".reference.npz", seeds=_reference, read=load_reference),
     "sidecar": Parser(suffix=".onnx.json", seeds=_sidecars, read=_artifact),
-    "image": Parser(suffix=".png", seeds=_pictures, read=_image),
+    "image": Parser(suffix=".png", seeds=_pictures, read=_image, largest_mib=2048),
     "ground truth": Parser(
         suffix=".json",
         seeds=lambda: [b'{"positives": {"q0.jpg": ["a.jpg"], "q1.jpg": ["a.jpg", "b/c.jpg"]}}', b'{"q0.jpg": []}'],
