@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ import os, sys, time
 from netvlad_deploy.files import stage_files
 from netvlad_deploy.scratch import scratch_folder
 from pathlib import Path
+from typing import Any
 
 with scratch_folder() as folder, stage_files(force=True) as staging:
     (folder / "deep").mkdir()
@@ -106,7 +108,7 @@ def test_a_folder_that_another_run_took_for_left_behind_is_made_again(
     mkstemp = tempfile.mkstemp
     made: list[str] = []
 
-    def meanwhile(**arguments: str) -> tuple[int, str]:
+    def meanwhile(**arguments: Any) -> tuple[int, str]:
         handle, name = mkstemp(**arguments)
         made.append(name)
         if len(made) == 1:
