@@ -17,11 +17,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     from netvlad_deploy.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
 
 
 def _interrupt(*_: object) -> None:
-    """End: nothing has been begun yet, or all is done."""
+    """End: nothing has been begun yet."""
     os.write(2, b"error: interrupted\n")
     os._exit(INTERRUPTED)
 

@@ -5,24 +5,30 @@ layer's spec, and what a runner must know without parsing the file. The sidecar 
 canonical text. That finds damage and mix-ups; it is no signature, and someone who rewrites both files passes.
 """
 
+import contextlib
 import hashlib
-import json
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Final, TypeVar
 
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
-from netvlad_deploy.files import Staging, sha256_file
-from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile, Resize
-from netvlad_deploy.projection import Projection
-from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.external_data import check_names
+from netvlad_deploy.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file
+from netvlad_deploy.formats import no_artifact
+from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile
+from netvlad_deploy.records import from_record
+from netvlad_deploy.shapes import Profile
+from netvlad_deploy.sidecar import AGAIN, LARGEST_BYTES, seal, unseal
 from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec
 
-SCHEMA = "netvlad-deploy/artifact/4"
 REFERENCE_SUFFIX = ".reference.npz"
+REMAKE: Final = "export and build again"
+KEEP: Final = "keep it beside the artifact, or export again"
+MOST_ATTEMPTS: Final = 100
+"""To read an artifact while others replace it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,35 @@ class Artifact:
     images: ImageInput | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        unknown = set(self.inputs) - {FEATURES, MASK, IMAGES}
+        if unknown or not self.inputs:
+            raise ArtifactError(f"inputs are {', '.join(self.inputs)}, expected {FEATURES}, {MASK} or {IMAGES}")
+        if untyped := {*self.inputs, *self.outputs} - set(self.dtypes):
+            raise ArtifactError(f"{', '.join(sorted(untyped))} has no dtype")
+
+    @property
+    def cure(self) -> str:
+        """Return what to do where the file is another than it was."""
+        return "export it again"
+
+    def content(self) -> bytes:
+        """Read the file, and return its bytes if they are those of this artifact: nothing else is ever run or parsed.
+
+        Raises: ArtifactError if the file cannot be read, or is another one now.
+        """
+        with open_regular(self.path) as stream:
+            content = stream.read()
+        self.check_sha256(hashlib.sha256(content).hexdigest())
+        return content
+
+    def check_sha256(self, found: str) -> None:
+        """Raise ArtifactError unless this is the hash of the artifact's file."""
+        if found != self.sha256:
+            raise ArtifactError(
+                f"{self.path} has SHA-256 {found[:12]}, its sidecar says {self.sha256[:12]}: {self.cure}"
+            )
+
     @property
     def reference_path(self) -> Path:
         """Return where the oracle's parameters stand."""
@@ -80,6 +115,41 @@ class OnnxArtifact(Artifact):
 
     opset: int
     external_data: FileReference | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = "data" if self.external_data is None else self.external_data.name
+        if name != Path(name).name or name in ("", ".."):
+            raise ArtifactError(f"external data {name} is no name of a file beside the graph")
+
+    def content(self) -> bytes:
+        """Read the file, and return its bytes if they are those of this artifact, and name no file but its own.
+
+        Which external data belongs to a graph stands in the graph, with its hash: so a hash that is expected of the
+        graph is one of the weights, too.
+
+        Raises: ArtifactError if the file cannot be read, is another one now, or names other external data.
+        """
+        content = super().content()
+        try:
+            check_names(content, None if self.external_data is None else asdict(self.external_data))
+        except ValueError as error:
+            raise ArtifactError(f"{self.path} does not fit its sidecar ({error}): {self.cure}") from error
+        if self.external_data is not None and (path := self.path.parent / self.external_data.name).is_symlink():
+            raise ArtifactError(f"{path} is a link: put the file itself beside its graph")
+        return content
+
+    @contextlib.contextmanager
+    def weights_folder(self) -> Iterator[Path | None]:
+        """Yield a folder with a private copy of the external data, and nothing else; None if there is no such data.
+
+        Raises: ArtifactError if the data is missing, or other data now.
+        """
+        if self.external_data is None:
+            yield None
+            return
+        with copied(self.path.parent, self.external_data, cure=self.cure) as copy:
+            yield copy.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +200,12 @@ class EngineArtifact(Artifact):
     targets: tuple[str, ...]
     figures: BuildFigures
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = Profile if self.images is None else ImageProfile
+        if not self.profiles or not all(isinstance(profile, kind) for profile in self.profiles):
+            raise ArtifactError(f"it has no profiles, or not those of {self.inputs[0]}")
+
     @property
     def flavor(self) -> str:
         """Return the flavor of TensorRT that built it and runs it."""
@@ -139,6 +215,11 @@ class EngineArtifact(Artifact):
     def profiles(self) -> tuple[AnyProfile, ...]:
         """Return the optimization profiles."""
         return self.options.profiles
+
+    @property
+    def cure(self) -> str:
+        """Return what to do where the file is another than it was."""
+        return self.rebuild_command
 
     @property
     def rebuild_command(self) -> str:
@@ -182,124 +263,90 @@ def stage_artifact(
             digest.update(part)
             size_bytes += len(part)
     artifact = replace(artifact, sha256=digest.hexdigest(), size_bytes=size_bytes)
-    staging.write(sidecar_path(artifact.path), _sidecar_text(artifact).encode())
+    record = asdict(artifact)
+    del record["path"]
+    kind = "onnx" if isinstance(artifact, OnnxArtifact) else "engine"
+    staging.write(sidecar_path(artifact.path), seal({**record, "kind": kind}))
     return artifact
 
 
 def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> OnnxArtifact | EngineArtifact:
     """Read an artifact through its sidecar, after proving that neither was damaged or swapped.
 
-    `expect_sha256` is the file's hash from a source you trust, such as a signature: a sidecar proves no origin.
+    `expect_sha256` is the file's hash from a source you trust, such as a signature: a sidecar proves no origin. What is
+    run later is compared again with the hash that was found here, see `Artifact.content`.
 
     Raises: ArtifactError naming what differs.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"{path} is not a file")
-    record = _read_sidecar(sidecar_path(path))
-    kinds: dict[str, type[OnnxArtifact | EngineArtifact]] = {"onnx": OnnxArtifact, "engine": EngineArtifact}
-    kind = kinds.get(record.pop("kind", ""))
-    other = f"{sidecar_path(path)} has fields of another version: export or build again"
-    if kind is None or set(record) != {item.name for item in fields(kind)} - {"path"}:
-        raise ArtifactError(other)
-    try:
-        artifact = kind(path=path, **_from_json(record))
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(other) from error
+    for _ in range(MOST_ATTEMPTS):
+        finish_writing(path.parent)
+        if not path.is_file():
+            raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
+        if not sidecar_path(path).exists() and (what := no_artifact(path)):
+            raise ArtifactError(f"{path} is {what}")
+        sidecar = _read_sidecar(path)
+        try:
+            return _proven(path, sidecar, expect_sha256)
+        except ArtifactError:
+            finish_writing(path.parent)
+            if _read_sidecar(path) == sidecar:
+                raise  # else both were replaced while they were compared
+    raise ArtifactError(f"{path} is replaced again and again: wait until that ends")
+
+
+def _proven(path: Path, sidecar: bytes, expect_sha256: str | None) -> OnnxArtifact | EngineArtifact:
+    """Return what a sidecar says, after comparing the artifact's files with their hashes."""
+    artifact = _parse_sidecar(sidecar_path(path), sidecar, path)
     found = sha256_file(path)
-    if found != artifact.sha256:
-        cure = artifact.rebuild_command if isinstance(artifact, EngineArtifact) else "export it again"
-        raise ArtifactError(f"{path} has SHA-256 {found[:12]}, its sidecar says {artifact.sha256[:12]}: {cure}")
+    artifact.check_sha256(found)
     if expect_sha256 is not None and found != expect_sha256.lower():
         raise ArtifactError(f"{path} has SHA-256 {found}, expected {expect_sha256}: it is another file, do not use it")
     if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
-        check_file(path.parent, artifact.external_data, cure="export it again")
+        artifact.content()
+        check_file(path.parent, artifact.external_data, cure=artifact.cure)
     return artifact
 
 
-def check_file(folder: Path, reference: FileReference, *, cure: str = "export and build again") -> Path:
-    """Return the path of a file that an artifact refers to, after comparing its content; `cure` says what to do else.
+def check_file(folder: Path, reference: FileReference, *, cure: str = REMAKE) -> None:
+    """Compare the content of a file that an artifact refers to; `cure` says what to do if it is another.
 
     Raises: ArtifactError if it is missing or another file now.
     """
     path = folder / reference.name
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing: keep it beside the artifact, or export again")
-    found = sha256_file(path)
+    _compare(path, sha256_file(path, missing=KEEP), reference, cure)
+
+
+@contextlib.contextmanager
+def copied(folder: Path, reference: FileReference, *, cure: str = REMAKE) -> Iterator[Path]:
+    """Yield a private copy of a file that an artifact refers to, for a reader that opens it by its path.
+
+    Raises: ArtifactError if it is missing or another file now.
+    """
+    path = folder / reference.name
+    with private_copy(path, missing=KEEP) as (copy, found):
+        _compare(path, found, reference, cure)
+        yield copy
+
+
+def _compare(path: Path, found: str, reference: FileReference, cure: str) -> None:
     if found != reference.sha256:
-        raise ArtifactError(
-            f"{path} has SHA-256 {found[:12]}, the artifact was made with {reference.sha256[:12]}: it is stale, {cure}"
-        )
-    return path
+        made = f"the artifact was made with {reference.sha256[:12]}"
+        raise ArtifactError(f"{path} has SHA-256 {found[:12]}, {made}: it is stale, {cure}")
 
 
-def _sidecar_text(artifact: Artifact) -> str:
-    record = asdict(artifact)
-    del record["path"]
-    record["schema"] = SCHEMA
-    record["kind"] = "onnx" if isinstance(artifact, OnnxArtifact) else "engine"
-    record["sidecar_sha256"] = _record_hash(record)
-    return _canonical_text(record)
+def _read_sidecar(path: Path) -> bytes:
+    return read_bounded(sidecar_path(path), LARGEST_BYTES, missing="an artifact needs the sidecar it was written with")
 
 
-def _canonical_text(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, indent=2, sort_keys=True) + "\n"
-
-
-def _record_hash(record: Mapping[str, Any]) -> str:
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _read_sidecar(path: Path) -> dict[str, Any]:
+def _parse_sidecar(sidecar: Path, content: bytes, path: Path) -> OnnxArtifact | EngineArtifact:
+    """Return what a sidecar says of the artifact `path`."""
+    kinds: dict[str, type[OnnxArtifact | EngineArtifact]] = {"onnx": OnnxArtifact, "engine": EngineArtifact}
+    record = unseal(content, str(sidecar))
+    kind = str(record.pop("kind", None))
+    if kind not in kinds:
+        raise ArtifactError(f"{sidecar} has fields of another version (kind {kind[:40]}): {AGAIN}")
     try:
-        text = path.read_text(encoding="utf-8")
-        record = json.loads(text)
-        canonical = _canonical_text(record)
-        claimed = record.pop("sidecar_sha256")
-        schema = record["schema"]
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing: an artifact needs the sidecar it was written with") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not a sidecar: export or build again") from error
-    if _record_hash(record) != claimed or text != canonical:
-        raise ArtifactError(f"{path} was changed after it was written: export or build again")
-    if schema != SCHEMA:
-        raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: export or build again")
-    del record["schema"]
-    return dict(record)
-
-
-def _from_json(record: dict[str, Any]) -> dict[str, Any]:
-    """Turn a sidecar's JSON values into the types of the dataclass fields."""
-    spec = dict(record["spec"])
-    spec["normalization"] = tuple(spec["normalization"])
-    spec["projection"] = Projection(**spec["projection"]) if spec["projection"] else None
-    typed = dict(record, spec=NetVLADSpec(**spec), reference=FileReference(**record["reference"]))
-    typed["parent"] = FileReference(**record["parent"]) if record["parent"] else None
-    typed["range"] = FeatureRange(**record["range"])
-    if record.get("external_data"):
-        typed["external_data"] = FileReference(**record["external_data"])
-    if record["images"] is not None:
-        images = record["images"]
-        size = images["resize"]["size"] and tuple(images["resize"]["size"])
-        typed["images"] = ImageInput(
-            mean=tuple(images["mean"]), std=tuple(images["std"]), resize=Resize(**dict(images["resize"], size=size))
-        )
-    for name in {"inputs", "outputs", "warnings", "flags", "targets"} & set(record):
-        typed[name] = tuple(record[name])
-    if "options" in record:
-        kind = Profile if record["images"] is None else ImageProfile
-        profiles = tuple(
-            kind(**{axis: AxisRange(**bounds) for axis, bounds in profile.items()})
-            for profile in record["options"]["profiles"]
-        )
-        capabilities = tuple(record["options"]["compute_capabilities"])
-        typed["options"] = BuildOptions(**dict(record["options"], profiles=profiles, compute_capabilities=capabilities))
-        typed["gpu"] = Gpu(**record["gpu"]) if record["gpu"] else None
-        kernels = [
-            Kernel(**dict(kernel, inputs=tuple(kernel["inputs"]), outputs=tuple(kernel["outputs"])))
-            for kernel in record["figures"]["kernels"]
-        ]
-        typed["figures"] = BuildFigures(**dict(record["figures"], kernels=tuple(kernels)))
-    return typed
+        return from_record(kinds[kind], record, path=path)
+    except ValueError as error:
+        raise ArtifactError(f"{sidecar} has fields of another version ({error}): {AGAIN}") from error

@@ -1,12 +1,13 @@
 """Export, build, validate and measure in one go, with one report."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.artifact import log_path, sidecar_path
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.files import make_folder, write_text
+from netvlad_deploy.files import make_folder, stage_files
 from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.parity import ParityReport
@@ -48,14 +49,14 @@ def deploy(
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
     LOG.info("validate %s", onnx_path)
-    parity = [validate(Candidate(path=onnx_path))]
+    parity = [validate(Candidate(path=onnx_path, expect_sha256=onnx.sha256))]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    unfolded = [Candidate(path=onnx_path, backend="torch")] if onnx.images is None else []
-    candidates = [*unfolded, Candidate(path=onnx_path)]
+    exported = Candidate(path=onnx_path, expect_sha256=onnx.sha256)
+    candidates = [*([replace(exported, backend="torch")] if onnx.images is None else []), exported]
     engine = None
     LOG.info("build %s with %s", engine_path, flavor)
     try:
-        engine = build(onnx_path, engine_path, engine_options, force=force)
+        engine = build(onnx_path, engine_path, engine_options, expect_sha256=onnx.sha256, force=force)
     except UNAVAILABLE as error:
         for leftover in (engine_path, sidecar_path(engine_path), log_path(engine_path)):  # of an earlier deployment
             leftover.unlink(missing_ok=True)
@@ -63,9 +64,9 @@ def deploy(
     else:
         steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
         LOG.info("validate %s", engine_path)
-        parity.append(validate(Candidate(path=engine_path)))
+        parity.append(validate(Candidate(path=engine_path, expect_sha256=engine.sha256)))
         steps.append(_parity_step("parity of the engine", parity[1]))
-        candidates.append(Candidate(path=engine_path))
+        candidates.append(Candidate(path=engine_path, expect_sha256=engine.sha256))
     profile = (engine_options.profiles or (onnx.usual_profile,))[0]
     latency = bench(candidates, **_usual_input(profile), duration_s=duration_s)
     steps += [
@@ -73,8 +74,9 @@ def deploy(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
-    write_text(folder / REPORT_JSON, to_json("deploy", deployment), force=force)
-    write_text(folder / REPORT_PAGE, deployment_markdown(deployment), force=force)
+    with stage_files(force=force) as staging:
+        staging.write(folder / REPORT_PAGE, deployment_markdown(deployment).encode())
+        staging.write(folder / REPORT_JSON, to_json("deploy", deployment).encode())
     return deployment
 
 
@@ -88,4 +90,6 @@ def _usual_input(profile: AnyProfile) -> dict[str, Any]:
 
 def _parity_step(name: str, report: ParityReport) -> Step:
     failed = [case.name for case in report.cases if case.verdict is Verdict.FAIL]
-    return Step(name=name, verdict=report.verdict, reason=report.reason or ", ".join(failed))
+    doubts = dict.fromkeys(case.reason for case in report.cases) if report.verdict is Verdict.NOT_JUDGED else ()
+    reason = report.reason or ", ".join(failed) or report.unseen or "; ".join(doubts)
+    return Step(name=name, verdict=report.verdict, reason=reason)

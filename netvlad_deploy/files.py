@@ -1,34 +1,94 @@
 """Files written whole or not at all, and read by their content.
 
-A result is written under temporary names beside its targets and renamed when all of it is complete, so that a killed
-process, a full disk or Ctrl-C leaves what was there before.
+A result is written under temporary names beside its targets, which get their names together when all of it is
+complete: a killed process, a full disk or Ctrl-C leaves all that was there before, or all that is new.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
+from netvlad_deploy import journal
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
-from netvlad_deploy.scratch import reserve
+from netvlad_deploy.scratch import scratch_folder
+
+BLOCK_BYTES: Final = 1 << 20
 
 
-def sha256_file(path: Path) -> str:
+@contextlib.contextmanager
+def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
+    """Open a file for reading that is one: a pipe or a device would never end.
+
+    Raises: ArtifactError if it cannot be read, is something else, or is not there: `missing` says what that means.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ArtifactError(f"{path} is no regular file: name a file")
+            yield stream
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing{missing and ': '}{missing}") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open without waiting for whoever would write into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def sha256_file(path: Path, *, missing: str = "") -> str:
     """Return the SHA-256 of a file as hex digits.
 
     Raises: ArtifactError if it cannot be read.
     """
+    with open_regular(path, missing=missing) as stream:
+        return _digest(stream)
+
+
+def _digest(stream: IO[bytes], copy: IO[bytes] | None = None) -> str:
+    """Return the SHA-256 of what a stream still holds, and write that into a copy."""
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    while block := stream.read(BLOCK_BYTES):
+        digest.update(block)
+        try:
+            if copy is not None:
+                copy.write(block)
+        except OSError as error:
+            raise OutputError(f"{copy and copy.name} cannot be written: {error.strerror}: set TMPDIR") from error
     return digest.hexdigest()
+
+
+def read_bounded(path: Path, largest: int, *, missing: str = "") -> bytes:
+    """Return the content of a file of at most `largest` bytes.
+
+    Raises: ArtifactError if it cannot be read, or is larger.
+    """
+    with open_regular(path, missing=missing) as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise ArtifactError(f"{path} has more than {largest} bytes: it is another file")
+    return content
+
+
+@contextlib.contextmanager
+def private_copy(path: Path, *, missing: str = "") -> Iterator[tuple[Path, str]]:
+    """Make a copy of a file that nobody else can change, under the same name in a folder of its own.
+
+    For readers that open a file by its path: what they read has the SHA-256 that comes with the copy.
+
+    Raises: ArtifactError if the file cannot be read; OutputError if the temporary folder cannot hold the copy.
+    """
+    with scratch_folder() as folder:
+        copy = folder / path.name
+        with open_regular(path, missing=missing) as stream, copy.open("xb") as target:
+            sha256 = _digest(stream, target)
+        yield copy, sha256
 
 
 def check_suffix(target: Path, suffix: str) -> Path:
@@ -42,39 +102,48 @@ def check_suffix(target: Path, suffix: str) -> Path:
 
 
 class Staging:
-    """Files of one result, written under temporary names beside their targets."""
+    """Files of one result, in one folder, written under temporary names beside their targets."""
 
     def __init__(self, *, force: bool) -> None:
         self.force = force
         self._moves: dict[Path, Path] = {}
-        self._handles: list[int] = []  # they hold the locks that say these files are no leftovers
+        self._locks: list[int] = []
+
+    @property
+    def newest(self) -> Path | None:
+        """Return the target that was added last and has not its name yet."""
+        return next(reversed(self._moves), None)
 
     def check(self, target: Path) -> None:
         """Refuse a target that could not be written: worth asking before long work.
 
-        Raises: UsageError if it exists and `force` is off; OutputError if it is a folder, or its folder does not exist.
+        Raises: UsageError if it exists and `force` is off; OutputError if it is read-only or no file, or its folder
+            cannot be written.
         """
         if target.is_dir():
             raise OutputError(f"{target} cannot be written: it is a folder, name a file")
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{target} cannot be written: it is no regular file, name another")
         if target.exists() and not self.force:
             raise UsageError(f"{target} exists already: choose another name or pass --force")
+        if target.exists() and not (target.stat().st_mode & 0o222 and os.access(target, os.W_OK)):
+            raise OutputError(f"{target} cannot be written: it is read-only")
         if not target.parent.is_dir():
             raise OutputError(f"{target} cannot be written: there is no folder {target.parent}")
+        temporary, handle = _create(target)
+        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
     def add(self, target: Path, *, private: bool = False) -> Path:
         """Reserve a temporary file for `target`; a private one is for this user alone.
 
-        Raises: UsageError if the target exists and `force` is off; OutputError if its folder cannot be written.
+        Raises: UsageError if the target exists and `force` is off; OutputError if it cannot be written.
         """
         self.check(target)
-        try:
-            self._moves[target], handle = reserve(target.parent, f".{target.name}.", ".tmp")
-            self._handles.append(handle)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(handle, 0o600 if private else 0o666 & ~umask)
-        except OSError as error:
-            raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+        if any(target.parent != other.parent for other in self._moves):
+            raise OutputError(f"{target} cannot be written with files of another folder: a result stands in one")
+        self._moves[target], handle = _create(target, 0o600 if private else 0o666)
+        self._locks.append(handle)
         return self._moves[target]
 
     @contextlib.contextmanager
@@ -95,17 +164,53 @@ class Staging:
         return sha256_file(self._moves[target])
 
     def commit(self) -> None:
-        """Give every file its name, in the order they were added: the sidecar last."""
-        for target, temporary in list(self._moves.items()):
-            temporary.replace(target)
-            del self._moves[target]
+        """Give every file its name, all of them or none: see `journal`.
+
+        Raises: UsageError if a target has come to exist and `force` is off.
+        """
+        moves, self._moves = self._moves, {}
+        try:
+            for folder in {target.parent for target in moves}:
+                names = {temporary.name: target.name for target, temporary in moves.items()}
+                journal.commit(folder, names, force=self.force)
+        except FileExistsError as error:
+            raise UsageError(f"{error.filename} exists already: choose another name or pass --force") from error
 
     def discard(self) -> None:
         """Remove whatever was not given its name, and let go of the rest."""
         for temporary in self._moves.values():
             temporary.unlink(missing_ok=True)
-        while self._handles:
-            os.close(self._handles.pop())
+        while self._locks:
+            os.close(self._locks.pop())
+
+
+def _create(target: Path, mode: int = 0o600) -> tuple[Path, int]:
+    """Make a temporary file for a target, locked while this process lives, with the permissions that a user chose.
+
+    Raises: OutputError if the folder cannot be written.
+    """
+    while True:
+        temporary = target.with_name(journal.temporary_name(target.name))
+        try:
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            journal.lock(handle)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+        if journal.stands(temporary, handle):
+            return temporary, handle
+        os.close(handle)  # another process took it, before it was locked, for one that was left behind
+
+
+def finish_writing(folder: Path) -> None:
+    """Let a folder have all or none of what is being written into it, if a process that did that was killed.
+
+    Raises: ArtifactError if that is not possible.
+    """
+    try:
+        journal.finish(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArtifactError(f"{folder} holds what a killed command wrote, and cannot be put right: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -119,7 +224,8 @@ def stage_files(*, force: bool) -> Iterator[Staging]:
         yield staging
         staging.commit()
     except OSError as error:
-        raise OutputError(f"{error.filename or 'output'} cannot be written: {error.strerror or error}") from error
+        name = error.filename or staging.newest or "output"
+        raise OutputError(f"{name} cannot be written: {error.strerror or error}") from error
     finally:
         staging.discard()
 
@@ -158,28 +264,30 @@ def read_private(path: Path) -> bytes:
 
     Raises: ArtifactError if it cannot be read, or somebody else could have written it.
     """
-    try:
-        with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise ArtifactError(f"{path} holds code, and others may have written it: remove it, it is made anew")
-            return stream.read()
-    except FileNotFoundError:
+    if not path.exists():
         return b""
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    with open_regular(path) as stream:
+        check_private(path, os.fstat(stream.fileno()))
+        return stream.read()
+
+
+def check_private(path: Path, status: os.stat_result) -> None:
+    """Raise ArtifactError if somebody else could have written a file or folder that holds code."""
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ArtifactError(f"{path} holds code, and others may have written it: remove it, it is made anew")
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file that several processes change: a sibling `.NAME.lock`, which stays.
 
-    Raises: OutputError if the folder cannot be written.
+    Raises: OutputError if the folder cannot be written, or the lock is a link.
     """
+    lock = path.with_name(f".{path.name}.lock")
     try:
-        handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        raise OutputError(f"{path} cannot be locked: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be locked with {lock}: {error.strerror or error}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # released by the kernel, whichever way the process ends
         yield

@@ -12,7 +12,7 @@ import typer
 
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.images import USUAL_IMAGES, AnyProfile, ImageProfile, parse_profile
+from netvlad_deploy.images import DEPTHS, USUAL_IMAGES, AnyProfile, ImageChanges, ImageProfile, parse_profile
 from netvlad_deploy.limits import LIMITS, check_limit, check_path, range_words
 from netvlad_deploy.shapes import AxisRange, Profile
 
@@ -32,10 +32,6 @@ BackboneName = Annotated[
         "--backbone", metavar="NAME", help="Image backbone, or package.module:callable.  [default: the checkpoint's]"
     ),
 ]
-ResizeText = Annotated[
-    str | None,
-    typer.Option("--resize", metavar="HxW|N|none", help="Image size, or its longer side.  [default: the backbone's]"),
-]
 ExpectSha256 = Annotated[
     str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse a file of another hash.")
 ]
@@ -43,6 +39,40 @@ AllowNotRun = Annotated[
     bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
 ]
 Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate.")]
+
+
+@dataclass(frozen=True)
+class ImageFlags:
+    """What is done to an image otherwise than the checkpoint's or the backbone's own code does."""
+
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE[,FILTER]",
+            help="HxW, N (the longer side at most), shorter:N, cover:HxW or none.  [default: the backbone's]",
+        ),
+    ] = None
+    crop: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Cut out the middle after the resize.  [default: the backbone's]")
+    ] = None
+    orient: Annotated[
+        bool | None,
+        typer.Option("--orient/--no-orient", help="Turn photos upright by EXIF, or not.  [default: the backbone's]"),
+    ] = None
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            min=DEPTHS[0], max=DEPTHS[-1], metavar="BITS", help="Bits of grey in files of 16 or 32.  [default: 16]"
+        ),
+    ] = None
+
+    @property
+    def changes(self) -> ImageChanges:
+        """Return the options that were given as one object.
+
+        Raises: UsageError if a text has another form.
+        """
+        return ImageChanges.parse(self.resize, self.crop, self.orient, self.depth)
 
 
 @dataclass(frozen=True)
@@ -77,7 +107,6 @@ class SourceFlags:
         typer.Option("--input", metavar="KIND", help="images or features.  [default: images if there is a backbone]"),
     ] = None
     backbone: BackboneName = None
-    resize: ResizeText = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from netvlad_deploy.arrays import npz_content, write_npz
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.files import check_suffix, make_folder, stage_files
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import ImageInput
-from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, parity_backend
+from netvlad_deploy.measurement.candidate import Candidate, parity_backend
 from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
 from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, measure_recall
 from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown
@@ -59,6 +60,9 @@ def embed(
 
     Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
     """
+    candidate = candidate.pinned()
+    if runtime_cache is not None and runtime_cache.resolve() in {path.resolve() for path in (*sources, target)}:
+        raise UsageError(f"{runtime_cache} is read or written here, it cannot be the runtime cache too: name another")
     images = images_of(candidate)
     if images is None:
         return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
@@ -99,9 +103,9 @@ def _embed_features(
             "for images export with --input images"
         )
     features.check_target(sources[0], target)
-    loaded = features.load_features(sources[0])
     with stage_files(force=force) as staging:
         staging.check(target)
+        loaded = features.load_features(sources[0])
         with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
             started = time.perf_counter()
             if isinstance(loaded, dict):
@@ -164,6 +168,7 @@ def evaluate(
     """
     if (ground_truth is None) == (within is None):
         raise UsageError("the right images come from --ground-truth or from --within: give one of them")
+    candidates = [candidate.pinned() for candidate in candidates]
     inputs = [_require_images(candidate) for candidate in candidates]
     make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, MATCHES_PICTURE)), force=force)
     alone = queries.resolve() == database.resolve()

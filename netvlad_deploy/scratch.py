@@ -1,6 +1,6 @@
 """Scratch that outlives no process by more than one run: whoever makes it holds its lock, and the next run looks.
 
-The kernel releases a lock whichever way its process ends. So a folder or file whose lock can be had is one of a process
+The kernel releases a lock whichever way its process ends. So a folder whose lock can be had is one of a process
 that was killed, and is removed. The lock is shared where it is held, so that it also holds where a network file system
 wants write access for an exclusive one.
 """
@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ def scratch_folder() -> Iterator[Path]:
     What killed processes have left is removed first.
     """
     sweep()
-    folder, handle = _held(lambda: Path(tempfile.mkdtemp(prefix=PREFIX)))
+    folder, handle = _held()
     try:
         yield folder
     finally:
@@ -36,44 +36,22 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove this user's scratch folders of processes that are no more."""
-    sweep_folder(Path(tempfile.gettempdir()), PREFIX)
+    """Remove this user's scratch folders of processes that are no more.
 
-
-def reserve(folder: Path, prefix: str, suffix: str) -> tuple[Path, int]:
-    """Make a new file of this user alone; return its path, and the handle that holds its lock until it is closed.
-
-    Files of the same prefix and suffix that killed processes have left are removed first.
-
-    Raises: OSError if there can be no such file.
+    Source: the eight characters after the prefix are those of Python's `tempfile`.
     """
-
-    def make() -> Path:
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=folder)
-        os.close(handle)
-        return Path(name)
-
-    sweep_folder(folder, prefix, suffix)
-    return _held(make)
-
-
-def sweep_folder(folder: Path, prefix: str, suffix: str = "") -> None:
-    """Remove what has such a name in a folder and belongs to this user, and whose lock nobody holds.
-
-    Source: the eight characters in the middle are those of Python's `tempfile`.
-    """
-    pattern = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(suffix)}")
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    temporary, pattern = Path(tempfile.gettempdir()), re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}")
+    with contextlib.suppress(OSError), os.scandir(temporary) as entries:
         names = [entry.name for entry in entries if pattern.fullmatch(entry.name)]
         for name in names:
             with contextlib.suppress(OSError):  # held, of another file system, or removed by another run meanwhile
-                _remove_if_left(folder / name)
+                _remove_if_left(temporary / name)
 
 
-def _held(make: Callable[[], Path]) -> tuple[Path, int]:
-    """Return something new under its lock: another run may take it for left behind before the lock is held."""
+def _held() -> tuple[Path, int]:
+    """Return a new folder under its lock: another run may take it for left behind before the lock is held."""
     while True:
-        path = make()
+        path = Path(tempfile.mkdtemp(prefix=PREFIX))
         try:
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -86,7 +64,7 @@ def _held(make: Callable[[], Path]) -> tuple[Path, int]:
 
 
 def _remove_if_left(path: Path) -> None:
-    """Remove a file or folder of this user if its lock can be had.
+    """Remove a folder of this user if its lock can be had.
 
     Raises: OSError if it is held.
     """
@@ -98,7 +76,5 @@ def _remove_if_left(path: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if stat.S_ISDIR(status.st_mode):
             shutil.rmtree(path, ignore_errors=True)
-        elif stat.S_ISREG(status.st_mode):
-            path.unlink()
     finally:
         os.close(handle)

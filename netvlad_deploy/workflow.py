@@ -10,22 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import (
-    EngineArtifact,
-    OnnxArtifact,
-    check_file,
-    load_artifact,
-    reference_path,
-    sidecar_path,
-)
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact, reference_path, sidecar_path
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.files import check_suffix, check_targets, make_folder, stage_files, write_text
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import load_goldens
 from netvlad_deploy.measurement.candidate import (
     Candidate,
     check_lineage,
-    is_checkpoint,
     open_runner,
     parity_backend,
 )
@@ -112,17 +105,20 @@ def validate(
     """
     path = candidate.path
     artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
-    reference_file = check_file(path.parent, artifact.reference)
-    parameters = load_reference(reference_file)
-    goldens = None if artifact.images is None else load_goldens(reference_file)
+    with copied(path.parent, artifact.reference) as reference_file:
+        parameters = load_reference(reference_file)
+        goldens = None if artifact.images is None else load_goldens(reference_file)
     if goldens and (bank or queries):
         raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     if junit is not None and junit.suffix != ".xml":
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
+    if junit is not None:
+        check_targets(junit, force=True)
     _check_against(artifact, against)
-    candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact))
+    backend = candidate.backend or parity_backend(artifact)
+    candidate = replace(candidate, backend=backend, expect_sha256=artifact.sha256)
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
         with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
@@ -195,6 +191,7 @@ def bench(
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     block_ms = 300.0
+    candidates = [candidate.pinned() for candidate in candidates]  # each is opened again, in a process of its own
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = max(5, round(duration_s * 1e3 / block_ms))
     return measure(

@@ -1,6 +1,7 @@
 """What other processes there are, by a variable of their environment."""
 
 import os
+import signal
 from pathlib import Path
 
 
@@ -16,3 +17,13 @@ def _has(folder: Path, variable: bytes) -> bool:
     except OSError:  # it has ended, or is somebody else's
         return False
     return variable in environment and state != "Z" and int(folder.name) != os.getpid()
+
+
+def catches(process: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler of its own for a signal."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return False
+    caught = next(int(line.partition(":")[2], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (number - 1) & 1)

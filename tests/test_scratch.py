@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.files import stage_files
-from netvlad_deploy.scratch import PREFIX, reserve, scratch_folder, sweep, sweep_folder
+from netvlad_deploy.scratch import PREFIX, scratch_folder, sweep
 from tests.command import Command
 
 HOLDER = """
@@ -102,21 +102,18 @@ def test_what_is_not_ours_is_left_alone(temporary: Path, tmp_path: Path, monkeyp
 def test_a_folder_that_another_run_took_for_left_behind_is_made_again(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other run looks between the making of a file and its lock."""
-    mkstemp = tempfile.mkstemp
+    """The other run looks between the making of a folder and its lock."""
+    mkdtemp = tempfile.mkdtemp
     made: list[str] = []
 
-    def meanwhile(**arguments: str) -> tuple[int, str]:
-        handle, name = mkstemp(**arguments)
-        made.append(name)
+    def meanwhile(*, prefix: str) -> str:
+        made.append(mkdtemp(prefix=prefix))
         if len(made) == 1:
-            sweep_folder(temporary, ".x.", ".tmp")
-        return handle, name
+            sweep()
+        return made[-1]
 
-    monkeypatch.setattr(tempfile, "mkstemp", meanwhile)
-    path, handle = reserve(temporary, ".x.", ".tmp")
-    assert [str(path)] == made[1:]
-    assert list(temporary.iterdir()) == [path]
-    sweep_folder(temporary, ".x.", ".tmp")
-    assert path.exists()
-    os.close(handle)
+    monkeypatch.setattr(tempfile, "mkdtemp", meanwhile)
+    with scratch_folder() as folder:
+        assert [str(folder)] == made[1:]
+        sweep()
+        assert list(temporary.iterdir()) == [folder]

@@ -17,12 +17,13 @@ from netvlad_deploy.flags import (
     ExpectSha256,
     Force,
     GraphFlags,
+    ImageFlags,
     Json,
     Output,
     SourceFlags,
     flags,
 )
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.limits import check_limit
 from netvlad_deploy.spec import GraphOptions
 
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
 
 @flags
 def export(
-    source: SourceFlags, graph: GraphFlags, output: Output = None, force: Force = False, as_json: Json = False
+    source: SourceFlags,
+    images: ImageFlags,
+    graph: GraphFlags,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Export to ONNX, BatchNorm folded, with the oracle's reference file beside it.
 
@@ -43,7 +49,7 @@ def export(
     from netvlad_deploy.report.text import artifact_lines
 
     target = output or Path((workflow.stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
-    artifact = workflow.export(_source(source), target, GraphOptions(**vars(graph)), force=force)
+    artifact = workflow.export(_source(source, images.changes), target, GraphOptions(**vars(graph)), force=force)
     render("export", artifact, artifact_lines, as_json)
 
 
@@ -80,6 +86,7 @@ def build(
 @flags
 def deploy(
     source: SourceFlags,
+    images: ImageFlags,
     graph: GraphFlags,
     engine: EngineFlags,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
@@ -96,7 +103,7 @@ def deploy(
     from netvlad_deploy.report.text import table
 
     deployment = deploy_all(
-        _source(source),
+        _source(source, images.changes),
         output,
         GraphOptions(**vars(graph)),
         engine_options=BuildOptions(flavor=engine.flavor, profiles=engine.profiles),
@@ -125,7 +132,7 @@ def precision(
     render("precision", report, precision_lines, as_json)
 
 
-def _source(given: SourceFlags) -> "Source":
+def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
     from netvlad_deploy.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
@@ -148,5 +155,5 @@ def _source(given: SourceFlags) -> "Source":
         seed=given.seed or 0,
         takes=given.takes,
         backbone=given.backbone,
-        resize=Resize.parse(given.resize) if given.resize is not None else None,
+        changes=changes,
     )

@@ -11,7 +11,7 @@ def exported(path: Path, verb: str) -> Path:
 
     Raises: UsageError if it is a checkpoint, with the command that makes an artifact of it.
     """
-    from netvlad_deploy.measurement.candidate import is_checkpoint
+    from netvlad_deploy.formats import is_checkpoint
 
     if path.is_file() and is_checkpoint(path):
         raise UsageError(

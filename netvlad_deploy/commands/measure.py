@@ -84,7 +84,7 @@ def inspect(
 ) -> None:
     """Say what a file is: weights, tensors, versions, profiles, flags, and how to build it again."""
     from netvlad_deploy import inspection
-    from netvlad_deploy.measurement.candidate import is_checkpoint
+    from netvlad_deploy.formats import is_checkpoint
     from netvlad_deploy.report.inspection import checkpoint_lines, inspection_lines
 
     if not is_checkpoint(file):

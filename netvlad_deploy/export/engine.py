@@ -4,7 +4,6 @@ Precision is what the ONNX graph says: the network is strongly typed (required o
 11 and on RTX), and TF32 is cleared, since it is on by default everywhere and costs about 1e-3.
 """
 
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +78,8 @@ def build_engine(
             if cache_path is not None and cache_path.resolve() == path.resolve():
                 raise UsageError(f"{path} is to be written, it cannot be the timing cache too: name another file")
             staging.check(path)
-        built = build_apart(_request(parent, options, cache_path))
+        with parent.weights_folder() as weights:
+            built = build_apart(_request(parent, options, cache_path, weights))
         figures = read_figures(built.lines, built.build_ms, built.host_bytes)
         check_types(figures.kernels, parent.precision, gated=gated)
         artifact = _artifact(parent, target, options, built, figures)
@@ -87,14 +87,13 @@ def build_engine(
         return stage_artifact(staging, artifact, built.content)
 
 
-def _request(parent: OnnxArtifact, options: BuildOptions, cache_path: Path | None) -> BuildRequest:
+def _request(
+    parent: OnnxArtifact, options: BuildOptions, cache_path: Path | None, weights: Path | None
+) -> BuildRequest:
     """Return what the process of the builder is told: the bytes that were hashed, not a path that may change."""
-    content = parent.path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != parent.sha256:
-        raise ArtifactError(f"{parent.path} was changed meanwhile, its SHA-256 is another: build it again")
     return BuildRequest(
-        content=content,
-        external=str(parent.path) if parent.external_data else None,
+        content=parent.content(),
+        external=str(weights / parent.path.name) if weights else None,
         options=options,
         profiles=tuple((str(profile), parent.input_shapes(profile)) for profile in options.profiles),
         timing_cache=cache_path,

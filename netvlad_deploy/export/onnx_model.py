@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.arrays import Array, write_npz
-from netvlad_deploy.artifact import FileReference, OnnxArtifact, external_path, reference_path, stage_artifact
+from netvlad_deploy.artifact import (
+    FileReference,
+    OnnxArtifact,
+    external_path,
+    reference_path,
+    sidecar_path,
+    stage_artifact,
+)
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.backbone import check_backbone
@@ -97,7 +104,8 @@ def export_onnx(
     options = check_opset(options or GraphOptions())
     target = check_suffix(Path(target), ".onnx")
     with stage_files(force=force) as staging:
-        staging.check(target)
+        for path in (target, sidecar_path(target), reference_path(target)):
+            staging.check(path)
         subject = _pipeline(module, options) if isinstance(module, Pipeline) else _head(module, options, preprocessing)
         return _stage(staging, subject, target, options, origin, parent)
 
@@ -199,7 +207,7 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
     folded, warnings = fold_pipeline(
         pipeline, replace(options, feature_norm=norm), goldens[:-1]
     )  # the last may be large
-    size = pipeline.images.resize.size or FOLD_SIZE
+    size = pipeline.images.size or FOLD_SIZE
     return _Subject(
         module=folded,
         head=folded.head,
@@ -209,7 +217,7 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
         dtypes={IMAGES: "uint8", DESCRIPTOR: options.output_dtype},
         tensors=(LOCAL_DESCRIPTORS, *pipeline.head.spec.stages),
         arrays={**_reference_arrays(pipeline.head), **golden_arrays(goldens)},
-        preprocessing=f"RGB from 0 to 255, {pipeline.images.resize}; the graph normalises",
+        preprocessing=f"RGB from 0 to 255, {pipeline.images.preparation}; the graph normalises",
         images=pipeline.images,
         warnings=warnings,
     )

@@ -7,8 +7,8 @@ reading and for merging, never while the builder works. The file is replaced who
 from pathlib import Path
 from typing import Any
 
-from netvlad_deploy.errors import BuildError, OutputError
-from netvlad_deploy.files import locked, stage_files
+from netvlad_deploy.errors import ArtifactError, BuildError, OutputError
+from netvlad_deploy.files import locked, open_regular, stage_files
 from netvlad_deploy.runtime.trt_api import TensorRT, last_error
 
 
@@ -43,11 +43,12 @@ def save_timing_cache(tensorrt: TensorRT, config: Any, path: Path, cache: Any, l
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise OutputError(f"timing cache {path} cannot be read: {error.strerror or error}") from error
+        with open_regular(path) as stream:
+            return stream.read()
+    except ArtifactError as error:
+        if not path.exists():
+            return b""
+        raise OutputError(f"timing cache {error}") from error
 
 
 def _cache(tensorrt: TensorRT, config: Any, path: Path, content: bytes, logger: Any) -> Any:

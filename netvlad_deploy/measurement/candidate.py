@@ -1,11 +1,20 @@
 """Open anything that can compute a descriptor, on the backend that was asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.artifact import REFERENCE_SUFFIX, Artifact, EngineArtifact, OnnxArtifact, check_file, load_artifact
+from netvlad_deploy.artifact import (
+    REFERENCE_SUFFIX,
+    Artifact,
+    EngineArtifact,
+    OnnxArtifact,
+    check_file,
+    copied,
+    load_artifact,
+)
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.require import require
@@ -17,7 +26,6 @@ ENGINES: Final = "tensorrt"
 """The backend of engines, of both flavors."""
 
 BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
-CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,15 @@ class Candidate:
     def name(self) -> str:
         """Return how reports call it."""
         return self.path.name if self.backend is None else f"{self.path.name} on {self.backend}"
+
+    def pinned(self) -> "Candidate":
+        """Return the candidate with the hash that its artifact has now: whoever opens it later opens that, or nothing.
+
+        Raises: ArtifactError if the artifact is not what its sidecar or the expected hash says.
+        """
+        if is_checkpoint(self.path):
+            return self
+        return replace(self, expect_sha256=load_artifact(self.path, expect_sha256=self.expect_sha256).sha256)
 
     def open(self, *, threads: int | None = None, runtime_cache: Path | None = None) -> Runner:
         """Open the runner; see `open_runner`."""
@@ -86,8 +103,8 @@ def open_runner(
     if backend in ("torch", "oracle"):
         if source.images is not None:
             raise UsageError(f"{source.path} has a backbone, which {backend} has not: leave the backend out")
-        reference = check_file(source.path.parent, source.reference)
-        return _open_parameters(reference, backend, threads, "")
+        with copied(source.path.parent, source.reference) as reference:
+            return _open_parameters(reference, backend, threads, "")
     if isinstance(source, OnnxArtifact):
         if runtime_cache is not None:
             raise UsageError(f"{source.path} is no engine: leave the runtime cache out")
@@ -134,11 +151,6 @@ def parity_backend(artifact: Artifact) -> str | None:
     ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows what an FP16 graph gives elsewhere.
     """
     return "strict" if isinstance(artifact, OnnxArtifact) and artifact.precision.startswith("fp16") else None
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a file's name says that it holds a checkpoint; a reference file is one, too."""
-    return path.suffix in CHECKPOINT_SUFFIXES
 
 
 def _open_parameters(path: Path, backend: str, threads: int | None, prefix: str) -> Runner:

@@ -10,10 +10,11 @@ import numpy as np
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import USUAL_PHOTO
 from netvlad_deploy.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.limits import check_limit
-from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, open_runner
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec
@@ -50,7 +51,7 @@ def random_feeds(
         return {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
     if num_features is not None:
         raise UsageError(f"{candidates[0].path} takes images: leave the number of features out")
-    size = image_size or images.resize.target(*USUAL_PHOTO)
+    size = image_size or images.target(*USUAL_PHOTO)
     check_limit("bytes of input", math.prod((batch, *size, CHANNELS)))
     return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
 

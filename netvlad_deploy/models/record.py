@@ -4,12 +4,12 @@ Only names and numbers: nothing is imported because a file says so.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import ImageInput
+from netvlad_deploy.records import from_record
 
 KEY = "netvlad-deploy/vocabulary/1"
 
@@ -49,17 +49,6 @@ class VocabularyRecord:
         if KEY not in metadata:
             return None
         try:
-            fields: dict[str, Any] = json.loads(metadata[KEY])
-            images = fields.pop("images")
-            size = images["resize"].pop("size")
-            resize = Resize(size=None if size is None else (int(size[0]), int(size[1])), **images["resize"])
-            mean, std = (_three(images[name]) for name in ("mean", "std"))
-            backbone = str(fields.pop("backbone"))
-            return cls(backbone=backbone, images=ImageInput(mean=mean, std=std, resize=resize), **fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return from_record(cls, json.loads(metadata[KEY]))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"the record of its vocabulary is damaged ({error}): fit it again") from error
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

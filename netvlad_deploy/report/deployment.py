@@ -17,6 +17,7 @@ from netvlad_deploy.report.text import (
     device_lines,
     latency_rows,
     latency_title,
+    not_judged_lines,
     parity_rows,
     retrieval_rows,
 )
@@ -74,6 +75,7 @@ def deployment_markdown(deployment: Deployment) -> str:
             if report.reason
             else markdown_table(PARITY_HEADER, parity_rows(report))
         )
+        lines += [text for line in not_judged_lines(report) for text in ("", f"{markdown_text(line)}.")]
         lines += ["", markdown_text(departure_line(report.departure)) + "."] if report.departure else []
         lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
     lines += ["", "## Latency", "", markdown_text(latency_title(deployment.latency)) + ".", ""]

@@ -11,6 +11,8 @@ from typing import Any
 from netvlad_deploy.report.escape import unicode_text
 
 VERSION = 1
+DERIVED = ("verdict", "not_judged")
+"""Properties of a result that stand in its JSON beside its fields."""
 
 
 def to_json(verb: str, result: Any) -> str:
@@ -19,12 +21,10 @@ def to_json(verb: str, result: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries (with their verdict), and numbers that JSON cannot say as null."""
+    """Return dataclasses as dictionaries (with what is DERIVED), and numbers that JSON cannot say as null."""
     if is_dataclass(value) and not isinstance(value, type):
         record = {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-        if hasattr(value, "verdict"):
-            record["verdict"] = plain(value.verdict)
-        return record
+        return record | {name: plain(getattr(value, name)) for name in DERIVED if hasattr(value, name)}
     if isinstance(value, Mapping):
         return {unicode_text(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,7 +5,6 @@ they are read, and TensorRT's version and the GPU are compared with the sidecar,
 TensorRT then shows of its tensors must be what the sidecar says.
 """
 
-import hashlib
 import logging
 import re
 import threading
@@ -55,7 +54,7 @@ class LoadedEngine:
         self.device = self.cuda.device()
         self.quiet = threading.RLock()
         self.tensorrt = open_tensorrt(artifact.flavor)
-        content = _content(artifact)
+        content = artifact.content()
         _check_machine(artifact, self.tensorrt, self.cuda.gpu())
         self.logger = self.tensorrt.logger(errors_only=True)
         self.runtime = self.tensorrt.runtime(self.logger)
@@ -120,20 +119,6 @@ class LoadedEngine:
 
 def _dtype(dtype: Any) -> str:
     return DTYPES.get(dtype.name, str(dtype.name))
-
-
-def _content(artifact: EngineArtifact) -> bytes:
-    """Return the engine's bytes, which may have changed since its sidecar was compared with them."""
-    try:
-        content = artifact.path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{artifact.path} cannot be read: {error.strerror or error}") from error
-    if (found := hashlib.sha256(content).hexdigest()) != artifact.sha256:
-        raise ArtifactError(
-            f"{artifact.path} has SHA-256 {found[:12]}, its sidecar says {artifact.sha256[:12]}: "
-            f"{artifact.rebuild_command}"
-        )
-    return content
 
 
 def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> None:

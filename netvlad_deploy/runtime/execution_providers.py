@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, OutputError, RunError, UsageError
+from netvlad_deploy.files import check_private
 from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.require import install_line, installed_version, pip_line, require
 
@@ -120,14 +121,17 @@ def make_cache(artifact: OnnxArtifact, precision: str, profile: AnyProfile) -> P
     ONNX Runtime's own key is the model's name, inputs and outputs: it would take a cached engine with other weights.
     What stands there is executable code, like an engine.
 
-    Raises: OutputError if it cannot be made.
+    Raises: OutputError if it cannot be made; ArtifactError if somebody else could have written into it.
     """
     name = f"{artifact.sha256[:16]}-{precision}-{profile.text}"
-    folder = artifact.path.with_name(artifact.path.name + ".cache") / name
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
+    above = artifact.path.with_name(artifact.path.name + ".cache")
+    folder = above / name
+    for made in (above, folder):
+        try:
+            made.mkdir(mode=0o700, exist_ok=True)
+            check_private(made, made.lstat())
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
     return folder.resolve()
 
 
@@ -161,7 +165,7 @@ def provider_options(
 
 
 def open_session(
-    onnxruntime: Any, backend: str, model: bytes | Path, options: Any, settings: dict[str, str], *, name: str
+    onnxruntime: Any, backend: str, model: bytes, options: Any, settings: dict[str, str], *, name: str
 ) -> Any:
     """Open a session on a backend's provider and no other; `settings` are the provider's options.
 

@@ -4,7 +4,6 @@ One runner may be used by several threads at once: a session may, and the runner
 """
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.arrays import Arrays
@@ -68,14 +67,17 @@ class OnnxRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
-        if artifact.external_data is not None:
-            options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.parent))
         self._configure(options, onnxruntime)
         self._errors = errors_of(onnxruntime)
         # a tapped graph has other outputs than the one that is cached, and is run once
         cache = make_cache(artifact, self.precision, profile) if self.profiles and not taps else None
         settings = provider_options(backend, artifact, profile, cache=cache)
-        self._session = open_session(onnxruntime, backend, self._content(), options, settings, name=str(artifact.path))
+        with artifact.weights_folder() as folder:
+            if folder is not None:
+                options.add_session_config_entry(EXTERNAL_FOLDER, str(folder))
+            content = self._content(artifact.content())
+            self._session = open_session(onnxruntime, backend, content, options, settings, name=str(artifact.path))
+        self._session._model_bytes = None  # it keeps them to open itself again without the provider, which is shut
         if taps:
             self.outputs = tuple(output.name for output in self._session.get_outputs())
 
@@ -90,14 +92,14 @@ class OnnxRuntimeRunner(Runner):
         super().close()
         self._session = None
 
-    def _content(self) -> bytes | Path:
-        """Return the model to run, as bytes or as its file."""
-        return self._model().SerializeToString() if self._taps else self._artifact.path
+    def _content(self, content: bytes) -> bytes:
+        """Return the bytes of the model to run, made of the artifact's."""
+        return self._model(content).SerializeToString() if self._taps else content
 
-    def _model(self) -> Any:
+    def _model(self, content: bytes) -> Any:
         """Return the model with the type of every tensor, and its stages as outputs if they are tapped."""
         onnx = require("onnx", extra="strict")
-        model = onnx.load(self._artifact.path, load_external_data=False)
+        model = onnx.load_from_string(content)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *self.spec.stages)]
         model.graph.output.extend(inside if self._taps else [])

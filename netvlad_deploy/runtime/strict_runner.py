@@ -17,9 +17,9 @@ from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 class StrictRunner(OnnxRuntimeRunner):
     """Run an ONNX artifact on the CPU with every tensor rounded to its type; not for timing."""
 
-    def _content(self) -> bytes:
-        content: bytes = strict_model(self._model()).SerializeToString()
-        return content
+    def _content(self, content: bytes) -> bytes:
+        strict: bytes = strict_model(self._model(content)).SerializeToString()
+        return strict
 
     def _configure(self, options: Any, onnxruntime: Any) -> None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

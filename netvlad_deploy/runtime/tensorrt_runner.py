@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.arrays import Arrays
-from netvlad_deploy.artifact import EngineArtifact
+from netvlad_deploy.artifact import EngineArtifact, log_path, sidecar_path
 from netvlad_deploy.build_options import RTX
 from netvlad_deploy.errors import InputError, RunError, UsageError
-from netvlad_deploy.files import locked, read_private, stage_files
+from netvlad_deploy.files import Staging, locked, read_private, stage_files
 from netvlad_deploy.runner import EventTimes, Runner
 from netvlad_deploy.runtime.device_array import device_array
 from netvlad_deploy.runtime.engine_loader import LoadedEngine
@@ -38,7 +38,8 @@ class TensorRTRunner(Runner):
             is executable code: keep it where nobody else writes.
 
     Raises: DeviceUnavailableError without a GPU; ArtifactError if another TensorRT version or GPU built the engine, or
-        the file has changed; UsageError for a runtime cache where TensorRT keeps none.
+        the file has changed; UsageError for a runtime cache where TensorRT keeps none; OutputError for one that
+        cannot be written.
     """
 
     def __init__(
@@ -56,6 +57,11 @@ class TensorRTRunner(Runner):
         )
         if runtime_cache is not None and artifact.flavor != RTX:
             raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
+        if runtime_cache is not None:
+            own = artifact.path, sidecar_path(artifact.path), log_path(artifact.path), artifact.reference_path
+            if runtime_cache.resolve() in {path.resolve() for path in own}:
+                raise UsageError(f"{runtime_cache} is of the engine, it cannot be the runtime cache too: name another")
+            Staging(force=True).check(runtime_cache)
         self._lock = threading.Lock()
         self._idle: list[Lane] = []
         self._busy = 0

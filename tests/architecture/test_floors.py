@@ -12,9 +12,10 @@ ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
     {"limits"},
-    {"projection", "require", "scratch", "shapes"},
+    {"external_data", "journal", "projection", "records", "require", "scratch", "shapes", "sidecar"},
     {"spec"},
     {"images"},
+    {"formats"},
     {"arrays", "children", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
     {"runtime", "models"},

@@ -7,7 +7,6 @@ of the binding: None, False, -1 or an exception, and a line in the log.
 import enum
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.build_options import RTX, TENSORRT
@@ -183,10 +182,10 @@ class OnnxParser(Refusing):
         self._network, self._logger = network, Overridden.checked(logger, "ILogger")
 
     def parse(self, content: bytes, path: str | None = None) -> bool:
-        assert path is None or Path(path).read_bytes() == content, "external data is beside another file"
+        assert path is None, "no graph of these tests has external data"
         if self._refuses("parse"):
             return False
-        self._network._graph = json.loads(content)
+        self._network._graph = json.loads(content[2:])
         return True
 
     @property

@@ -9,6 +9,15 @@ from netvlad_deploy.files import stage_files
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec
 
 GRAPH = {"inputs": [FEATURES, MASK]}
+DOC_STRING = 6
+"""Number of the field of an ONNX model that holds the JSON, so that it is protobuf."""
+
+
+def graph_content() -> bytes:
+    """Return the bytes of the graph's file."""
+    text = json.dumps(GRAPH).encode()
+    assert len(text) < 128
+    return bytes([DOC_STRING << 3 | 2, len(text)]) + text
 
 
 def write_graph(folder: Path, *, precision: str = "fp32") -> OnnxArtifact:
@@ -31,4 +40,4 @@ def write_graph(folder: Path, *, precision: str = "fp32") -> OnnxArtifact:
         opset=18,
     )
     with stage_files(force=False) as staging:
-        return stage_artifact(staging, artifact, json.dumps(GRAPH).encode())
+        return stage_artifact(staging, artifact, graph_content())

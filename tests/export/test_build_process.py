@@ -13,8 +13,7 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.errors import BuildError, DeviceUnavailableError, UsageError
-from netvlad_deploy.export import engine
+from netvlad_deploy.errors import BuildError, DeviceUnavailableError
 from netvlad_deploy.export.build_process import build_apart
 from netvlad_deploy.export.builder import BuildRequest, Built, build_here
 from netvlad_deploy.export.engine import build_engine
@@ -164,16 +163,6 @@ def test_a_builder_ends_with_its_parent(graph: OnnxArtifact, binding: Path) -> N
         assert time.monotonic() < deadline
 
 
-def test_bytes_that_changed_since_they_were_hashed_are_not_built(
-    graph: OnnxArtifact, open_world: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    open_world("10.3")
-    monkeypatch.setattr(Path, "read_bytes", lambda _: b"{}")
-    with pytest.raises(Exception, match=r"m\.onnx .*SHA-256"):
-        build_engine(graph, tmp_path / "m.engine")
-    assert files(tmp_path) == set()
-
-
 def test_only_a_graph_with_external_data_is_parsed_with_its_path(
     graph: OnnxArtifact, open_world: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,14 +196,3 @@ def test_an_engine_for_other_architectures_than_asked_for_is_no_engine(
     monkeypatch.setattr(config, "get_compute_capability", read)
     world.on_step = lambda: None
     assert load_artifact(build_engine(graph, tmp_path / "m.engine", options).path)
-
-
-def test_turing_is_refused_before_the_builder_starts(
-    open_world: Open, graph: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = open_world("rtx-1.7.1")
-    monkeypatch.delattr(engine, "build_apart")
-    options = BuildOptions(flavor="tensorrt-rtx", compute_capabilities=("SM75",))
-    with pytest.raises(UsageError, match=r"SM75 \(Turing\) .*m\.onnx is fp32: export with --precision fp16, or leave"):
-        build_engine(graph, tmp_path / "m.engine", options)
-    assert world.journal == []

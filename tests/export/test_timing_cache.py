@@ -55,11 +55,17 @@ def test_a_killed_build_leaves_nothing_half_written(tmp_path: Path, point: str) 
     kept = point in ("rename 1", "rename 2", "rename 3")  # the cache was replaced first
     assert timings(tmp_path) == (["new", "old"] if kept else ["old"])
     assert {path: path.read_bytes() for path in before} == before
-    with pytest.raises(ArtifactError):  # no engine, or one whose sidecar did not come to be
+    if kept:  # all three files were complete, so whoever looks finds them
         load_artifact(tmp_path / "new.engine")
+        assert (tmp_path / "new.engine.log").is_file()
+    else:
+        with pytest.raises(ArtifactError, match="is not a file"):
+            load_artifact(tmp_path / "new.engine")
+        assert not list(tmp_path.glob("new.*"))
     assert start(tmp_path, "new").wait(60) == 0, "the lock of a killed process is free"
     assert timings(tmp_path) == ["new", "old"]
     load_artifact(tmp_path / "new.engine")
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_folder_is_no_timing_cache(open_world: Open, build: Build, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
 
 
 def test_a_worker_that_fails_is_an_error(exported: OnnxArtifact, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"none.onnx: .*is not a file"):
+    with pytest.raises(ArtifactError, match=r"none.onnx: .*is missing"):
         measure([Candidate(path=tmp_path / "none.onnx")], FEEDS, rounds=1)
     with pytest.raises(UsageError, match="leave --backend out for onnxruntime"):
         measure([Candidate(path=exported.path, backend="tensorrt")], FEEDS, rounds=1)

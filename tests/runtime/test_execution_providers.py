@@ -1,5 +1,7 @@
 """GPU providers of ONNX Runtime, on a double of it."""
 
+import hashlib
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import DeviceUnavailableError, InputError, OutputError, UsageError
+from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, OutputError, UsageError
 from netvlad_deploy.measurement.candidate import BACKENDS, open_runner
 from netvlad_deploy.measurement.parity import compare
 from netvlad_deploy.oracle import load_reference
@@ -94,11 +96,16 @@ def test_rtx_keeps_its_runtime_cache(runtime: OnnxRuntime, artifact: OnnxArtifac
 def test_other_weights_precisions_and_profiles_have_other_caches(
     runtime: OnnxRuntime, artifact: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for given in (artifact, replace(artifact, sha256="0" * 64), replace(artifact, precision="fp16")):
+    for given in (artifact, replace(artifact, precision="fp16")):
         OnnxRuntimeRunner(given, backend="onnxruntime-tensorrt").close()
     OnnxRuntimeRunner(artifact, backend="onnxruntime-tensorrt", profile=PROFILE).close()
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     OnnxRuntimeRunner(artifact, backend="onnxruntime-tensorrt").close()
+    content = artifact.path.read_bytes() + b"\x32\x01x"  # a doc string: the same graph in another file
+    artifact.path.write_bytes(content)
+    OnnxRuntimeRunner(
+        replace(artifact, sha256=hashlib.sha256(content).hexdigest()), backend="onnxruntime-tensorrt"
+    ).close()
     assert len({session.settings["trt_engine_cache_path"] for session in runtime.sessions}) == 5
 
 
@@ -106,6 +113,37 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(runtime: OnnxRuntime, a
     (artifact.path.parent / "m.onnx.cache").write_text("in the way")
     with pytest.raises(OutputError, match=r"m\.onnx\.cache/.* cannot be made: "):
         open_runner(artifact, backend="onnxruntime-tensorrt")
+
+
+@pytest.mark.parametrize("which", ["cache", "folder in it"])
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_cache_that_others_can_write_into_is_refused(
+    runtime: OnnxRuntime, artifact: OnnxArtifact, which: str, mode: int
+) -> None:
+    """What stands there is executable code."""
+    open_runner(artifact, backend="onnxruntime-tensorrt").close()
+    cache = artifact.path.parent / "m.onnx.cache"
+    (inside,) = cache.iterdir()
+    assert [folder.stat().st_mode & 0o777 for folder in (cache, inside)] == [0o700, 0o700]
+    planted = cache if which == "cache" else inside
+    planted.chmod(mode)
+    with pytest.raises(ArtifactError, match="holds code, and others may have written it: remove it"):
+        open_runner(artifact, backend="onnxruntime-tensorrt")
+    planted.chmod(0o700)
+    open_runner(artifact, backend="onnxruntime-tensorrt").close()
+
+
+def test_a_cache_of_another_user_or_a_link_is_refused(runtime: OnnxRuntime, artifact: OnnxArtifact) -> None:
+    cache = artifact.path.parent / "m.onnx.cache"
+    cache.symlink_to(artifact.path.parent)
+    with pytest.raises(ArtifactError, match="holds code"):
+        open_runner(artifact, backend="onnxruntime-tensorrt")
+    cache.unlink()
+    if os.geteuid() == 0:
+        cache.mkdir(mode=0o700)
+        os.chown(cache, 65534, 65534)
+        with pytest.raises(ArtifactError, match="holds code"):
+            open_runner(artifact, backend="onnxruntime-rtx")
 
 
 def test_a_tapped_graph_meets_no_cache(runtime: OnnxRuntime, artifact: OnnxArtifact) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -199,13 +200,14 @@ def test_the_order_of_the_feeds_does_not_matter(masked: OnnxArtifact) -> None:
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_a_run_error(exported: OnnxArtifact, tmp_path: Path) -> None:
-    for content in (b"no graph", b""):
+    for content in (b"\x32\x01x", b""):  # protobuf, but no graph
         (tmp_path / "m.onnx").write_bytes(content)
         with pytest.raises(RunError, match="ONNX Runtime cannot load"):
-            OnnxRuntimeRunner(replace(exported, path=tmp_path / "m.onnx"))
+            OnnxRuntimeRunner(replace(exported, path=tmp_path / "m.onnx", sha256=hashlib.sha256(content).hexdigest()))
 
 
 def test_a_run_that_onnx_runtime_refuses_is_a_run_error(exported: OnnxArtifact) -> None:
-    with OnnxRuntimeRunner(replace(exported, outputs=("nothing",))) as runner:
+    dtypes = {**exported.dtypes, "nothing": "float32"}
+    with OnnxRuntimeRunner(replace(exported, outputs=("nothing",), dtypes=dtypes)) as runner:
         with pytest.raises(RunError, match=r"ONNX Runtime failed: .*nothing"):
             runner.run({FEATURES: features(1, 3, 16)})

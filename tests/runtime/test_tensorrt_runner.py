@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, RunError, UsageError
+from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, OutputError, RunError, UsageError
 from netvlad_deploy.runtime.cuda import Cuda
 from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
@@ -227,6 +227,20 @@ def test_rtx_compiles_eagerly_captures_itself_and_keeps_its_kernels(
     machine.world.failing.add("IRuntimeConfig.set_runtime_cache")
     with pytest.raises(RunError, match="refused the runtime cache"):
         TensorRTRunner(artifact, runtime_cache=cache)
+
+
+def test_a_runtime_cache_is_a_file_of_its_own_and_can_be_written(machine: Machine, tmp_path: Path) -> None:
+    if not machine.world.rtx:
+        return
+    artifact = machine.engine(tmp_path / "m.engine")
+    before = artifact.path.read_bytes()
+    for name in ("m.engine", "m.engine.json", "m.engine.log", artifact.reference.name):
+        with pytest.raises(UsageError, match="is of the engine, it cannot be the runtime cache too"):
+            TensorRTRunner(artifact, runtime_cache=tmp_path / name)
+    assert artifact.path.read_bytes() == before
+    for name, message in ((".", "it is a folder"), ("none/kernels", "there is no folder")):
+        with pytest.raises(OutputError, match=message):
+            TensorRTRunner(artifact, runtime_cache=tmp_path / name)
 
 
 @pytest.mark.parametrize(

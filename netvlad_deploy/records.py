@@ -1,0 +1,97 @@
+"""From JSON to frozen dataclasses, by the types of their fields and by nothing else.
+
+What `dataclasses.asdict` wrote comes back as it was: no other field is there, and each has its type. A field that was
+added later has a default, which says what held before it was there. Where a field may have one of several dataclasses,
+their fields decide.
+"""
+
+import functools
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from netvlad_deploy.errors import NetVLADDeployError
+
+RecordType = TypeVar("RecordType")
+
+
+def from_record(kind: type[RecordType], record: object, **given: Any) -> RecordType:
+    """Return the dataclass that a JSON object holds; `given` are the fields that the object leaves out.
+
+    Raises: ValueError naming the field that is missing, unknown, or not of its type; or what the dataclass itself
+        refuses.
+    """
+    return cast("RecordType", _record(kind, record, kind.__name__, given))
+
+
+def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> Any:
+    names = field_names(kind) - set(given)
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is {_shown(record)}, expected an object")  # noqa: TRY004 - of data, not of code
+    if differing := (names - _optional(kind) - set(record)) | (set(record) - names):
+        raise ValueError(f"{where} is {_shown(record)}, which has or lacks {', '.join(sorted(differing))[:200]}")
+    hints = _hints(kind)
+    values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in record.items()}
+    try:
+        return kind(**values, **given)
+    except NetVLADDeployError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _optional(kind: Any) -> set[str]:
+    """Return the names of the fields that have a default."""
+    return {item.name for item in fields(kind) if not (item.default is MISSING and item.default_factory is MISSING)}
+
+
+def field_names(kind: Any) -> set[str]:
+    """Return the names of a dataclass's fields."""
+    return {item.name for item in fields(kind)}
+
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    """Return a JSON value as the type that a field has."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _one_of(arguments, value, where)
+    if is_dataclass(hint):
+        return _record(hint, value, where, {})
+    if origin is tuple and isinstance(value, list):
+        return _tuple(arguments, value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
+        return {key: _value(arguments[1], item, f"{where}.{key[:40]}") for key, item in value.items()}
+    if hint is float and type(value) is int and abs(value) <= 2**53:
+        return float(value)
+    if hint in (str, int, float, bool, type(None)) and type(value) is hint:
+        return value
+    raise ValueError(f"{where} is {_shown(value)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _one_of(hints: tuple[Any, ...], value: object, where: str) -> Any:
+    """Return a JSON value as the one of several types that it can be: None, a dataclass by its fields, or another."""
+    if value is None and type(None) in hints:
+        return None
+    candidates = [hint for hint in hints if hint is not type(None)]
+    if isinstance(value, dict) and len(candidates) > 1:
+        candidates = [hint for hint in candidates if is_dataclass(hint) and field_names(hint) == set(value)]
+    if len(candidates) != 1:
+        raise ValueError(f"{where} is {_shown(value)}, which is none of what it may be")
+    return _value(candidates[0], value, where)
+
+
+def _tuple(hints: tuple[Any, ...], values: list[Any], where: str) -> tuple[Any, ...]:
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = (hints[0],) * len(values)
+    if len(hints) != len(values):
+        raise ValueError(f"{where} has {len(values)} values, expected {len(hints)}")
+    return tuple(_value(hint, value, where) for hint, value in zip(hints, values, strict=True))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

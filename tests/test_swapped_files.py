@@ -1,0 +1,172 @@
+"""What was hashed is what runs, however often somebody else puts another file in its place meanwhile."""
+
+import hashlib
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact, sidecar_path
+from netvlad_deploy.errors import ArtifactError, InputError
+from netvlad_deploy.files import private_copy
+from netvlad_deploy.measurement import candidate as candidates
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
+from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES
+from tests.modules import features, make_module
+
+pytestmark = [pytest.mark.export, pytest.mark.ort]
+
+OPENS = 40
+
+
+@contextmanager
+def swapping(path: Path, contents: tuple[bytes, bytes], *, in_place: bool) -> Iterator[None]:
+    """Let a thread put one content after the other into a file, by name or into the file itself."""
+    ending = threading.Event()
+
+    def swap() -> None:
+        for content in itertools.cycle(contents):
+            if ending.is_set():
+                return
+            if in_place:
+                path.write_bytes(content)
+            else:
+                path.with_suffix(".swap").write_bytes(content)
+                path.with_suffix(".swap").replace(path)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+        path.write_bytes(contents[0])
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[OnnxArtifact, OnnxArtifact]:
+    """Return two artifacts of the same shape with other weights; do not change them."""
+    from netvlad_deploy.export.onnx_model import export_onnx
+
+    folder = tmp_path_factory.mktemp("pair")
+    return export_onnx(make_module(3, 8), folder / "m.onnx"), export_onnx(make_module(3, 8, seed=5), folder / "n.onnx")
+
+
+@pytest.fixture
+def two(pair: tuple[OnnxArtifact, OnnxArtifact], tmp_path: Path) -> tuple[OnnxArtifact, bytes]:
+    """Return an artifact in the test's folder, where the other is beside it, and the bytes of that."""
+    for path in pair[0].path.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return replace(pair[0], path=tmp_path / "m.onnx"), pair[1].path.read_bytes()
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["renamed", "rewritten"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "strict"])
+def test_a_hash_that_is_expected_is_the_hash_of_what_runs(
+    two: tuple[OnnxArtifact, bytes], backend: str, in_place: bool
+) -> None:
+    artifact, other = two
+    good = artifact.path.read_bytes()
+    x = features(1, 4, 8)
+    with open_runner(artifact, backend=backend) as runner:
+        expected = runner.run({FEATURES: x})[DESCRIPTOR]
+    outcomes = []
+    with swapping(artifact.path, (good, other), in_place=in_place):
+        for _ in range(OPENS):
+            try:
+                with Candidate(path=artifact.path, backend=backend, expect_sha256=artifact.sha256).open() as runner:
+                    outcomes.append(np.array_equal(runner.run({FEATURES: x})[DESCRIPTOR], expected))
+            except ArtifactError:
+                continue
+    assert all(outcomes)
+
+
+def test_a_file_swapped_after_it_was_loaded_is_not_run(two: tuple[OnnxArtifact, bytes]) -> None:
+    """The same without luck: between the hash and the session."""
+    artifact, other = two
+    loaded = load_artifact(artifact.path, expect_sha256=artifact.sha256)
+    artifact.path.write_bytes(other)
+    for backend in ("onnxruntime", "strict"):
+        with pytest.raises(ArtifactError, match="its sidecar says"):
+            open_runner(loaded, backend=backend)
+
+
+def test_the_oracle_reads_what_was_hashed(two: tuple[OnnxArtifact, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, _ = two
+    x = features(1, 4, 8)
+    with open_runner(artifact, backend="oracle") as runner:
+        right = runner.run({FEATURES: x})[DESCRIPTOR]
+    wrong = artifact.path.with_name("n.reference.npz").read_bytes()
+
+    def swapped(path: Path) -> object:
+        artifact.reference_path.write_bytes(wrong)
+        return load_reference(path)
+
+    monkeypatch.setattr(candidates, "load_reference", swapped)
+    with open_runner(artifact, backend="oracle") as runner:
+        assert np.array_equal(runner.run({FEATURES: x})[DESCRIPTOR], right)
+    with pytest.raises(ArtifactError, match="it is stale"), copied(artifact.path.parent, artifact.reference):
+        pass
+
+
+def test_a_candidate_keeps_the_hash_it_was_first_found_with(two: tuple[OnnxArtifact, bytes]) -> None:
+    artifact, other = two
+    pinned = Candidate(path=artifact.path).pinned()
+    assert pinned.expect_sha256 == artifact.sha256
+    artifact.path.write_bytes(other)
+    sidecar_path(artifact.path).write_bytes(sidecar_path(artifact.path.with_name("n.onnx")).read_bytes())
+    assert load_artifact(artifact.path).sha256 != artifact.sha256, "a whole artifact, but another one"
+    with pytest.raises(ArtifactError, match="another file, do not use it"):
+        pinned.open()
+
+
+def test_a_checkpoint_that_changes_while_it_is_read_has_no_hash(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from netvlad_deploy.models import checkpoints
+    from netvlad_deploy.source import Source, load_module
+
+    assert load_module(Source(checkpoint=checkpoint))[2] is not None
+    read_head = checkpoints.read_head
+
+    def read(path: Path, **options: object) -> object:
+        head = read_head(path, **options)  # type: ignore[arg-type]
+        with path.open("ab") as stream:
+            stream.write(b"x")
+        return head
+
+    monkeypatch.setattr(checkpoints, "read_head", read)
+    with pytest.raises(InputError, match="changed while it was read"):
+        load_module(Source(checkpoint=checkpoint))
+
+
+def test_a_private_copy_is_private_and_goes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    with private_copy(tmp_path / "a") as (copy, sha256):
+        (tmp_path / "a").write_bytes(b"other")
+        assert hashlib.sha256(copy.read_bytes()).hexdigest() == sha256
+        assert copy.name == "a"
+        assert copy.parent.stat().st_mode & 0o077 == 0
+    assert not copy.parent.exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtifactError, match="no regular file"), private_copy(tmp_path / "pipe"):
+        pass
+
+
+def test_bytes_of_an_engine_are_compared_as_they_are_read(tmp_path: Path) -> None:
+    from tests.test_artifact import engine_artifact, write
+
+    write(engine_artifact(tmp_path / "m.engine"))
+    artifact = load_artifact(tmp_path / "m.engine")
+    assert isinstance(artifact, EngineArtifact)
+    assert artifact.content() == b"content"
+    with pytest.raises(ArtifactError, match="its sidecar says"):
+        replace(artifact, sha256="0" * 64).content()
