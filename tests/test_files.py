@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_in_the_middle_leaves_the_old_file(tmp_path: Path) -
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.npy", "old")]
 
 
-def _write_array(target: Path, array: np.ndarray) -> None:  # type: ignore[type-arg]
+def _write_array(target: Path, array: np.ndarray) -> None:
     with stage_files(force=True) as staging, staging.open(target) as stream:
         np.save(stream, array, allow_pickle=False)
 
