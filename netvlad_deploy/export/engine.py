@@ -174,7 +174,9 @@ def _build(tensorrt: TensorRT, parent: OnnxArtifact, options: BuildOptions, cach
         gpu = _gpu(tensorrt, options)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = tensorrt.accepted(builder.create_network(typed), "a network", logger)
-        parse_onnx(tensorrt, network, logger, parent)
+        with parent.weights_folder() as folder:  # the parser looks beside the path that it is told
+            path = None if folder is None else str(folder / parent.path.name)
+            parse_onnx(tensorrt, network, logger, parent.content(), path)
         config = tensorrt.accepted(builder.create_builder_config(), "a configuration", logger)
         flags = _configure(tensorrt, config, options, logger)
         for profile in options.profiles:

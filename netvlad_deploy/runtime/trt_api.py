@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.build_options import RTX, TENSORRT
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.require import require
@@ -170,16 +169,13 @@ def last_error(logger: Any, thread: int | None = None) -> str:
     return lines[-1].text if lines else ""
 
 
-def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, artifact: OnnxArtifact) -> None:
-    """Parse the very bytes of an ONNX artifact into a network, and its external data from a private copy.
+def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, content: bytes, path: str | None) -> None:
+    """Parse the bytes of an ONNX file into a network; in the folder of `path` stands its external data, if it has any.
 
-    Raises: ArtifactError if a file is another now; BuildError with the parser's own words, node and line.
+    Raises: BuildError with the parser's own words, node and line.
     """
     parser = tensorrt.module.OnnxParser(network, logger)
-    content = artifact.content()
-    with artifact.weights_folder() as folder:  # the parser looks beside the path that it is told
-        parsed = parser.parse(content, *([] if folder is None else [str(folder / artifact.path.name)]))
-    if not parsed:
+    if not parser.parse(content, path):
         errors = "; ".join(_in_words(parser.get_error(index)) for index in range(parser.num_errors))
         reason = errors or last_error(logger) or "no reason given"
         raise BuildError(f"{tensorrt.name} cannot parse the graph: {reason}")
