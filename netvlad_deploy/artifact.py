@@ -26,8 +26,7 @@ from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec
 REFERENCE_SUFFIX = ".reference.npz"
 REMAKE: Final = "export and build again"
 KEEP: Final = "keep it beside the artifact, or export again"
-MOST_ATTEMPTS: Final = 100
-"""To read an artifact while others replace it."""
+MOST_ATTEMPTS: Final = 100  # to read an artifact while others replace it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +87,8 @@ class Artifact:
     def check_sha256(self, found: str) -> None:
         """Raise ArtifactError unless this is the hash of the artifact's file."""
         if found != self.sha256:
-            raise ArtifactError(
-                f"{self.path} has SHA-256 {found[:12]}, its sidecar says {self.sha256[:12]}: {self.cure}"
-            )
+            said = f"its sidecar says {self.sha256[:12]}"
+            raise ArtifactError(f"{self.path} has SHA-256 {found[:12]}, {said}: {self.cure}")
 
     @property
     def reference_path(self) -> Path:
@@ -204,6 +202,8 @@ class EngineArtifact(Artifact):
         kind = Profile if self.images is None else ImageProfile
         if not self.profiles or not all(isinstance(profile, kind) for profile in self.profiles):
             raise ArtifactError(f"it has no profiles, or not those of {self.inputs[0]}")
+        if self.flavor not in self.versions:
+            raise ArtifactError(f"it does not say which version of {self.flavor} built it")
 
     @property
     def flavor(self) -> str:

@@ -76,10 +76,14 @@ def deploy(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
+    _write(folder, deployment, force=force)
+    return deployment
+
+
+def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:
     with stage_files(force=force) as staging:
         staging.write(folder / REPORT_PAGE, deployment_markdown(deployment).encode())
         staging.write(folder / REPORT_JSON, to_json("deploy", deployment).encode())
-    return deployment
 
 
 def _usual_input(profile: AnyProfile) -> dict[str, Any]:
