@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact, stage_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.export import engine as engines
 from netvlad_deploy.export.build_log import read_figures
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.files import sha256_file
+from netvlad_deploy.files import sha256_file, stage_files
 from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import LogLine, TensorRT
 from netvlad_deploy.shapes import AxisRange, Profile
@@ -139,14 +139,16 @@ def test_what_the_compiler_prints_stays_off_standard_output(
 
 
 @rtx
-def test_a_graph_the_parser_refuses_is_quoted(masked: OnnxArtifact, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_graph_the_parser_refuses_is_quoted(masked: OnnxArtifact, tmp_path: Path) -> None:
     import onnx
 
     model = onnx.load(masked.path)
     model.graph.node[0].op_type = "NoSuchOperator"
-    monkeypatch.setattr(Path, "read_bytes", lambda _: model.SerializeToString())
+    (tmp_path / masked.reference.name).write_bytes(masked.reference_path.read_bytes())
+    with stage_files(force=False) as staging:
+        artifact = stage_artifact(staging, replace(masked, path=tmp_path / "m.onnx"), model.SerializeToString())
     with pytest.raises(BuildError, match=r"cannot parse the graph: .*NoSuchOperator"):
-        build_engine(masked, tmp_path / "m.engine", OPTIONS)
+        build_engine(artifact, tmp_path / "m.engine", OPTIONS)
 
 
 @rtx
