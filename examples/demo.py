@@ -18,7 +18,7 @@ from netvlad_deploy.build_options import RTX, BuildOptions
 from netvlad_deploy.deployment import deploy
 from netvlad_deploy.files import write_text
 from netvlad_deploy.fitting import FitOptions, fit
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import ImageChanges, Resize
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.report.deployment import Deployment, step_rows
 from netvlad_deploy.report.evaluation import (
@@ -36,7 +36,7 @@ from netvlad_deploy.spec import GraphOptions, Verdict
 from netvlad_deploy.workflow import export
 
 DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[2] / "shared" / "data"))
-BACKBONE, SIZE, CLUSTERS, SEED = "efficientnet-lite0", Resize(size=(240, 320)), 64, 0
+BACKBONE, SIZE, CLUSTERS, SEED = "efficientnet-lite0", ImageChanges(resize=Resize(size=(240, 320))), 64, 0
 PRECISIONS = ("fp32", "fp16")
 STEPS_HEADER = ("verdict", "step", "reason")
 
@@ -82,7 +82,7 @@ def vocabulary(walk: Walk, folder: Path, *, seed: int = SEED) -> Path:
     """Fit a vocabulary on the database of a walk; return its checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{walk.name}.safetensors"
-    options = FitOptions(backbone=BACKBONE, clusters=CLUSTERS, seed=seed, resize=SIZE)
+    options = FitOptions(backbone=BACKBONE, clusters=CLUSTERS, seed=seed, changes=SIZE)
     fit([walk.database], target, options, force=True)
     return target
 

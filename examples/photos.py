@@ -30,7 +30,9 @@ def packaged() -> list[Path]:
     for package, names in PHOTOS.items():
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise SystemExit(f"{package} ships the photos, and is not installed: pip install -e '.[demo,fit]'")
+            raise SystemExit(
+                f"{package} ships the photos, and is not installed: python -m pip install scikit-image scikit-learn"
+            )
         found += [Path(spec.submodule_search_locations[0]) / name for name in names.split()]
     return found
 

@@ -17,6 +17,7 @@ from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.external_data import check_names
 from netvlad_deploy.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file
+from netvlad_deploy.formats import no_artifact
 from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile
 from netvlad_deploy.records import from_record
 from netvlad_deploy.shapes import Profile
@@ -26,7 +27,6 @@ from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec
 REFERENCE_SUFFIX = ".reference.npz"
 REMAKE: Final = "export and build again"
 KEEP: Final = "keep it beside the artifact, or export again"
-MOST_ATTEMPTS: Final = 100  # to read an artifact while others replace it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,10 +278,12 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
     Raises: ArtifactError naming what differs.
     """
     path = Path(path)
-    for _ in range(MOST_ATTEMPTS):
+    for _ in range(100):  # others may replace it meanwhile
         finish_writing(path.parent)
         if not path.is_file():
-            raise ArtifactError(f"{path} is not a file")
+            raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
+        if not sidecar_path(path).exists() and (what := no_artifact(path)):
+            raise ArtifactError(f"{path} is {what}")
         sidecar = _read_sidecar(path)
         try:
             return _proven(path, sidecar, expect_sha256)
@@ -295,8 +297,7 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
 def _proven(path: Path, sidecar: bytes, expect_sha256: str | None) -> OnnxArtifact | EngineArtifact:
     """Return what a sidecar says, after comparing the artifact's files with their hashes."""
     artifact = _parse_sidecar(sidecar_path(path), sidecar, path)
-    found = sha256_file(path)
-    artifact.check_sha256(found)
+    artifact.check_sha256(found := sha256_file(path))
     if expect_sha256 is not None and found != expect_sha256.lower():
         raise ArtifactError(f"{path} has SHA-256 {found}, expected {expect_sha256}: it is another file, do not use it")
     if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
@@ -320,8 +321,7 @@ def copied(folder: Path, reference: FileReference, *, cure: str = REMAKE) -> Ite
 
     Raises: ArtifactError if it is missing or another file now.
     """
-    path = folder / reference.name
-    with private_copy(path, missing=KEEP) as (copy, found):
+    with private_copy(path := folder / reference.name, missing=KEEP) as (copy, found):
         _compare(path, found, reference, cure)
         yield copy
 

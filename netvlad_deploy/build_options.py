@@ -10,6 +10,7 @@ from typing import Final
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.images import AnyProfile
+from netvlad_deploy.limits import check_limit
 
 TENSORRT: Final = "tensorrt"
 RTX: Final = "tensorrt-rtx"
@@ -49,8 +50,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.flavor not in FLAVORS:
             raise UsageError(f"flavor {self.flavor!r} is unknown: choose {' or '.join(FLAVORS)}")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise UsageError(f"workspace is {self.workspace_mib} MiB, expected at least 1")
+        if self.workspace_mib is not None:
+            check_limit("workspace_mib", self.workspace_mib)
         if self.optimization_level not in (None, *LEVELS):
             raise UsageError(f"optimization level is {self.optimization_level}, expected 0 to {LEVELS[-1]}")
         if self.flavor == RTX and (self.hardware_compatible or self.version_compatible):

@@ -96,4 +96,6 @@ def _usual_input(profile: AnyProfile) -> dict[str, Any]:
 
 def _parity_step(name: str, report: ParityReport) -> Step:
     failed = [case.name for case in report.cases if case.verdict is Verdict.FAIL]
-    return Step(name=name, verdict=report.verdict, reason=report.reason or ", ".join(failed))
+    doubts = dict.fromkeys(case.reason for case in report.cases) if report.verdict is Verdict.NOT_JUDGED else ()
+    reason = report.reason or ", ".join(failed) or report.unseen or "; ".join(doubts)
+    return Step(name=name, verdict=report.verdict, reason=reason)

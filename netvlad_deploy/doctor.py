@@ -13,8 +13,8 @@ from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.build_options import FLAVORS, TENSORRT
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.machine import describe_machine
-from netvlad_deploy.report.doctor import Check, Diagnosis
-from netvlad_deploy.require import installed_version, require
+from netvlad_deploy.report.doctor import Check, Diagnosis, Extra
+from netvlad_deploy.require import install_line, installed_version, optional_packages, require
 from netvlad_deploy.runtime.cuda import describe_gpu
 from netvlad_deploy.runtime.execution_providers import (
     CPU,
@@ -29,10 +29,13 @@ from netvlad_deploy.runtime.execution_providers import (
 from netvlad_deploy.runtime.trt_api import EXTRAS, open_tensorrt, stdout_to_stderr
 from netvlad_deploy.spec import Verdict
 
-PACKAGES = (
-    "netvlad-deploy", "numpy", "typer", "torch", "onnx", "onnxscript", "safetensors", "matplotlib", "tensorrt",
-    "tensorrt-rtx", "cuda-bindings", RTX_PLUGIN,
-)  # fmt: skip
+NEEDED = ("netvlad-deploy", "numpy", "typer")
+"""Packages that every installation has."""
+
+DEVELOPMENT = "dev"
+ONE_OF = ("cpu", "gpu")
+"""Optional dependency groups of which one must be missing."""
+
 RTX_PLUGINS = (RTX_PLUGIN, f"{RTX_PLUGIN}-cu12", f"{RTX_PLUGIN}-cu13")
 CUDA_PACKAGES = ("cuda-bindings",)
 BROKEN = (BuildError, RunError, AttributeError, RuntimeError, TypeError, ValueError)
@@ -55,6 +58,7 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
     return Diagnosis(
         machine=describe_machine(root),
         packages=_packages(),
+        extras=_extras(),
         gpu=gpu,
         checks=tuple(checks),
         broken=tuple(check.name for check in checks if check.verdict is Verdict.FAIL),
@@ -76,7 +80,7 @@ def _backends() -> dict[str, list[Step]]:
     backends: dict[str, list[Step]] = {
         name: [(partial(probe, name), RTX_PLUGINS if name == RTX else DISTRIBUTIONS)] for name in PROVIDERS
     }
-    backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="export"), ("onnx",))]
+    backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
     for flavor in FLAVORS:
         gpu = partial(describe_gpu, EXTRAS[flavor])
         backends[f"tensorrt, {flavor} engines"] = [
@@ -123,5 +127,17 @@ def _line(error: Exception) -> str:
 
 
 def _packages() -> dict[str, str | None]:
-    runtimes: dict[str, str | None] = {**installed_distributions()}
-    return {name: installed_version(name) for name in PACKAGES} | (runtimes or {"onnxruntime": None})
+    """Return the version of every package that this one can use, None for those that are missing."""
+    optional = [name for extra, names in optional_packages().items() if extra != DEVELOPMENT for name in names]
+    return {name: installed_version(name) for name in (*NEEDED, *optional, RTX_PLUGIN, *installed_distributions())}
+
+
+def _extras() -> dict[str, Extra]:
+    """Return what is missing of every optional dependency group."""
+    extras = {}
+    for extra, names in optional_packages().items():
+        missing = tuple(name for name in names if installed_version(name) is None)
+        instead = extra in ONE_OF and missing and installed_distributions()
+        cure = f"in place of {', '.join(instead)}, never beside it" if instead else install_line(extra)
+        extras[extra] = Extra(packages=tuple(names), missing=missing, cure=cure if missing else "")
+    return {extra: found for extra, found in extras.items() if extra != DEVELOPMENT}

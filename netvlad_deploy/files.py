@@ -9,18 +9,15 @@ import fcntl
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
 from netvlad_deploy import journal
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.scratch import scratch_folder
 
 BLOCK_BYTES: Final = 1 << 20
-
-COPIES: Final = "netvlad-copy-"
-"""How the folders of private copies start."""
 
 
 @contextlib.contextmanager
@@ -87,8 +84,8 @@ def private_copy(path: Path, *, missing: str = "") -> Iterator[tuple[Path, str]]
 
     Raises: ArtifactError if the file cannot be read; OutputError if the temporary folder cannot hold the copy.
     """
-    with tempfile.TemporaryDirectory(prefix=COPIES) as folder:
-        copy = Path(folder) / path.name
+    with scratch_folder() as folder:
+        copy = folder / path.name
         with open_regular(path, missing=missing) as stream, copy.open("xb") as target:
             sha256 = _digest(stream, target)
         yield copy, sha256
@@ -180,7 +177,7 @@ class Staging:
             raise UsageError(f"{error.filename} exists already: choose another name or pass --force") from error
 
     def discard(self) -> None:
-        """Remove whatever was not given its name."""
+        """Remove whatever was not given its name, and let go of the rest."""
         for temporary in self._moves.values():
             temporary.unlink(missing_ok=True)
         while self._locks:
@@ -231,6 +228,16 @@ def stage_files(*, force: bool) -> Iterator[Staging]:
         raise OutputError(f"{name} cannot be written: {error.strerror or error}") from error
     finally:
         staging.discard()
+
+
+def check_targets(*targets: Path, force: bool) -> None:
+    """Refuse early what could not be written.
+
+    Raises: as `Staging.check`.
+    """
+    with stage_files(force=force) as staging:
+        for target in targets:
+            staging.check(target)
 
 
 def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:

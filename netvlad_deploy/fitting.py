@@ -15,7 +15,7 @@ import numpy as np
 from netvlad_deploy.arrays import Array, Arrays, Float32
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.files import check_suffix, stage_files
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.require import installed_version, require
 from netvlad_deploy.runtime.images import ImageFile, Skipped, count_reasons, find_images, load_images
 from netvlad_deploy.spec import NetVLADSpec
@@ -55,7 +55,7 @@ class FitOptions:
         whitening: how many values a descriptor has after whitening, None for no whitening.
         seed: of the samples and of k-means.
         samples: most local descriptors of one image.
-        resize: what is done to an image first, None for the backbone's own.
+        changes: what is done to an image otherwise than is usual for the backbone.
 
     Raises: UsageError if a number is out of range.
     """
@@ -66,7 +66,7 @@ class FitOptions:
     whitening: int | None = None
     seed: int = 0
     samples: int = SAMPLES
-    resize: Resize | None = None
+    changes: ImageChanges = NO_CHANGES
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -105,7 +105,7 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
     with stage_files(force=force) as staging:
         staging.check(check_suffix(target, SUFFIX))
         files, skipped = _find(folders)
-        ready = read_backbone(options.backbone, options.checkpoint, resize=options.resize)
+        ready = read_backbone(options.backbone, options.checkpoint, changes=options.changes)
         blank = ready.under(initialize(NetVLADSpec(num_clusters=1, feature_size=ready.width), options.seed))
         points, used = _sample(blank, files, options, skipped)
         LOG.info("k-means: %d local descriptors of %d images, %d clusters", len(points), len(used), options.clusters)
@@ -145,11 +145,9 @@ def _find(folders: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
     """Return the images of folders, of which two may have the same name, and what else is there."""
     found = [find_images([folder]) for folder in folders]
     skipped = [one for _, others in found for one in others]
-    for one in skipped:
-        LOG.warning("skipped %s", one)
     files = [file for images, _ in found for file in images]
     if not files:
-        raise InputError(f"no image in {', '.join(map(str, folders))}: {count_reasons(skipped) or 'there is no file'}")
+        raise InputError(f"no image in {', '.join(map(str, folders))}: {count_reasons(skipped) or 'none was found'}")
     return files, skipped
 
 
@@ -168,7 +166,7 @@ def _sample(
             points.append(own[random.permutation(len(own))[:most]])
             used.append(name)
     if not used:
-        raise InputError(f"no image to fit a vocabulary on: {count_reasons(skipped) or 'there is no file'}")
+        raise InputError(f"no image to fit a vocabulary on: {count_reasons(skipped) or 'none was found'}")
     return np.concatenate(points), used
 
 
@@ -195,7 +193,7 @@ def _by_batches(
 ) -> Iterator[tuple[list[ImageFile], Float32]]:
     """Yield what is computed of images of one shape at once, and say how far it is."""
     done, said = 0, 0
-    for names, images in _batches(files, pipeline.images.resize, skipped):
+    for names, images in _batches(files, pipeline.images, skipped):
         yield names, compute(pipeline, images)
         done += len(names)
         if 10 * (done - said) >= len(files) or done + len(skipped) == len(files):
@@ -204,12 +202,12 @@ def _by_batches(
 
 
 def _batches(
-    files: Sequence[ImageFile], resize: Resize, skipped: list[Skipped]
+    files: Sequence[ImageFile], prepared: ImageInput, skipped: list[Skipped]
 ) -> Iterator[tuple[list[ImageFile], Array]]:
     """Yield neighbouring images of one shape together, as many as PIXELS allows."""
     group: list[ImageFile] = []
     images: list[Array] = []
-    with load_images(files, resize, ahead=AHEAD) as loaded:
+    with load_images(files, prepared, ahead=AHEAD) as loaded:
         for file, image in loaded:
             if isinstance(image, Skipped):
                 LOG.warning("skipped %s", image)

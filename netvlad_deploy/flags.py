@@ -2,16 +2,18 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.images import USUAL_IMAGES, AnyProfile, ImageProfile, parse_profile
+from netvlad_deploy.images import DEPTHS, USUAL_IMAGES, AnyProfile, ImageChanges, ImageProfile, parse_profile
+from netvlad_deploy.limits import LIMITS, check_limit, check_path, range_words
 from netvlad_deploy.shapes import AxisRange, Profile
 
 TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
@@ -30,17 +32,47 @@ BackboneName = Annotated[
         "--backbone", metavar="NAME", help="Image backbone, or package.module:callable.  [default: the checkpoint's]"
     ),
 ]
-ResizeText = Annotated[
-    str | None,
-    typer.Option("--resize", metavar="HxW|N|none", help="Image size, or its longer side.  [default: the backbone's]"),
-]
 ExpectSha256 = Annotated[
     str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse a file of another hash.")
 ]
 AllowNotRun = Annotated[
     bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
 ]
-Duration = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds to measure each candidate.")]
+Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate.")]
+
+
+@dataclass(frozen=True)
+class ImageFlags:
+    """What is done to an image otherwise than the checkpoint's or the backbone's own code does."""
+
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE[,FILTER]",
+            help="HxW, N (the longer side at most), shorter:N, cover:HxW or none.  [default: the backbone's]",
+        ),
+    ] = None
+    crop: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Cut out the middle after the resize.  [default: the backbone's]")
+    ] = None
+    orient: Annotated[
+        bool | None,
+        typer.Option("--orient/--no-orient", help="Turn photos upright by EXIF, or not.  [default: the backbone's]"),
+    ] = None
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            min=DEPTHS[0], max=DEPTHS[-1], metavar="BITS", help="Bits of grey in files of 16 or 32.  [default: 16]"
+        ),
+    ] = None
+
+    @property
+    def changes(self) -> ImageChanges:
+        """Return the options that were given as one object.
+
+        Raises: UsageError if a text has another form.
+        """
+        return ImageChanges.parse(self.resize, self.crop, self.orient, self.depth)
 
 
 @dataclass(frozen=True)
@@ -63,9 +95,7 @@ class SourceFlags:
     batch_norm: Annotated[
         bool | None, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm on assignments.  [default: yes]")
     ] = None
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of untrained weights.  [default: 0]")] = (
-        None
-    )
+    seed: Annotated[int | None, typer.Option(help="Seed of untrained weights.  [default: 0]")] = None
     prefix: Prefix = ""
     dialect: Dialect = None
     head_only: Annotated[
@@ -77,7 +107,6 @@ class SourceFlags:
         typer.Option("--input", metavar="KIND", help="images or features.  [default: images if there is a backbone]"),
     ] = None
     backbone: BackboneName = None
-    resize: ResizeText = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +234,53 @@ def flags(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**built, **values)
 
-    expanded.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])  # type: ignore[attr-defined]
-    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return expanded
+    return _signed(expanded, parameters)
+
+
+def _signed(command: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> Callable[..., None]:
+    """Return a command with another signature, from which Typer reads its options."""
+
+    @functools.wraps(command)
+    def signed(**values: Any) -> None:
+        command(**values)
+
+    keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters]
+    signed.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    signed.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    return signed
+
+
+def checked(command: Callable[..., None]) -> Callable[..., None]:
+    """Have every number and path of a command checked against `limits` before it begins, and say so in its help."""
+    parameters = inspect.signature(command).parameters.values()
+    return _signed(command, [each.replace(annotation=_checked(each.name, each.annotation)) for each in parameters])
+
+
+def _checked(name: str, annotation: Any) -> Any:
+    """Return the annotation of an option with its check."""
+    kind, info = get_args(annotation)
+    kinds = {kind, *get_args(kind)}
+    info = copy(info)
+    if Path in kinds:
+        info.parser = _path_parser(name)
+    elif name in LIMITS and kinds & {int, float}:
+        info.callback = _limiter(name)
+        info.help = f"{info.help}  [{range_words(name)}]"
+    return Annotated[kind, info]
+
+
+def _path_parser(name: str) -> Callable[[str | Path], Path]:
+    def path(text: str | Path) -> Path:  # Typer shows its name, and reads defaults by it, too
+        check_path(name, str(text))
+        return Path(text)
+
+    return path
+
+
+def _limiter(name: str) -> Callable[[Any], Any]:
+    def callback(value: float | None) -> float | None:
+        if value is not None:
+            check_limit(name, value)
+        return value
+
+    return callback

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from netvlad_deploy.arrays import Array, Arrays, Float64, read_arrays
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.images import CHANNELS, Resize
+from netvlad_deploy.images import CHANNELS, ImageInput
 
 SIZES: Final = ((224, 224), (225, 257), (320, 256))
 """Heights and widths of golden images, one odd, in the usual profile; the last gives way to the resize rule's own."""
@@ -23,7 +23,7 @@ SMALL_SIZES: Final = ((96, 128), (97, 131))
 """The first two where the rule has one size, which alone an engine takes: cheaper, and as telling."""
 
 USUAL_PHOTO: Final = (480, 640)
-"""What a rule for the longer side is asked about."""
+"""What a rule that keeps an image's shape is asked about."""
 
 _PREFIX: Final = "golden."
 _KEY: Final = _PREFIX + "{index}.{part}"
@@ -55,11 +55,11 @@ def distances(got: Array, expected: Array) -> Float64:
     return found
 
 
-def golden_sizes(resize: Resize) -> tuple[tuple[int, int], ...]:
+def golden_sizes(images: ImageInput) -> tuple[tuple[int, int], ...]:
     """Return the heights and widths of a pipeline's golden images."""
-    if resize.size is not None:
-        return (*SMALL_SIZES, resize.size)
-    return SIZES if resize.longest is None else (*SIZES[:-1], resize.target(*USUAL_PHOTO))
+    if images.size is not None:
+        return (*SMALL_SIZES, images.size)
+    return SIZES if images.resize.rule is None else (*SIZES[:-1], images.target(*USUAL_PHOTO))
 
 
 def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:

@@ -53,20 +53,23 @@ def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = No
     Raises: InputError if it is no checkpoint of a NetVLAD; UsageError if there is no such dialect.
     """
     require("torch", extra="export")
-    from netvlad_deploy.models.assembly import backbone_name
+    from netvlad_deploy.models.assembly import inspect_backbone
     from netvlad_deploy.models.checkpoints import find_head
 
     head = find_head(path, prefix=prefix, dialect=dialect)
-    root = head.backbone.root if head.backbone is not None else None
+    backbone = head.backbone
+    name, images = inspect_backbone(backbone) if backbone is not None else ("", None)
     return CheckpointInspection(
         path=path,
         dialect=head.dialect,
         spec=head.spec,
         preprocessing=head.preprocessing,
-        ignored=tuple(name for name in head.ignored if root is None or not name.startswith(root)),
+        ignored=tuple(name for name in head.ignored if backbone is None or not name.startswith(backbone.root)),
         projections=head.projections,
-        backbone=backbone_name(head.backbone) if head.backbone is not None else "",
-        images=head.backbone.images if head.backbone is not None else None,
+        unplaced=head.unplaced,
+        assumed=tuple(each for each in (head.assumed, backbone.assumed if backbone is not None else "") if each),
+        backbone=name,
+        images=images,
     )
 
 

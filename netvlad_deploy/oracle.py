@@ -8,8 +8,8 @@ shares no code with the torch module, the fold or the graph, so a fault in one o
     a = softmax(l) over K+G, first K columns, times mask   soft_assignment     (B,N,K)
     V_k = sum_n a_nk (x_n - c_k)                           residual_sum        (B,K,D)
     V_k / max(|V_k|, 1e-12), flattened, and again          aggregate v         (B,D*K)
-    y = v P^T + p, or BatchNorm(v P^T); y / max(|y|, 1e-12), if `l2`; y * sigmoid(y G^T + g), if `gating`
-                                                           descriptor          (B,P), v itself without a projection
+    y = v P^T + p, or BatchNorm(v P^T); y / max(|y|, 1e-12), if `l2`; z = y * sigmoid(y G^T + g), if `gating`;
+    z / max(|z|, 1e-12), if `final_l2`                     descriptor          (B,P), v itself without a projection
 
 Without BatchNorm, l = x W, plus a bias where there is one. A descriptor is flattened d*K + k or k*D + d. Other epsilon
 modes divide by max(|x|, 1e-6) or by sqrt(|x|^2 + 1e-12). P may be half a gigabyte: it stays as it was read, and its
@@ -31,9 +31,10 @@ from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
 from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
 
 ASSIGNMENT_BIAS, PROJECTION, GATING = "assignment_bias", "projection", "gating"
-NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2 = "normalize_input", "clusters_first", "projection_l2"
+NORMALIZE_INPUT, CLUSTERS_FIRST_MARK = "normalize_input", "clusters_first"
+PROJECTION_L2, FINAL_L2 = "projection_l2", "final_l2"
 EPSILON_MARKS = {f"epsilon_{mode}": mode for mode in NORM_FLOORS if mode != CLAMP}
-MARKS = (NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, *EPSILON_MARKS)
+MARKS = (NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
 """Names in a reference file beside those of the reference's own state: conventions, 1 for yes."""
 
 BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
@@ -94,8 +95,8 @@ class LinearMap:
 class ReferenceParameters:
     """Unfolded parameters of a NetVLAD layer: clusters (D,K+G), centroids (K,D), BatchNorm or a bias (K+G,) or neither.
 
-    `normalize_input`, `flatten` and `epsilon` are as in `NetVLADSpec`; `projection`, `gating` and `projection_l2` are
-    what follows.
+    `normalize_input`, `flatten` and `epsilon` are as in `NetVLADSpec`; `projection`, `gating`, `projection_l2` and
+    `final_l2` are what follows.
     """
 
     clusters: Float64
@@ -108,6 +109,7 @@ class ReferenceParameters:
     projection: LinearMap | None = None
     projection_l2: bool = False
     gating: LinearMap | None = None
+    final_l2: bool = False
 
     @property
     def spec(self) -> NetVLADSpec:
@@ -122,6 +124,7 @@ class ReferenceParameters:
                 batch_norm=self.projection.batch_norm is not None,
                 l2=self.projection_l2,
                 gating=gating,
+                final_l2=self.final_l2,
             )
         return NetVLADSpec(
             num_clusters=num_clusters,
@@ -183,6 +186,7 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
         projection=projection,
         projection_l2=marks.get(PROJECTION_L2, False),
         gating=None if projection is None else _linear_map(arrays, GATING, len(projection.weight)),
+        final_l2=marks.get(FINAL_L2, False),
     )
 
 
@@ -194,6 +198,8 @@ def _read(arrays: Mapping[str, Array], name: str) -> Float64:
 
 def _finite(values: Array, name: str) -> Array:
     """Return values, all finite; NaN is its own extreme, so no mask as large as a projection is needed."""
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
     if values.size and not np.isfinite([values.min(), values.max()]).all():
         raise InputError(f"reference parameter {name} is not finite")
     return values
@@ -209,9 +215,9 @@ def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
 def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchNorm | None:
     if not any(name.startswith(f"{layer}.") for name in arrays):
         return None
-    eps = float(_read(arrays, f"{layer}.eps"))
+    (eps,) = _vector({"eps": np.reshape(_read(arrays, f"{layer}.eps"), -1)}, "eps", 1)
     vectors = {key: _vector(arrays, f"{layer}.{key}", columns) for key in BATCH_NORM_KEYS if key != "eps"}
-    return BatchNorm(**vectors, eps=eps)
+    return BatchNorm(**vectors, eps=float(eps))
 
 
 def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearMap | None:
@@ -248,6 +254,7 @@ def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
         NORMALIZE_INPUT: spec.normalize_input,
         CLUSTERS_FIRST_MARK: spec.flatten == CLUSTERS_FIRST,
         PROJECTION_L2: spec.projection is not None and spec.projection.l2,
+        FINAL_L2: spec.projection is not None and spec.projection.final_l2,
         **{name: spec.epsilon == mode for name, mode in EPSILON_MARKS.items()},
     }
     marks = {name: np.ones(()) for name, holds in conventions.items() if holds}
@@ -269,9 +276,11 @@ def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float
 
 
 def assignment_projection(parameters: ReferenceParameters) -> tuple[Float64, Float64]:
-    """Return the weight (D,K+G) and bias (K+G,) of the affine map that `assignment_logits` is."""
+    """Return the weight (D,K+G) and bias (K+G,) of the affine map that `assignment_logits` is of local descriptors."""
     origin = assignment_logits(parameters, np.zeros((1, parameters.spec.feature_size)))[0]
-    return assignment_logits(parameters, np.eye(parameters.spec.feature_size)) - origin, origin
+    norm = parameters.batch_norm
+    slope = 1.0 if norm is None else norm.weight / np.sqrt(norm.running_var + norm.eps)
+    return parameters.clusters * slope, origin
 
 
 def soft_assignment(logits: Float64, num_clusters: int, mask: Array | None = None) -> Float64:
@@ -317,7 +326,9 @@ def project(parameters: ReferenceParameters, vectors: Float64) -> Float64:
     projected = parameters.projection(vectors)
     if parameters.projection_l2:
         projected = l2_normalize(projected, parameters.epsilon)
-    return projected if parameters.gating is None else projected * sigmoid(parameters.gating(projected))
+    if parameters.gating is not None:
+        projected = projected * sigmoid(parameters.gating(projected))
+    return l2_normalize(projected, parameters.epsilon) if parameters.final_l2 else projected
 
 
 def sigmoid(values: Float64) -> Float64:

@@ -1,13 +1,14 @@
 """From JSON to frozen dataclasses, by the types of their fields and by nothing else.
 
-What `dataclasses.asdict` wrote comes back as it was: every field is there and no other, and has its type. Where a field
-may have one of several dataclasses, their fields decide.
+What `dataclasses.asdict` wrote comes back as it was: no other field is there, and each has its type. A field that was
+added later has a default, which says what held before it was there. Where a field may have one of several dataclasses,
+their fields decide.
 """
 
 import functools
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from netvlad_deploy.errors import NetVLADDeployError
@@ -26,9 +27,10 @@ def from_record(kind: type[RecordType], record: object, **given: Any) -> RecordT
 
 def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> Any:
     names = field_names(kind) - set(given)
-    if not isinstance(record, dict) or set(record) != names:
-        differing = ", ".join(sorted(names ^ set(record if isinstance(record, dict) else ())))
-        raise ValueError(f"{where} is {_shown(record)}, which has or lacks {differing[:200]}")
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is {_shown(record)}, expected an object")  # noqa: TRY004 - of data, not of code
+    if differing := (names - _optional(kind) - set(record)) | (set(record) - names):
+        raise ValueError(f"{where} is {_shown(record)}, which has or lacks {', '.join(sorted(differing))[:200]}")
     hints = _hints(kind)
     values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in record.items()}
     try:
@@ -40,6 +42,11 @@ def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
+
+
+def _optional(kind: Any) -> set[str]:
+    """Return the names of the fields that have a default."""
+    return {item.name for item in fields(kind) if not (item.default is MISSING and item.default_factory is MISSING)}
 
 
 def field_names(kind: Any) -> set[str]:

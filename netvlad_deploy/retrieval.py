@@ -12,8 +12,9 @@ from netvlad_deploy.arrays import npz_content, write_npz
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.files import check_suffix, make_folder, stage_files
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import ImageInput
-from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, parity_backend
+from netvlad_deploy.measurement.candidate import Candidate, parity_backend
 from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
 from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, measure_recall
 from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown

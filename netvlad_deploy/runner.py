@@ -180,14 +180,30 @@ def check_mask(mask: Any, features: Any) -> None:
             raise InputError(f"padded row {row} of batch item {batch} is not finite: pad with zeros (0 * NaN is NaN)")
 
 
-def check_finite(features: Array, *, first_item: int = 0, largest: float | None = None) -> None:
-    """Raise InputError naming the first local descriptor of (B,N,D) with NaN, infinity or a value over `largest`."""
+def check_finite(features: Array, *, first_item: int = 0, limits: FeatureRange | None = None) -> None:
+    """Raise InputError naming the first local descriptor of (B,N,D) that is not finite or outside the limits.
+
+    A local descriptor of zeros is inside any.
+    """
     peaks = np.abs(features).max(axis=-1)  # NaN stays NaN
-    bad = ~(peaks <= (np.finfo(np.float32).max if largest is None else largest))
+    largest = limits.largest if limits is not None and limits.largest is not None else np.finfo(np.float32).max
+    bad = ~(peaks <= largest)
+    smallest = limits.smallest if limits is not None else None
+    if smallest is not None and not bad.any():
+        bad = (peaks > 0) & (peaks < smallest)  # a norm is no less than its largest value
+        if bad.any():
+            bad &= np.linalg.norm(features.astype(np.float64), axis=-1) < smallest
     if not bad.any():
         return
     item, row = (int(index[0]) for index in np.nonzero(bad))
     where = f"first at batch item {first_item + item}, row {row}"
-    if np.isfinite(peaks[item, row]):
-        raise InputError(f"features are too large for FP16: {where}, {peaks[item, row]:g} is over {largest:g}")
-    raise InputError(f"features are not finite: {where}")
+    if not np.isfinite(peaks[item, row]):
+        raise InputError(f"features are not finite: {where}")
+    if peaks[item, row] > largest:
+        over = f"{peaks[item, row]:g} is over {largest:g}"
+        raise InputError(f"features are too large for this artifact: {where}, {over}: scale them down")
+    norm = float(np.linalg.norm(features[item, row].astype(np.float64)))
+    raise InputError(
+        f"features are too small for this artifact: {where}, its norm {norm:.3g} is under {smallest:.3g}: scale them "
+        "up, or set the row to zero"
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, TypeVar
 
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.limits import check_limit, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class AxisRange:
         Raises: UsageError if the text has another form.
         """
         if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
-            raise UsageError(f"range {text!r} is not MIN:OPT:MAX or one number, for example 1:8:64")
-        numbers = [int(part) for part in text.split(":")]
+            raise UsageError(f"range {text[:40]!r} is not MIN:OPT:MAX or one number, for example 1:8:64")
+        numbers = [whole_number(part) for part in text.split(":")]
         low, opt, high = numbers if len(numbers) == 3 else numbers * 3
         return cls(min=low, opt=opt, max=high)
 
@@ -50,10 +51,18 @@ ShapeRangesType = TypeVar("ShapeRangesType", bound="ShapeRanges")
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRanges:
-    """Ranges of the dynamic axes of an input: a field for each, in the order of a shape."""
+    """Ranges of the dynamic axes of an input: a field for each, in the order of a shape.
+
+    Raises: UsageError if a range reaches beyond its limit.
+    """
 
     FORM: ClassVar[str]
     EXAMPLE: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name, lengths in self.axes.items():
+            check_limit(name, lengths.max)
+        check_limit("positions", self.largest)
 
     @classmethod
     def parse(cls: type[ShapeRangesType], text: str) -> ShapeRangesType:
@@ -65,7 +74,7 @@ class ShapeRanges:
         shape = "x".join([r"\d+"] * len(names))
         if not re.fullmatch(f"{shape}(,{shape},{shape})?", text):
             raise UsageError(
-                f"profile {text!r} is not {cls.FORM},{cls.FORM},{cls.FORM} or one shape, for example {cls.EXAMPLE}"
+                f"profile {text[:40]!r} is not {cls.FORM},{cls.FORM},{cls.FORM} or one shape, for example {cls.EXAMPLE}"
             )
         axes = zip(*(part.split("x") for part in text.split(",")), strict=True)
         ranges = (AxisRange.parse(":".join(lengths)) for lengths in axes)

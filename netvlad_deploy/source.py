@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from netvlad_deploy.artifact import FileReference
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.files import sha256_file
-from netvlad_deploy.images import IMAGES, Resize
+from netvlad_deploy.images import IMAGES, NO_CHANGES, ImageChanges
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import FEATURES, NetVLADSpec
 
@@ -31,7 +31,7 @@ class Source:
     Args:
         takes: `images` or `features`, None for images where there is a backbone.
         backbone: a name of `models.backbones`, or `package.module:callable`; None for the checkpoint's own.
-        resize: what is done to an image first, None for the checkpoint's or the backbone's own.
+        changes: what is done to an image otherwise than the checkpoint's or the backbone's own code does.
 
     Raises: UsageError if two of them contradict each other.
     """
@@ -47,13 +47,15 @@ class Source:
     seed: int = 0
     takes: str | None = None
     backbone: str | None = None
-    resize: Resize | None = None
+    changes: ImageChanges = NO_CHANGES
 
     def __post_init__(self) -> None:
         if self.takes not in (None, IMAGES, FEATURES):
             raise UsageError(f"input {self.takes!r} is unknown: choose {IMAGES} or {FEATURES}")
-        if self.takes == FEATURES and (self.backbone is not None or self.resize is not None):
-            raise UsageError("a backbone and a resize are for images: leave them out with --input features")
+        if self.takes == FEATURES and (self.backbone is not None or self.changes):
+            raise UsageError(
+                "a backbone, a resize, a crop, orient and depth are for images: leave them out with --input features"
+            )
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -89,10 +91,13 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
     if parent.sha256 != sha256:
         raise InputError(f"{source.checkpoint} changed while it was read: export it again when it is complete")
     if source.takes == IMAGES or source.backbone or (source.takes is None and head.backbone is not None):
-        pipeline = pipeline_of(head, source.checkpoint, backbone=source.backbone, resize=source.resize)
+        pipeline = pipeline_of(head, source.checkpoint, backbone=source.backbone, changes=source.changes)
         return pipeline, source.checkpoint.name, parent, _preparation(pipeline)
-    if source.resize is not None:
-        raise UsageError(f"{source.checkpoint} has no image backbone: leave --resize out, or pass --backbone")
+    if source.changes:
+        raise UsageError(
+            f"{source.checkpoint} has no image backbone: leave --resize and the other options for images out, or pass "
+            "--backbone"
+        )
     return module_of(head, source.checkpoint), source.checkpoint.name, parent, head.preprocessing
 
 
@@ -104,17 +109,17 @@ def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
 
     LOG.info("no checkpoint given: the weights are initialised from seed %d, untrained", source.seed)
     if source.backbone is None:
-        if source.takes == IMAGES or source.resize is not None:
+        if source.takes == IMAGES or source.changes:
             raise UsageError("there is no checkpoint and no backbone to take images: pass --backbone")
         return initialize(replace(DEFAULT_SPEC, **source.sizes), source.seed), PREPROCESSING
-    ready = read_backbone(source.backbone, resize=source.resize, seed=source.seed)
+    ready = read_backbone(source.backbone, changes=source.changes, seed=source.seed)
     sizes = {"feature_size": ready.width, **source.sizes}
     pipeline = ready.under(initialize(replace(DEFAULT_SPEC, normalize_input=True, **sizes), source.seed))
     return pipeline, _preparation(pipeline)
 
 
 def _preparation(pipeline: "Pipeline") -> str:
-    return f"images (batch, height, width, 3), uint8, RGB: {pipeline.images.resize}; the graph does the rest"
+    return f"images (batch, height, width, 3), uint8, RGB: {pipeline.images.preparation}; the graph does the rest"
 
 
 def load_head(source: Source) -> tuple["NetVLAD", str]:

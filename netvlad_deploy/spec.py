@@ -201,11 +201,12 @@ class GraphOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRange:
-    """How large local descriptors may be.
+    """How large and how small local descriptors may be.
 
     Args:
         norm: that of a usual local descriptor, as the export was told.
         largest: largest absolute value that overflows nowhere, None if any FP32 number may come.
+        smallest: least norm of a local descriptor that is not zero, None if it may be any.
         logit_slope: largest change of a logit for a change of the features by 1: the largest norm of a weight column.
         logit_step: distance of neighbouring representable logits at `norm`, where they are largest.
         normalized: the layer L2-normalises its input, so that a logit never sees another norm than 1.
@@ -216,6 +217,7 @@ class FeatureRange:
     logit_slope: float
     logit_step: float
     normalized: bool = False
+    smallest: float | None = None
 
     @classmethod
     def at(
@@ -226,11 +228,19 @@ class FeatureRange:
         significant_bits: int,
         largest: float | None,
         normalized: bool = False,
+        smallest: float | None = None,
     ) -> "FeatureRange":
         """Return the range of logits with this many significant bits (11 in FP16, 24 in FP32)."""
         norm = 1.0 if normalized else norm
         step = 2.0 ** (_exponent(logit_slope * norm) - significant_bits + 1) if logit_slope else 0.0
-        return cls(norm=norm, largest=largest, logit_slope=logit_slope, logit_step=step, normalized=normalized)
+        return cls(
+            norm=norm,
+            largest=largest,
+            logit_slope=logit_slope,
+            logit_step=step,
+            normalized=normalized,
+            smallest=smallest,
+        )
 
     def step_at(self, norm: float) -> float:
         """Return the logit step for local descriptors of another norm."""

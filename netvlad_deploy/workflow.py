@@ -6,20 +6,19 @@ without torch and onnx.
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact, reference_path, sidecar_path
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
-from netvlad_deploy.files import Staging, make_folder, stage_files, write_text
+from netvlad_deploy.files import check_suffix, check_targets, make_folder, stage_files, write_text
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import load_goldens
 from netvlad_deploy.measurement.candidate import (
     Candidate,
     check_lineage,
-    is_checkpoint,
     open_runner,
     parity_backend,
 )
@@ -37,6 +36,7 @@ from netvlad_deploy.require import require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.embed import load_features
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
+from netvlad_deploy.scratch import scratch_folder
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.source import Source, load_head, load_module
 from netvlad_deploy.spec import GraphOptions
@@ -50,7 +50,13 @@ REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE = "report.json", "report.md", "preci
 
 
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
-    """Export a checkpoint, or a seeded module, to ONNX: image to descriptor where there is a backbone."""
+    """Export a checkpoint, or a seeded module, to ONNX: image to descriptor where there is a backbone.
+
+    What is missing, and a target that cannot be written, is said before the checkpoint is read.
+    """
+    for package in ("torch", "onnx", "onnxscript"):
+        require(package, extra="export")
+    check_targets(check_suffix(target, ".onnx"), sidecar_path(target), reference_path(target), force=force)
     module, origin, parent, preprocessing = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 
@@ -109,7 +115,7 @@ def validate(
     if junit is not None and junit.suffix != ".xml":
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if junit is not None:
-        Staging(force=True).check(junit)
+        check_targets(junit, force=True)
     _check_against(artifact, against)
     backend = candidate.backend or parity_backend(artifact)
     candidate = replace(candidate, backend=backend, expect_sha256=artifact.sha256)
@@ -198,22 +204,21 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
 
     The layer exported after `module.half()` is measured beside them, to show what the typed graph is for.
     """
-    for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
-        require(package, extra=extra)
+    require("onnxruntime", extra="cpu")
     module, origin = load_head(source)
     from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain
 
     make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE)), force=force)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    with scratch_folder() as scratch, contextlib.ExitStack() as stack:
         artifacts = {}
         for name, wide in (("fp32", False), ("fp16", False), ("fp16", True)):
             options = GraphOptions(precision=name, wide_logits=wide, feature_norm=feature_norm)
             LOG.info("export %s", options.precision_name)
-            target = Path(scratch) / f"{options.precision_name}.onnx"
+            target = scratch / f"{options.precision_name}.onnx"
             artifacts[options.precision_name] = export_onnx(module, target, options)
         LOG.info("export plain fp16")
-        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], Path(scratch) / "plain.onnx")
+        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], scratch / "plain.onnx")
         runners = {
             name: stack.enter_context(open_runner(artifact, backend="strict")) for name, artifact in artifacts.items()
         }
@@ -227,7 +232,7 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
             warnings=artifacts["fp16"].warnings,
         )
     with stage_files(force=force) as staging:
-        staging.write(folder / PRECISION_PICTURE, draw_precisions(report))
+        staging.write(folder / PRECISION_PICTURE, draw_precisions(report).encode())
         staging.write(folder / REPORT_PAGE, precision_markdown(report, PRECISION_PICTURE).encode())
         staging.write(folder / REPORT_JSON, to_json("precision", report).encode())
     return report

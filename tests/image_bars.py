@@ -17,7 +17,7 @@ from netvlad_deploy import workflow
 from netvlad_deploy.artifact import Artifact, load_artifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.goldens import golden_image
-from netvlad_deploy.images import IMAGES, Resize
+from netvlad_deploy.images import IMAGES, ImageChanges, Resize
 from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.models.assembly import read_backbone, read_pipeline
@@ -73,7 +73,7 @@ def features_of(checkpoint: Path) -> tuple[Sides, Sides]:
     pipeline, names, features = read_pipeline(checkpoint), [], []
     for side in (demo.corridor().queries, demo.corridor().database):
         files, _ = find_images([side])
-        with load_images(files, pipeline.images.resize) as loaded:
+        with load_images(files, pipeline.images) as loaded:
             images = np.stack([image for _, image in loaded if isinstance(image, np.ndarray)])
         names.append([file.name for file in files])
         features.append(local_descriptors(pipeline, images))
@@ -197,7 +197,7 @@ def throughput(folder: Path) -> Iterator[Bar]:
     """Files against the bare session on the same images in memory, by the benchmark's usual network and size."""
     size = Resize(size=(480, 640))
     head = initialize(NetVLADSpec(num_clusters=CLUSTERS, feature_size=256, batch_norm=False, normalize_input=True), 0)
-    pipeline = read_backbone("resnet18-conv4", resize=size, seed=0).under(head)
+    pipeline = read_backbone("resnet18-conv4", changes=ImageChanges(resize=size), seed=0).under(head)
     usual = export_onnx(pipeline, folder / "usual.onnx")
     shares, light = (rounds_of(artifact, count) for artifact, count in (
         (usual, 16), (load_artifact(folder / "corridor-fp32.onnx"), 200),
@@ -213,7 +213,7 @@ def rounds_of(artifact: Artifact, count: int) -> list[float]:
     """Return the share of the bare session's speed in some rounds over this many photos of the corridor."""
     assert artifact.images is not None
     files = (find_images([demo.corridor().database])[0] * count)[:count]
-    with load_images(files, artifact.images.resize) as loaded:
+    with load_images(files, artifact.images) as loaded:
         images = [image for _, image in loaded if isinstance(image, np.ndarray)]
     batches = [np.stack(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
@@ -232,7 +232,7 @@ def rounds_of(artifact: Artifact, count: int) -> list[float]:
 def backbones(folder: Path) -> Iterator[Bar]:
     """ONNX Runtime against torch for each kind of backbone, untrained, at three sizes, two of them odd."""
     for name in ("vgg16", "alexnet", "resnet18-conv5", "resnet50-conv4", "efficientnet-lite0"):
-        ready = read_backbone(name, resize=Resize(size=(120, 160)), seed=0)
+        ready = read_backbone(name, changes=ImageChanges(resize=Resize(size=(120, 160))), seed=0)
         spec = NetVLADSpec(num_clusters=8, feature_size=ready.width, batch_norm=False, normalize_input=True)
         pipeline = ready.under(initialize(spec, 0))
         worst = 0.0

@@ -41,7 +41,7 @@ def test_a_shape_outside_every_profile_is_refused_with_all_of_them() -> None:
     ("wrong", "message"),
     [
         ({"flavor": "openvino"}, "choose tensorrt or tensorrt-rtx"),
-        ({"workspace_mib": 0}, "expected at least 1"),
+        ({"workspace_mib": 0}, "workspace-mib is 0, expected 1 to 1048576"),
         ({"optimization_level": 6}, "expected 0 to 5"),
         ({"flavor": RTX, "hardware_compatible": True}, "--compute-capability instead"),
         ({"flavor": RTX, "version_compatible": True}, "--compute-capability instead"),

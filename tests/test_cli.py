@@ -48,12 +48,12 @@ class TestExport:
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [
-            (["--clusters", "0"], 65, "num_clusters is 0, expected at least 1"),
+            (["--clusters", "0"], 2, "clusters is 0, expected 1 to 65536"),
             (["--opset", "3"], 2, "opset 3 is outside"),
             (["--prefix", "head"], 2, "--prefix needs a checkpoint"),
             (["best.pth.tar", "--seed", "3"], 2, "--seed is for untrained weights"),
             (["-o", "m.pt"], 2, "m.pt does not end in .onnx: name the target m.onnx"),
-            (["none.pt"], 65, "none.pt is not a file"),
+            (["none.pt"], 65, "none.pt is missing"),
             (["best.pth.tar", "--clusters", "32"], 2, "has num_clusters 6, the options say 32"),
             (["best.pth.tar", "--no-batch-norm"], 2, "has batch_norm True, the options say False"),
             (["best.pth.tar", "--prefix", "head"], 65, "lacks clusters or clusters2"),

@@ -139,7 +139,7 @@ def test_build_without_tensorrt_says_what_is_missing(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     outcome = command("build", exported.path, "-o", "m.engine")
     assert outcome.code == 69
-    assert "pip install 'netvlad-deploy[tensorrt]'" in error_of(outcome.err)
+    assert "-m pip install 'tensorrt>=10.3'" in error_of(outcome.err)
 
 
 def test_deploy_without_tensorrt_goes_on(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.fitting import FitOptions, fit
-from netvlad_deploy.images import IMAGENET_MEAN, IMAGENET_STD, Resize
+from netvlad_deploy.images import IMAGENET_MEAN, IMAGENET_STD, ImageChanges, ImageInput, Resize
 from netvlad_deploy.models.assembly import read_pipeline
 from netvlad_deploy.models.record import KEY
 from netvlad_deploy.models.vocabulary import descriptors
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def options(**changed: object) -> FitOptions:
-    given = {"backbone": COLOURS, "clusters": 3, "resize": Resize(size=SIDES), **changed}
+    given = {"backbone": COLOURS, "clusters": 3, "changes": ImageChanges(resize=Resize(size=SIDES)), **changed}
     return FitOptions(**given)  # type: ignore[arg-type]
 
 
@@ -99,7 +99,8 @@ def test_a_vocabulary_is_a_checkpoint_of_backbone_and_head(command: Command, fol
     assert np.abs(descriptors(pipeline, images) - expected).max() < 1e-4
     assert np.abs(descriptors(pipeline, images[..., ::-1].copy()) - expected).max() > 1e-2
     inspected = command("inspect", "vocabulary.safetensors")
-    assert f"backbone: {COLOURS}; images: to 40x56 (bilinear), then (rgb - (123.675, 116.28, 103.53))" in inspected.out
+    prepared = "upright by EXIF, to 40x56 (bilinear)"
+    assert f"backbone: {COLOURS}; images: {prepared}, then (rgb - (123.675, 116.28, 103.53))" in inspected.out
     assert "a bias on the assignments, input L2-normalised" in inspected.out
 
 
@@ -132,7 +133,7 @@ def test_a_broken_image_is_skipped_counted_and_in_the_exit_code(command: Command
     (folder / "notes.txt").write_text("no image")
     outcome = command("fit", folder, "--backbone", COLOURS, "--clusters", 3, "--resize", "40x56")
     assert outcome.code == 1
-    counts = "3 skipped: 1 no image by its suffix, 1 damaged or not supported, 1 not recognised as an image"
+    counts = "2 skipped: 1 damaged or not supported, 1 not recognised as an image"
     assert counts in outcome.out
     assert "broken.png: damaged or not supported" in outcome.err
     assert f"{COUNT} images" in outcome.out
@@ -141,14 +142,15 @@ def test_a_broken_image_is_skipped_counted_and_in_the_exit_code(command: Command
     outcome = command("fit", folder, "--backbone", COLOURS, "-o", "none.safetensors")
     assert (
         outcome.code,
-        "no image to fit a vocabulary on: 1 no image by its suffix, 1 not" in error_of(outcome.err),
+        "no image to fit a vocabulary on: 1 not recognised" in error_of(outcome.err),
     ) == (65, True)
 
 
 def test_images_of_several_sizes_are_taken_as_they_are(folder: Path, tmp_path: Path) -> None:
     with Image.open(folder / "3.png") as image:
         image.crop((0, 0, 31, 25)).save(folder / "3.png")
-    assert fit([folder], tmp_path / "v.safetensors", options(resize=Resize())).record.num_images == COUNT
+    own = options(changes=ImageChanges(resize=Resize()))
+    assert fit([folder], tmp_path / "v.safetensors", own).record.num_images == COUNT
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_images_of_several_sizes_are_taken_as_they_are(folder: Path, tmp_path: P
         (["photos"], 2, "nothing says which backbone: pass --backbone"),
         (["photos", "--backbone", "vgg16"], 2, "the backbone vgg16 brings no weights: pass a checkpoint"),
         (["nowhere", "--backbone", COLOURS], 65, "nowhere does not exist: name folders or images"),
-        (["photos/more/none", "--backbone", COLOURS], 65, "no image in photos/more/none: there is no file"),
+        (["photos/more/none", "--backbone", COLOURS], 65, "no image in photos/more/none: none was found"),
         (["photos", "--backbone", COLOURS, "--clusters", "1"], 2, "clusters is 1, expected at least 2"),
         (["photos", "--backbone", COLOURS, "--resize", "big"], 2, "resize 'big' is not HxW"),
         (["photos", "--backbone", COLOURS, "-o", "v.pt"], 2, "v.pt does not end in .safetensors"),
@@ -223,3 +225,29 @@ def test_an_unknown_backbone_in_a_record_is_refused(folder: Path, tmp_path: Path
     save_file(tensors, found.output, metadata={KEY: json.dumps({**record, "backbone": "os"})})
     with pytest.raises(UsageError, match="backbone 'os' is unknown"):
         read_pipeline(found.output)
+
+
+def test_what_is_asked_of_images_reaches_the_record_and_the_pipeline(command: Command, folder: Path) -> None:
+    images = ("--resize", "shorter:40,bilinear-aliased", "--crop", "32x32", "--no-orient", "--depth", 8)
+    outcome = command("fit", folder, "--backbone", COLOURS, "--clusters", 3, *images, "--json")
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)["record"]["images"]
+    assert (record["crop"], record["orient"], record["depth"]) == ([32, 32], False, 8)
+    expected = ImageInput(resize=Resize(shortest=40, filter="bilinear-aliased"), crop=(32, 32), orient=False, depth=8)
+    assert read_pipeline(Path("vocabulary.safetensors"), backbone=COLOURS).images == expected
+    said = "grey values of 8 bits, pixels as stored, shorter side to 40 (bilinear-aliased), the middle 32x32, then"
+    assert f"images: {said}" in command("inspect", "vocabulary.safetensors").out
+
+
+def test_a_record_of_before_keeps_its_meaning(folder: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    found = fit([folder], tmp_path / "v.safetensors", options())
+    with safe_open(found.output, framework="np") as file:
+        record = json.loads(file.metadata()[KEY])
+    old = {name: record["images"][name] for name in ("mean", "std")}
+    old["resize"] = {"size": list(SIDES), "longest": None, "filter": "box"}
+    save_file(load_file(found.output), found.output, metadata={KEY: json.dumps({**record, "images": old})})
+    images = read_pipeline(found.output, backbone=COLOURS).images
+    assert images == ImageInput(resize=Resize(size=SIDES, filter="box"), orient=True)

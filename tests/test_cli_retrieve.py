@@ -10,7 +10,7 @@ from PIL import Image
 
 from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
 from netvlad_deploy.files import stage_files
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import ImageInput, Resize
 from tests.colour_graphs import BANDS, band_pipeline, bands
 from tests.command import Command, error_of
 
@@ -68,15 +68,32 @@ def test_embed_skips_what_is_bad_and_says_so(command: Command, pipeline: OnnxArt
     assert record["schema"] == "netvlad-deploy/embed/1"
     assert record["descriptors"] == PLACES - 2
     assert [(Path(one["path"]).name, one["reason"]) for one in record["skipped"]] == [
-        ("notes.txt", "no image by its suffix"), ("q2.png", "an empty file"), ("q4.png", "damaged or not supported"),
+        ("q2.png", "an empty file"), ("q4.png", "damaged or not supported"),
     ]  # fmt: skip
     assert [line.split(": ")[0] for line in outcome.err.splitlines()] == [
-        f"skipped {walk / 'asked' / name}" for name in ("notes.txt", "q2.png", "q4.png")
+        "left out 1 of the files, which are no images",
+        *(f"skipped {walk / 'asked' / name}" for name in ("q2.png", "q4.png")),
     ]
     with np.load("y.npz") as written:
         assert written["names"].tolist() == ["q0.png", "q1.png", "q3.png", "q5.png"]
     outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz", "--force")
-    assert "4 x 12, 3 skipped: 1 no image by its suffix, 1 an empty file, 1 damaged" in outcome.out
+    assert "4 x 12, 2 skipped: 1 an empty file, 1 damaged" in outcome.out
+
+
+def test_what_is_plainly_no_image_is_no_failure_unless_it_was_named(
+    command: Command, pipeline: OnnxArtifact, walk: Path
+) -> None:
+    """A file in the folder that holds a photo under another name is one, and so is a damaged photo."""
+    (walk / "asked" / "README.txt").write_text("about these photos")
+    outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz")
+    assert (outcome.code, outcome.out) == (0, f"y.npz  {PLACES} x 12\n")
+    assert outcome.err == f"left out 1 of the files, which are no images: {walk / 'asked' / 'README.txt'}\n"
+    named = command("embed", pipeline.path, walk / "asked", walk / "asked" / "README.txt", "-o", "z.npz")
+    assert (named.code, "1 skipped: 1 no image by its suffix" in named.out) == (1, True)
+    (walk / "asked" / "photo").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    assert command("embed", pipeline.path, walk / "asked", "-o", "h.npz").code == 1
+    (walk / "asked" / "photo").write_bytes(b"not at all")
+    assert command("embed", pipeline.path, walk / "asked", "-o", "n.npz").code == 0
 
 
 def test_embed_refuses_what_does_not_fit(
@@ -89,7 +106,7 @@ def test_embed_refuses_what_does_not_fit(
         ((exported.path, walk / "asked"), 2, "takes one file of local descriptors"),
         ((exported.path, walk / "asked" / "q1.png"), 2, "--input images"),
         ((exported.path, "x.npy", "x.npy"), 2, "takes one file of local descriptors"),
-        ((pipeline.path, walk / "none"), 65, "no image to embed: there is no file"),
+        ((pipeline.path, walk / "none"), 65, "no image to embed: none was found"),
         ((pipeline.path, "nowhere"), 65, "nowhere does not exist"),
     ):
         outcome = command("embed", *arguments, "-o", "y.npz")
@@ -182,3 +199,27 @@ def test_an_fp16_file_is_emulated_strictly_unless_told_otherwise(
     outcome = command("evaluate", walk / "half.onnx", *folders, "--json", "--backend", "onnxruntime")
     assert [one["backend"] for one in json.loads(outcome.out)["candidates"]] == ["onnxruntime"]
     assert "strict" not in Path("out/report.md").read_text()
+
+
+@pytest.mark.parametrize("orient", [True, False])
+def test_embed_does_what_the_sidecar_says_of_images(
+    command: Command, pipeline: OnnxArtifact, tmp_path: Path, orient: bool
+) -> None:
+    """A photo as phones save it, and 8 bits of grey in 16: turned or not, and cut out after the resize."""
+    prepared = ImageInput(resize=Resize(size=(20, 24), filter="nearest"), crop=(16, 12), orient=orient, depth=8)
+    with stage_files(force=True) as staging:
+        staged = replace(pipeline, images=prepared)
+        stage_artifact(staging, staged, pipeline.path.read_bytes())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    random = np.random.default_rng(0)
+    colours, grey = random.integers(0, 256, (20, 24, 3), dtype=np.uint8), random.integers(0, 256, (20, 24))
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(colours).save(tmp_path / "photos" / "a.png", exif=exif)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "photos" / "b.png")
+    assert command("embed", pipeline.path, tmp_path / "photos", "-o", "y.npz").code == 0
+    upright = np.rot90(colours, -1)[np.arange(20) * 24 // 20][:, np.arange(24) * 20 // 24]
+    shown = [upright if orient else colours, np.stack([grey.astype(np.uint8)] * 3, axis=2)]
+    with np.load("y.npz") as written:
+        for got, image in zip(written["descriptors"], shown, strict=True):
+            assert np.abs(got - bands(image[2:18, 6:18])).max() < 1e-6

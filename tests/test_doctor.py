@@ -11,7 +11,7 @@ from netvlad_deploy import doctor
 from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.doctor import diagnose
 from netvlad_deploy.measurement.candidate import BACKENDS
-from netvlad_deploy.report.doctor import Check, Diagnosis, diagnosis_lines
+from netvlad_deploy.report.doctor import Check, Diagnosis, Extra, diagnosis_lines
 from netvlad_deploy.require import installed_version
 from netvlad_deploy.spec import Verdict
 from tests.command import Command
@@ -19,6 +19,7 @@ from tests.double.onnxruntime import CUDA, TENSORRT, OnnxRuntime
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
+TRIED = (Verdict.PASS, Verdict.NOT_RUN, Verdict.FAIL)
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="12.6")
 
 
@@ -62,13 +63,20 @@ def test_this_machine(command: Command) -> None:
 
 
 def test_text_shows_what_is_broken_first() -> None:
-    checks = tuple(Check(name=each.value.lower(), verdict=each, detail=f"why {each.value}") for each in Verdict)
-    packages = {"numpy": "2.4", "torch": None}
-    diagnosis = Diagnosis(machine={"power_mode": "15W"}, packages=packages, gpu=ORIN, checks=checks, broken=("fail",))
+    checks = tuple(Check(name=each.value.lower(), verdict=each, detail=f"why {each.value}") for each in TRIED)
+    diagnosis = Diagnosis(
+        machine={"power_mode": "15W"},
+        packages={"numpy": "2.4", "torch": None, "onnx": "1.23"},
+        extras={"export": Extra(packages=("torch", "onnx"), missing=("torch",), cure="pip install torch")},
+        gpu=ORIN,
+        checks=checks,
+        broken=("fail",),
+    )
     assert diagnosis_lines(diagnosis) == [
         "power mode: 15W",
-        "installed: numpy 2.4",
-        "not installed: torch",
+        "packages: numpy 2.4",
+        "extra   packages                  what to do if it is wanted",
+        "export  torch missing, onnx 1.23  pip install torch",
         "verdict  check    detail",
         "FAIL     fail     why FAIL",
         "PASS     pass     why PASS",
@@ -83,7 +91,7 @@ def test_a_missing_package_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("build engines with tensorrt", "backend tensorrt, tensorrt engines"):
         check = check_of(diagnosis, name)
         assert check.verdict is Verdict.NOT_RUN
-        assert check.detail.endswith("pip install 'netvlad-deploy[tensorrt]'")
+        assert check.detail.endswith("-m pip install 'tensorrt>=10.3'")
     assert not diagnosis.broken
 
 
@@ -131,7 +139,7 @@ def test_packages_that_break_each_other_are_broken_with_their_cure(command: Comm
     record = json.loads(outcome.out)
     assert record["packages"]["onnxruntime-gpu"] == "1.2.3"
     assert record["broken"][:2] == ["packages that bring onnxruntime", "backend onnxruntime"]
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install" in record["checks"][0]["detail"]
+    assert "-m pip uninstall -y onnxruntime onnxruntime-gpu, then " in record["checks"][0]["detail"]
 
 
 def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A set of files is replaced as one: killed at every step, by two at once, and beside what others left."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -224,7 +225,7 @@ def test_a_file_system_without_locks_still_commits(tmp_path: Path, monkeypatch: 
     def no_locks(*_: object) -> None:
         raise OSError(journal.WITHOUT_LOCKS[0], os.strerror(journal.WITHOUT_LOCKS[0]))
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     write(onnx_artifact(tmp_path / "m.onnx"))
     assert load_artifact(tmp_path / "m.onnx").path.read_bytes() == b"content"
 

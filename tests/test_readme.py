@@ -1,4 +1,4 @@
-"""Every command in the README is run here, and every file it links to exists."""
+"""Every command in the README and on the page on machines is run here, and every file they link to exists."""
 
 import json
 import os
@@ -20,10 +20,25 @@ pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+MACHINES = (ROOT / "docs" / "machines.md").read_text()
+JSON = (ROOT / "docs" / "json.md").read_text()
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README + MACHINES, re.DOTALL)
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 IN_FOLDER = [line for line in COMMANDS if line.startswith("netvlad-deploy ")]
 IN_CHECKOUT = [line for line in COMMANDS if not line.startswith("netvlad-deploy ")]
+KINDS = {
+    "netvlad-deploy": {"model_best.onnx": "images"},
+    "A backbone and its head": {"place.onnx": "images", "place.engine": "images"},
+    "A head alone": {
+        "its_head.onnx": "features",
+        "head.onnx": "features",
+        "fp16.onnx": "features",
+        "rtx.engine": "features",
+    },
+    "No checkpoint yet": {"vocabulary.onnx": "images", "netvlad.onnx": "features"},
+}
+"""What the artifacts of each section of the README take, by the file that they are made of."""
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -40,33 +55,55 @@ def allowed_codes(command: str) -> set[int]:
     return {int(code) for code in re.findall(r"\b(?:exit|or) (\d+)(?= |,|$)", comment)} | {0}
 
 
+def sections() -> dict[str, list[str]]:
+    """Return the user's commands of each section of the README, then those of the page on machines."""
+    parts = HEADING.split(re.sub(r"```python.*?```", "", README, flags=re.DOTALL))
+    named = dict(zip(parts[1::2], parts[2::2], strict=True)) | {"Machines": MACHINES}
+    commands = {name: re.findall(r"^netvlad-deploy .*$", text, re.MULTILINE) for name, text in named.items()}
+    return {name: lines for name, lines in commands.items() if lines}
+
+
 def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
-    torch.save({"state_dict": make_module(16, 64, 4).state_dict()}, tmp_path / "checkpoint.pth.tar")
+    torch.save({"state_dict": make_module(16, 64, 4).state_dict()}, tmp_path / "head.pth.tar")
     np.save(tmp_path / "x.npy", features(2, 30, 64))
     np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
     write_backbone(tmp_path / "model_best.pth.tar")
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert len(IN_FOLDER) == 32
-    for command in IN_FOLDER:
-        outcome = run(command, tmp_path)
-        codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
-        assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 33
+    for section, commands in sections().items():
+        for command in commands:
+            outcome = run(command, tmp_path)
+            codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
+            assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
+        for name, takes in KINDS.get(section, {}).items():
+            sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+            assert sidecar["inputs"][0] == takes, f"{section}: {name}"
     assert np.load(tmp_path / "y.npy").shape == (2, 16 * 64)
     with np.load(tmp_path / "photos.npz") as embedded:
-        assert embedded["descriptors"].shape == (6, 64 * 112)
+        assert embedded["descriptors"].shape == (6, 8 * 256)
     assert (tmp_path / "evaluation" / "matches.png").exists()
     assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/1"
 
 
+def test_two_commands_from_a_trained_checkpoint_to_a_validated_artifact() -> None:
+    first = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert first is not None
+    export, validate = first[1].splitlines()
+    assert shlex.split(export, comments=True) == ["netvlad-deploy", "export", "model_best.pth.tar"]
+    assert shlex.split(validate, comments=True) == ["netvlad-deploy", "validate", "model_best.onnx"]
+
+
 def write_backbone(path: Path) -> None:
-    """Write a checkpoint of a ResNet-18 with a head, as the benchmark saves it, with random weights."""
+    """Write a checkpoint of a ResNet-18 with a head, as the benchmark saves it: random weights, measured statistics."""
     torch.manual_seed(0)
-    state = {
-        f"backbone.{name}": tensor for name, tensor in find_backbone("resnet18-conv4").build().state_dict().items()
-    }
+    backbone = find_backbone("resnet18-conv4").build().train()
+    with torch.no_grad():
+        for _ in range(20):  # else activations are flat, and every image looks the same
+            backbone(torch.nn.functional.interpolate(torch.randn(4, 3, 12, 16), size=(96, 128)))
+    state = {f"backbone.{name}": tensor for name, tensor in backbone.eval().state_dict().items()}
     state |= {"aggregation.conv.weight": torch.randn(8, 256, 1, 1), "aggregation.centroids": torch.randn(8, 256)}
-    torch.save({"model_state_dict": state}, path)
+    torch.save({"model_state_dict": state, "best_r5": 91.5}, path)
 
 
 def test_the_commands_in_a_checkout() -> None:
@@ -74,11 +111,19 @@ def test_the_commands_in_a_checkout() -> None:
         ["make", "demo"],
         ["make", "test"],
         ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images]"],
+        ["make", "wheel"],
+        ["python3", "-m", "pip", "install", "dist/netvlad_deploy-0.1.0-py3-none-any.whl[export,cpu,images]"],
         ["python3", "-m", "venv", "--system-site-packages", ".venv"],
         [".venv/bin/python", "-m", "pip", "install", "-e", ".", "cuda-bindings>=12,<13"],
         ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
     ]
     assert "make test" in (ROOT / ".ci" / "run").read_text(), "the one command a test cannot run: it runs the tests"
+    assert (
+        "netvlad_deploy-"
+        + re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
+        + "-py3"
+        in README
+    ), "make wheel, of tests/test_wheel.py, names the file so"
 
 
 def test_make_demo(tmp_path: Path) -> None:
@@ -107,7 +152,7 @@ def texts_of(picture: Path) -> list[str]:
     return re.findall(r">([^<>]+)</text>", picture.read_text())
 
 
-@pytest.mark.parametrize("command", [line for line in IN_CHECKOUT if "pip install" in line])
+@pytest.mark.parametrize("command", [line for line in IN_CHECKOUT if "pip install" in line and ".whl" not in line])
 def test_every_install_line_resolves(command: str) -> None:
     """TensorRT's libraries come from NVIDIA's package index, so that line is read without its dependencies."""
     command = command.replace(".venv/bin/python", "python3") + " --dry-run --no-build-isolation --quiet"
@@ -156,13 +201,13 @@ def test_the_json_fields_are_the_documented_ones(tmp_path: Path) -> None:
         if verb == "evaluate":
             assert run("netvlad-deploy export v.safetensors", tmp_path).returncode == 0
         record = json.loads(run(f"netvlad-deploy {command} --json", tmp_path).stdout)
-        row = next(line for line in README.splitlines() if f"netvlad-deploy/{verb}/1" in line)
+        row = next(line for line in JSON.splitlines() if f"netvlad-deploy/{verb}/1" in line)
         top = re.sub(r"\([^)]*\)", "", row.replace("the same without `opset` and `external_data`, and", "")).split("|")[
             2
         ]
         documented = set(re.findall(r"`(\w+)`", top))
         assert record.pop("schema") == f"netvlad-deploy/{verb}/1"
         if verb == "build":
-            export = next(line for line in README.splitlines() if "netvlad-deploy/export/1" in line)
+            export = next(line for line in JSON.splitlines() if "netvlad-deploy/export/1" in line)
             documented |= set(re.findall(r"`(\w+)`", export.split("|")[2])) - {"opset", "external_data"}
         assert set(record) == documented, verb

@@ -131,7 +131,7 @@ def squares_in_fp16(folded: FoldedNetVLAD, mean_residual: Tensor, assignment_sum
 def test_trap_b_squares_in_fp16_overflow(planted: Plant) -> None:
     report = failure(planted("_normalize", squares_in_fp16), "descriptor", "L2-normalised x 10000")
     assert outcome(report, "L2-normalised x 10000").non_finite == EVERY_VALUE
-    assert outcome(report, "L2-normalised x 100").verdict is Verdict.PASS
+    assert outcome(report, "L2-normalised x 100").verdict is not Verdict.FAIL
 
 
 def test_trap_b_squares_in_fp16_vanish(planted: Plant) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.flags import (
@@ -16,12 +17,14 @@ from netvlad_deploy.flags import (
     ExpectSha256,
     Force,
     GraphFlags,
+    ImageFlags,
     Json,
     Output,
     SourceFlags,
     flags,
 )
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import NO_CHANGES, ImageChanges
+from netvlad_deploy.limits import check_limit
 from netvlad_deploy.spec import GraphOptions
 
 if TYPE_CHECKING:
@@ -30,7 +33,12 @@ if TYPE_CHECKING:
 
 @flags
 def export(
-    source: SourceFlags, graph: GraphFlags, output: Output = None, force: Force = False, as_json: Json = False
+    source: SourceFlags,
+    images: ImageFlags,
+    graph: GraphFlags,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Export to ONNX, BatchNorm folded, with the oracle's reference file beside it.
 
@@ -41,7 +49,7 @@ def export(
     from netvlad_deploy.report.text import artifact_lines
 
     target = output or Path((workflow.stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
-    artifact = workflow.export(_source(source), target, GraphOptions(**vars(graph)), force=force)
+    artifact = workflow.export(_source(source, images.changes), target, GraphOptions(**vars(graph)), force=force)
     render("export", artifact, artifact_lines, as_json)
 
 
@@ -65,7 +73,12 @@ def build(
 
     target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
     artifact = workflow.build(
-        source, target, tuning.options(engine), timing_cache=cache, expect_sha256=expect_sha256, force=force
+        exported(source, "build"),
+        target,
+        tuning.options(engine),
+        timing_cache=cache,
+        expect_sha256=expect_sha256,
+        force=force,
     )
     render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, cache)}"], as_json)
 
@@ -73,6 +86,7 @@ def build(
 @flags
 def deploy(
     source: SourceFlags,
+    images: ImageFlags,
     graph: GraphFlags,
     engine: EngineFlags,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
@@ -89,7 +103,7 @@ def deploy(
     from netvlad_deploy.report.text import table
 
     deployment = deploy_all(
-        _source(source),
+        _source(source, images.changes),
         output,
         GraphOptions(**vars(graph)),
         engine_options=BuildOptions(flavor=engine.flavor, profiles=engine.profiles),
@@ -118,13 +132,16 @@ def precision(
     render("precision", report, precision_lines, as_json)
 
 
-def _source(given: SourceFlags) -> "Source":
-    from netvlad_deploy.source import Source
+def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
+    from netvlad_deploy.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
         if given.checkpoint is None and value:
             raise UsageError(f"--{option} needs a checkpoint")
-    if given.checkpoint is not None and given.seed is not None:
+    if given.checkpoint is None:
+        clusters = (given.clusters or DEFAULT_SPEC.num_clusters) + (given.ghost_clusters or 0)
+        check_limit("values of a layer", clusters * (given.feature_size or DEFAULT_SPEC.feature_size))
+    elif given.seed is not None:
         raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
         checkpoint=given.checkpoint,
@@ -138,5 +155,5 @@ def _source(given: SourceFlags) -> "Source":
         seed=given.seed or 0,
         takes=given.takes,
         backbone=given.backbone,
-        resize=Resize.parse(given.resize) if given.resize is not None else None,
+        changes=changes,
     )

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netvlad_deploy.commands.output import render
-from netvlad_deploy.flags import BackboneName, Force, Json, ResizeText
-from netvlad_deploy.images import Resize
+from netvlad_deploy.flags import BackboneName, Force, ImageFlags, Json, flags
 
 if TYPE_CHECKING:
     from netvlad_deploy.fitting import Vocabulary
 
 
+@flags
 def fit(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images, and those below.")],
+    images: ImageFlags,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")] = Path(
         "vocabulary.safetensors"
     ),
@@ -26,9 +27,8 @@ def fit(
     whitening: Annotated[
         int | None, typer.Option(metavar="P", help="Whiten descriptors to P values.  [default: no whitening]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of samples and k-means.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of samples and k-means.")] = 0,
     samples: Annotated[int, typer.Option(help="Most local descriptors of one image.")] = 300,
-    resize: ResizeText = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +45,7 @@ def fit(
         whitening=whitening,
         seed=seed,
         samples=samples,
-        resize=Resize.parse(resize) if resize is not None else None,
+        changes=images.changes,
     )
     vocabulary = fitting.fit(folders, output, options, force=force)
     render("fit", vocabulary, _lines, as_json)

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.files import check_targets
 from netvlad_deploy.flags import TIMED_BACKENDS, AllowNotRun, Backend, Dialect, Duration, ExpectSha256, Json, Prefix
 
 
@@ -31,7 +33,9 @@ def validate(
     from netvlad_deploy.measurement.candidate import Candidate
     from netvlad_deploy.report.text import parity_lines
 
-    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
+    candidate = Candidate(path=exported(artifact, "validate"), backend=backend, expect_sha256=expect_sha256)
+    if junit is not None:
+        check_targets(junit, force=True)
     report = workflow.validate(candidate, against=against, bank=bank, queries=queries, junit=junit)
     render("validate", report, parity_lines, as_json)
     leave(report.verdict, allow_not_run)
@@ -40,15 +44,13 @@ def validate(
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines.")],
     backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
-    num_features: Annotated[
-        int | None, typer.Option(min=1, help="Local descriptors of an image.  [default: 300]")
-    ] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
+    num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
     image_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of images.  [default: as they are resized, or 480x640]")
     ] = None,
     duration: Duration = 3.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     expect_sha256: ExpectSha256 = None,
     allow_not_run: AllowNotRun = False,
@@ -82,7 +84,7 @@ def inspect(
 ) -> None:
     """Say what a file is: weights, tensors, versions, profiles, flags, and how to build it again."""
     from netvlad_deploy import inspection
-    from netvlad_deploy.measurement.candidate import is_checkpoint
+    from netvlad_deploy.formats import is_checkpoint
     from netvlad_deploy.report.inspection import checkpoint_lines, inspection_lines
 
     if not is_checkpoint(file):

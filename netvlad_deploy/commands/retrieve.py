@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import render
 from netvlad_deploy.flags import Backend, ExpectSha256, Force, Json
 
@@ -20,9 +21,7 @@ def embed(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
     backend: Backend = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once.  [default: 8, or 32 of local descriptors]")
-    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8, or 32 of local descriptors]")] = None,
     runtime_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
     ] = None,
@@ -57,7 +56,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help='{"positives": {"QUERY": ["NAME", ...]}} in JSON.')
     ] = None,
     within: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Or: right is what is at most N places away, by name.")
+        int | None, typer.Option(metavar="N", help="Or: right is what is at most N places away, by name.")
     ] = None,
     backend: Annotated[
         list[str] | None,
@@ -65,7 +64,7 @@ def evaluate(
             help="Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]"
         ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at once.  [default: 8]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
     expect_sha256: ExpectSha256 = None,
     force: Force = False,
     as_json: Json = False,
@@ -76,7 +75,7 @@ def evaluate(
     from netvlad_deploy.workflow import candidates_of
 
     report = retrieval.evaluate(
-        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
+        candidates_of([exported(path, "evaluate") for path in artifacts], backend or [], expect_sha256=expect_sha256),
         output,
         queries=queries,
         database=database,

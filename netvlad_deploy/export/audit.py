@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.fold import ASSIGNMENT_FLOOR, FoldedNetVLAD
 from netvlad_deploy.require import require
 from netvlad_deploy.shapes import Profile
@@ -15,6 +16,18 @@ from netvlad_deploy.spec import COARSE_STEP, FEATURES, FeatureRange, OperatorTyp
 LARGEST_FEATURE = 65440.0
 """Largest absolute value of FP16 features. A weighted mean is at most max|x| times the sum of the rounded weights,
 1 + 2^-11 + N 2^-25, and FP16 ends where numbers round to infinity, at 65,520: enough for 24,000 local descriptors."""
+
+LARGEST_NORM = 2.0**62
+"""Largest norm of a local descriptor, and of a centroid, in FP32: the square of their difference stays below 2^126."""
+
+LARGEST_SUM = 2.0**126
+"""Where a sum in FP32 ends, with room for its partial sums: a quarter of the largest number."""
+
+SMALLEST_NORM = 1e-15
+"""Least norm in FP32 of what is averaged and squared: normal squares end at 1e-38, those of norms of 1e-19."""
+
+LOST_SHARE = 0.01
+"""Largest share of a local descriptor that rounding it to FP16 may lose to subnormal numbers."""
 
 MOVES = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
 """Operators that compute nothing."""
@@ -47,17 +60,21 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
     """Return the range of the features, and a sentence for each thing that may cost accuracy or memory.
 
     `alone` says that the head takes local descriptors, not what a backbone gives.
+
+    Raises: FoldError if FP32 cannot hold what the layer computes of usual features.
     """
     options = folded.options
     weight = folded.assignment_weight.double()
     if folded.assignment_scale is not None:
         weight = weight * folded.assignment_scale.double()
+    largest, smallest = _limits(folded, weight)
     feature_range = FeatureRange.at(
         options.feature_norm,
         float(weight.norm(dim=0).max()),
         significant_bits=11 if options.half_logits else 24,
-        largest=LARGEST_FEATURE if options.half else None,
+        largest=largest,
         normalized=folded.spec.normalize_input,
+        smallest=smallest,
     )
     norm = feature_range.norm
     findings = []
@@ -86,6 +103,50 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
     return feature_range, tuple(findings)
 
 
+def _limits(folded: FoldedNetVLAD, weight: Tensor) -> tuple[float, float | None]:
+    """Return the largest absolute value of features, and the least norm of those that are not zero.
+
+    Raises: FoldError if centroids, logits or a projection overflow FP32.
+    """
+    spec, options = folded.spec, folded.options
+    centroids = folded.centroids.double().norm(dim=1)
+    if (most := float(centroids.max())) > LARGEST_NORM:
+        raise FoldError(
+            f"centroid {int(centroids.argmax())} has norm {most:.2g}, over {LARGEST_NORM:.2g} squares overflow FP32: "
+            "scale features and centroids down"
+        )
+    bias = 0.0 if folded.assignment_bias is None else float(folded.assignment_bias.abs().max())
+    norm = 1.0 if spec.normalize_input else options.feature_norm
+    slope = float(weight.norm(dim=0).max())
+    if max(slope * norm, bias) > LARGEST_SUM:
+        raise FoldError(
+            f"logits of features of norm {norm:g} may reach {slope * norm + bias:.2g}, over {LARGEST_SUM:.2g} sums "
+            "overflow FP32: scale clusters and BatchNorm down"
+        )
+    _check_projection(folded)
+    longest = LARGEST_NORM if spec.normalize_input or not slope else min(LARGEST_NORM, LARGEST_SUM / slope)
+    largest = 2.0 ** math.floor(math.log2(longest / math.sqrt(spec.feature_size)))
+    narrowed = options.half and (not spec.normalize_input or options.dtypes[FEATURES] == "float16")
+    smallest = math.sqrt(spec.feature_size / 3) * 2.0**-25 / LOST_SHARE if narrowed else SMALLEST_NORM
+    if spec.normalize_input:  # its clamp takes what FP32 cannot square
+        return (min(largest, LARGEST_FEATURE), smallest) if narrowed else (largest, None)
+    hidden = float(centroids.min()) < smallest  # else centroids outweigh what such features lose
+    return min(largest, LARGEST_FEATURE) if narrowed else largest, smallest if hidden else None
+
+
+def _check_projection(folded: FoldedNetVLAD) -> None:
+    """Raise FoldError if what follows the aggregate may overflow FP32."""
+    if folded.projection is None or folded.spec.projection is None:
+        return
+    most = folded.projection.largest
+    limit = LARGEST_NORM / math.sqrt(folded.spec.projection.size) if folded.spec.projection.l2 else LARGEST_SUM
+    if most > limit:
+        raise FoldError(f"the projection may reach {most:.2g}, over {limit:.2g} FP32 overflows: scale its weight down")
+    length = 1.0 if folded.spec.projection.l2 else most * math.sqrt(folded.spec.projection.size)
+    if folded.gating is not None and folded.gating.largest * max(length, 1.0) > LARGEST_SUM:
+        raise FoldError(f"gating may reach {folded.gating.largest * length:.2g}, which overflows FP32: scale it down")
+
+
 def _largest_value(folded: FoldedNetVLAD) -> float:
     """Return a bound of the values of a descriptor: gating makes none larger, and L2-normalised ones are at most 1.
 
@@ -93,7 +154,7 @@ def _largest_value(folded: FoldedNetVLAD) -> float:
     worse there than elsewhere only if D*K exceeds 2^26.
     """
     projection = folded.spec.projection
-    return 1.0 if projection is None or projection.l2 or folded.projection is None else folded.projection.largest
+    return 1.0 if projection is None or projection.bounded or folded.projection is None else folded.projection.largest
 
 
 def _cost(size_bytes: int, *, alone: bool) -> str:

@@ -218,9 +218,12 @@ class FoldedNetVLAD(nn.Module):
 
     def _project(self, projected: Tensor) -> Tensor:
         """L2-normalise and gate a projection (B,P), as the layer does."""
-        if self.spec.projection is not None and self.spec.projection.l2:
+        following = self.spec.projection
+        if following is not None and following.l2:
             projected = self._l2_normalize(projected)
-        return projected if self.gating is None else projected * self.gating(projected).sigmoid()
+        if self.gating is not None:
+            projected = projected * self.gating(projected).sigmoid()
+        return self._l2_normalize(projected) if following is not None and following.final_l2 else projected
 
     def _stored(self, descriptor: Tensor) -> Tensor:
         return descriptor.half() if self.options.output_dtype == "float16" else descriptor

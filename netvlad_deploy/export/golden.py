@@ -22,7 +22,7 @@ def make_goldens(pipeline: Pipeline) -> tuple[tuple[Golden, ...], float]:
 
     Raises: ExportError if the feature map has another width than the head takes, or something is not finite.
     """
-    images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images.resize))]
+    images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images))]
     (exact, norm), (single, _) = (_descriptors(pipeline, images, dtype) for dtype in (torch.float64, torch.float32))
     goldens = tuple(
         Golden(image=image, descriptor=wanted, fp32_distance=float(distances(got, wanted)))

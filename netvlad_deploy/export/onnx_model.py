@@ -207,7 +207,7 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
     folded, warnings = fold_pipeline(
         pipeline, replace(options, feature_norm=norm), goldens[:-1]
     )  # the last may be large
-    size = pipeline.images.resize.size or FOLD_SIZE
+    size = pipeline.images.size or FOLD_SIZE
     return _Subject(
         module=folded,
         head=folded.head,
@@ -217,7 +217,7 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
         dtypes={IMAGES: "uint8", DESCRIPTOR: options.output_dtype},
         tensors=(LOCAL_DESCRIPTORS, *pipeline.head.spec.stages),
         arrays={**_reference_arrays(pipeline.head), **golden_arrays(goldens)},
-        preprocessing=f"RGB from 0 to 255, {pipeline.images.resize}; the graph normalises",
+        preprocessing=f"RGB from 0 to 255, {pipeline.images.preparation}; the graph normalises",
         images=pipeline.images,
         warnings=warnings,
     )

@@ -54,7 +54,7 @@ def fold_pipeline(
         image.
     """
     head = fold(pipeline.head, options)
-    example = _normalized(pipeline, golden_image(*(pipeline.images.resize.size or FOLD_SIZE), seed=0))
+    example = _normalized(pipeline, golden_image(*(pipeline.images.size or FOLD_SIZE), seed=0))
     backbone = fold_backbone(pipeline.backbone, example)
     warnings: tuple[str, ...] = ()
     if options.half:

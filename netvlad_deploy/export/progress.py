@@ -1,10 +1,8 @@
-"""How far the builder is, in the log, and a builder that stops at Ctrl-C."""
+"""How far the builder is, in the log."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from netvlad_deploy.runtime.trt_api import TensorRT
@@ -20,7 +18,6 @@ class Progress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cancelled = threading.Event()
         self._steps: dict[str, int] = {}
         self._said_s = 0.0
 
@@ -31,21 +28,16 @@ class Progress:
             if parent is None:
                 self._say(phase)
 
-    def step(self, phase: str, step: int) -> bool:
-        """Note a step, counted from 0, and return whether the builder may go on."""
+    def step(self, phase: str, step: int) -> None:
+        """Note a step, counted from 0."""
         with self._lock:
             if time.monotonic() - self._said_s >= INTERVAL_S:
                 self._say(f"{phase}, step {step + 1} of {self._steps.get(phase, '?')}")
-        return not self._cancelled.is_set()
 
     def finish(self, phase: str) -> None:
         """Forget a phase."""
         with self._lock:
             self._steps.pop(phase, None)
-
-    def cancel(self) -> None:
-        """Make the builder stop at its next step."""
-        self._cancelled.set()
 
     def _say(self, text: str) -> None:
         self._said_s = time.monotonic()
@@ -61,30 +53,10 @@ def make_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
             progress.start(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return progress.step(phase_name, step)
+            progress.step(phase_name, step)
+            return True  # who wants a build to end kills its process
 
         def phase_finish(self, phase_name: str) -> None:
             progress.finish(phase_name)
 
     return Monitor()
-
-
-def run_builder(
-    tensorrt: TensorRT, builder: Any, network: Any, config: Any, prepare: Callable[[], None] | None = None
-) -> Any:
-    """Return the serialized engine, or None if the builder gives none.
-
-    The builder works in a thread of its own and leaves Python to this one, which Ctrl-C reaches. `prepare` is called
-    in that thread first: a new thread starts on GPU 0, whichever this one chose.
-
-    Raises: KeyboardInterrupt once the builder has stopped.
-    """
-    progress = Progress()
-    monitor = make_monitor(tensorrt, progress)
-    config.progress_monitor = monitor
-    with ThreadPoolExecutor(max_workers=1, initializer=prepare) as pool:
-        try:
-            return pool.submit(builder.build_serialized_network, network, config).result()
-        except KeyboardInterrupt:
-            progress.cancel()
-            raise  # leaving the pool waits for the builder

@@ -14,6 +14,7 @@ from netvlad_deploy.artifact import (
     load_artifact,
 )
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import AnyProfile
 from netvlad_deploy.oracle import load_reference
 from netvlad_deploy.require import require
@@ -25,7 +26,6 @@ ENGINES: Final = "tensorrt"
 """The backend of engines, of both flavors."""
 
 BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
-CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +151,6 @@ def parity_backend(artifact: Artifact) -> str | None:
     ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows what an FP16 graph gives elsewhere.
     """
     return "strict" if isinstance(artifact, OnnxArtifact) and artifact.precision.startswith("fp16") else None
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a file's name says that it holds a checkpoint; a reference file is one, too."""
-    return path.suffix in CHECKPOINT_SUFFIXES
 
 
 def _open_parameters(path: Path, backend: str, threads: int | None, prefix: str) -> Runner:

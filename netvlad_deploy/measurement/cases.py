@@ -1,20 +1,23 @@
 """The inputs of a parity check: ordinary ones, and those where NetVLAD implementations go wrong.
 
 Every case is made from a seed. The constructed ones solve for features with chosen assignment logits, using the
-oracle's own affine map, so that they hit the same regime with any trained weights.
+oracle's own affine map, so that they hit the same regime with any trained weights. They are made in float64, and what
+they claim is checked on the features as the runner gets them: a case that FP32, FP16 or the range of an artifact cannot
+hold says so, instead of being another case than its name says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.arrays import Array, Arrays, Float32
-from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection
-from netvlad_deploy.runner import Runner
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.oracle import ReferenceParameters, assignment_logits, assignment_projection, local_descriptors
+from netvlad_deploy.runner import Runner, check_finite
 from netvlad_deploy.shapes import AxisRange, Profile
-from netvlad_deploy.spec import FEATURES, MASK
+from netvlad_deploy.spec import FEATURES, MASK, FeatureRange
 
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
 """Shapes to try where no optimization profile limits them."""
@@ -23,18 +26,41 @@ SCALES = (1e-4, 1.0, 100.0, 1e4)
 GHOST_MARGINS = (30.0, 60.0, 100.0)
 EMPTY_MARGIN = 200.0
 
+HALF_MAX = float(np.finfo(np.float16).max)
+"""FP16 graphs are compared on features that FP16 can say, whatever they take."""
+
+NEAR = 0.5, 0.05
+"""How far features near a centroid are from it, over its norm, and by how much that may be off after rounding."""
+
+KEPT_MARGIN = 0.5
+"""Share of a constructed margin that must be left after rounding."""
+
+Claim = Callable[[Float32], str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One input: features (B,N,D) float32 and optionally a mask (B,N)."""
+    """One input: features (B,N,D) float32 and optionally a mask (B,N).
+
+    `claim` says of features why they are not what the name says, nothing if they are.
+    """
 
     name: str
     features: Float32
     mask: npt.NDArray[np.bool_] | None = None
+    claim: Claim | None = None
 
     def rounded(self, dtype: npt.DTypeLike) -> "Case":
         """Return the case with features that `dtype` can say, so that a runner of any dtype gets the same numbers."""
-        return replace(self, features=self.features.astype(dtype).astype(np.float32))
+        return replace(self, features=narrowed(narrowed(self.features, dtype), np.float32))
+
+    def doubt(self, limits: FeatureRange | None) -> str:
+        """Return why the case cannot be what it claims within the range of an artifact, nothing if it is."""
+        try:
+            check_finite(self.features, limits=limits)
+        except InputError as error:
+            return f"no such features within FP32 and the range of this artifact: {error}"
+        return self.claim(self.features) if self.claim else ""
 
     def feeds(self, runner: Runner, *, masked: bool) -> Arrays:
         """Return what a runner takes; an unpadded case gets a mask of all valid rows if one is wanted."""
@@ -47,7 +73,7 @@ class Case:
 
 def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bool = False) -> Iterator[Case]:
     """Yield the cases of `validate` for a runner: in each of its optimization profiles, where it has several."""
-    largest = runner.largest_feature
+    largest = min(runner.largest_feature, HALF_MAX) if runner.half and runner.largest_feature else None
     if len(runner.feature_profiles) < 2:
         shapes = runner.feature_profiles[0] if runner.feature_profiles else None
         yield from default_cases(parameters, shapes=shapes, masked=masked, largest=largest)
@@ -88,17 +114,16 @@ def default_cases(
     for scale in SCALES:
         name = "L2-normalised" + ("" if scale == 1 else f" x {scale:g}")
         yield Case(name=name, features=unit_rows(gaussian(*usual)) * np.float32(scale))
-    yield Case(name="near centroids", features=near_centroids(parameters, *usual, random))
+    yield near_centroids(parameters, *usual, random)
     if largest is not None:
         features = np.where(gaussian(*usual) > 0, np.float32(largest), -np.float32(largest))
         yield Case(name=f"largest values, {largest:g}", features=features)
     features = empty_clusters(parameters, *usual, random)
-    yield Case(name=_name("empty clusters", parameters, features, slice(1), EMPTY_MARGIN), features=features)
+    yield _won_case("empty clusters", parameters, features, slice(1), EMPTY_MARGIN)
     if parameters.spec.num_ghost_clusters:
         for margin in GHOST_MARGINS:
             features = ghosts_win(parameters, margin, *usual, random)
-            name = _name(f"ghosts win by {margin:g}", parameters, features, slice(clusters, None), margin)
-            yield Case(name=name, features=features)
+            yield _won_case(f"ghosts win by {margin:g}", parameters, features, slice(clusters, None), margin)
     if masked:
         features = unit_rows(gaussian(max(batch.opt, min(2, batch.max)), length.opt))
         lengths = random.integers(length.min, length.opt + 1, size=len(features))
@@ -106,15 +131,35 @@ def default_cases(
         yield Case(name="padded", features=features, mask=np.arange(length.opt) < lengths[:, None])
 
 
-def _name(wanted: str, parameters: ReferenceParameters, features: Float32, winners: slice, margin: float) -> str:
-    """Return a constructed case's name, with the margin that was reached where D is too small for the wanted one."""
+def _won_case(name: str, parameters: ReferenceParameters, features: Float32, winners: slice, margin: float) -> Case:
+    """Return a constructed case, named with the margin that was reached where D is too small for the wanted one."""
+    if not np.isfinite(features).all():
+        return Case(name=name, features=features)
+    reached = _margin(parameters, features, winners)
+    if not reached > 0.9 * margin:
+        name = f"{name} (reached {reached:.1f})"
+
+    def claim(rounded: Float32) -> str:
+        left = _margin(parameters, rounded, winners)
+        return "" if left >= min(KEPT_MARGIN * reached, reached) else f"rounding leaves a margin of {left:.2g}"
+
+    return Case(name=name, features=features, claim=claim)
+
+
+def _margin(parameters: ReferenceParameters, features: Float32, winners: slice) -> float:
+    """Return by how much the logits of the winners exceed all others, infinity where there are no others."""
     logits = assignment_logits(parameters, features)
     won = np.zeros(logits.shape[-1], dtype=np.bool_)
     won[winners] = True
     if won.all():
-        return wanted
-    reached = float((logits[..., won].min(axis=-1) - logits[..., ~won].max(axis=-1)).min())
-    return wanted if reached > 0.9 * margin else f"{wanted} (reached {reached:.1f})"
+        return np.inf
+    return float((logits[..., won].min(axis=-1) - logits[..., ~won].max(axis=-1)).min())
+
+
+def narrowed(values: Array, dtype: npt.DTypeLike) -> Array:
+    """Return values in a narrower dtype, infinite where it ends."""
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
 
 
 def unit_rows(features: Array) -> Array:
@@ -140,13 +185,23 @@ def zero_rows(features: Float32) -> Float32:
     return features
 
 
-def near_centroids(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Float32:
+def near_centroids(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Case:
     """Return features close to a quarter of the centroids: the residual is half of the centroid's norm."""
     centroids = parameters.centroids
     chosen = centroids[random.integers(0, max(1, len(centroids) // 4), size=(items, rows))]
     noise = unit_rows(random.standard_normal(chosen.shape))
-    features: Float32 = (chosen + noise * np.linalg.norm(chosen, axis=-1, keepdims=True) / 2).astype(np.float32)
-    return features
+    norms = np.linalg.norm(chosen, axis=-1, keepdims=True)
+    features: Float32 = narrowed(chosen + NEAR[0] * noise * norms, np.float32)
+
+    def claim(rounded: Float32) -> str:
+        apart = np.linalg.norm(local_descriptors(parameters, rounded) - chosen, axis=-1)
+        share = apart / np.maximum(norms[..., 0], np.finfo(np.float64).tiny)
+        if parameters.normalize_input:  # only the direction can be chosen
+            return "" if share.max() < 1 - NEAR[1] else "local descriptors of length 1 are near none of the centroids"
+        off = np.abs(share - NEAR[0])[norms[..., 0] > 0].max(initial=0.0)
+        return "" if off < NEAR[1] else "rounding takes the features away from the centroids"
+
+    return Case(name="near centroids", features=features, claim=claim)
 
 
 def empty_clusters(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Float32:
@@ -179,5 +234,5 @@ def with_logits(
     inverse = np.linalg.pinv(centred)  # (K+G, D)
     solution = (wanted - wanted.mean()) @ inverse
     noise = random.standard_normal((items, rows, len(target)))
-    features: Float32 = (solution + 0.1 * noise @ inverse).astype(np.float32)
+    features: Float32 = narrowed(solution + 0.1 * noise @ inverse, np.float32)
     return features

@@ -190,7 +190,13 @@ def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Fl
 def _relative_errors(
     parameters: ReferenceParameters, features: Float64, logits: _Logits, softmax_error: float
 ) -> _Logits:
-    """Return the relative errors (B,N,K) of the soft assignments, by their origin; that of the weights has a sign."""
+    """Return the relative errors (B,N,K) of the soft assignments, by their origin; that of the weights has a sign.
+
+    A softmax over one column is 1, whatever the logit.
+    """
+    if logits.wide.shape[-1] == 1:
+        none = np.zeros_like(logits.wide)
+        return _Logits(wide=none + softmax_error, half=none, weights=none)
     everything = soft_assignment(assignment_logits(parameters, features), logits.wide.shape[-1])
     kept = np.s_[..., : parameters.spec.num_clusters]
 

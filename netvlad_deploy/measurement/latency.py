@@ -5,29 +5,18 @@ rounds of one block for each worker run in a new random order, and two candidate
 ratio of block medians stays fair while the machine's speed drifts. The interval is a bootstrap over the rounds.
 """
 
-import json
+import io
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from netvlad_deploy.arrays import Float64
-from netvlad_deploy.errors import (
-    DeviceUnavailableError,
-    InputError,
-    NetVLADDeployError,
-    ParityError,
-    RunError,
-    UsageError,
-)
+from netvlad_deploy.children import Child
+from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, NetVLADDeployError, ParityError
 from netvlad_deploy.images import IMAGES
 from netvlad_deploy.machine import available_cores, describe_machine, installed_versions
 from netvlad_deploy.measurement.candidate import Candidate
@@ -38,10 +27,6 @@ LOG = logging.getLogger(__name__)
 
 BOOTSTRAP_SAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
-UNAVAILABLE: Final = DeviceUnavailableError.exit_code
-ERRORS: Final[dict[int, type[NetVLADDeployError]]] = {2: UsageError, 65: InputError}
-"""What a worker reports by its exit code; anything else is a RunError."""
-
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Read by NumPy's matrix products when the worker starts."""
 
@@ -128,11 +113,11 @@ def measure(
         check_finite(feeds[FEATURES])
     threads = threads or available_cores()
     with ExitStack() as stack:
-        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netvlad-bench-"))) / "feeds.npz"
-        np.savez(path, allow_pickle=False, **feeds)
+        archive = io.BytesIO()
+        np.savez(archive, allow_pickle=False, **feeds)
         workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
         for worker in workers:
-            worker.warm_up(path, warmup_ms=warmup_ms)
+            worker.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
         running = [worker for worker in workers if not worker.reason]
         random = np.random.default_rng(seed)
         for number in range(rounds if running else 0):
@@ -165,52 +150,50 @@ class _Worker:
         self.times: list[list[float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs = 0
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONSAFEPATH": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends its workers
+        self._child = Child(
+            WORKER,
+            "its process",
+            environment=dict.fromkeys(THREAD_VARIABLES, str(threads)),
         )
 
-    def warm_up(self, feeds: Path, *, warmup_ms: float) -> None:
-        """Open the runner and run it for `warmup_ms`; `reason` says why it cannot run here, if it cannot."""
+    def warm_up(self, feeds: bytes, *, warmup_ms: float) -> None:
+        """Open the runner and run it for `warmup_ms`; `reason` says why it cannot run here, if it cannot.
+
+        `feeds` are those of an `.npz` file.
+        """
         LOG.info("warming up %s", self.candidate.name)
-        answer = self._ask(
-            {
-                "path": str(self.candidate.path),
-                "backend": self.candidate.backend,
-                "expect_sha256": self.candidate.expect_sha256,
-                "feeds": str(feeds),
-                "threads": self.threads,
-                "warmup_ms": warmup_ms,
-            }
-        )
-        self.reason = answer.get("error", "")
-        self.warmup_runs, self.conditions = answer.get("warmup_runs", 0), answer.get("conditions", "")
+        request = {
+            "path": str(self.candidate.path),
+            "backend": self.candidate.backend,
+            "expect_sha256": self.candidate.expect_sha256,
+            "threads": self.threads,
+            "warmup_ms": warmup_ms,
+        }
+        try:
+            answer = self._ask(request, feeds)
+        except (DeviceUnavailableError, MissingDependencyError) as error:
+            self.reason = str(error)
+        else:
+            self.warmup_runs, self.conditions = answer["warmup_runs"], answer["conditions"]
 
     def __enter__(self) -> "_Worker":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._child.__exit__(*error)
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
+        """Return the answer to a request.
+
+        Raises: what the worker ended with, by the name of its candidate.
+        """
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            answer = dict(json.loads(self._process.stdout.readline()))
-        except (OSError, ValueError) as error:
-            raise RunError(f"the worker of {self.candidate.name} died with {self._process.wait()}") from error
-        if "error" in answer and answer["exit_code"] != UNAVAILABLE:
-            kind = ERRORS.get(answer["exit_code"], RunError)
-            raise kind(f"{self.candidate.name}: {answer['error']}")
-        return answer
+            self._child.send(request, content)
+            return self._child.receive()[0]
+        except (DeviceUnavailableError, MissingDependencyError):
+            raise
+        except NetVLADDeployError as error:
+            raise type(error)(f"{self.candidate.name}: {error}") from error
 
     def run_block(self, block_ms: float) -> None:
         """Run for at least `block_ms` and keep each run's time, and what the device's clock said of one run."""

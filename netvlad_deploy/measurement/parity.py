@@ -8,7 +8,7 @@ so the probe outputs are compared too where the artifact has them.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from netvlad_deploy.measurement.cases import Case, profile_cases
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.localise import Departure, cluster_errors, localise, stored_rounding
 from netvlad_deploy.measurement.retrieval import Bank, RetrievalParity, compare_retrieval
+from netvlad_deploy.measurement.visibility import Visibility, unseen, visibility
 from netvlad_deploy.oracle import ReferenceParameters
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
@@ -59,8 +60,10 @@ class OutputParity:
 class CaseParity:
     """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm.
 
-    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that could
-    not be judged at all has no outputs and says why in `reason`.
+    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that proves
+    nothing is NOT_JUDGED and says why in `reason`: it could not be made, and has no outputs, or a fault would be within
+    its tolerance. `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be over
+    the tolerance of this case.
     """
 
     name: str
@@ -69,6 +72,7 @@ class CaseParity:
     logit_step: float
     outputs: tuple[OutputParity, ...]
     reason: str = ""
+    smallest_fault: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -78,7 +82,10 @@ class CaseParity:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """The outcome of `compare`: where it first departs, if it fails, and why nothing ran, if nothing did."""
+    """The outcome of `compare`: where it first departs, if it fails, and why nothing ran, if nothing did.
+
+    `unseen` says which fault no case would reveal, though it changes the descriptor of some: then nothing passes.
+    """
 
     candidate: str
     reference: str
@@ -87,11 +94,18 @@ class ParityReport:
     departure: Departure | None = None
     retrieval: tuple[RetrievalParity, ...] = ()
     reason: str = ""
+    unseen: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any case failed, NOT_RUN if none ran."""
-        return Verdict.combine(case.verdict for case in self.cases)
+        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything."""
+        combined = Verdict.combine(case.verdict for case in self.cases)
+        return Verdict.NOT_JUDGED if self.unseen and combined is Verdict.PASS else combined
+
+    @property
+    def not_judged(self) -> int:
+        """Return how many cases prove nothing."""
+        return sum(case.verdict is Verdict.NOT_JUDGED for case in self.cases)
 
 
 def compare(
@@ -118,11 +132,16 @@ def compare(
         raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
     if cases is None:
         cases = profile_cases(parameters, candidate, masked=masked)
-    results, failed = [], None
+    results, sights, failed = [], [], None
     with OracleRunner(parameters) as oracle:
         for given in cases:
             case = given.rounded(np.float16) if candidate.half or (against is not None and against.half) else given
-            results.append(_compare_case(case, candidate, oracle, against))
+            if reason := case.doubt(candidate.range):
+                results.append(_left_out(case, reason))
+                continue
+            result, sight = _compare_case(case, candidate, oracle, against)
+            results.append(result)
+            sights.append(sight)
             if failed is None and results[-1].verdict is Verdict.FAIL:
                 failed = case
         departure = None if failed is None else _localise(failed, candidate, oracle)
@@ -138,6 +157,7 @@ def compare(
         cases=tuple(results),
         departure=departure,
         retrieval=tuple(retrieval),
+        unseen=unseen(sights),
     )
 
 
@@ -150,11 +170,13 @@ def _localise(case: Case, candidate: Runner, oracle: OracleRunner) -> Departure:
     return localise(case.name, got, oracle, case.feeds(oracle, masked=masked), candidate.precision)
 
 
-def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: Runner | None) -> CaseParity:
+def _compare_case(
+    case: Case, candidate: Runner, oracle: OracleRunner, against: Runner | None
+) -> tuple[CaseParity, Visibility]:
     masked = MASK in candidate.inputs
     feeds = case.feeds(oracle, masked=masked)
     got = candidate.run(case.feeds(candidate, masked=masked))
-    expected = oracle.run(feeds)
+    computed = expected = oracle.run(feeds)
     allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)
     if against is not None:  # both sides round
         theirs = against.run(case.feeds(against, masked=masked or MASK in against.inputs))
@@ -166,12 +188,40 @@ def _compare_case(case: Case, candidate: Runner, oracle: OracleRunner, against: 
     if not shared:
         raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
     precise = candidate.precision == "fp32" and (against is None or against.precision == "fp32")
-    limit = SHORT_TOLERANCE if precise and candidate.spec.unit_length else np.inf
+    limit = SHORT_TOLERANCE if precise and candidate.spec.projection is None else np.inf
     outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec, limit) for name in shared)
+    sight = _sight(oracle, computed, allowed[DESCRIPTOR], got[DESCRIPTOR], limit)
+    return _case(case.name, case.features, candidate, outputs, sight), sight
+
+
+def _left_out(case: Case, reason: str) -> CaseParity:
     batch, num_features, _ = case.features.shape
-    norm = float(np.linalg.norm(case.features.astype(np.float64), axis=-1).max())
-    step = candidate.range.step_at(norm) if candidate.range else 0.0
-    return CaseParity(name=case.name, batch=batch, num_features=num_features, logit_step=step, outputs=outputs)
+    return CaseParity(name=case.name, batch=batch, num_features=num_features, logit_step=0.0, outputs=(), reason=reason)
+
+
+def _sight(oracle: OracleRunner, expected: Arrays, allowed: Float64, got: Array, limit: float) -> Visibility:
+    allowed = allowed + stored_rounding(got, oracle.spec)
+    return visibility(oracle.parameters, expected, allowed, limit)
+
+
+def _case(
+    name: str, features: Array, candidate: Runner, outputs: tuple[OutputParity, ...], sight: Visibility
+) -> CaseParity:
+    """Return the case, where a fault would be hidden NOT_JUDGED in place of PASS."""
+    batch, num_features, _ = features.shape
+    norm = float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
+    if reason := sight.reason:
+        passed = {output: replace(output, verdict=Verdict.NOT_JUDGED) for output in outputs}
+        outputs = tuple(passed[each] if each.verdict is Verdict.PASS else each for each in outputs)
+    return CaseParity(
+        name=name,
+        batch=batch,
+        num_features=num_features,
+        logit_step=candidate.range.step_at(norm) if candidate.range else 0.0,
+        outputs=outputs,
+        reason=reason,
+        smallest_fault=sight.smallest_fault,
+    )
 
 
 def _judge(
@@ -218,11 +268,8 @@ def judge_head(name: str, got: Arrays, oracle: OracleRunner, feeds: Feeds, candi
     allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)[DESCRIPTOR]
     limit = SHORT_TOLERANCE if candidate.precision == "fp32" else np.inf
     output = _judge(DESCRIPTOR, got[DESCRIPTOR], expected[DESCRIPTOR], allowed, candidate.spec, limit)
-    features = feeds[FEATURES]
-    norm = float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
-    step = candidate.range.step_at(norm) if candidate.range else 0.0
-    batch, num_features, _ = features.shape
-    return CaseParity(name=name, batch=batch, num_features=num_features, logit_step=step, outputs=(output,))
+    sight = _sight(oracle, expected, allowed, got[DESCRIPTOR], limit)
+    return _case(name, feeds[FEATURES], candidate, (output,), sight)
 
 
 def cosines(got: Float64, expected: Float64) -> Float64:

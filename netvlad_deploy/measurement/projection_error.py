@@ -5,6 +5,7 @@
     L2        (dy_j + |z_j| |dy|) / (n - |dy|), 1 + |z_j| at most, + e (sqrt(P)/2 + 2) |z_j|                z = y / n
     gating    dh_i = |G_i| |dy| + e (|G_i| |y| + |g_i| + |h_i|) + 4 u32 sqrt(P) |G_i.y|                 h = y G^T + g
               s_i dy_i + (|y_i| + dy_i) min(dh_i / 4, 1) + 2 e |y_i s_i|                              s = sigmoid(h)
+    final L2  as L2, of the gated values y_i s_i and their errors
 
 t_k is the tolerance of cluster k's part of v, and d_k its norm; p = v P^T, BatchNorm's scale in P; b is added to it;
 P_jk is the part of row j that belongs to cluster k; m_j^2 = S_k |P_jk|^2 max_d v_kd^2 is no less than the sum of the
@@ -32,7 +33,11 @@ def projection_error(
     values, error = _product_error(parameters, projection, vectors, allowed, rounding)
     if parameters.projection_l2:
         values, error = _normalized_error(values, error, parameters.epsilon, LAMBDA * rounding.unit)
-    return error if parameters.gating is None else _gated_error(parameters.gating, values, error, rounding)
+    if parameters.gating is not None:
+        values, error = _gated_error(parameters.gating, values, error, rounding)
+    if parameters.final_l2:
+        values, error = _normalized_error(values, error, parameters.epsilon, LAMBDA * rounding.unit)
+    return error
 
 
 def slope(linear: LinearMap) -> Float64:
@@ -80,8 +85,8 @@ def _normalized_error(values: Float64, error: Float64, epsilon: str, rounding: f
     return normalized, turned + rounding * (np.sqrt(values.shape[-1]) / 2 + 2) * np.abs(normalized)
 
 
-def _gated_error(gating: LinearMap, values: Float64, error: Float64, rounding: Rounding) -> Float64:
-    """Return the errors of gated values (B,P); a sigmoid is nowhere steeper than 1/4."""
+def _gated_error(gating: LinearMap, values: Float64, error: Float64, rounding: Rounding) -> tuple[Float64, Float64]:
+    """Return gated values (B,P) and their errors; a sigmoid is nowhere steeper than 1/4."""
     unit = LAMBDA * rounding.unit
     products, gates = _products(gating, values), gating(values)
     norms = slope(gating)
@@ -92,5 +97,5 @@ def _gated_error(gating: LinearMap, values: Float64, error: Float64, rounding: R
     off = norms * moved + unit * (norms * length + added + np.abs(gates))
     off = np.minimum((off + LAMBDA * FP32 * np.sqrt(len(norms)) * np.abs(products)) / 4, 1)
     opened = sigmoid(gates)
-    gated: Float64 = opened * error + (np.abs(values) + error) * off + 2 * unit * np.abs(values) * opened
-    return gated
+    gated: Float64 = values * opened
+    return gated, opened * error + (np.abs(values) + error) * off + 2 * unit * np.abs(gated)

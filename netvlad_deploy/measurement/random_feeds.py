@@ -1,5 +1,6 @@
 """What latency is measured on: random local descriptors, or random images."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -9,9 +10,11 @@ import numpy as np
 from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import USUAL_PHOTO
 from netvlad_deploy.images import CHANNELS, IMAGES, ImageInput
-from netvlad_deploy.measurement.candidate import Candidate, is_checkpoint, open_runner
+from netvlad_deploy.limits import check_limit
+from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec
@@ -31,7 +34,8 @@ def random_feeds(
 
     `num_features` is 300 by default, `image_size` as the images of the first pipeline are resized.
 
-    Raises: UsageError if the candidates take different things, or a length is of what they do not take.
+    Raises: UsageError if the candidates take different things, or a length is of what they do not take, or the
+        input is too large.
     """
     random = np.random.default_rng(seed)
     kinds = [_kind_of(candidate.path) for candidate in candidates]
@@ -42,11 +46,13 @@ def random_feeds(
         if image_size is not None:
             raise UsageError(f"{candidates[0].path} takes features: leave the image size out")
         shape = batch, num_features or USUAL_FEATURES, spec.feature_size
+        check_limit("bytes of input", math.prod(shape) * np.dtype(np.float32).itemsize)
         features = unit_rows(random.standard_normal(shape, dtype=np.float32))
         return {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
     if num_features is not None:
         raise UsageError(f"{candidates[0].path} takes images: leave the number of features out")
-    size = image_size or images.resize.target(*USUAL_PHOTO)
+    size = image_size or images.target(*USUAL_PHOTO)
+    check_limit("bytes of input", math.prod((batch, *size, CHANNELS)))
     return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
 
 

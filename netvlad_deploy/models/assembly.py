@@ -6,21 +6,22 @@ the dialect, and from the registry.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
-from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head, read_tensors
-from netvlad_deploy.models.dialects import Head, matching
+from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head, unwrapped
+from netvlad_deploy.models.dialects import Head, places
 from netvlad_deploy.models.dialects.base import BackboneState
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.models.weights_file import read_tensors
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def read_pipeline(
     dialect: str | None = None,
     head_only: bool = False,
     backbone: str | None = None,
-    resize: Resize | None = None,
+    changes: ImageChanges = NO_CHANGES,
 ) -> Pipeline:
     """Return backbone and head of a checkpoint in eval mode.
 
@@ -65,33 +66,33 @@ def read_pipeline(
         head_only: leave out a projection after the head.
         backbone: which backbone it is, None to find it by its tensors; where the checkpoint holds none, one that
             brings its own weights.
-        resize: what is done to an image first, None for the checkpoint's own.
+        changes: what is done to an image otherwise than the checkpoint's own code does.
 
     Raises: InputError if the file is unusable, or a tensor of the backbone is missing, of another shape or unknown;
         UsageError for an unknown dialect or backbone.
     """
     head = read_head(path, prefix=prefix, dialect=dialect, head_only=head_only, with_backbone=True)
-    return pipeline_of(head, path, backbone=backbone, resize=resize)
+    return pipeline_of(head, path, backbone=backbone, changes=changes)
 
 
-def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, resize: Resize | None) -> Pipeline:
+def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: ImageChanges) -> Pipeline:
     """Return the pipeline of a head and its backbone; the arguments are those of `read_pipeline`."""
     try:
-        ready = ready_backbone(head.backbone, _named(backbone), resize=resize)
+        ready = ready_backbone(head.backbone, _named(backbone), changes=changes)
         return ready.under(module_of(head, path))
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
 
 def read_backbone(
-    name: str | None, checkpoint: Path | None = None, *, resize: Resize | None = None, seed: int | None = None
+    name: str | None, checkpoint: Path | None = None, *, changes: ImageChanges = NO_CHANGES, seed: int | None = None
 ) -> ReadyBackbone:
     """Return a backbone with the weights that it brings, of a checkpoint, or of a file of the whole network.
 
     Args:
         name: which backbone, None to find it by the tensors of a NetVLAD's checkpoint.
         checkpoint: where its weights are, None for those that it brings.
-        resize: what is done to an image first, None for its own.
+        changes: what is done to an image otherwise than is usual for it.
         seed: of untrained weights, None to refuse a backbone that brings none.
 
     Raises: UsageError if nothing says which backbone, or it has no weights; InputError if the file is unusable.
@@ -99,21 +100,25 @@ def read_backbone(
     if checkpoint is None:
         if name is None:
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
-        return ready_backbone(None, find_backbone(name), resize=resize, seed=seed)
-    tensors, backbone = read_tensors(checkpoint), _named(name)
-    state = find_head(checkpoint).backbone if matching(tensors) else None
+        return ready_backbone(None, find_backbone(name), changes=changes, seed=seed)
+    tensors, backbone = unwrapped(read_tensors(checkpoint)), _named(name)
+    state = find_head(checkpoint).backbone if places(tensors) else None
     if state is None:
         if backbone is None:
             raise UsageError(f"{checkpoint} is no NetVLAD with a backbone: say with --backbone whose weights it has")
         state = _whole_network(backbone, tensors)
     try:
-        return ready_backbone(state, backbone, resize=resize)
+        return ready_backbone(state, backbone, changes=changes)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
 
 
 def ready_backbone(
-    state: BackboneState | None, backbone: Backbone | None, *, resize: Resize | None = None, seed: int | None = None
+    state: BackboneState | None,
+    backbone: Backbone | None,
+    *,
+    changes: ImageChanges = NO_CHANGES,
+    seed: int | None = None,
 ) -> ReadyBackbone:
     """Return a backbone with these weights, or with those that it brings; None is the backbone that they show.
 
@@ -130,19 +135,18 @@ def ready_backbone(
     images = backbone.images or ImageInput()
     if state is not None and (state.recorded or backbone.images is None or not is_custom(backbone.name)):
         images = state.images
-    if resize is not None:
-        images = replace(images, resize=resize)
+    images = changes.on(images)
     width = check_map(module, backbone.name, images) if backbone.width is None else backbone.width
     LOG.info("backbone %s, images: %s", backbone.name, images)
     return ReadyBackbone(module=module, name=backbone.name, width=width, images=images)
 
 
-def backbone_name(state: BackboneState) -> str:
-    """Return the name of the backbone in a checkpoint, or why it is none that is known."""
+def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
+    """Return the name of the backbone in a checkpoint and what it takes, or why it cannot be exported and None."""
     try:
-        return state.candidates[0] if state.recorded else identify(state).name
+        return state.candidates[0] if state.recorded else identify(state).name, state.images
     except InputError as error:
-        return str(error)
+        return str(error), None
 
 
 def _named(name: str | None) -> Backbone | None:

@@ -2,37 +2,36 @@
 
 A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`, or a
 network of MatConvNet in `.mat`.
-Its keys are those of a dialect, possibly inside `state_dict`, behind `module.`, or behind a prefix.
+Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and with the names of wrappers in them.
+Whatever else it holds is used, refused, or left out by an option that says so.
 """
 
 import logging
-import pickle
-import warnings
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from netvlad_deploy.arrays import read_arrays
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
-from netvlad_deploy.models.dialects import Head, detect, matching
-from netvlad_deploy.models.dialects.base import BackboneState, names
-from netvlad_deploy.models.matlab import read_matlab
+from netvlad_deploy.models.dialects import Head, Place, find_head_in, places
+from netvlad_deploy.models.dialects.base import BACKBONES, LOSSES, PROJECTION, BackboneState, names
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.record import VocabularyRecord
+from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
 from netvlad_deploy.require import require
 from netvlad_deploy.spec import NetVLADSpec
 
 LOG = logging.getLogger(__name__)
 
-CONTAINERS = ("state_dict", "model_state_dict", "model")
-TORCH_SUFFIXES = (".pt", ".pth", ".tar")
-SUFFIXES = (".safetensors", ".npz", ".mat", *TORCH_SUFFIXES)
 COUNTER = "num_batches_tracked"
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch puts into names when it wraps a module, wherever that stands: DataParallel, compile, FSDP, checkpoints of
+activations.
+"""
 
 
 def load_checkpoint(
@@ -42,7 +41,7 @@ def load_checkpoint(
 
     Args:
         path: the file.
-        prefix: what stands before the layer's own names, for example `text_pooling`.
+        prefix: which of several layers: what stands before its own names, for example `text_pooling`.
         dialect: the dialect of its names, None to find it by them.
         head_only: leave out a projection after the head.
 
@@ -72,7 +71,16 @@ def read_head(
             f"{path} holds a projection after the head that {head.dialect} does not have: {names(head.projections)}: "
             "pass --head-only for the descriptor before it"
         )
-    if head_only and (left_out := (*head.projected, *head.projections)):
+    unplaced = head.unplaced if with_backbone else ()
+    if unplaced and not head_only:
+        raise InputError(
+            f"{path} holds {counted(unplaced)} beside the head, and nothing says whether that stands before or after "
+            "it: pass --input features for the head on its local descriptors, or --head-only to leave it out"
+        )
+    for assumed in (head.assumed, head.backbone.assumed if with_backbone and head.backbone is not None else ""):
+        if assumed:
+            LOG.warning("assumed: %s", assumed)
+    if head_only and (left_out := (*head.projected, *head.projections, *unplaced)):
         LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
         head = head.alone()
     used = head.backbone.root if with_backbone and head.backbone is not None else None
@@ -82,27 +90,64 @@ def read_head(
 
 
 def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None) -> Head:
-    """Return the head of a checkpoint whatever stands after it: look at `projections`.
+    """Return the head of a checkpoint whatever stands beside it: look at `projections`, `unplaced` and `backbone`.
 
     Raises: as `load_checkpoint`.
     """
     path = Path(path)
-    everything = _tensors(_read(path))
-    state = _below(everything, prefix) if prefix else everything
+    tensors = read_tensors(path)
     try:
-        chosen = detect(state, dialect)
-    except InputError as error:
-        raise InputError(f"{path}: {error}{_prefix_hint(everything)}") from error
-    try:
-        head = chosen.convert(state)
+        state = unwrapped(tensors)
+        place, head = find_head_in(state, prefix=WRAPPERS.sub("", f"{prefix}.").rstrip("."), name=dialect)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     for name, tensor in state.items():
         if name not in head.ignored and not is_finite(tensor):
             raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
-    projections = tuple(chosen.projections(state, head))
-    backbone = chosen.backbone.find(state) if chosen.backbone is not None else None
-    return replace(head, dialect=chosen.name, projections=projections, backbone=_recorded(backbone, path))
+    backbone = _recorded(place.backbone(state, head.ignored), path)
+    if backbone is not None and dialect is not None:
+        backbone = replace(backbone, assumed="")
+    head = replace(head, backbone=backbone)
+    return _beside(state, place, head)
+
+
+def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors by the names that they have without WRAPPERS.
+
+    Raises: InputError if two different ones have the same name then.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = WRAPPERS.sub("", name)
+        if plain in state and not torch.equal(state[plain], tensor):
+            raise InputError(f"holds {plain} twice, as it is and wrapped as {name}: save one of them")
+        state[plain] = tensor
+    return state
+
+
+def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head:
+    """Return the head with what of the ignored tensors may change its descriptor.
+
+    Those are no longer asked about that are the backbone's, another head's, or known to change nothing. What is left
+    is a projection by its name or by its width, or else a matrix of which nothing says where it stands.
+    """
+    elsewhere = {each.start for each in places(state) if each.start not in ("", place.start)}
+    unused = (start + loss for start in {place.before, ""} for loss in LOSSES)
+    known = (*elsewhere, *unused, *(place.before + start for start in place.dialect.unused))
+    roots = tuple(start + root for start in {place.before, ""} for root in BACKBONES)
+    root = head.backbone.root if head.backbone is not None else None
+    sizes = (head.spec.aggregate_size, head.spec.descriptor_size)
+    projections, unplaced = [], []
+    for name in head.ignored:
+        shape = state[name].shape
+        if name.startswith(known) or (root is not None and name.startswith(root)):
+            continue
+        mapping = sizes[0] in shape[:2] if len(shape) != 2 else any(size in shape for size in sizes)
+        if not name.startswith(roots) and (PROJECTION.search(name) or (len(shape) > 1 and mapping)):
+            projections.append(name)
+        elif len(shape) > 1 and state[name].is_floating_point():
+            unplaced.append(name)
+    return replace(head, projections=tuple(projections), unplaced=tuple(unplaced))
 
 
 def module_of(head: Head, path: Path | str) -> NetVLAD:
@@ -120,6 +165,8 @@ def module_of(head: Head, path: Path | str) -> NetVLAD:
         if isinstance(part, torch.nn.BatchNorm1d):
             tensors.setdefault(f"{name}.{COUNTER}", torch.zeros((), dtype=torch.long))
             if f"{name}.eps" in tensors:
+                if head.tensors[f"{name}.eps"].numel() != 1:
+                    raise InputError(f"{path}: {name}.eps is not one number")
                 part.eps = float(head.tensors[f"{name}.eps"])
                 del tensors[f"{name}.eps"]
     try:
@@ -129,20 +176,12 @@ def module_of(head: Head, path: Path | str) -> NetVLAD:
     return module.eval()
 
 
-def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file of weights without containers and `module.`.
-
-    Raises: InputError if it is unreadable or runs code.
-    """
-    return _tensors(_read(Path(path)))
-
-
 def read_record(path: Path) -> VocabularyRecord | None:
     """Return what a vocabulary file says of itself, None if it is another file.
 
     Raises: InputError if the record is damaged.
     """
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return None
     with require("safetensors", extra="export").safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -159,71 +198,12 @@ def check_options(spec: NetVLADSpec, path: Path, **given: int | bool | None) -> 
             raise UsageError(f"{path} has {name} {getattr(spec, name)}, the options say {value}: leave the option out")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path} is not a file")
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path} is no checkpoint: expected one of {', '.join(SUFFIXES)}")
-    try:
-        loaded = _load(path)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is no file of torch, or holds code beside weights: save its state_dict alone"
-        ) from error
-    except TypeError as error:
-        raise InputError(f"{path} holds an array that torch cannot take: {error}") from error
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        raise InputError(f"{path} is unreadable or truncated ({type(error).__name__}): copy it again") from error
-    except require("safetensors", extra="export").SafetensorError as error:
-        raise InputError(f"{path} is unreadable or truncated ({error}): copy it again") from error
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
-    return loaded
-
-
-def _load(path: Path) -> Any:
-    if path.suffix == ".mat":
-        return read_matlab(path)
-    if path.suffix == ".safetensors":
-        return require("safetensors.torch", extra="export").load_file(path)
-    if path.suffix == ".npz":
-        arrays = read_arrays(path)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()} if isinstance(arrays, dict) else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols other than torch's own
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _tensors(loaded: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Strip containers and `module.`; keep the tensors."""
-    for container in CONTAINERS:
-        if isinstance(loaded.get(container), Mapping):
-            loaded = loaded[container]
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
 def _recorded(backbone: BackboneState | None, path: Path) -> BackboneState | None:
     """Add what a vocabulary file says of its backbone."""
     record = read_record(path) if backbone is not None else None
     if backbone is None or record is None:
         return backbone
-    return replace(backbone, candidates=(record.backbone,), images=record.images, recorded=True)
-
-
-def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Return the tensors behind a prefix, without it."""
-    start = prefix.rstrip(".") + "."
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-
-
-def _prefix_hint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Name the first prefix behind which there is a dialect."""
-    prefixes = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == "."}
-    for prefix in sorted(prefixes):
-        if matching(_below(tensors, prefix)):
-            return f": export it with --prefix {prefix}"
-    return ""
+    return replace(backbone, candidates=(record.backbone,), images=record.images, recorded=True, assumed="")
 
 
 def counted(ignored: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ Source: Relja/netvlad, addLayers.m, addPCA.m and layerVLAD.m; uzh-rpg/netvlad_tf
 """
 
 import warnings
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.require import require
+from netvlad_deploy.formats import reading
+from netvlad_deploy.models.matlab_file import read_variable
 
 ASSIGNMENT, ASSIGNMENT_BIAS, NEGATED_CENTRES = "vlad.assignment", "vlad.assignment_bias", "vlad.negated_centres"
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
@@ -28,28 +28,20 @@ HEAD = ("preL2", "vlad:core", "vlad:intranorm", "postL2")
 PCA, WHOLE_L2 = ("WPCA", "PCA"), ("postL2", "finalL2", "wholeL2")
 HOW_TO_CONVERT = "run net.layers{i}= struct(net.layers{i}(1)) for every layer in MATLAB and save it with -v7"
 
-DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, MemoryError, zlib.error)
-
 
 def read_matlab(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a `.mat` file: the backbone in torch's layout, the head and PCA as MATLAB has them.
 
-    Raises: InputError if the file is unreadable or holds something else; MissingDependencyError without SciPy.
+    Raises: InputError if the file is missing, damaged, or holds something else.
     """
-    loadmat = require("scipy.io", extra="matlab").loadmat
-    try:
-        with path.open("rb") as stream:
-            content = loadmat(stream, struct_as_record=False, squeeze_me=True)
-    except NotImplementedError as error:
-        raise InputError(f"{path} is of MATLAB 7.3: save it with -v7") from error
-    except (*DAMAGE, require("scipy.io.matlab", extra="matlab").MatReadError) as error:
-        raise InputError(f"{path} is no MATLAB file, or truncated ({type(error).__name__}): copy it again") from error
-    net = content.get("net")
-    layers = np.atleast_1d(getattr(net, "layers", np.zeros(0)))
-    found = [str(getattr(layer, "name", "")) for layer in layers]
+    with reading(path):
+        net, variables = read_variable(path, "net")
+    layers = net.get("layers", []) if isinstance(net, dict) else []
+    layers = layers if isinstance(layers, list) else [layers]
+    found = [_name(layer) for layer in layers]
     if "vlad:core" not in found:
-        held = ", ".join(sorted(name for name in content if not name.startswith("__"))) or "nothing"
         if all(found) or not any(found):
+            held = ", ".join(sorted(name for name in variables if name)) or "nothing"
             raise InputError(f"{path} is no NetVLAD of MatConvNet: expected net.layers with vlad:core, found {held}")
         raise InputError(f"{path} has layers that are MATLAB objects: {HOW_TO_CONVERT}")
     core = found.index("vlad:core")
@@ -57,8 +49,10 @@ def read_matlab(path: Path) -> dict[str, Tensor]:
         tensors = _backbone(layers[: core - 1]) | _head(layers[core - 1 :], found[core - 1 :])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    average = getattr(getattr(getattr(net, "meta", None), "normalization", None), "averageImage", None)
-    if average is not None and np.size(average) % 3 == 0 and np.size(average):
+    average: Any = net
+    for field in ("meta", "normalization", "averageImage"):
+        average = average.get(field) if isinstance(average, dict) else None
+    if isinstance(average, np.ndarray) and average.size and average.size % 3 == 0:
         tensors[AVERAGE_IMAGE] = _tensor(np.reshape(average, (-1, 3))[0])
     return tensors
 
@@ -75,11 +69,11 @@ def _backbone(layers: Any) -> dict[str, Tensor]:
     """Return the convolutions (in, out swapped to torch's order) of the layers before the head."""
     tensors = {}
     for number, layer in enumerate(layers):
-        if getattr(layer, "type", "") == "conv":
+        if isinstance(layer, dict) and layer.get("type") == "conv":
             weight, bias = _weights(layer, (2,))
             if weight.ndim != 4:
                 raise InputError(
-                    f"layer {layer.name} has weights of shape {tuple(weight.shape)}, expected (H, W, I, O)"
+                    f"layer {_name(layer)} has weights of shape {tuple(weight.shape)}, expected (H, W, I, O)"
                 )
             tensors[f"{BACKBONE}{number}.weight"] = weight.permute(3, 2, 0, 1)
             tensors[f"{BACKBONE}{number}.bias"] = bias
@@ -101,15 +95,26 @@ def _head(layers: Any, found: list[str]) -> dict[str, Tensor]:
 
 
 def _weights(layer: Any, counts: tuple[int, ...]) -> list[Tensor]:
-    weights = getattr(layer, "weights", ())
+    weights = layer.get("weights") if isinstance(layer, dict) else None
+    weights = weights if isinstance(weights, list) else []
     if len(weights) not in counts or not all(isinstance(each, np.ndarray) for each in weights):
         expected = " or ".join(map(str, counts))
-        raise InputError(f"layer {layer.name} has {len(weights)} weights, expected {expected} arrays")
+        raise InputError(f"layer {_name(layer)} has {len(weights)} weights, expected {expected} arrays")
     return [_tensor(each) for each in weights]
 
 
+def _name(layer: Any) -> str:
+    name = layer.get("name") if isinstance(layer, dict) else None
+    return name if isinstance(name, str) else ""
+
+
 def _tensor(values: Any) -> Tensor:
-    """Return an array as FP32, in the memory it has if it is that already."""
+    """Return an array as FP32, in the memory it has if it is that already.
+
+    Raises: InputError if it is complex.
+    """
+    if np.iscomplexobj(values):
+        raise InputError("an array is complex, expected real numbers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of arrays that are read-only, which nobody writes to
         return torch.from_numpy(np.asarray(values, dtype=np.float32))

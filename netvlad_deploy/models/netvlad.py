@@ -127,7 +127,9 @@ class NetVLAD(nn.Module):
         descriptor = self.projection(descriptor)
         if self.spec.projection.l2:
             descriptor = self._l2_normalize(descriptor, dim=1)
-        return descriptor if self.gating is None else descriptor * self.gating(descriptor).sigmoid()
+        if self.gating is not None:
+            descriptor = descriptor * self.gating(descriptor).sigmoid()
+        return self._l2_normalize(descriptor, dim=1) if self.spec.projection.final_l2 else descriptor
 
     def _l2_normalize(self, values: Tensor, dim: int) -> Tensor:
         floor = NORM_FLOORS[self.spec.epsilon]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.measurement.latency import LatencyReport
 from netvlad_deploy.measurement.parity import ParityReport
+from netvlad_deploy.report.escape import markdown_text, printable
 from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.text import (
     LATENCY_HEADER,
@@ -16,6 +17,7 @@ from netvlad_deploy.report.text import (
     device_lines,
     latency_rows,
     latency_title,
+    not_judged_lines,
     parity_rows,
     retrieval_rows,
 )
@@ -56,24 +58,28 @@ def step_rows(steps: Sequence[Step]) -> list[tuple[str, str, str]]:
 def deployment_markdown(deployment: Deployment) -> str:
     """Return the report page: verdict, steps, artifacts, parity and latency, most important first."""
     lines = [
-        f"# {deployment.verdict.value}: {deployment.onnx.path.name}",
+        f"# {deployment.verdict.value}: {markdown_text(deployment.onnx.path.name)}",
         "",
         *markdown_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
         "",
         "## Artifacts",
         "",
         "```",
-        *artifact_lines(deployment.onnx),
-        *(artifact_lines(deployment.engine) if deployment.engine else []),
+        *(printable(line) for one in (deployment.onnx, deployment.engine) if one for line in artifact_lines(one)),
         "```",
     ]
     for report in deployment.parity:
-        lines += ["", f"## Parity: {report.candidate} against {report.reference}", ""]
-        lines += [f"Not run: {report.reason}"] if report.reason else markdown_table(PARITY_HEADER, parity_rows(report))
-        lines += ["", departure_line(report.departure) + "."] if report.departure else []
+        lines += ["", "## Parity: " + markdown_text(f"{report.candidate} against {report.reference}"), ""]
+        lines += (
+            [f"Not run: {markdown_text(report.reason)}"]
+            if report.reason
+            else markdown_table(PARITY_HEADER, parity_rows(report))
+        )
+        lines += [text for line in not_judged_lines(report) for text in ("", f"{markdown_text(line)}.")]
+        lines += ["", markdown_text(departure_line(report.departure)) + "."] if report.departure else []
         lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
-    lines += ["", "## Latency", "", latency_title(deployment.latency) + ".", ""]
+    lines += ["", "## Latency", "", markdown_text(latency_title(deployment.latency)) + ".", ""]
     lines += markdown_table(LATENCY_HEADER, latency_rows(deployment.latency))
-    lines += [f"\n{line}." for line in device_lines(deployment.latency)]
+    lines += [f"\n{markdown_text(line)}." for line in device_lines(deployment.latency)]
     lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]
     return "\n".join(lines)

@@ -18,14 +18,24 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extra:
+    """An optional dependency group: its packages, which of them are missing, and what to do if they are wanted."""
+
+    packages: tuple[str, ...]
+    missing: tuple[str, ...]
+    cure: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What is installed (None: not), on which machine, and what can run there.
+    """What is installed (None: not), in which optional dependency groups, on which machine, and what can run there.
 
     `broken` names the checks that failed: what is merely missing is none of them.
     """
 
     machine: Mapping[str, str]
     packages: Mapping[str, str | None]
+    extras: Mapping[str, Extra]
     gpu: Gpu | None
     checks: tuple[Check, ...]
     broken: tuple[str, ...]
@@ -33,13 +43,21 @@ class Diagnosis:
 
 def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
     """Return the machine, the packages, and a row for each check, what is broken first."""
-    installed = [f"{name} {version}" for name, version in diagnosis.packages.items() if version is not None]
-    missing = [name for name, version in diagnosis.packages.items() if version is None]
+    optional = {name for extra in diagnosis.extras.values() for name in extra.packages}
+    others = [_version(name, version) for name, version in diagnosis.packages.items() if name not in optional]
+    extras = [
+        (name, ", ".join(_version(package, diagnosis.packages.get(package)) for package in extra.packages), extra.cure)
+        for name, extra in diagnosis.extras.items()
+    ]
     order = (Verdict.FAIL, Verdict.PASS, Verdict.NOT_RUN)
     checks = sorted(diagnosis.checks, key=lambda check: order.index(check.verdict))
     return [
         *(f"{name.replace('_', ' ')}: {value}" for name, value in diagnosis.machine.items()),
-        f"installed: {', '.join(installed)}",
-        f"not installed: {', '.join(missing) or 'nothing that could be used here'}",
+        f"packages: {', '.join(others)}",
+        *table(("extra", "packages", "what to do if it is wanted"), extras),
         *table(("verdict", "check", "detail"), [(check.verdict.value, check.name, check.detail) for check in checks]),
     ]
+
+
+def _version(name: str, version: str | None) -> str:
+    return f"{name} {version or 'missing'}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.measurement.recall import DEPTHS, Agreement, Recall
+from netvlad_deploy.report.escape import markdown_text
 from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.text import table
 from netvlad_deploy.runtime.images import Skipped, count_reasons
@@ -80,9 +81,9 @@ def evaluation_lines(report: EvaluationReport) -> list[str]:
 def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
     """Return the report page."""
     lines = [
-        f"# Retrieval of {', '.join(one.name for one in report.candidates)}",
+        f"# Retrieval of {markdown_text(', '.join(one.name for one in report.candidates))}",
         "",
-        *(f"- {fact}" for fact in _facts(report)),
+        *(f"- {markdown_text(fact)}" for fact in _facts(report)),
         "",
         *markdown_table(RECALL_HEADER, recall_rows(report)),
         "",
@@ -92,13 +93,13 @@ def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
     if report.agreements:
         lines += ["", "## Agreement", "", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
         lines += [
-            f"\nAnother best match than {one.reference} in {one.candidate}: {_some(one.differing)}."
+            "\n" + markdown_text(f"Another best match than {one.reference} in {one.candidate}: {_some(one.differing)}.")
             for one in report.agreements
             if one.differing
         ]
     lines += ["", "## Best matches", "", f"![Queries with their best matches, misses first]({picture})", ""]
     if report.skipped:
-        lines += ["## Skipped files", "", *(f"- {one}" for one in report.skipped), ""]
+        lines += ["## Skipped files", "", *(f"- {markdown_text(str(one))}" for one in report.skipped), ""]
     return "\n".join(lines)
 
 

@@ -38,7 +38,8 @@ class Inspection:
 class CheckpointInspection:
     """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on.
 
-    `backbone` is the name of its image backbone, or why it has none, and `images` what that takes.
+    `backbone` is the name of its image backbone, or why `export` refuses it, and `images` what that takes; `unplaced`
+    are the matrices of which nothing says where they stand, and `assumed` is what the file leaves open.
     """
 
     path: Path
@@ -47,6 +48,8 @@ class CheckpointInspection:
     preprocessing: str
     ignored: tuple[str, ...]
     projections: tuple[str, ...]
+    unplaced: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
     backbone: str = ""
     images: ImageInput | None = None
 
@@ -68,14 +71,18 @@ def checkpoint_lines(found: CheckpointInspection) -> list[str]:
     ]
     if spec.projection is not None:
         lines.append(f"  then {_projection_words(spec.projection)}")
-    if found.images is not None:
-        lines.append(f"  backbone: {found.backbone}; images: {found.images}")
+    if found.backbone:
+        lines.append(f"  backbone: {found.backbone}" + (f"; images: {found.images}" if found.images else ""))
     if found.projections:
         unknown = ", ".join(found.projections)
         lines.append(
             f"  a projection after the head that {found.dialect} does not have, which is not exported: {unknown}"
         )
-    others = [name for name in found.ignored if name not in found.projections]
+    if found.unplaced:
+        somewhere = ", ".join(found.unplaced)
+        lines.append(f"  before the head or after it, left out by --input features or --head-only: {somewhere}")
+    lines += [f"  assumed: {each}" for each in found.assumed]
+    others = [name for name in found.ignored if name not in (*found.projections, *found.unplaced)]
     return lines + ([f"  beside it: {', '.join(others)}"] if others else [])
 
 
@@ -85,6 +92,7 @@ def _projection_words(projection: Projection) -> str:
     words = [f"a projection to {projection.size} values with {offset}"]
     words += ["L2-normalised"] if projection.l2 else []
     words += ["context gating"] if projection.gating else []
+    words += ["L2-normalised at last"] if projection.final_l2 else []
     return ", ".join(words)
 
 

@@ -2,29 +2,41 @@
 
 from xml.etree import ElementTree as ET
 
-from netvlad_deploy.measurement.parity import ParityReport, outputs_of
+from netvlad_deploy.measurement.parity import OutputParity, ParityReport
+from netvlad_deploy.report.escape import xml_text
 from netvlad_deploy.report.text import departure_line
 from netvlad_deploy.spec import Verdict
 
 
 def parity_junit(report: ParityReport) -> str:
-    """Return one test case for each output of each case, and where a failure departs; NOT_RUN is skipped."""
+    """Return one test case for each output of each case, and where a failure departs.
+
+    What is NOT_RUN or NOT_JUDGED is skipped, with its reason.
+    """
     suite = ET.Element("testsuite", name=f"parity of {report.candidate} against {report.reference}")
-    for case, output in outputs_of(report):
-        element = ET.SubElement(suite, "testcase", classname=f"parity.{output.output}", name=case.name)
-        if output.verdict is Verdict.FAIL:
-            where = "" if output.worst_cluster is None else f" in cluster {output.worst_cluster}"
-            message = (
-                f"error {output.worst_error:.3e}{where}, tolerance {output.tolerance:.3e}; "
-                f"max abs {output.max_abs:.3e}, {output.non_finite} values not finite"
-            )
-            ET.SubElement(element, "failure", message=message)
+    for case in report.cases:
+        for output in case.outputs:
+            element = ET.SubElement(suite, "testcase", classname=f"parity.{output.output}", name=case.name)
+            if output.verdict is Verdict.FAIL:
+                ET.SubElement(element, "failure", message=_failure(output))
+            elif output.verdict is Verdict.NOT_JUDGED:
+                ET.SubElement(element, "skipped", message=case.reason)
+        if not case.outputs:
+            element = ET.SubElement(suite, "testcase", classname="parity", name=case.name)
+            ET.SubElement(element, "skipped", message=case.reason)
     if report.departure is not None:
         ET.SubElement(suite, "system-out").text = departure_line(report.departure)
-    if report.reason:
+    if reason := report.reason or report.unseen:
         element = ET.SubElement(suite, "testcase", classname="parity", name="all cases")
-        ET.SubElement(element, "skipped", message=report.reason)
+        ET.SubElement(element, "skipped", message=reason)
     for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
         suite.set(attribute, str(len(list(suite.iter(tag)))))
-    ET.indent(suite)
-    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return xml_text(suite)
+
+
+def _failure(output: OutputParity) -> str:
+    where = "" if output.worst_cluster is None else f" in cluster {output.worst_cluster}"
+    return (
+        f"error {output.worst_error:.3e}{where}, tolerance {output.tolerance:.3e}; "
+        f"max abs {output.max_abs:.3e}, {output.non_finite} values not finite"
+    )

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
+from netvlad_deploy.report.escape import markdown_text
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table's lines; a bar inside a cell is escaped."""
-    return [_row(header), _row("---" for _ in header), *(_row(row) for row in rows)]
+    """Return a table's lines."""
+    return [_row(header), "| " + " | ".join("---" for _ in header) + " |", *(_row(row) for row in rows)]
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.recall import SHOWN, Match, QueryResult
+from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport
 from netvlad_deploy.require import require
 from netvlad_deploy.runtime.images import ImageFile, load_images
@@ -87,7 +88,7 @@ class _Page:
     def text(self, left: int, top: int, text: str, size: int, colour: str, *, width: int | None = None) -> None:
         """Write a line; of one wider than `width` the start gives way."""
         font = self._font(size)
-        short = text
+        short = text = printable(text)
         while width is not None and short and font.getlength("…" + short) > width:
             short = short[1:]
         self._draw.text((left, top), text if short == text else "…" + short, font=font, fill=colour)
@@ -103,7 +104,7 @@ class _Page:
 
     def _photo(self, left: int, top: int, path: Path, colour: str, captions: tuple[str, str]) -> None:
         right, bottom = left + WIDTH + 2 * FRAME, top + HEIGHT + 2 * FRAME
-        with load_images([ImageFile(path=path, name=path.name)], Resize()) as loaded:
+        with load_images([ImageFile(path=path, name=path.name)], ImageInput(depth=16)) as loaded:
             ((_, pixels),) = loaded
         self._draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
         if isinstance(pixels, np.ndarray):

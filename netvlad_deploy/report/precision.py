@@ -1,14 +1,13 @@
-"""The precision report: what is FP32 in an FP16 graph and why, and what each precision costs; with a picture."""
+"""The precision report: what is FP32 in an FP16 graph and why, and what each precision costs."""
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from netvlad_deploy.measurement.precision import CasePrecision
+from netvlad_deploy.report.escape import markdown_text
 from netvlad_deploy.report.markdown import markdown_table
+from netvlad_deploy.report.picture import draw_distances
 from netvlad_deploy.report.text import table
-from netvlad_deploy.require import require
 from netvlad_deploy.spec import OperatorTypes
 
 REASONS: Mapping[str, str] = {
@@ -26,17 +25,6 @@ REASONS: Mapping[str, str] = {
     "Add": "bias: FP16 logits near 224 are 0.125 apart",
 }
 """Why an operator computes in the type it has, by operator."""
-
-LIMIT, NOT_FINITE = 1e-16, 100.0
-"""Where the picture shows a distance of zero, and NaN."""
-
-COLOURS: Mapping[str, str] = {
-    "fp32": "#4477aa",
-    "fp16": "#228833",
-    "fp16-wide-logits": "#ccbb44",
-    "plain fp16": "#ee6677",
-}
-MARKERS: Mapping[str, str] = {"fp32": "o", "fp16": "D", "fp16-wide-logits": "s", "plain fp16": "X"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +71,7 @@ def precision_markdown(report: PrecisionReport, picture: str) -> str:
     ]
     return "\n".join(
         [
-            f"# Precisions of {report.origin}",
+            f"# Precisions of {markdown_text(report.origin)}",
             "",
             f"![Worst 1 - cosine of each case and precision, on a logarithmic scale]({picture})",
             "",
@@ -92,7 +80,7 @@ def precision_markdown(report: PrecisionReport, picture: str) -> str:
             "",
             *markdown_table(precision_header(report), precision_rows(report)),
             "",
-            *(f"Warning: {warning}." for warning in report.warnings),
+            *(f"Warning: {markdown_text(warning)}." for warning in report.warnings),
             "",
             "## The types of the FP16 graph",
             "",
@@ -102,46 +90,6 @@ def precision_markdown(report: PrecisionReport, picture: str) -> str:
     )
 
 
-def draw_precisions(report: PrecisionReport) -> bytes:
-    """Return the picture as SVG: a row for each case, a mark for each precision; the same report gives the same bytes.
-
-    Raises: MissingDependencyError without matplotlib.
-    """
-    matplotlib = require("matplotlib", extra="report")
-    figure_module = require("matplotlib.figure", extra="report")
-    cases = list(dict.fromkeys(figure.case for figure in report.cases))
-    with matplotlib.rc_context({"svg.hashsalt": "netvlad-deploy", "svg.fonttype": "none", "font.size": 9}):
-        figure = figure_module.Figure(figsize=(9, 0.32 * len(cases) + 1.6), layout="constrained")
-        axes = figure.add_subplot()
-        for precision in report.precisions:
-            _draw_marks(axes, [each for each in report.cases if each.precision == precision], cases, precision)
-        axes.set_xscale("log")
-        axes.set_xlim(LIMIT / 3, NOT_FINITE * 5)
-        axes.set_xticks([*(10.0**power for power in range(-16, 1, 2)), NOT_FINITE])
-        axes.set_xticklabels([*(f"1e{power}" for power in range(-16, 1, 2)), "NaN"])
-        axes.axvspan(NOT_FINITE / 4, NOT_FINITE * 5, color="#ee6677", alpha=0.12, lw=0)
-        axes.set_yticks(range(len(cases)), cases)
-        axes.invert_yaxis()
-        axes.grid(axis="both", color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
-        axes.set_xlabel("worst 1 - cosine against float64 (left is better)")
-        axes.set_title(f"Precisions of {report.origin}", loc="left")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(report.precisions), frameon=False)
-        return _svg(figure)
-
-
-def _draw_marks(axes: Any, figures: Sequence[CasePrecision], cases: Sequence[str], precision: str) -> None:
-    """Draw one precision; what is near zero in the oracle has no mark."""
-    marks = [
-        (NOT_FINITE if each.non_finite else max(LIMIT, each.distance or 0), cases.index(each.case))
-        for each in figures
-        if each.non_finite or each.distance is not None
-    ]
-    style = {"marker": MARKERS[precision], "color": COLOURS[precision], "label": precision}
-    axes.scatter([x for x, _ in marks], [y for _, y in marks], s=34, zorder=3, linewidths=0, **style)
-
-
-def _svg(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+def draw_precisions(report: PrecisionReport) -> str:
+    """Return the picture as SVG."""
+    return draw_distances(f"Precisions of {report.origin}", report.precisions, report.cases)

@@ -8,7 +8,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from netvlad_deploy.report.escape import unicode_text
+
 VERSION = 1
+DERIVED = ("verdict", "not_judged")
+"""Properties of a result that stand in its JSON beside its fields."""
 
 
 def to_json(verb: str, result: Any) -> str:
@@ -17,20 +21,18 @@ def to_json(verb: str, result: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries (with their verdict), and numbers that JSON cannot say as null."""
+    """Return dataclasses as dictionaries (with what is DERIVED), and numbers that JSON cannot say as null."""
     if is_dataclass(value) and not isinstance(value, type):
         record = {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-        if hasattr(value, "verdict"):
-            record["verdict"] = plain(value.verdict)
-        return record
+        return record | {name: plain(getattr(value, name)) for name in DERIVED if hasattr(value, name)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {unicode_text(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        return unicode_text(str(value))
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

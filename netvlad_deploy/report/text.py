@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
 from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport
 from netvlad_deploy.measurement.localise import Departure
-from netvlad_deploy.measurement.parity import OutputParity, ParityReport, outputs_of
-from netvlad_deploy.spec import COARSE_STEP, NetVLADSpec
+from netvlad_deploy.measurement.parity import OutputParity, ParityReport
+from netvlad_deploy.spec import COARSE_STEP, NetVLADSpec, Verdict
 
 MIB = 2**20
 LISTED = 12
@@ -23,6 +23,7 @@ PARITY_HEADER = (
     "norm error",
     "error/tolerance",
     "cluster",
+    "smallest fault",
 )
 RETRIEVAL_HEADER = ("retrieval", "against", "queries x bank", "top-1", "top-10", "rank distance", "largest swapped gap")
 LATENCY_HEADER = ("verdict", "candidate", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "CV", "descriptors/s", "time ratio")
@@ -36,7 +37,8 @@ def artifact_lines(artifact: Artifact) -> list[str]:
         f"  {shape_words(spec)}, weights: {artifact.origin}",
         f"  {_tensors(artifact, artifact.inputs)} -> {_tensors(artifact, artifact.outputs)}",
         f"  logit step {artifact.range.logit_step:.2g} at features of norm {artifact.range.norm:g}"
-        + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else ""),
+        + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else "")
+        + (f", norms from {artifact.range.smallest:.2g}" if artifact.range.smallest else ""),
     ]
     if isinstance(artifact, OnnxArtifact):
         lines.append(f"  opset {artifact.opset}, oracle's reference: {artifact.reference.name}")
@@ -78,20 +80,31 @@ def mebibytes(size_bytes: int | None) -> str:
 
 
 def parity_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each output of each case, under PARITY_HEADER."""
-    for case, output in outputs_of(report):
-        yield (
-            output.verdict.value,
-            case.name,
-            str(case.batch) if case.num_features is None else f"{case.batch} x {case.num_features}",
-            f"{case.logit_step:.2g}" + (" coarse" if case.logit_step > COARSE_STEP else ""),
-            output.output,
-            f"{output.max_abs:.1e}",
-            _cosine(output),
-            f"{output.norm_error:.1e}",
-            f"{output.worst_ratio:.2g}" + (f", {output.non_finite} not finite" if output.non_finite else ""),
-            "-" if output.worst_cluster is None else str(output.worst_cluster),
-        )
+    """Yield a row for each output of each case, under PARITY_HEADER; one of dashes for a case without outputs."""
+    for case in report.cases:
+        shape = str(case.batch) if case.num_features is None else f"{case.batch} x {case.num_features}"
+        step = f"{case.logit_step:.2g}" + (" coarse" if case.logit_step > COARSE_STEP else "")
+        fault = "-" if case.smallest_fault is None else _share(case.smallest_fault)
+        for output in case.outputs:
+            yield output.verdict.value, case.name, shape, step, *_output_cells(output), fault
+        if not case.outputs:
+            yield case.verdict.value, case.name, *["-"] * (len(PARITY_HEADER) - 2)
+
+
+def _output_cells(output: OutputParity) -> tuple[str, ...]:
+    return (
+        output.output,
+        f"{output.max_abs:.1e}",
+        _cosine(output),
+        f"{output.norm_error:.1e}",
+        f"{output.worst_ratio:.2g}" + (f", {output.non_finite} not finite" if output.non_finite else ""),
+        "-" if output.worst_cluster is None else str(output.worst_cluster),
+    )
+
+
+def _share(value: float) -> str:
+    """Return a relative change in per cent, with two digits."""
+    return f"{100 * value:.2g} %" if value < 1 else "over 100 %"
 
 
 def _cosine(output: OutputParity) -> str:
@@ -105,9 +118,21 @@ def parity_lines(report: ParityReport) -> list[str]:
     title = f"{report.verdict.value}  {report.candidate} against {report.reference}, {report.precision}"
     if report.reason:
         return [f"{title}: {report.reason}"]
-    lines = [f"{title}, {len(report.cases)} cases", *table(PARITY_HEADER, list(parity_rows(report)))]
+    counted = f", {report.not_judged} not judged" if report.not_judged else ""
+    lines = [f"{title}, {len(report.cases)} cases{counted}", *table(PARITY_HEADER, list(parity_rows(report)))]
+    lines += not_judged_lines(report)
     lines += [departure_line(report.departure)] if report.departure else []
     return lines + (table(RETRIEVAL_HEADER, list(retrieval_rows(report))) if report.retrieval else [])
+
+
+def not_judged_lines(report: ParityReport) -> list[str]:
+    """Return a line for each reason why cases prove nothing, with those cases, and one for what no case reveals."""
+    names: dict[str, list[str]] = {}
+    for case in report.cases:
+        if case.verdict is Verdict.NOT_JUDGED:
+            names.setdefault(case.reason, []).append(case.name)
+    lines = [f"not judged: {', '.join(cases)}: {reason}" for reason, cases in names.items()]
+    return lines + ([f"not judged: {report.unseen}"] if report.unseen else [])
 
 
 def retrieval_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:

@@ -169,14 +169,20 @@ def describe_gpu(extra: str) -> Gpu:
     return Cuda(extra=extra).gpu()
 
 
-def same_device(extra: str) -> Callable[[], None]:
-    """Return what puts another thread on the GPU of this one: a new thread starts on GPU 0.
+def current_device(extra: str) -> int:
+    """Return the number of this thread's GPU: another process, or a new thread, starts on GPU 0.
 
     Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError.
     """
-    cuda = Cuda(extra=extra)
-    device = cuda.device()
-    return lambda: cuda.use(device)
+    return Cuda(extra=extra).device()
+
+
+def use_device(extra: str, device: int) -> None:
+    """Make a GPU this thread's own from now on.
+
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError.
+    """
+    Cuda(extra=extra).use(device)
 
 
 def _open_runtime(extra: str) -> Any:

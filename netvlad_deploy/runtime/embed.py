@@ -44,7 +44,7 @@ def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
     batch = _largest_batch(runner, batch, features.shape[1])
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
-        check_finite(part, first_item=start, largest=runner.largest_feature)
+        check_finite(part, first_item=start, limits=runner.range)
         warned = warned or _warn_of_coarse_logits(runner, part, start)
         items = [f"batch item {start + index}" for index in range(len(part))]
         parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_), items))
@@ -64,7 +64,7 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
         raise InputError("no sequence to embed")
     for name, sequence in sequences.items():
         try:
-            check_finite(_readable(sequence[None], runner), largest=runner.largest_feature)
+            check_finite(_readable(sequence[None], runner), limits=runner.range)
         except InputError as error:
             raise InputError(f"sequence {name}: {error}") from error
     longest = max(sequences, key=lambda name: float(_norms(sequences[name]).max()))

@@ -52,7 +52,7 @@ def embed_images(
     names: list[str] = []
     descriptors = np.empty((0, 0), dtype=np.float32)
     shown = time.monotonic()
-    with load_images(files, images.resize, ahead=2 * batch) as loaded:
+    with load_images(files, images, ahead=2 * batch) as loaded:
         for group in _batches(loaded, runner, batch, lost):
             values = _run(runner, [image for _, image in group], [file.name for file, _ in group])
             if not names:
@@ -63,7 +63,7 @@ def embed_images(
                 shown = time.monotonic()
                 LOG.info("%d of %d images", len(names) + len(lost) - len(skipped), len(files))
     if not names:
-        raise InputError(f"no image to embed: {count_reasons(lost) or 'there is no file'}")
+        raise InputError(f"no image to embed: {count_reasons(lost) or 'none was found'}")
     return Embedded(tuple(names), descriptors[: len(names)], tuple(lost))
 
 

@@ -22,7 +22,7 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, OutputError, RunError, UsageError
 from netvlad_deploy.files import check_private
 from netvlad_deploy.images import AnyProfile
-from netvlad_deploy.require import installed_version, require
+from netvlad_deploy.require import install_line, installed_version, pip_line, require
 
 CPU: Final = "onnxruntime"
 CUDA: Final = "onnxruntime-cuda"
@@ -92,8 +92,8 @@ def check_distributions() -> None:
     names = list(installed_distributions())
     if len(names) > 1:
         raise MissingDependencyError(
-            f"{' and '.join(names)} overwrite each other's files: pip uninstall -y {' '.join(names)}, then "
-            "pip install 'netvlad-deploy[cpu]' or 'netvlad-deploy[gpu]', not both"
+            f"{' and '.join(names)} overwrite each other's files: {pip_line('uninstall', '-y', *names)}, then "
+            f"{install_line('cpu')} or {install_line('gpu')}, not both"
         )
 
 
@@ -219,10 +219,10 @@ def _works(backend: str) -> bool:
 
 
 def _not_in_this_package(onnxruntime: Any, provider: str) -> DeviceUnavailableError:
-    installed = " ".join(installed_distributions()) or "onnxruntime"
+    installed = list(installed_distributions()) or ["onnxruntime"]
     return DeviceUnavailableError(
-        f"{installed} {onnxruntime.__version__} has no {provider}, onnxruntime-gpu may have: "
-        f"pip uninstall -y {installed}, then pip install 'netvlad-deploy[gpu]'"
+        f"{' '.join(installed)} {onnxruntime.__version__} has no {provider}, onnxruntime-gpu may have: "
+        f"{pip_line('uninstall', '-y', *installed)}, then {install_line('gpu')}"
     )
 
 
@@ -234,7 +234,7 @@ def _rtx_device(onnxruntime: Any) -> Any:
     """
     if not hasattr(onnxruntime, "register_execution_provider_library"):
         raise MissingDependencyError(
-            f"onnxruntime {onnxruntime.__version__} takes no plugins: pip install -U onnxruntime"
+            f"onnxruntime {onnxruntime.__version__} takes no plugins: {pip_line('install', '-U', 'onnxruntime')}"
         )
     devices = _rtx_devices(onnxruntime)
     if not devices:
@@ -243,7 +243,7 @@ def _rtx_device(onnxruntime: Any) -> Any:
             name, library = plugin.get_ep_name(), plugin.get_library_path()
         except (ImportError, OSError) as error:
             raise MissingDependencyError(
-                f"{RTX} needs a plugin ({error}): pip install 'netvlad-deploy[cpu]' {RTX_PLUGIN}"
+                f"{RTX} needs a plugin ({error}): {pip_line('install', RTX_PLUGIN)}"
             ) from error
         try:
             onnxruntime.register_execution_provider_library(name, library)

@@ -1,7 +1,7 @@
-"""Images as a pipeline takes them: found in folders, decoded by Pillow, resized by the artifact's rule.
+"""Images as a pipeline takes them: found in folders, decoded by Pillow, prepared by the artifact's rule.
 
 One image at a time, so that its pixels are the same alone and in a batch. Whatever cannot be loaded becomes a `Skipped`
-with its reason, and the rest goes on. Alpha is dropped, not blended: the colours are those stored in the file.
+with its reason, and the rest goes on.
 """
 
 import contextlib
@@ -17,57 +17,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import numpy as np
-
 from netvlad_deploy.arrays import Array
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import MAX_PIXELS, ImageInput
 from netvlad_deploy.machine import available_cores
 from netvlad_deploy.require import require
+from netvlad_deploy.runtime.pixels import TOO_LARGE, UnfitError, pixels_of
 
 LOG = logging.getLogger(__name__)
 
-SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES: Final = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+)
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for, whatever its suffix says: others can start programs, as EPS does."""
 
-MAX_PIXELS: Final = 89_478_485
-"""Larger images are not decoded. Source: Pillow's own limit, above which it warns: a quarter GiB of RGB."""
-
-UPRIGHT: Final = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-"""What sets an image upright, by its EXIF orientation. Source: EXIF 2.32, tag 274, in Pillow's names.
-
-`ImageOps.exif_transpose` would also write the rest of the EXIF again, and fails where that is damaged.
-"""
-
-ORIENTATION: Final = 0x0112
 MOST_DECODERS: Final = 4
-SIXTEEN_BITS: Final = 2**16
+MOST_NAMED: Final = 5
 
 NO_SUFFIX, EMPTY, NO_IMAGE = "no image by its suffix", "an empty file", "not recognised as an image"
-DAMAGED, TOO_LARGE = "damaged or not supported", "too large"
-UNREADABLE, LOOP = "unreadable", "a link to a folder above it"
+DAMAGED, NO_MEMORY = "damaged or not supported", "too large for the memory that is left"
+UNREADABLE, LOOP = "unreadable", "a link to a folder that is searched anyway"
 DAMAGE: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
     EOFError,
-    IndexError,
-    KeyError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
     TypeError,
-    OverflowError,
+    ValueError,
     struct.error,
     zlib.error,
 )
-"""What Pillow raises for damaged files of these formats, as its issues and 60,000 mutated files say."""
+"""What a decoder raises for a damaged file: all that Python's own errors have, and those of the modules it calls."""
+
+SIGNATURES: Final = (
+    b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"8BPS", b"\xff\x0a",
+    b"\0\0\0\x0cJXL ",
+)  # fmt: skip
+"""How files of images start that may have any suffix or none: JPEG, PNG, GIF, TIFF and raw photos, JPEG 2000, JPEG XL,
+Photoshop."""
+
+CONTAINERS: Final = {b"WEBP", b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypavif", b"ftypavis", b"ftypcrx "}
+"""What stands at byte 8 or 4 of a container with an image in it: WebP, HEIC, AVIF, Canon's raw photos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,49 +103,83 @@ LoadedImage: TypeAlias = tuple[ImageFile, Array | Skipped]
 
 
 def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
-    """Return the images of folders, searched to the bottom, and of files; and every other file with its reason.
+    """Return the images of folders, searched to the bottom, and of files; and what could not be taken, with its reason.
 
-    Each folder's images are sorted by name. Hidden files and folders are left out without a word, all others with a
-    line in the log.
+    Each folder's images are sorted by name. Hidden files and folders are left out without a word. A file in a folder
+    that is no image, by its suffix and by how it starts, is left out and counted in the log: nothing is lost by it.
 
     Raises: InputError if a source does not exist; UsageError if two images have the same name.
     """
     found: dict[str, ImageFile] = {}
     skipped: list[Skipped] = []
+    others: list[str] = []
     for source in sources:
         if not source.exists():
             raise InputError(f"{source} does not exist: name folders or images")
-        root, paths = (source, _walk(source, skipped)) if source.is_dir() else (source.parent, [source])
-        images = []
-        for path in paths:
-            if path.suffix.lower() not in SUFFIXES:
-                skipped.append(Skipped(path=printable(path), reason=NO_SUFFIX))
-            elif not path.is_file():
-                skipped.append(Skipped(path=printable(path), reason=UNREADABLE, detail="not a file"))
-            else:
-                images.append(ImageFile(path=path, name=printable(path.relative_to(root))))
+        named = not source.is_dir()
+        root, paths = (source.parent, iter([source])) if named else (source, _walk(source, skipped))
+        looked = [_look(path, root, named=named) for path in paths]
+        others += [one for one in looked if isinstance(one, str)]
+        skipped += [one for one in looked if isinstance(one, Skipped)]
+        images = [one for one in looked if isinstance(one, ImageFile)]
         for image in sorted(images, key=lambda image: image.name):
             if image.name in found:
                 raise UsageError(f"{found[image.name].path} and {image.path} have the same name: embed them apart")
             found[image.name] = image
-    for one in skipped:
-        LOG.warning("skipped %s", one)
+    for lost in skipped:
+        LOG.warning("skipped %s", lost)
+    if others:
+        shown = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
+        LOG.info("left out %d of the files, which are no images: %s", len(others), shown)
     return list(found.values()), skipped
 
 
+def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
+    """Return an image, what was lost, or the path of a file that plainly is no image, unless it was `named`."""
+    if path.suffix.lower() not in SUFFIXES:
+        lost = named or _starts_as_image(path)
+        return Skipped(path=printable(path), reason=NO_SUFFIX) if lost else printable(path)
+    if not path.is_file():
+        return Skipped(path=printable(path), reason=UNREADABLE, detail="not a file")
+    return ImageFile(path=path, name=printable(path.relative_to(root)))
+
+
+def _starts_as_image(path: Path) -> bool:
+    """Return whether a file starts as an image does, whatever its name says; one that cannot be read does not."""
+    try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return False
+        with path.open("rb") as stream:
+            start = stream.read(12)
+    except OSError:
+        return False
+    return start.startswith(SIGNATURES) or bool(CONTAINERS & {start[8:12], start[4:12]})
+
+
 def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Yield all files below a folder, links followed; a folder that cannot be read joins `skipped`."""
+    """Yield all files below a folder, links followed, each folder once; what cannot be searched joins `skipped`.
+
+    Links wait until the folders proper are done, so that a folder goes by its own name where it has one.
+    """
 
     def refuse(error: OSError) -> None:
         skipped.append(Skipped(path=printable(error.filename), reason=UNREADABLE, detail=error.strerror or ""))
 
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        here = Path(root)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in [name for name in folders if here.resolve().is_relative_to((here / name).resolve())]:
-            folders.remove(name)
-            skipped.append(Skipped(path=printable(here / name), reason=LOOP))
-        yield from (here / name for name in sorted(files) if not name.startswith("."))
+    seen: set[Path] = set()
+    waiting = deque([folder])
+    while waiting:
+        start = waiting.popleft()
+        for root, folders, files in os.walk(start, onerror=refuse):
+            here = Path(root)
+            real = here.resolve()
+            if real in seen or (start != folder and folder.resolve().is_relative_to(real)):
+                skipped.append(Skipped(path=printable(here), reason=LOOP))
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [here / name for name in folders if (here / name).is_symlink()]
+            yield from (here / name for name in sorted(files) if not name.startswith("."))
 
 
 def printable(path: Path | str) -> str:
@@ -145,8 +188,8 @@ def printable(path: Path | str) -> str:
 
 
 @contextlib.contextmanager
-def load_images(files: Sequence[ImageFile], resize: Resize, *, ahead: int = 1) -> Iterator[Iterator[LoadedImage]]:
-    """Load images in other threads, in order: each becomes uint8 RGB (H,W,3), upright and resized, or is skipped.
+def load_images(files: Sequence[ImageFile], prepared: ImageInput, *, ahead: int = 1) -> Iterator[Iterator[LoadedImage]]:
+    """Load images in other threads, in order: each becomes uint8 RGB (H,W,3), prepared by the rule, or is skipped.
 
     While one is in use, up to `ahead` more are decoded or wait. Pillow's warnings are silenced meanwhile: what it only
     warns of is damaged metadata, which counts as none, and large images, which are skipped here.
@@ -160,7 +203,7 @@ def load_images(files: Sequence[ImageFile], resize: Resize, *, ahead: int = 1) -
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
             warnings.filterwarnings("ignore", category=pillow.DecompressionBombWarning)
-            yield _in_order(pool, lambda file: _load(pillow, file, resize), files, ahead)
+            yield _in_order(pool, lambda file: _load(pillow, file, prepared), files, ahead)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -183,7 +226,7 @@ def _in_order(
         yield rest, future.result()
 
 
-def _load(pillow: Any, file: ImageFile, resize: Resize) -> Array | Skipped:
+def _load(pillow: Any, file: ImageFile, prepared: ImageInput) -> Array | Skipped:
     """Return an image's pixels, or why there are none."""
     reason, detail = DAMAGED, ""
     try:
@@ -191,35 +234,21 @@ def _load(pillow: Any, file: ImageFile, resize: Resize) -> Array | Skipped:
             return Skipped(path=printable(file.path), reason=EMPTY)
         with pillow.open(file.path, formats=FORMATS) as image:  # reads the header alone
             if image.width * image.height <= MAX_PIXELS:
-                return _pixels(pillow, image, resize)
+                return pixels_of(pillow, image, prepared, printable(file.path))
             reason, detail = TOO_LARGE, f"{image.width} x {image.height}, at most {MAX_PIXELS} pixels are decoded"
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         reason, detail = TOO_LARGE, str(error)
     except pillow.UnidentifiedImageError:
         reason = NO_IMAGE
+    except UnfitError as error:
+        reason, detail = error.reason, str(error)
+    except MemoryError:
+        reason = NO_MEMORY
     except PermissionError as error:
         reason, detail = UNREADABLE, str(error.strerror)
     except DAMAGE as error:
         detail = str(error)
     return Skipped(path=printable(file.path), reason=reason, detail=" ".join(detail.split()))
-
-
-def _pixels(pillow: Any, image: Any, resize: Resize) -> Array:
-    """Return an opened image as uint8 RGB (H,W,3)."""
-    image.load()
-    orientation = image.getexif().get(ORIENTATION)
-    if orientation in UPRIGHT:
-        image = image.transpose(pillow.Transpose[UPRIGHT[orientation]])
-    if image.mode[0] in "IF":  # Pillow would clip 16 bits to 8
-        values = np.asarray(image)
-        if values.dtype.kind == "f" or values.min() < 0 or values.max() >= SIXTEEN_BITS:
-            raise ValueError(f"pixels of mode {image.mode} have no known range")
-        image = pillow.fromarray((values >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    height, width = resize.target(image.height, image.width)
-    if (width, height) != image.size:
-        image = image.resize((width, height), pillow.Resampling[resize.filter.upper()])
-    return np.asarray(image)
 
 
 def count_reasons(skipped: Iterable[Skipped]) -> str:

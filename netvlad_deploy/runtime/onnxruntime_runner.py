@@ -98,7 +98,7 @@ class OnnxRuntimeRunner(Runner):
 
     def _model(self, content: bytes) -> Any:
         """Return the model with the type of every tensor, and its stages as outputs if they are tapped."""
-        onnx = require("onnx", extra="export")
+        onnx = require("onnx", extra="strict")
         model = onnx.load_from_string(content)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *self.spec.stages)]

@@ -32,7 +32,7 @@ def strict_model(model: Any) -> Any:
 
     Raises: RunError if a node holds a graph of its own, whose tensors would not be rounded.
     """
-    onnx = require("onnx", extra="export")
+    onnx = require("onnx", extra="strict")
     half = _half_tensors(model.graph, onnx.TensorProto.FLOAT16)
     nodes = []
     for index, original in enumerate(model.graph.node):

@@ -5,6 +5,7 @@ variable or whichever package happens to be installed.
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from netvlad_deploy.build_options import RTX, TENSORRT
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
-from netvlad_deploy.require import require
+from netvlad_deploy.require import install_line, require
 from netvlad_deploy.runtime.cuda import describe_gpu
 
 MODULES: Final = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
@@ -153,7 +154,7 @@ def open_tensorrt(flavor: str) -> TensorRT:
         module = require(MODULES[flavor], extra=EXTRAS[flavor])
     except (OSError, RuntimeError) as error:  # the binding is there, its shared libraries are not
         raise MissingDependencyError(
-            f"{flavor} is installed without its libraries ({error}): pip install 'netvlad-deploy[{EXTRAS[flavor]}]'"
+            f"{flavor} is installed without its libraries ({error}): {install_line(EXTRAS[flavor])}"
         ) from error
     return TensorRT(flavor=flavor, module=module)
 
@@ -187,14 +188,50 @@ def _in_words(error: Any) -> str:
     return f"{node}{error.desc()} ({error.file()}:{error.line()})"
 
 
+class _Redirection:
+    """Whether descriptor 1 goes to descriptor 2 just now, which is a matter of the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = self._saved = 0
+
+    def enter(self) -> None:
+        """Redirect, if nobody has yet."""
+        with self._lock:
+            if not self._users:
+                _flush()
+                self._saved = os.dup(1)
+                os.dup2(2, 1)
+            self._users += 1
+
+    def leave(self) -> None:
+        """Restore, if nobody else needs it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                _flush()
+                os.dup2(self._saved, 1)
+                os.close(self._saved)
+
+
+_REDIRECTION: Final = _Redirection()
+
+
+def _flush() -> None:
+    """Write out what Python and the C library hold back: it belongs to where descriptor 1 leads now."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send file descriptor 1 to descriptor 2: TensorRT's compiler writes warnings past its logger."""
-    sys.stdout.flush()
-    saved = os.dup(1)
+    """Send file descriptor 1 to descriptor 2: TensorRT's compiler writes warnings past its logger.
+
+    Several threads may do so at once: the first redirects, the last restores.
+    """
+    _REDIRECTION.enter()
     try:
-        os.dup2(2, 1)
         yield
     finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+        _REDIRECTION.leave()

@@ -11,10 +11,12 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"external_data", "journal", "projection", "records", "require", "shapes", "sidecar"},
+    {"limits"},
+    {"external_data", "journal", "projection", "records", "require", "scratch", "shapes", "sidecar"},
     {"spec"},
     {"images"},
-    {"arrays", "files", "build_options", "machine"},
+    {"formats"},
+    {"arrays", "children", "files", "build_options", "machine"},
     {"artifact", "oracle", "runner", "goldens"},
     {"runtime", "models"},
     {"export", "measurement", "source"},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from netvlad_deploy.artifact import Gpu
-from netvlad_deploy.export import engine
+from netvlad_deploy.export import builder, engine
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.files import Staging
 from tests.double.builder import BuilderWorld
@@ -84,8 +84,8 @@ def main() -> None:
     if given.meet:
         world.on_step = meet
     sys.modules["tensorrt"] = world.binding
-    engine.describe_gpu = lambda _: ORIN  # type: ignore[attr-defined, assignment]
-    engine.same_device = lambda _: lambda: None  # type: ignore[attr-defined, assignment]
+    builder.describe_gpu = lambda _: ORIN  # type: ignore[attr-defined, assignment]
+    engine.build_apart = builder.build_here  # type: ignore[attr-defined]
     target = given.folder / f"{given.name}.engine"
     build_engine(given.folder / "m.onnx", target, timing_cache=given.folder / "timings", force=True)
 

@@ -22,7 +22,7 @@ class BuilderWorld(World):
 
     `tf32` is whether a configuration starts with that flag, as all do so far; `measures` are the timings that a build
     takes, `device` is the GPU in the header of its timing cache. A property in `failing` does not keep what is set.
-    `on_step` is called at each step of the builder, in the builder's thread; `threads` are those put on the GPU.
+    `on_step` is called at each step of the builder; `devices` are the GPUs that it was put on.
     """
 
     def __init__(self, version: str, *, device: str = "orin") -> None:
@@ -30,7 +30,7 @@ class BuilderWorld(World):
         self.header = [version, device]
         self.tf32 = True
         self.measures = ["gemm"]
-        self.threads: list[int] = []
+        self.devices: list[int] = []
         self.on_step: Callable[[], None] = lambda: None
         self.messages: list[tuple[str, str]] = [("INFO", "Total Activation Memory: 2048 bytes")]
         self.parser_errors: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ RUN_TESTS: Final = (
     "tests/runtime/test_device_array.py",
 )
 GPU_MODULES: Final = {
+    "netvlad_deploy.export.builder": BUILD_TESTS,
     "netvlad_deploy.export.engine": BUILD_TESTS,
     "netvlad_deploy.export.progress": BUILD_TESTS,
     "netvlad_deploy.export.timing_cache": BUILD_TESTS,

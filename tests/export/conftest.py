@@ -1,7 +1,6 @@
 """Builds on the double of the binding."""
 
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from netvlad_deploy.artifact import EngineArtifact, Gpu
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import DeviceUnavailableError
-from netvlad_deploy.export import engine
+from netvlad_deploy.export import builder, engine
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import MODULES
@@ -35,7 +34,7 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture
 def open_world(monkeypatch: pytest.MonkeyPatch) -> Open:
-    """Return what installs a binding, with a GPU for the standard package and none for RTX."""
+    """Return what installs a binding for builds in this process, with a GPU for the standard package, none for RTX."""
 
     def opened(version: str, **arguments: Any) -> BuilderWorld:
         world = BuilderWorld(version, **arguments)
@@ -47,9 +46,11 @@ def open_world(monkeypatch: pytest.MonkeyPatch) -> Open:
             assert extra == "tensorrt"
             return ORIN
 
-        for module in (engine, trt_api):
+        for module in (builder, trt_api):
             monkeypatch.setattr(module, "describe_gpu", describe)
-        monkeypatch.setattr(engine, "same_device", lambda _: lambda: world.threads.append(threading.get_ident()))
+        monkeypatch.setattr(builder, "use_device", lambda _, device: world.devices.append(device))
+        monkeypatch.setattr(engine, "current_device", lambda extra: 2 if describe(extra) else 0)
+        monkeypatch.setattr(engine, "build_apart", builder.build_here)
         return world
 
     return opened

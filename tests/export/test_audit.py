@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,18 @@ from torch import Tensor
 
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.export.audit import LARGEST_FEATURE, audit
+from netvlad_deploy.errors import FoldError, InputError
+from netvlad_deploy.export.audit import LARGEST_FEATURE, SMALLEST_NORM, audit
 from netvlad_deploy.export.engine import build_engine
-from netvlad_deploy.export.fold import FoldedNetVLAD
+from netvlad_deploy.export.fold import FoldedNetVLAD, fold
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.measurement.candidate import open_runner
+from netvlad_deploy.models.netvlad import initialize
+from netvlad_deploy.projection import BIAS, Projection
+from netvlad_deploy.runtime.embed import embed_array
 from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.spec import COARSE_STEP, FeatureRange, GraphOptions, NetVLADSpec
-from tests.modules import make_module
+from tests.modules import features, make_module, make_projected
 
 pytestmark = pytest.mark.export
 
@@ -50,7 +56,7 @@ def test_the_logit_step_is_that_of_the_largest_logit(norm: float, exponent: int)
     assert found.logit_slope == 2
     assert found.logit_step == 2.0 ** (exponent - 10) == np.spacing(np.float16(2 * norm))
     assert wide.logit_step == single.logit_step == 2.0 ** (exponent - 23) == np.spacing(np.float32(2 * norm))
-    assert (found.largest, wide.largest, single.largest) == (LARGEST_FEATURE, LARGEST_FEATURE, None)
+    assert (found.largest, wide.largest, single.largest) == (LARGEST_FEATURE, LARGEST_FEATURE, 2.0**61)
     assert found.norm == norm
 
 
@@ -244,3 +250,93 @@ def test_an_engine_keeps_range_and_findings(tmp_path: Path) -> None:
     assert len(engine.warnings) == 2
     assert (engine.warnings, engine.range) == (artifact.warnings, artifact.range)
     assert (engine.precision, engine.dtypes) == (artifact.precision, artifact.dtypes)
+
+
+def test_fp32_says_where_it_ends() -> None:
+    """A square of the norm, and a logit, must not overflow."""
+    norm = 2.0  # of the columns
+    for slope, expected in ((1.0, 2.0**62), (2.0**80, 2.0**126 / (norm * 2.0**80))):
+        found = range_of(slope * PAIR, precision="fp32")
+        assert found.largest == expected / np.sqrt(4)
+        assert found.smallest == SMALLEST_NORM, "centroids of zero leave nothing but the features"
+
+
+def long_centroids(length: float) -> FoldedNetVLAD:
+    layer = folded(PAIR, precision="fp32")
+    layer.centroids[:] = length / 2
+    return layer
+
+
+def test_centroids_outweigh_what_short_features_lose() -> None:
+    assert audit(long_centroids(1e-3))[0].smallest is None
+    assert audit(long_centroids(1e-20))[0].smallest == SMALLEST_NORM
+
+
+@pytest.mark.parametrize("length", [5e18, 1e25])
+def test_centroids_whose_squares_overflow_are_refused(length: float) -> None:
+    audit(long_centroids(4e18))
+    with pytest.raises(FoldError, match=r"centroid 0 has norm .* squares overflow FP32: scale features and centroids"):
+        audit(long_centroids(length))
+
+
+def test_logits_that_overflow_are_refused() -> None:
+    with pytest.raises(FoldError, match=r"logits of features of norm 1 may reach 3.4e\+38, .* sums overflow FP32"):
+        audit(folded(1.7e38 * PAIR, precision="fp32"))
+    with pytest.raises(FoldError, match="logits of features of norm 100 may reach"):
+        audit(folded(1e36 * PAIR, precision="fp32", feature_norm=100))
+    with pytest.raises(FoldError, match="logits of features of norm 1 may reach"):
+        audit(folded(PAIR, [3e38, 0], precision="fp32"))
+
+
+def projected(scale: float, l2: bool, gating: float | None = None) -> FoldedNetVLAD:
+    projection = Projection(size=4, l2=l2, gating=None if gating is None else BIAS)
+    module = make_projected(projection, 3, 8, batch_norm=True)
+    assert module.projection is not None
+    module.projection.weight.data *= scale
+    if module.gating is not None:
+        module.gating.weight.data *= gating or 1
+    return fold(module)
+
+
+def test_a_projection_that_overflows_is_refused() -> None:
+    for accepted in (projected(1e15, l2=True), projected(1e30, l2=False), projected(1, l2=True, gating=1e30)):
+        audit(accepted)
+    for refused in (projected(1e25, l2=True), projected(3e38, l2=False)):
+        with pytest.raises(FoldError, match=r"the projection may reach .* FP32 overflows"):
+            audit(refused)
+    with pytest.raises(FoldError, match=r"gating may reach .* overflows FP32"):
+        audit(projected(1e20, l2=False, gating=1e25))
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"precision": "fp32"}, (2.0**61, None)),
+    ({"input_dtype": "float32"}, (2.0**61, None)),
+    ({}, (LARGEST_FEATURE, pytest.approx(100 * 2.0**-25 * np.sqrt(4 / 3)))),
+])  # fmt: skip
+def test_what_is_normalised_before_it_is_narrowed_may_have_any_length(options: Any, expected: Any) -> None:
+    layer = folded(PAIR, **options)
+    layer.spec = replace(layer.spec, normalize_input=True)
+    found = audit(layer)[0]
+    assert (found.largest, found.smallest) == expected
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("normalize_input", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_both_ends_of_the_range_are_right(tmp_path: Path, precision: str, normalize_input: bool) -> None:
+    """As a caller has them, in FP32: what the cast to FP16 loses counts, too."""
+    module = initialize(replace(make_module(3, 8, 1, batch_norm=False).spec, normalize_input=normalize_input), 0)
+    artifact = export_onnx(module.eval(), tmp_path / "m.onnx", GraphOptions(precision=precision))
+    limits, x = artifact.range, features(2, 30, 8)
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    ends = [limits.largest or 0, (limits.smallest or 1e-15) * 1.001]
+    with open_runner(artifact, backend="strict") as runner, open_runner(artifact, backend="oracle") as oracle:
+        for end in ends:
+            scaled = (x.astype(np.float64) * end).astype(np.float32)
+            got = embed_array(runner, scaled, batch=2)
+            assert np.abs(got - oracle.run({"features": scaled})["descriptor"]).max() < 5e-3, end
+        beyond = [(x * np.float32(30)) * np.float32(ends[0])]
+        beyond += [x * np.float32(0.9 * limits.smallest)] if limits.smallest else []
+        for outside in beyond:
+            with pytest.raises(InputError, match=r"too (small|large) for this artifact"):
+                embed_array(runner, outside, batch=2)

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact, stage_artifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, BuildError, DeviceUnavailableError, MissingDependencyError, UsageError
+from netvlad_deploy.export import builder
 from netvlad_deploy.export import engine as engines
 from netvlad_deploy.export.build_log import read_figures
 from netvlad_deploy.export.engine import build_engine
@@ -130,7 +132,8 @@ def test_what_the_compiler_prints_stays_off_standard_output(
         os.write(1, b"[W] printed past the logger\n")
         parse(*arguments)
 
-    monkeypatch.setattr(engines, "parse_onnx", noisy)
+    monkeypatch.setattr(builder, "parse_onnx", noisy)
+    monkeypatch.setattr(engines, "build_apart", builder.build_here)
     build_engine(masked, tmp_path / "m.engine", OPTIONS)
     os.write(1, b"{}")
     captured = capfd.readouterr()
@@ -144,16 +147,16 @@ def test_a_graph_the_parser_refuses_is_quoted(masked: OnnxArtifact, tmp_path: Pa
 
     model = onnx.load(masked.path)
     model.graph.node[0].op_type = "NoSuchOperator"
-    (tmp_path / masked.reference.name).write_bytes(masked.reference_path.read_bytes())
     with stage_files(force=False) as staging:
-        artifact = stage_artifact(staging, replace(masked, path=tmp_path / "m.onnx"), model.SerializeToString())
+        wrong = stage_artifact(staging, replace(masked, path=tmp_path / "m.onnx"), model.SerializeToString())
+        staging.write(tmp_path / masked.reference.name, masked.reference_path.read_bytes())
     with pytest.raises(BuildError, match=r"cannot parse the graph: .*NoSuchOperator"):
-        build_engine(artifact, tmp_path / "m.engine", OPTIONS)
+        build_engine(wrong, tmp_path / "m.engine", OPTIONS)
 
 
 @rtx
 def test_no_engine_is_a_build_error(masked: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_profile", lambda builder, *_: builder.create_optimization_profile())
+    monkeypatch.setattr(OnnxArtifact, "input_shapes", lambda *_: {})
     with pytest.raises(BuildError, match=r"built no engine: .*profile"):
         build_engine(masked, tmp_path / "m.engine", OPTIONS)
 
@@ -166,8 +169,9 @@ def test_an_unknown_flavor_is_refused(exported: OnnxArtifact, tmp_path: Path) ->
 def test_a_missing_flavor_names_the_pip_line(
     exported: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'netvlad-deploy\[tensorrt\]'"):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(engines, "build_apart", builder.build_here)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tensorrt>=10\.3'"):
         build_engine(exported, tmp_path / "m.engine", BuildOptions(flavor="tensorrt"))
 
 

@@ -5,10 +5,6 @@ Whatever call or setting of the builder is left out makes a test here fail. Noth
 
 import json
 import logging
-import os
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, Gpu, load_artifact, log_path
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, UsageError
-from netvlad_deploy.export import engine, progress
+from netvlad_deploy.export import builder, engine, progress
 from netvlad_deploy.runtime import trt_api
 from netvlad_deploy.runtime.trt_api import TensorRT
 from tests.double.builder import BuilderWorld
@@ -54,7 +50,7 @@ def test_a_plain_build(world: BuilderWorld, build: Build, tmp_path: Path) -> Non
     assert artifact.versions[world.flavor] == world.binding.__version__
     assert (artifact.flags, artifact.warnings) == ((), ("of the audit",))
     assert artifact.gpu == (None if world.rtx else ORIN)
-    assert artifact.targets == (engine.RTX_TARGETS if world.rtx else ())
+    assert artifact.targets == (builder.RTX_TARGETS if world.rtx else ())
     assert artifact.figures.activation_bytes == 2048
     assert files(tmp_path) == {"m.engine", "m.engine.json", "m.engine.log"}
 
@@ -94,7 +90,7 @@ def test_a_gpu_is_noted_unless_the_engine_is_for_others(
     open_world: Open, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = open_world(RTX)
-    monkeypatch.setattr("netvlad_deploy.export.engine.describe_gpu", lambda extra: ORIN)
+    monkeypatch.setattr("netvlad_deploy.export.builder.describe_gpu", lambda extra: ORIN)
     assert build(world).gpu == ORIN
     assert build(world, compute_capabilities=("SM89",), force=True).gpu is None
 
@@ -192,7 +188,7 @@ def test_an_engine_is_kept_though_its_timings_cannot_be(
 
 def test_the_builder_works_on_the_gpu_of_its_caller(world: BuilderWorld, build: Build) -> None:
     build(world)
-    assert (threading.get_ident() in world.threads, len(world.threads)) == (False, 0 if world.rtx else 1)
+    assert world.devices == ([] if world.rtx else [2])
 
 
 def test_no_gpu_is_an_error_where_one_is_needed(
@@ -202,7 +198,7 @@ def test_no_gpu_is_an_error_where_one_is_needed(
         raise DeviceUnavailableError("no GPU")
 
     world = open_world("10.3")
-    monkeypatch.setattr("netvlad_deploy.export.engine.describe_gpu", none)
+    monkeypatch.setattr("netvlad_deploy.export.builder.describe_gpu", none)
     with pytest.raises(DeviceUnavailableError, match="no GPU"):
         build(world)
 
@@ -251,42 +247,11 @@ def test_progress_is_logged_once_a_second_at_most(
             super().__init__()
             kept.append(self)
 
-    monkeypatch.setattr(progress, "Progress", Kept)
+    monkeypatch.setattr(builder, "Progress", Kept)
     build(world, force=True)
     steps = [f"build: {phase}, step {step} of 2" for phase in ("Timing tactics", "Building engine") for step in (1, 2)]
     assert caplog.messages == ["build: Building engine", *steps]
     assert [each._steps for each in kept] == [{}]
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Make SIGINT what it is at a terminal: a job in the background inherits it ignored."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_stops_the_builder_and_leaves_nothing(
-    world: BuilderWorld, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps, seen, cancel = [], threading.Event(), progress.Progress.cancel
-
-    def cancelled(self: progress.Progress) -> None:
-        cancel(self)
-        seen.set()
-
-    def interrupted() -> None:
-        steps.append("step")
-        os.kill(os.getpid(), signal.SIGINT)
-        seen.wait(10)
-
-    monkeypatch.setattr(progress.Progress, "cancel", cancelled)
-    world.on_step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        build(world)
-    assert len(steps) == 1
-    assert files(tmp_path) == set()
 
 
 @pytest.mark.parametrize("version", STANDARD)

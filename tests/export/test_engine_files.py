@@ -58,6 +58,27 @@ def test_tf32_is_for_fp32_graphs(open_world: Open, build: Build, tmp_path: Path)
         build_engine(graph, tmp_path / "m.engine", BuildOptions(tf32=True))
 
 
+def test_turing_is_refused_before_the_builder_starts(open_world: Open, build: Build, tmp_path: Path) -> None:
+    world = open_world("rtx-1.7.1")
+    with pytest.raises(UsageError, match=r"SM75 \(Turing\) .*m\.onnx is fp32: export with --precision fp16, or leave"):
+        build(world, compute_capabilities=("SM89", "SM75"))
+    assert world.journal == []
+    (tmp_path / "half").mkdir()
+    graph = write_graph(tmp_path / "half", precision="fp16")
+    options = BuildOptions(flavor="tensorrt-rtx", compute_capabilities=("SM75",))
+    assert build_engine(graph, tmp_path / "m.engine", options).targets == ("SM75",)
+
+
+def test_bytes_that_changed_since_they_were_hashed_are_not_built(
+    open_world: Open, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = open_world("10.3")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"{}")
+    with pytest.raises(ArtifactError, match=r"m\.onnx was changed meanwhile, its SHA-256 is another"):
+        build(world)
+    assert (world.journal, files(tmp_path)) == ([], set())
+
+
 def test_a_stale_reference_file_is_refused(world: BuilderWorld, build: Build, tmp_path: Path) -> None:
     (tmp_path / "m.reference.npz").write_bytes(b"others")
     with pytest.raises(ArtifactError, match=r"m\.reference\.npz has SHA-256 .* stale"):

@@ -1,8 +1,6 @@
 """What the builder of TensorRT-RTX really does with options, progress and Ctrl-C; it needs no GPU."""
 
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,32 +8,20 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact, log_path
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.errors import UsageError
+from netvlad_deploy.errors import BuildError, UsageError
+from netvlad_deploy.export import engine
 from netvlad_deploy.export.engine import build_engine
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.projection import Projection
 from netvlad_deploy.runtime.trt_api import open_tensorrt
 from netvlad_deploy.shapes import Profile
+from netvlad_deploy.spec import GraphOptions
+from tests.modules import make_projected
 
 pytestmark = [pytest.mark.export, pytest.mark.rtx]
 
 OPTIONS = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile.parse("1x1,2x10,4x20"), Profile.parse("1x50")))
-
-INTERRUPT = """
-import os, signal, sys, time
-from netvlad_deploy.cli import main
-from netvlad_deploy.export.progress import Progress
-
-step = Progress.step
-
-def interrupted(self, phase, number):
-    os.write(2, f"step {number} of {phase}\\n".encode())
-    os.kill(os.getpid(), signal.SIGINT)
-    self._cancelled.wait(20)
-    return step(self, phase, number)
-
-Progress.step = interrupted
-sys.argv = ["netvlad-deploy", *sys.argv[1:]]
-main()
-"""
 
 
 def test_options_are_kept_and_written_down(masked: OnnxArtifact, tmp_path: Path) -> None:
@@ -87,17 +73,6 @@ def test_progress_is_a_line_or_two(masked: OnnxArtifact, tmp_path: Path, caplog:
     assert len(caplog.messages) < 20
 
 
-def test_ctrl_c_stops_the_builder_and_leaves_nothing(masked: OnnxArtifact, tmp_path: Path) -> None:
-    arguments = ["build", str(masked.path), "--flavor", "tensorrt-rtx", "-o", "m.engine", "--json"]
-    script = [sys.executable, "-c", INTERRUPT, *arguments]
-    outcome = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert outcome.returncode == 130, outcome.stderr
-    assert outcome.stdout == ""
-    assert "Traceback" not in outcome.stderr
-    assert outcome.stderr.count("step ") == 1, "the builder went on"
-    assert not list(tmp_path.iterdir())
-
-
 def test_capabilities() -> None:
     tensorrt = open_tensorrt("tensorrt-rtx")
     assert tensorrt.builds_without_gpu
@@ -106,3 +81,48 @@ def test_capabilities() -> None:
     assert tensorrt.has_runtime_cache
     assert not tensorrt.has_timing_cache
     assert not tensorrt.has_precision_flags
+
+
+def test_a_failed_build_for_turing_leaves_nothing_in_the_next(
+    tmp_path: Path, module: NetVLAD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process the second build of the half graph took Turing's plan, and its sidecar said SM89."""
+    single = export_onnx(module, tmp_path / "single.onnx")
+    half = export_onnx(module, tmp_path / "half.onnx", GraphOptions(precision="fp16"))
+    ada, turing = (replace(OPTIONS, compute_capabilities=(name,)) for name in ("SM89", "SM75"))
+    before = build_engine(half, tmp_path / "before.engine", ada)
+    monkeypatch.setattr(engine, "_check_turing", lambda *_, **__: None)
+    with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
+        build_engine(single, tmp_path / "turing.engine", turing)
+    after = build_engine(half, tmp_path / "after.engine", ada)
+    assert after.sha256 == before.sha256
+    assert after.figures.kernels == before.figures.kernels
+
+
+@pytest.mark.parametrize("options", [GraphOptions(), GraphOptions(precision="fp16", wide_logits=True)])
+def test_fp32_products_are_refused_for_turing_before_the_builder_starts(
+    tmp_path: Path, module: NetVLAD, options: GraphOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = export_onnx(module, tmp_path / "m.onnx", options)
+    monkeypatch.delattr(engine, "build_apart")
+    with pytest.raises(UsageError, match=rf"SM75 .* no matrix product in FP32, .*m.onnx is {options.precision_name}: "):
+        build_engine(artifact, tmp_path / "m.engine", replace(OPTIONS, compute_capabilities=("SM89", "SM75")))
+
+
+def test_gating_is_refused_for_turing_and_whitening_is_not(tmp_path: Path) -> None:
+    half = GraphOptions(precision="fp16")
+    turing = BuildOptions(flavor="tensorrt-rtx", compute_capabilities=("SM75",))
+    for gating in (None, "batch_norm"):
+        artifact = export_onnx(
+            make_projected(Projection(size=16, gating=gating), 8, 32, 0), tmp_path / f"{gating}.onnx", half
+        )
+        if gating is None:
+            assert build_engine(artifact, tmp_path / "m.engine", turing).targets == ("SM75",)
+            continue
+        with pytest.raises(UsageError, match="has gating in FP32: leave SM75 out"):
+            build_engine(artifact, tmp_path / "gated.engine", turing)
+
+
+def test_a_half_pipeline_is_built_for_turing(half: OnnxArtifact, tmp_path: Path) -> None:
+    options = BuildOptions(flavor="tensorrt-rtx", compute_capabilities=("SM75",))
+    assert build_engine(half, tmp_path / "half.engine", options).targets == ("SM75",)

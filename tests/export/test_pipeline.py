@@ -16,7 +16,7 @@ from netvlad_deploy.export.golden import make_goldens
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.export.wide_convolutions import WideConvolutions
 from netvlad_deploy.goldens import golden_image, golden_sizes, load_goldens
-from netvlad_deploy.images import Resize
+from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -77,7 +77,7 @@ def test_the_sidecar_says_what_becomes_of_an_image(tmp_path: Path) -> None:
     assert loaded == artifact
     assert loaded.images == pipeline.images
     assert (loaded.inputs, dict(loaded.dtypes)) == (("images",), {"images": "uint8", "descriptor": "float32"})
-    assert loaded.preprocessing == "RGB from 0 to 255, to 40x56 (bilinear); the graph normalises"
+    assert loaded.preprocessing == "RGB from 0 to 255, upright by EXIF, to 40x56 (bilinear); the graph normalises"
     assert str(loaded.usual_profile) == "batch 1:1:8, height 40:40:40, width 56:56:56"
 
 
@@ -172,11 +172,13 @@ class TestGoldens:
             (Resize(filter="box"), (320, 256)),
             (Resize(size=(480, 640)), (480, 640)),
             (Resize(longest=320), (240, 320)),
+            (Resize(longest=1024), (480, 640)),
+            (Resize(shortest=240), (240, 320)),
         ],
     )
     def test_one_has_the_size_of_the_rule(self, resize: Resize, last: tuple[int, int]) -> None:
-        assert golden_sizes(resize)[-1] == last
-        assert len(golden_sizes(resize)) == 3
+        assert golden_sizes(ImageInput(resize=resize))[-1] == last
+        assert len(golden_sizes(ImageInput(resize=resize))) == 3
 
     def test_pictures_have_structure_and_differ(self) -> None:
         one, other = (golden_image(64, 96, seed) for seed in (0, 1))

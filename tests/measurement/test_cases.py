@@ -10,6 +10,7 @@ from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
 from tests.measurement.test_error_model import parameters
+from tests.modules import RANGE
 
 SHAPES = Profile(batch=AxisRange(min=2, opt=3, max=4), num_features=AxisRange(min=5, opt=6, max=9))
 
@@ -110,3 +111,49 @@ def test_a_margin_that_cannot_be_reached_is_in_the_name() -> None:
     constructed = [name for name in names if name.startswith(("ghosts", "empty"))]
     assert len(constructed) == 4
     assert all("(reached " in name for name in constructed)
+
+
+def scaled(head: ReferenceParameters, clusters: float = 1, centroids: float = 1) -> ReferenceParameters:
+    return replace(head, clusters=clusters * head.clusters, centroids=centroids * head.centroids)
+
+
+def doubts(p: ReferenceParameters, dtype: type, **limits: float) -> dict[str, str]:
+    """Return why cases are left out, by name."""
+    known = replace(RANGE, largest=limits["largest"], smallest=limits["smallest"]) if limits else None
+    cases = [case.rounded(dtype) for case in default_cases(p, shapes=SHAPES)]
+    return {case.name.split(" (")[0]: why for case in cases if (why := case.doubt(known))}
+
+
+def test_usual_cases_are_what_they_claim(head: ReferenceParameters) -> None:
+    for dtype in (np.float32, np.float16):
+        assert doubts(head, dtype) == {}
+    for case in default_cases(parameters(16, 4, 4, 1)):
+        assert case.doubt(None) == ""
+
+
+@pytest.mark.parametrize(("dtype", "centroids"), [
+    (np.float32, 1e-44), (np.float32, 1e39), (np.float16, 1e6), (np.float16, 1e18), (np.float16, 1e-7),
+])  # fmt: skip
+def test_features_that_cannot_be_near_a_centroid_are_left_out(
+    head: ReferenceParameters, dtype: type, centroids: float
+) -> None:
+    found = doubts(scaled(head, centroids=centroids), dtype)
+    assert list(found) == ["near centroids"]
+    assert "centroid" in found["near centroids"] or "not finite" in found["near centroids"]
+
+
+@pytest.mark.parametrize("centroids", [1e-30, 1e5, 1e18])
+def test_features_near_centroids_of_any_size_are_made_in_fp32(head: ReferenceParameters, centroids: float) -> None:
+    p = scaled(head, centroids=centroids)
+    assert doubts(p, np.float32) == {}
+    assert list(doubts(p, np.float32, smallest=1e-15, largest=1e4 if centroids > 1 else 1e30)) == ["near centroids"]
+    normalised = replace(p, normalize_input=True)
+    assert "length 1" in doubts(normalised, np.float32)["near centroids"]
+
+
+@pytest.mark.parametrize("clusters", [1e-42, 1e20])
+def test_a_margin_that_float32_cannot_hold_leaves_the_case_out(head: ReferenceParameters, clusters: float) -> None:
+    plain = replace(scaled(head, clusters=clusters), batch_norm=None)
+    expected = ["empty clusters", *(f"ghosts win by {margin}" for margin in (30, 60, 100))]
+    assert list(doubts(plain, np.float32)) == (expected if clusters < 1 else [])
+    assert set(doubts(plain, np.float16)) == set(expected)

@@ -1,14 +1,12 @@
-import json
-import subprocess
-import sys
-from io import StringIO
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import InputError, ParityError, RunError, UsageError
+from netvlad_deploy.children import Channel
+from netvlad_deploy.errors import ArtifactError, InputError, ParityError, RunError, UsageError
 from netvlad_deploy.measurement import latency, worker
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport, _Worker, bootstrap_ratio, measure
@@ -103,7 +101,7 @@ def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
     exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     candidates = [Candidate(path=exported.path, backend="torch"), Candidate(path=exported.path)]
     report = measure(candidates, FEEDS, rounds=1, block_ms=1, warmup_ms=1, threads=1)
     assert [result.verdict for result in report.candidates] == [Verdict.NOT_RUN, Verdict.PASS]
@@ -112,7 +110,7 @@ def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
 
 
 def test_a_worker_that_fails_is_an_error(exported: OnnxArtifact, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none.onnx: .*is not a file"):
+    with pytest.raises(ArtifactError, match=r"none.onnx: .*is missing"):
         measure([Candidate(path=tmp_path / "none.onnx")], FEEDS, rounds=1)
     with pytest.raises(UsageError, match="leave --backend out for onnxruntime"):
         measure([Candidate(path=exported.path, backend="tensorrt")], FEEDS, rounds=1)
@@ -132,19 +130,21 @@ def test_features_that_are_not_finite_are_not_timed() -> None:
         measure([Candidate(path=Path("m.onnx"))], {FEATURES: np.full((1, 2, 16), np.nan, np.float32)})
 
 
-def test_a_worker_that_dies_or_fails_in_a_block_is_an_error(
-    exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_dies_is_an_error(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "WORKER", "netvlad_deploy.nothing")
-    with pytest.raises(RunError, match=r"the worker of m.onnx died with 1"):
+    with pytest.raises(RunError, match=r"m.onnx: its process ended with exit code 1"):
         measure([Candidate(path=exported.path)], FEEDS, rounds=1)
-    answer = json.dumps({"error": "the GPU fell off", "exit_code": 70})
-    program = f"import sys\nfor line in sys.stdin: print({answer!r}, flush=True)"
-    command = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: command([sys.executable, "-c", program], **options))
-    worker = latency._Worker(Candidate(path=exported.path), 1)
-    with worker, pytest.raises(RunError, match=r"m.onnx: the GPU fell off"):
-        worker.run_block(1.0)
+
+
+def test_an_error_in_a_block_is_named_by_its_candidate(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    with latency._Worker(Candidate(path=exported.path), 1) as worker:
+
+        def gone() -> None:
+            raise RunError("the GPU fell off")
+
+        monkeypatch.setattr(worker._child, "receive", gone)
+        with pytest.raises(RunError, match=r"^m.onnx: the GPU fell off$"):
+            worker.run_block(1.0)
 
 
 def test_a_folder_of_files_named_as_modules_does_no_harm(
@@ -163,14 +163,17 @@ def test_an_engines_report_has_the_gpus_own_times(
     machine = install(monkeypatch, "10.3")
     runner = TensorRTRunner(machine.engine(tmp_path / "m.engine"))
     monkeypatch.setattr(Candidate, "open", lambda *_, **__: runner)
-    np.savez(tmp_path / "feeds.npz", features=np.ones((1, 3, 3), np.float32), mask=np.ones((1, 3), np.bool_))
-    request = {"path": "m.engine", "backend": None, "expect_sha256": None, "threads": 1, "warmup_ms": 1}
-    lines = [request | {"feeds": str(tmp_path / "feeds.npz")}, {"block_ms": 1}, {"block_ms": 1}]
-    monkeypatch.setattr("sys.stdin", StringIO("".join(json.dumps(line) + "\n" for line in lines)))
-    output = StringIO()
-    monkeypatch.setattr(worker, "_claim_stdout", lambda: output)
-    worker.main()
-    opened, *blocks = (json.loads(line) for line in output.getvalue().splitlines())
+    feeds, requests, answers = BytesIO(), BytesIO(), BytesIO()
+    np.savez(feeds, features=np.ones((1, 3, 3), np.float32), mask=np.ones((1, 3), np.bool_))
+    asked = {"path": "m.engine", "backend": None, "expect_sha256": None, "threads": 1, "warmup_ms": 1}
+    Channel(BytesIO(), requests).send(asked, feeds.getvalue())
+    for _ in range(2):
+        Channel(BytesIO(), requests).send({"block_ms": 1})
+    requests.seek(0)
+    with pytest.raises(EOFError):
+        worker.serve(Channel(requests, answers))
+    answers.seek(0)
+    opened, *blocks = (Channel(answers, BytesIO()).receive()[0] for _ in range(3))
     assert opened["conditions"].startswith("CUDA graphs on, ")
     assert [block["times_ms"] for block in blocks] == [[2, 2, 2]] * 2
 

@@ -82,6 +82,47 @@ def test_parity_text() -> None:
     assert parity_lines(parity(reason="no GPU")) == ["NOT_RUN  m.onnx against oracle, fp32: no GPU"]
 
 
+UNMADE = CaseParity(name="near", batch=2, num_features=3, logit_step=0.0, outputs=(), reason="nothing is near")
+BLIND = CaseParity(
+    name="long",
+    batch=2,
+    num_features=3,
+    logit_step=0.0,
+    outputs=(replace(OUTPUT, verdict=Verdict.NOT_JUDGED),),
+    reason="a swap would not show",
+    smallest_fault=3.0,
+)
+
+
+def with_cases(*cases: CaseParity) -> ParityReport:
+    return replace(parity(OUTPUT), cases=cases)
+
+
+def test_what_proves_nothing_is_counted_and_never_a_pass() -> None:
+    seen = replace(parity(OUTPUT).cases[0], smallest_fault=0.00123)
+    report = with_cases(seen, UNMADE, BLIND, replace(BLIND, name="longer"))
+    assert (report.verdict, report.not_judged) == (Verdict.PASS, 3)
+    assert with_cases(UNMADE, BLIND).verdict is Verdict.NOT_JUDGED
+    record = json.loads(to_json("validate", report))
+    assert record["not_judged"] == 3
+    assert [case["verdict"] for case in record["cases"]] == ["PASS", *["NOT_JUDGED"] * 3]
+    assert record["cases"][0]["smallest_fault"] == 0.00123
+    title, _, *rows, near, long = parity_lines(report)
+    assert title.endswith("4 cases, 3 not judged")
+    assert [row.split()[0] for row in rows] == ["PASS", *["NOT_JUDGED"] * 3]
+    assert rows[0].endswith("0.12 %")
+    assert rows[2].endswith("over 100 %")
+    assert near == "not judged: near: nothing is near"
+    assert long == "not judged: long, longer: a swap would not show"
+
+
+def test_junit_skips_what_proves_nothing() -> None:
+    suite = ET.fromstring(parity_junit(with_cases(*parity(OUTPUT).cases, UNMADE, BLIND)))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "0", "2")
+    reasons = [element.get("message") for element in suite.iter("skipped")]
+    assert reasons == ["nothing is near", "a swap would not show"]
+
+
 def test_latency_text() -> None:
     lines = latency_lines(LATENCY)
     assert "2 threads, 10 rounds of 300 ms after 500 ms, a processor" in lines[0]

@@ -15,7 +15,7 @@ from cuda.bindings import runtime as binding
 from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.runtime import cuda
-from netvlad_deploy.runtime.cuda import Cuda, describe_gpu, same_device
+from netvlad_deploy.runtime.cuda import Cuda, current_device, describe_gpu, use_device
 from netvlad_deploy.runtime.tensorrt_runner import TensorRTRunner
 from netvlad_deploy.spec import FEATURES
 from tests.double.arrays import InterfaceOnGpu
@@ -118,11 +118,11 @@ def test_the_gpu_is_described(single: Machine) -> None:
 
 def test_another_thread_is_put_on_the_same_gpu(single: Machine) -> None:
     single.cuda.cudaSetDevice(3)
-    prepare = same_device("tensorrt")
-    single.cuda.cudaSetDevice(0)
-    with ThreadPoolExecutor(1, initializer=prepare) as pool:
+    device = current_device("tensorrt")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: single.cuda.current).result() == 0
+        pool.submit(use_device, "tensorrt", device).result()
         assert pool.submit(lambda: single.cuda.current).result() == 3
-    assert single.cuda.current == 0
 
 
 def test_free_memory_is_what_is_not_allocated(single: Machine) -> None:

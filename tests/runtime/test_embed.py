@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.runtime.embed import check_target, embed_array, embed_sequences, load_features, pad
 from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES
-from tests.modules import features
+from tests.modules import RANGE, features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
@@ -94,11 +95,32 @@ def test_the_target_is_of_the_sources_kind() -> None:
 def test_a_descriptor_that_overflows_is_named(exported: OnnxArtifact) -> None:
     x = features(3, 5, 16)
     x[1] *= np.float32(1e25)
-    with (
-        open_runner(exported) as runner,
-        pytest.raises(RunError, match="not finite for batch item 1: scale"),
-    ):
+    with open_runner(exported) as runner:
+        with pytest.raises(InputError, match=r"too large for this artifact: first at batch item 1, row 0, .* is over"):
+            embed_array(runner, x, batch=2)
+        runner.range = None  # as a sidecar of an earlier export says
+        with pytest.raises(RunError, match="not finite for batch item 1: scale"):
+            embed_array(runner, x, batch=2)
+
+
+def test_a_row_shorter_than_the_artifact_can_hold_is_named(exported: OnnxArtifact, masked: OnnxArtifact) -> None:
+    x = features(3, 5, 16)
+    x[0] = 0
+    x[2, 3] *= np.float32(1e-9)
+    short = replace(RANGE, smallest=1e-6)
+    with open_runner(exported) as runner:
         embed_array(runner, x, batch=2)
+        runner.range = short
+        assert embed_array(runner, x[:2], batch=2).shape == (2, 96), "rows of zeros are inside any range"
+        named = (
+            r"too small for this artifact: first at batch item 2, row 3, its norm \S+e-09 is under 1e-06: scale them up"
+        )
+        with pytest.raises(InputError, match=named):
+            embed_array(runner, x, batch=2)
+    with open_runner(masked) as runner:
+        runner.range = short
+        with pytest.raises(InputError, match="sequence b: features are too small for this artifact"):
+            embed_sequences(runner, {"a": x[0], "b": x[2]}, batch=2)
 
 
 def test_a_batch_stays_within_the_profile(exported: OnnxArtifact) -> None:

@@ -100,7 +100,7 @@ def test_nothing_left_is_an_error_that_counts(tmp_path: Path) -> None:
     before = [Skipped(path=name, reason=images.NO_SUFFIX) for name in "ab"]
     with pytest.raises(InputError, match=f"2 {images.NO_SUFFIX}, 1 {images.EMPTY}"):
         embed_images(Averages(), ImageInput(), files, skipped=before)
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="none was found"):
         embed_images(Averages(), ImageInput(), [])
 
 
@@ -128,7 +128,7 @@ def test_decoding_overlaps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The first batch ends only when an image of the second has been decoded."""
     decoded = threading.Event()
 
-    def load_one(pillow: object, file: ImageFile, resize: Resize) -> Array:
+    def load_one(pillow: object, file: ImageFile, prepared: ImageInput) -> Array:
         if file.name == "3":
             decoded.set()
         return np.zeros((4, 4, 3), np.uint8)

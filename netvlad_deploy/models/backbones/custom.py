@@ -3,6 +3,7 @@
 No file can have it imported: a checkpoint holds weights, and at most the name that the user must give again.
 """
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
@@ -16,19 +17,8 @@ from netvlad_deploy.models.backbones.base import Backbone
 SEPARATOR = ":"
 IMAGES_ATTRIBUTE = "images"
 
-FAULTS = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-"""What another's code raises."""
+FAULTS = (Exception, SystemExit)
+"""What another's code raises, which is no fault of this package; what ends the process, too. Ctrl-C stays Ctrl-C."""
 
 
 def custom_backbone(name: str) -> Backbone:
@@ -43,7 +33,8 @@ def custom_backbone(name: str) -> Backbone:
     before = list(sys.path)
     sys.path.append(str(Path.cwd()))
     try:
-        module = getattr(importlib.import_module(package), attribute)()
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            module = getattr(importlib.import_module(package), attribute)()
     except FAULTS as error:
         said = " ".join(str(error).split())
         raise UsageError(f"--backbone {name} cannot be made ({type(error).__name__}: {said})") from error

@@ -1,14 +1,15 @@
-"""Checkpoints of other code than the reference's: which dialect one is in, and its head in the reference's form.
+"""Checkpoints of other code than the reference's: where its layers stand, in which dialect, and what keys leave open.
 
 `docs/dialects.md` has the table. A dialect is a file here and an entry in DIALECTS.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects.base import Dialect, Head, names
+from netvlad_deploy.models.dialects.base import Dialect, Head, Place, convention_words, conventions, names
 from netvlad_deploy.models.dialects.collaborative_experts import COLLABORATIVE_EXPERTS
 from netvlad_deploy.models.dialects.deep_visual_geo_localization import DEEP_VISUAL_GEO_LOCALIZATION
 from netvlad_deploy.models.dialects.hloc import HLOC
@@ -17,12 +18,12 @@ from netvlad_deploy.models.dialects.mixture_of_embedding_experts import MIXTURE_
 from netvlad_deploy.models.dialects.openibl import OPENIBL
 from netvlad_deploy.models.dialects.openplacerecognition import OPENPLACERECOGNITION
 from netvlad_deploy.models.dialects.patch_netvlad import PATCH_NETVLAD
-from netvlad_deploy.models.dialects.pointnetvlad import POINTNETVLAD
+from netvlad_deploy.models.dialects.pointnetvlad import OVERLAPNETVLAD, OVERLAPTRANSFORMER, POINTNETVLAD
 from netvlad_deploy.models.dialects.pytorch_netvlad import PYTORCH_NETVLAD
 from netvlad_deploy.models.dialects.relja import RELJA
-from netvlad_deploy.models.dialects.soccernet import SOCCERNET
+from netvlad_deploy.models.dialects.soccernet import SOCCERNET, SOCCERNET_TEMPORALLY_AWARE
 
-__all__ = ["DIALECTS", "Dialect", "Head", "detect", "matching"]
+__all__ = ["DIALECTS", "Dialect", "Head", "Place", "find_head_in", "places"]
 
 DIALECTS: tuple[Dialect, ...] = (
     COLLABORATIVE_EXPERTS,
@@ -33,44 +34,121 @@ DIALECTS: tuple[Dialect, ...] = (
     OPENIBL,
     LYAKAAP,
     SOCCERNET,
+    SOCCERNET_TEMPORALLY_AWARE,
     HLOC,
     POINTNETVLAD,
+    OVERLAPTRANSFORMER,
+    OVERLAPNETVLAD,
     OPENPLACERECOGNITION,
     RELJA,
 )
 
 
-def matching(state: Mapping[str, Tensor]) -> list[Dialect]:
-    """Return the dialects that these keys are, those aside that must be chosen."""
-    return [dialect for dialect in DIALECTS if not dialect.explicit and dialect.matches(state)]
+def places(state: Mapping[str, Tensor]) -> list[Place]:
+    """Return where the keys of a dialect stand, once for each dialect that they fit."""
+    return [place for dialect in DIALECTS for place in dialect.places(state) if place.fits(state)]
 
 
-def detect(state: Mapping[str, Tensor], name: str | None = None) -> Dialect:
-    """Return the dialect of a state, or the one of this name.
+def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | None = None) -> tuple[Place, Head]:
+    """Return the only head in a state, or the one behind a prefix, or the one of the dialect of this name.
 
-    Raises: UsageError for an unknown name; InputError if the keys are no dialect's, or several dialects'.
+    Raises: UsageError for an unknown name; InputError if there is no such head, there are several, or its keys are
+        those of several dialects that differ.
     """
+    found = places(state) if name is None else list(_dialect(name).places(state))
+    here = [place for place in found if _stands_behind(place, prefix)]
+    if not here:
+        raise InputError(_nothing(state, found, prefix, name))
+    layers = {place.layer: place.start.rstrip(".") for place in here}
+    if len(layers) > 1:
+        starts = ", ".join(start or "one without a prefix" for start in sorted(layers.values()))
+        known = sorted({place.dialect.name for place in here if place.is_named(state)})
+        dialects = f", or with --dialect ({', '.join(known)})" if len(known) > 1 else ""
+        raise InputError(f"holds {len(layers)} NetVLADs: {starts}: choose one with --prefix{dialects}")
+    place, head = _told_apart(state, here)
+    return place, head if name is not None else replace(head, assumed=_assumed(state, here, place, head))
+
+
+def _dialect(name: str) -> Dialect:
+    chosen = {dialect.name: dialect for dialect in DIALECTS}.get(name)
+    if chosen is None:
+        raise UsageError(f"dialect {name!r} is unknown: choose {', '.join(each.name for each in DIALECTS)}")
+    return chosen
+
+
+def _stands_behind(place: Place, prefix: str) -> bool:
+    """Return whether a prefix is what stands before the layer's own names, or before the dialect's."""
+    return not prefix or f"{prefix.rstrip('.')}." in (place.before, place.start)
+
+
+def _told_apart(state: Mapping[str, Tensor], fits: Sequence[Place]) -> tuple[Place, Head]:
+    """Return the one of several places of the same layer that the file shows.
+
+    Raises: InputError if the file shows none, and their descriptors differ.
+    """
+    usual = [place for place in fits if not place.dialect.explicit] or fits
+    shown = [place for place in usual if place.is_named(state)] or usual
+    (place, head), *others = _heads(state, shown)
+    differing = [(other, found) for other, found in others if found.spec != head.spec]
+    if differing:
+        rivals = " or ".join(each.dialect.name for each in (place, *(other for other, _ in differing)))
+        said = "; ".join(_difference(place, head, *other) for other in differing)
+        raise InputError(f"could be {rivals}, and nothing beside {place.layer} says which ({said}): choose --dialect")
+    return place, head
+
+
+def _heads(state: Mapping[str, Tensor], fits: Sequence[Place]) -> list[tuple[Place, Head]]:
+    """Return the places at which a dialect takes every tensor of the layer, with its head.
+
+    Raises: InputError, the first dialect's, if there is none.
+    """
+    heads, errors = [], []
+    for place in fits:
+        try:
+            heads.append((place, place.head(state)))
+        except InputError as error:
+            errors.append(error)
+    if not heads:
+        raise errors[0]
+    return heads
+
+
+def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, head: Head) -> str:
+    """Return what the keys leave open and was assumed, in words."""
+    if place.is_named(state):
+        return ""
+    rare = [each for each in fits if each.dialect.explicit and each is not place]
+    try:
+        others = [(other, found) for other, found in _heads(state, rare) if found.spec != head.spec] if rare else []
+    except InputError:
+        others = []
+    if others:
+        said = "; ".join(_difference(place, head, *other) for other in others)
+        return f"{place.dialect.name}, not {others[0][0].dialect.name}, which saves the same keys ({said})"
+    if not any(place.dialect.roots):
+        return ""
+    return f"{place.dialect.name}, by {place.layer} alone ({convention_words(conventions(head.spec))})"
+
+
+def _difference(place: Place, head: Head, other: Place, found: Head) -> str:
+    """Return the conventions in which two readings of a layer differ."""
+    mine, theirs = conventions(head.spec), conventions(found.spec)
+    subjects = [subject for subject in {**mine, **theirs} if mine.get(subject) != theirs.get(subject)]
+    return ", ".join(
+        f"{subject} {mine.get(subject, 'none')} in {place.dialect.name}, {theirs.get(subject, 'none')} in "
+        f"{other.dialect.name}"
+        for subject in subjects
+    )
+
+
+def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, name: str | None) -> str:
+    """Say what is there where no head was found."""
+    if prefix and found:
+        starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
+        return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
+    nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=lambda each: each.nearness(state))
     if name is not None:
-        chosen = {dialect.name: dialect for dialect in DIALECTS}.get(name)
-        if chosen is None:
-            raise UsageError(f"dialect {name!r} is unknown: choose {', '.join(each.name for each in DIALECTS)}")
-        return chosen
-    found = matching(state)
-    if len(found) > 1:
-        raise InputError(f"could be {' or '.join(each.name for each in found)}: choose one with --dialect")
-    if not found:
-        raise InputError(_unknown(state))
-    return found[0]
-
-
-def _unknown(state: Mapping[str, Tensor]) -> str:
-    """Say what is there, and what is missing of the dialect of which most is there."""
-
-    def near(dialect: Dialect) -> tuple[int, int]:
-        missing = len(dialect.missing(state))
-        return len(dialect.needs) - missing, -missing
-
-    nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=near)
+        return f"lacks {', '.join(_dialect(name).missing(state))} of {name}, found {names(state)}"
     if nearest is COLLABORATIVE_EXPERTS:
         return f"lacks clusters or clusters2, found {names(state)}"
     return f"lacks {', '.join(nearest.missing(state))} of {nearest.name}, the nearest dialect, found {names(state)}"

@@ -1,12 +1,19 @@
 """The reference's own names: collaborative-experts and towhee, and reference files of this package."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from torch import Tensor
 
 from netvlad_deploy.models.dialects.base import FOLLOWING, PROJECTION, BackboneKeys, Dialect, Head, columns
-from netvlad_deploy.oracle import ASSIGNMENT_BIAS, CLUSTERS_FIRST_MARK, EPSILON_MARKS, MARKS, NORMALIZE_INPUT
-from netvlad_deploy.oracle import PROJECTION_L2 as L2
+from netvlad_deploy.oracle import (
+    ASSIGNMENT_BIAS,
+    CLUSTERS_FIRST_MARK,
+    EPSILON_MARKS,
+    FINAL_L2,
+    MARKS,
+    NORMALIZE_INPUT,
+    PROJECTION_L2,
+)
 from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
 from netvlad_deploy.spec import CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
 
@@ -20,14 +27,13 @@ class CollaborativeExperts(Dialect):
     A reference file says by its marks, 1 for yes, what a state alone does not show, and may have a projection.
     """
 
-    def convert(self, state: Mapping[str, Tensor]) -> Head:
+    def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Keep every tensor but a projection of others: the module refuses what it does not know."""
-        self.root(state)
         ignored = tuple(sorted(name for name in state if PROJECTION.search(name) or name.startswith(BACKBONE)))
         marks = {name for name in MARKS if name in state and bool(state[name].all())}
         tensors = {name: tensor for name, tensor in state.items() if name not in (*ignored, *MARKS)}
         following = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FOLLOWING)}
-        num_clusters, feature_size, ghosts = columns("clusters", "clusters2", state)
+        num_clusters, feature_size, ghosts = columns(root + "clusters", root + "clusters2", state)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
@@ -41,10 +47,10 @@ class CollaborativeExperts(Dialect):
         head = Head(spec=spec, tensors=tensors, ignored=ignored, preprocessing=self.preprocessing)
         if not following:
             return head
-        projection = self._projection(following, spec.aggregate_size, l2=L2 in marks)
+        projection = self._projection(following, spec.aggregate_size, marks)
         return head.followed_by(projection, following, following)
 
-    def _projection(self, following: Mapping[str, Tensor], inputs: int, *, l2: bool) -> Projection:
+    def _projection(self, following: Mapping[str, Tensor], inputs: int, marks: Set[str]) -> Projection:
         """Return what the names and shapes of the reference's own projection say."""
 
         def offset(layer: str) -> str | None:
@@ -58,8 +64,9 @@ class CollaborativeExperts(Dialect):
             size=size,
             bias="projection.bias" in following,
             batch_norm=offset("projection.") == BATCH_NORM,
-            l2=l2,
+            l2=PROJECTION_L2 in marks,
             gating=offset("gating."),
+            final_l2=FINAL_L2 in marks,
         )
 
 

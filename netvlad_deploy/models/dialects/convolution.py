@@ -32,32 +32,31 @@ class Convolution(Dialect):
     projection: str | None = None
     projection_l2: bool = True
 
-    def convert(self, state: Mapping[str, Tensor]) -> Head:
+    def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Bring convolution and centroids to (D,K) and (1,D,K)."""
-        root = self.root(state)
         weight, centroids = (root + name for name in self.needs[:2])
         bias = weight.removesuffix("weight") + "bias"
         num_clusters, feature_size = self._sizes(state, weight, centroids)
         by_column = state[centroids] if self.centroids_by_column else state[centroids].T
         tensors = {"clusters": state[weight].reshape(num_clusters, feature_size).T, "clusters2": by_column[None]}
-        if bias in state:
+        if with_bias := bias in state and "conv.bias" not in self.lacks:
             tensors["assignment_bias"] = self.vector(state, bias, num_clusters, weight)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
             batch_norm=False,
-            assignment_bias=bias in state,
+            assignment_bias=with_bias,
             normalize_input=True,
             flatten=self.flatten,
         )
-        others = self.others(state, root, (weight, centroids, bias))
+        others = self.others(state, root, (weight, centroids, *([bias] if with_bias else [])))
         head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
         return self._followed(state, root, head)
 
     def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:
         """Return the head with its projection, if the checkpoint has one."""
         start = None if self.projection is None else self.projection.format(root=root)
-        if start is None or not any(name.startswith(start) for name in (*state, *self.present)):
+        if start is None or not any(name.startswith(start) for name in state):
             return head
         used = {"projection.weight": f"{start}weight", "projection.bias": f"{start}bias"}
         weight = self.matrix(state, used["projection.weight"], head.spec.aggregate_size)

@@ -1,9 +1,10 @@
 """The deep visual geo-localization benchmark, for feature maps and for tokens.
 
-Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py and network.py.
+Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py, network.py and datasets_ws.py, which
+resizes tensors: with the torchvision of its time, before 0.17, that takes four pixels however much an image shrinks.
 """
 
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import ALIASED, ImageInput, Resize
 from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
 
@@ -19,6 +20,6 @@ DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     backbone=BackboneKeys(
         roots=("backbone.",),
         candidates=("resnet18-conv4", "resnet18-conv5", "resnet50-conv4", "resnet50-conv5", "vgg16", "alexnet"),
-        images=ImageInput(resize=Resize(size=(480, 640))),
+        images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
     ),
 )

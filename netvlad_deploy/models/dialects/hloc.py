@@ -3,7 +3,7 @@
 Source: cvg/Hierarchical-Localization, hloc/extractors/netvlad.py.
 """
 
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import AREA, ImageInput, Resize
 from netvlad_deploy.models.dialects.base import BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
 from netvlad_deploy.models.dialects.pytorch_netvlad import VGG16
@@ -12,9 +12,17 @@ from netvlad_deploy.spec import CLUSTERS_LAST
 MATCONVNET = BackboneKeys(
     roots=("backbone.",),
     candidates=("vgg16",),
-    images=ImageInput(mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), resize=Resize(longest=1024, filter="box")),
+    images=ImageInput(
+        mean=(123.68, 116.779, 103.939),
+        std=(1.0, 1.0, 1.0),
+        resize=Resize(longest=1024, filter=AREA),
+        orient=False,
+    ),
 )
-"""VGG16 of matconvnet, on RGB values from 0 to 255 less the mean image's. Source: `averageImage` of vgg-verydeep-16."""
+"""VGG16 of matconvnet, on RGB values from 0 to 255 less the mean image's. Source: `averageImage` of vgg-verydeep-16.
+
+Images are those of hloc's `extract_features.py`, which reads them as stored, and shrinks with OpenCV's area filter.
+"""
 
 HLOC = Convolution(
     name="hloc",

@@ -9,7 +9,7 @@ LYAKAAP = Convolution(
     keys="net_vlad.conv.weight (K,D,1,1), net_vlad.conv.bias (K,), net_vlad.centroids (K,D), also without net_vlad.",
     roots=ROOTS,
     needs=("conv.weight", "centroids", "conv.bias"),
-    absent=tuple(f"{root}out_projection.weight" for root in ROOTS),
+    lacks=("out_projection.weight",),
     preprocessing="local descriptors (batch, num_features, D): every position of the base model's feature map; "
     f"{NORMALIZES}",
     backbone=BackboneKeys(

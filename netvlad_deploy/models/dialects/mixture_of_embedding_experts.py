@@ -12,6 +12,7 @@ from torch import Tensor
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import Head
 from netvlad_deploy.models.dialects.collaborative_experts import CollaborativeExperts
+from netvlad_deploy.oracle import ASSIGNMENT_BIAS, MARKS, PROJECTION
 
 BATCH_NORM = "batch_norm."
 
@@ -19,11 +20,10 @@ BATCH_NORM = "batch_norm."
 class MixtureOfEmbeddingExperts(CollaborativeExperts):
     """As collaborative-experts, without ghost clusters, and BatchNorm left out."""
 
-    def convert(self, state: Mapping[str, Tensor]) -> Head:
+    def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Drop BatchNorm, and refuse ghost clusters."""
-        self.root(state)
         unused = tuple(name for name in state if name.startswith(BATCH_NORM))
-        head = super().convert({name: tensor for name, tensor in state.items() if name not in unused})
+        head = super().convert({name: tensor for name, tensor in state.items() if name not in unused}, root)
         if head.spec.num_ghost_clusters:
             shapes = f"clusters {tuple(state['clusters'].shape)} and clusters2 {tuple(state['clusters2'].shape)}"
             raise InputError(f"{shapes} have ghost clusters, which {self.name} does not have")
@@ -33,6 +33,7 @@ class MixtureOfEmbeddingExperts(CollaborativeExperts):
 MIXTURE_OF_EMBEDDING_EXPERTS = MixtureOfEmbeddingExperts(
     name="mixture-of-embedding-experts",
     keys="clusters (D,K), clusters2 (1,D,K), batch_norm.* that is not used",
-    needs=("clusters", "clusters2"),
+    needs=("clusters", "clusters2", f"{BATCH_NORM}weight"),
+    lacks=(f"{BATCH_NORM}eps", *MARKS, ASSIGNMENT_BIAS, f"{PROJECTION}.weight"),
     explicit=True,
 )

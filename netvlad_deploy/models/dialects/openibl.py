@@ -1,4 +1,7 @@
-"""OpenIBL, and the bare layer of this family without a bias. Source: yxgeee/OpenIBL, ibl/models/netvlad.py."""
+"""OpenIBL, and the bare layer of this family without a bias.
+
+Source: yxgeee/OpenIBL, ibl/models/netvlad.py, and ibl/utils/data/, which resizes images of Pillow.
+"""
 
 from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.dialects.base import BackboneKeys
@@ -14,14 +17,17 @@ OPENIBL = Convolution(
     keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.; and "
     "pca_layer.weight (P,K*D,1,1), pca_layer.bias (P,) or none",
     roots=ROOTS,
-    absent=tuple(root + name for root in ROOTS for name in ("conv.bias", "out_projection.weight")),
+    lacks=("conv.bias", "out_projection.weight"),
     projection="pca_layer.",
     preprocessing=VGG16,
     backbone=BackboneKeys(
         roots=("base_model.base.",),
         candidates=("vgg16",),
         images=ImageInput(
-            mean=(255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]), std=(1.0, 1.0, 1.0), resize=Resize(size=(480, 640))
+            mean=(255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]),
+            std=(1.0, 1.0, 1.0),
+            resize=Resize(size=(480, 640)),
+            orient=False,
         ),
     ),
 )

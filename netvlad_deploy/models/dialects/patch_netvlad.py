@@ -1,11 +1,12 @@
 """Patch-NetVLAD with its whitening; without, its keys and its layer are pytorch-netvlad's.
 
-Source: QVPR/Patch-NetVLAD, models_generic.py and netvlad.py.
+Source: QVPR/Patch-NetVLAD, models_generic.py, netvlad.py and datasets.py, which resizes images of Pillow.
 """
 
 from dataclasses import replace
 
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import Resize
+from netvlad_deploy.models.dialects.base import AS_STORED
 from netvlad_deploy.models.dialects.convolution import Convolution
 from netvlad_deploy.models.dialects.pytorch_netvlad import ENCODER, ROOTS, VGG16, WPCA
 
@@ -16,5 +17,5 @@ PATCH_NETVLAD = Convolution(
     projection="WPCA.0.",
     present=(WPCA,),
     preprocessing=VGG16,
-    backbone=replace(ENCODER, images=ImageInput(resize=Resize(size=(480, 640)))),
+    backbone=replace(ENCODER, images=replace(AS_STORED, resize=Resize(size=(480, 640))), assumed=""),
 )

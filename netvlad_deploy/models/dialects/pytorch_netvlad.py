@@ -3,12 +3,17 @@
 from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
 
-ROOTS = ("pool.", "pool.module.")
+ROOTS = ("pool.",)
 WPCA = "WPCA.0.weight"
 VGG16 = f"local descriptors (batch, num_features, D): the last convolution of VGG16, before its ReLU; {NORMALIZES}"
 
-ENCODER = BackboneKeys(roots=("encoder.", "encoder.module."), candidates=("vgg16", "alexnet"))
-"""ImageNet's normalisation, and images as large as they are."""
+ENCODER = BackboneKeys(
+    roots=("encoder.",),
+    candidates=("vgg16", "alexnet"),
+    assumed="images stay as large as they are (Patch-NetVLAD's files without whitening have the same keys, and it "
+    "resizes to 480x640: --dialect patch-netvlad)",
+)
+"""ImageNet's normalisation, and images as large as they are and as stored. Source: pittsburgh.py."""
 
 PYTORCH_NETVLAD = Convolution(
     name="pytorch-netvlad",

@@ -39,9 +39,8 @@ class MatlabBackbone(BackboneKeys):
 class Relja(Dialect):
     """Descriptors are d*K + k, local descriptors are L2-normalised first, and PCA's result once more."""
 
-    def convert(self, state: Mapping[str, Tensor]) -> Head:
+    def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Turn the signs of the centres, and the matrix of PCA round."""
-        self.root(state)
         first, second = tuple(state[ASSIGNMENT].shape), tuple(state[NEGATED_CENTRES].shape)
         if len(first) != 2 or first != second:
             raise InputError(f"{ASSIGNMENT} {first} and {NEGATED_CENTRES} {second} are not both (D, K)")
@@ -58,7 +57,7 @@ class Relja(Dialect):
             epsilon=ADD,
         )
         used = (ASSIGNMENT, NEGATED_CENTRES, ASSIGNMENT_BIAS, PCA_WEIGHT, PCA_BIAS)
-        others = self.others(state, "vlad.", used)
+        others = self.others(state, f"{root}vlad.", used)
         head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
         if PCA_WEIGHT not in state and PCA_BIAS not in state:
             return head

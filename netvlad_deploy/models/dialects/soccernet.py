@@ -1,16 +1,61 @@
-"""SoccerNet's pooling baseline, with a classifier `fc` on its descriptors.
+"""SoccerNet's poolings, with a classifier `fc` on their descriptors: the baseline, and the temporally aware one.
 
-Source: SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting/Pooling/src/model.py, which builds its layer with
-normalize_input=True and vladv2=False, and netvlad.py, which flattens (K,D).
+The first is lyakaap's layer, the second MoEE's, in which `add_batch_norm` became L2-normalising the local descriptors.
+NetVLAD++ has two of it, for the frames before an action and for those after it, and joins their descriptors.
+
+Source: SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting: Pooling/src/model.py, which builds its layer with
+normalize_input=True and vladv2=False, and netvlad.py, which flattens (K,D); TemporallyAwarePooling/inference/model.py
+and netvlad.py, which flattens (D,K).
 """
 
-from netvlad_deploy.models.dialects.base import NORMALIZES
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, Head, columns
 from netvlad_deploy.models.dialects.convolution import Convolution
+from netvlad_deploy.spec import NetVLADSpec
+
+FRAMES = (
+    "local descriptors (batch, num_features, D): a window of SoccerNet's frame features, after feature_extractor.* "
+    "where there is one"
+)
 
 SOCCERNET = Convolution(
     name="soccernet",
     keys="pool_layer.conv.weight (K,D,1,1), pool_layer.centroids (K,D), pool_layer.conv.bias (K,) or none",
     roots=("pool_layer.",),
-    classifiers=("fc.",),
-    preprocessing=f"local descriptors (batch, num_features, D): a window of SoccerNet's frame features; {NORMALIZES}",
+    unused=("fc.",),
+    preprocessing=f"{FRAMES}; {NORMALIZES}",
+)
+
+
+class TemporallyAware(Dialect):
+    """Descriptors are d*K + k, local descriptors are L2-normalised first, no ghost clusters and no bias."""
+
+    def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
+        """Take the two tensors of one layer."""
+        clusters, clusters2 = (root + name for name in self.needs)
+        num_clusters, feature_size, ghosts = columns(clusters, clusters2, state)
+        if ghosts:
+            shapes = f"{clusters} {tuple(state[clusters].shape)} and {clusters2} {tuple(state[clusters2].shape)}"
+            raise InputError(f"{shapes} are not (D, K) and (1, D, K)")
+        spec = NetVLADSpec(num_clusters=num_clusters, feature_size=feature_size, batch_norm=False, normalize_input=True)
+        return Head(
+            spec=spec,
+            tensors={"clusters": state[clusters], "clusters2": state[clusters2]},
+            ignored=self.others(state, root, (clusters, clusters2)),
+            preprocessing=self.preprocessing,
+        )
+
+
+SOCCERNET_TEMPORALLY_AWARE = TemporallyAware(
+    name="soccernet-temporally-aware",
+    keys="pool_layer.clusters (D,K), pool_layer.clusters2 (1,D,K); of NetVLAD++ pool_layer_before.* and "
+    "pool_layer_after.*, one of which --prefix chooses; also without",
+    needs=("clusters", "clusters2"),
+    roots=("pool_layer.", "pool_layer_before.", "pool_layer_after.", ""),
+    unused=("fc.",),
+    preprocessing=f"{FRAMES}; {NORMALIZES}",
 )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.images import ImageInput, Resize
+from netvlad_deploy.images import ImageChanges, ImageInput, Resize
+from netvlad_deploy.inspection import inspect_checkpoint
 from netvlad_deploy.models.assembly import read_backbone, read_pipeline
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -77,6 +78,8 @@ def test_a_deeper_network_is_not_taken_for_the_one_it_begins_with(tmp_path: Path
     state = networks.resnet18_state(6)
     more = {name.replace("6.1.", "6.2."): tensor for name, tensor in state.items() if name.startswith("6.1.")}
     message = refusal(save(tmp_path, {**state, **more}, 256))
+    assert "is a ResNet of 2 + 2 + 3 blocks, from 3 input channels to 256, none of resnet18-conv4, " in message
+    message = refusal(save(tmp_path, {**state, **more}, 256), backbone="resnet18-conv4")
     assert message.startswith("holds backbone.6.2.bn1.bias, ")
     assert message.endswith("which the backbone resnet18-conv4 does not have")
 
@@ -101,14 +104,19 @@ def test_tokens_and_unknown_networks_are_refused_with_the_way_out(tmp_path: Path
     tokens = {f"vit_model.encoder.layer.{number}.weight": torch.ones(4, 4) for number in range(20)}
     message = refusal(save(tmp_path, tokens, 8))
     assert message == (
-        "the backbone backbone.* (20 tensors) is none of resnet18-conv4, resnet18-conv5, resnet50-conv4, "
-        "resnet50-conv5, vgg16, alexnet: name it with --backbone, or take the head alone with --input features"
+        "the backbone backbone.* (20 tensors) is a network without convolutions, none of resnet18-conv4, "
+        "resnet18-conv5, resnet50-conv4, resnet50-conv5, vgg16, alexnet: pass --backbone with its name or with "
+        "package.module:callable of your own, or --input features for the head alone"
+    )
+    vit = {**tokens, "vit_model.embeddings.cls_token": torch.ones(1, 1, 4)}
+    assert "is a transformer, whose tokens are no feature map (vit_model.embeddings.cls_token)" in refusal(
+        save(tmp_path, vit, 8)
     )
 
 
 def test_a_checkpoint_without_a_backbone_takes_one_that_brings_its_weights(tmp_path: Path) -> None:
     path = save(tmp_path, {}, 112)
-    pipeline = read_pipeline(path, backbone="efficientnet-lite0", resize=Resize.parse("64x96"))
+    pipeline = read_pipeline(path, backbone="efficientnet-lite0", changes=ImageChanges(resize=Resize.parse("64x96")))
     assert pipeline.images == ImageInput(mean=(127.0,) * 3, std=(128.0,) * 3, resize=Resize(size=(64, 96)))
     with pytest.raises(UsageError, match="the backbone vgg16 brings no weights: pass a checkpoint"):
         read_pipeline(path, backbone="vgg16")
@@ -239,7 +247,7 @@ def test_the_file_of_a_whole_network_gives_its_first_layers(tmp_path: Path) -> N
 
 def test_the_backbone_of_a_netvlad_can_be_taken_alone(tmp_path: Path) -> None:
     ready = read_backbone(None, save(tmp_path, networks.alexnet_state(), 256))
-    assert (ready.name, ready.images.resize) == ("alexnet", Resize(size=(480, 640)))
+    assert (ready.name, ready.images.resize) == ("alexnet", Resize(size=(480, 640), filter="bilinear-aliased"))
     assert ready.under(NetVLAD(2, 256)).name == "alexnet"
 
 
@@ -247,3 +255,45 @@ def test_an_untrained_backbone_comes_from_its_seed() -> None:
     first, second = (read_backbone("alexnet", seed=seed).module.state_dict()["0.weight"] for seed in (1, 1))
     assert torch.equal(first, second)
     assert not torch.equal(first, read_backbone("alexnet", seed=2).module.state_dict()["0.weight"])
+
+
+def blocks(*counts: int, basic: bool = False) -> State:
+    """Return the names of a ResNet of so many blocks in its stages; the shapes are those of its first convolutions."""
+    state = {"0.weight": torch.zeros(64, 3, 7, 7), "1.running_mean": torch.zeros(64)}
+    for stage, count in enumerate(counts):
+        for block in range(count):
+            for number, name in enumerate(("conv1", "conv2") if basic else ("conv1", "conv2", "conv3")):
+                width = 64 * 2**stage * (4 if number == 2 else 1)
+                state[f"{stage + 4}.{block}.{name}.weight"] = torch.zeros(width, 1, 1, 1)
+    return state
+
+
+OTHERS = {
+    "a ResNet-101 of 3 + 4 + 23 blocks, from 3 input channels to 1024": blocks(3, 4, 23),
+    "a ResNet-152 of 3 + 8 + 36 + 3 blocks, from 3 input channels to 2048": blocks(3, 8, 36, 3),
+    "a ResNet-34 of 3 + 4 + 6 blocks, from 3 input channels to 256": blocks(3, 4, 6, basic=True),
+    "a network of 5 convolutions, from 1 input channel to 256": {
+        **networks.alexnet_state(), "0.weight": torch.zeros(64, 1, 11, 11)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", OTHERS)
+def test_inspect_and_export_say_the_same_of_another_network(tmp_path: Path, words: str) -> None:
+    state = OTHERS[words]
+    if "101" in words:  # every tensor of ResNet-50's conv4 is there
+        fifty = {name: tensor for name, tensor in networks.resnet50_state(6).items() if ".conv" not in name}
+        state = {**networks.resnet50_state(6), **{name: each for name, each in state.items() if name[:2] == "6."}}
+        state |= {f"6.{block}.bn1.weight": torch.ones(256) for block in range(6, 23)} | fifty
+    path = save(tmp_path, state, 256)
+    message = refusal(path)
+    assert f"is {words}, none of resnet18-conv4, " in message
+    assert "pass --backbone with its name or with package.module:callable of your own, or --input features" in message
+    assert inspect_checkpoint(path).backbone == message
+
+
+def test_inspect_and_export_say_the_same_of_a_damaged_backbone(tmp_path: Path) -> None:
+    state = networks.alexnet_state()
+    del state["6.weight"]
+    path = save(tmp_path, state, 256)
+    assert inspect_checkpoint(path).backbone == refusal(path) == "lacks backbone.6.weight of the backbone alexnet"

@@ -152,6 +152,20 @@ def soccernet(state: State, x: Float64) -> Float64:
     return unit(unit(np.stack(images), 2).reshape(len(x), -1), 1)
 
 
+def soccernet_temporally_aware(state: State, x: Float64, layer: str = "pool_layer.") -> Float64:
+    """Return what the one layer gives, or one of the two of NetVLAD++."""
+    images = []
+    for frames in unit(x, 2):
+        assignment = softmax(frames @ state[f"{layer}clusters"], 1)
+        vlad = frames.T @ assignment - assignment.sum(axis=0) * state[f"{layer}clusters2"][0]
+        images.append(unit(vlad, 0).reshape(-1))
+    return unit(np.stack(images), 1)
+
+
+def soccernet_after(state: State, x: Float64) -> Float64:
+    return soccernet_temporally_aware(state, x, "pool_layer_after.")
+
+
 def hloc(state: State, x: Float64) -> Float64:
     columns = unit(x, 2).swapaxes(1, 2)
     scores = softmax(np.einsum("kdi,bdn->bkn", state["netvlad.score_proj.weight"], columns), 1)
@@ -212,3 +226,39 @@ def pointnetvlad(state: State, x: Float64) -> Float64:
 def pointnetvlad_ungated(state: State, x: Float64) -> Float64:
     hidden = pointnetvlad_before_projection(state, x) @ state["net_vlad.hidden1_weights"]
     return batch_norm(hidden, state, "net_vlad.bn2")
+
+
+def loupe(state: State, x: Float64, layer: str) -> Float64:
+    """Return the gated descriptor of LOUPE's layer where the BatchNorm after the projection is not applied."""
+    own = {key.removeprefix(layer): value for key, value in state.items() if key.startswith(layer)}
+    descriptors = []
+    for rows in x:
+        logits = rows @ own["cluster_weights"]
+        logits = logits + own["cluster_biases"] if "cluster_biases" in own else batch_norm(logits, own, "bn1")
+        assignment = softmax(logits, 1)
+        vlad = rows.T @ assignment - assignment.sum(axis=0) * own["cluster_weights2"][0]
+        flat = unit(unit(vlad, 0).reshape(1, -1), 1)
+        hidden = flat @ own["hidden1_weights"]
+        gates = hidden @ own["context_gating.gating_weights"]
+        biased = "context_gating.gating_biases" in own
+        gates = gates + own["context_gating.gating_biases"] if biased else batch_norm(gates, own, "context_gating.bn1")
+        descriptors.append(hidden[0] / (1 + np.exp(-gates[0])))
+    return np.stack(descriptors)
+
+
+def overlaptransformer(state: State, x: Float64) -> Float64:
+    return unit(loupe(state, unit(x, 2), "net_vlad."), 1)
+
+
+def overlapnetvlad(state: State, x: Float64) -> Float64:
+    return loupe(state, x, "vlad.")
+
+
+def before_projection_of(layer: str, *, normalized: bool) -> Formula:
+    """Return LOUPE's layer up to its projection."""
+
+    def formula(state: State, x: Float64) -> Float64:
+        own = {f"net_vlad.{key.removeprefix(layer)}": value for key, value in state.items() if key.startswith(layer)}
+        return pointnetvlad_before_projection(own, unit(x, 2) if normalized else x)
+
+    return formula

@@ -1,7 +1,7 @@
 """A random checkpoint of each dialect, with what its own code saves beside the head."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,34 @@ def pointnetvlad(seed: int, *, batch_norm: bool, gating: bool = True) -> State:
     return {**encoder, **{f"net_vlad.{name}": tensor for name, tensor in head.items()}}
 
 
+def overlaptransformer(seed: int) -> State:
+    """Return what the whole network saves: convolutions, a transformer, layers that it never calls, and the head."""
+    random, size = Source(seed), 6
+    beside = {
+        "conv1.weight": random(16, 1, 5, 1), "transformer_encoder.layers.0.linear1.weight": random(8, 4),
+        "convLast2.weight": random(9, 8, 1, 1), "linear.weight": random(size, 70), "linear1.weight": random(size, size),
+        **random.batch_norm(16, "bn1"), **random.batch_norm(size, "bnl1"),
+    }  # fmt: skip
+    head = pointnetvlad(seed, batch_norm=False)
+    return {**beside, **{name: tensor for name, tensor in head.items() if name.startswith("net_vlad.")}}
+
+
+def overlapnetvlad(seed: int) -> State:
+    head = pointnetvlad(seed, batch_norm=True)
+    own = {name.removeprefix("net_"): tensor for name, tensor in head.items() if name.startswith("net_vlad.")}
+    random = Source(seed)
+    return {"conv.0.weight": random(9, 9, 3, 3), "conv.0.bias": random(9), "conv.2.weight": random(9, 9, 3, 3), **own}
+
+
+def temporally_aware(seed: int, layers: tuple[str, ...]) -> State:
+    random, clusters, width = Source(seed), 4, 9
+    state = {"fc.weight": random(18, len(layers) * clusters * width), "fc.bias": random(18)}
+    for layer in layers:
+        state[f"{layer}.clusters"] = random(width, clusters, scale=3.0)
+        state[f"{layer}.clusters2"] = random(1, width, clusters, scale=0.4)
+    return state
+
+
 def hloc(seed: int) -> State:
     random, clusters, width = Source(seed), 5, 8
     head = random.convolution(clusters, width, 12.0, "", kernel="i")
@@ -173,6 +201,9 @@ SAMPLES: dict[str, Sample] = {
     "collaborative-experts": collaborative_experts(1, 6, 2, 10, 0.5),
     "collaborative-experts, no ghosts": collaborative_experts(2, 5, 0, 12, 2.0),
     "collaborative-experts, no BatchNorm": without_batch_norm(collaborative_experts(3, 4, 3, 8, 1.0)),
+    "collaborative-experts, clusters alone": replace(
+        without_batch_norm(collaborative_experts(18, 4, 0, 8, 1.0)), chosen=True
+    ),
     "collaborative-experts, text_pooling": text_pooling(4),
     "mixture-of-embedding-experts": Sample(
         dialect="mixture-of-embedding-experts",
@@ -219,6 +250,14 @@ SAMPLES: dict[str, Sample] = {
     "soccernet": convolution(
         "soccernet", formulas.soccernet, "pool_layer.", (5, 9), 6.0, beside=projection("fc.weight", 4, 45)
     ),
+    "soccernet-temporally-aware": Sample(
+        dialect="soccernet-temporally-aware", state=temporally_aware(14, ("pool_layer",)), width=9,
+        formula=formulas.soccernet_temporally_aware,
+    ),
+    "soccernet-temporally-aware, NetVLAD++": Sample(
+        dialect="soccernet-temporally-aware", state=temporally_aware(15, ("pool_layer_before", "pool_layer_after")),
+        width=9, formula=formulas.soccernet_after, prefix="pool_layer_after",
+    ),
     "hloc": Sample(dialect="hloc", state=hloc(6), formula=formulas.hloc, width=8),
     "hloc, whiten": Sample(
         dialect="hloc", state={**hloc(7), **projection("whiten.weight", 6, 40)(Source(8))},
@@ -235,6 +274,14 @@ SAMPLES: dict[str, Sample] = {
     "pointnetvlad, no gating": Sample(
         dialect="pointnetvlad", state=pointnetvlad(11, batch_norm=True, gating=False), width=9,
         formula=formulas.pointnetvlad_ungated, before=formulas.pointnetvlad_before_projection,
+    ),
+    "overlaptransformer": Sample(
+        dialect="overlaptransformer", state=overlaptransformer(16), formula=formulas.overlaptransformer, width=9,
+        before=formulas.before_projection_of("net_vlad.", normalized=True),
+    ),
+    "overlapnetvlad": Sample(
+        dialect="overlapnetvlad", state=overlapnetvlad(17), formula=formulas.overlapnetvlad, width=9,
+        before=formulas.before_projection_of("vlad.", normalized=False),
     ),
     "openplacerecognition": convolution(
         "openplacerecognition", formulas.openplacerecognition, "head.", (4, 7), 11.0,

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from netvlad_deploy.arrays import Float64
-from netvlad_deploy.models.checkpoints import load_checkpoint, module_of, read_head
-from netvlad_deploy.models.dialects import DIALECTS, Head, detect, matching
+from netvlad_deploy.models.checkpoints import load_checkpoint, module_of, read_head, unwrapped
+from netvlad_deploy.models.dialects import DIALECTS, Head, find_head_in, places
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST
 from tests.models.dialects import formulas
 from tests.models.dialects.formulas import Formula
-from tests.models.dialects.samples import SAMPLES, Sample, State
+from tests.models.dialects.samples import SAMPLES, Sample
 
 pytestmark = pytest.mark.export
 
@@ -38,10 +38,16 @@ def expected_of(sample: Sample, x: Float64, formula: Formula | None = None) -> F
     return (formula or sample.formula)({name: tensor.double().numpy() for name, tensor in sample.state.items()}, x)
 
 
+def descriptors(head: Head, x: Float64) -> Float64:
+    """Return what the module gives in float64."""
+    with torch.inference_mode():
+        got: Float64 = module_of(head, PATH).double()(torch.from_numpy(x)).numpy()
+    return got
+
+
 def errors(head: Head, expected: Float64, x: Float64) -> tuple[float, float]:
     """Return the largest 1 - cos and the largest difference of the module in float64."""
-    with torch.inference_mode():
-        got = module_of(head, PATH).double()(torch.from_numpy(x)).numpy()
+    got = descriptors(head, x)
     cosines = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     return float((1 - cosines).max()), float(np.abs(got - expected).max())
 
@@ -126,7 +132,13 @@ def drop_projection_batch_norm(head: Head) -> Head | None:
 
 
 def drop_gating(head: Head) -> Head | None:
-    return following(head, gating=None)
+    return following(head, gating=None, final_l2=False)
+
+
+def flip_final_l2(head: Head) -> Head | None:
+    if head.spec.projection is None or head.spec.projection.gating is None:
+        return None
+    return following(head, final_l2=not head.spec.projection.final_l2)
 
 
 def drop_gating_offset(head: Head) -> Head | None:
@@ -138,7 +150,12 @@ def drop_gating_offset(head: Head) -> Head | None:
 SWAPS: tuple[Callable[[Head], Head | None], ...] = (
     flip_input, flip_flatten, flip_centroids, drop_bias, drop_batch_norm, drop_ghosts_early, change_epsilon,
     flip_projection_l2, drop_projection_bias, drop_projection_batch_norm, drop_gating, drop_gating_offset,
+    flip_final_l2,
 )  # fmt: skip
+
+
+LENGTHS = ("flip_projection_l2", "flip_final_l2")
+"""A length is no angle."""
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -150,8 +167,8 @@ def test_any_convention_swapped_fails_the_same_comparison(tmp_path: Path, name: 
     swapped = {swap.__name__: other for swap in SWAPS if (other := swap(head)) is not None}
     assert len(swapped) >= 3
     for convention, other in swapped.items():
-        angle, largest = errors(other, expected, x)  # a length is no angle
-        assert (largest if convention == "flip_projection_l2" else angle) > 1e-4, convention
+        angle, largest = errors(other, expected, x)
+        assert (largest if convention in LENGTHS else angle) > 1e-4, convention
 
 
 def test_every_convention_is_swapped_somewhere(tmp_path: Path) -> None:
@@ -171,24 +188,18 @@ def test_a_batch_norm_that_is_not_used_fails_the_comparison_if_it_is(tmp_path: P
     assert set(read_head(path, **sample.options).ignored) == {name for name in sample.state if "batch_norm" in name}
 
 
-def state_of(sample: Sample) -> State:
-    """Return the tensors as a dialect sees them."""
-    start = f"{sample.prefix}." if sample.prefix else ""
-    names = {name.removeprefix("module."): tensor for name, tensor in sample.state.items()}
-    return {name.removeprefix(start): tensor for name, tensor in names.items() if name.startswith(start)}
-
-
 @pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if not sample.chosen])
 def test_a_checkpoint_is_of_one_dialect(name: str) -> None:
-    state = state_of(SAMPLES[name])
-    assert [dialect.name for dialect in matching(state)] == [SAMPLES[name].dialect]
-    assert detect(state).name == SAMPLES[name].dialect
+    sample = SAMPLES[name]
+    place, head = find_head_in(unwrapped(sample.state), prefix=sample.prefix)
+    assert place.dialect.name == head.dialect == sample.dialect
 
 
 def test_the_dialect_that_must_be_chosen_is_not_detected() -> None:
     state = SAMPLES["mixture-of-embedding-experts"].state
-    assert detect(state).name == "collaborative-experts"
-    assert detect(state, "mixture-of-embedding-experts").matches(state)
+    assert find_head_in(state)[1].dialect == "collaborative-experts"
+    assert "mixture-of-embedding-experts" in {place.dialect.name for place in places(state)}
+    assert find_head_in(state, name="mixture-of-embedding-experts")[1].spec.batch_norm is False
 
 
 def test_every_dialect_has_a_sample_and_a_row_in_the_page() -> None:

@@ -1,0 +1,157 @@
+"""What a file is, by its name and its first bytes, and what turns an error of a third-party reader into one line.
+
+Whoever is handed a file asks here first, so that every verb says the same of it. Only the standard library is needed.
+"""
+
+import contextlib
+import lzma
+import pickle
+import stat
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from netvlad_deploy.errors import InputError
+
+CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar", ".ckpt", ".bin", ".pt2")
+"""Names of files of weights, in any case; `.tar` is for `.pth.tar`."""
+
+DAMAGE: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    pickle.PickleError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy, torch and the standard library raise for damaged files."""
+
+MATLAB_5, MATLAB_7_3 = b"MATLAB 5.0", b"MATLAB 7.3"
+HDF5 = b"\x89HDF\r\n\x1a\n"
+TAR_MAGIC: Final = 257
+"""Where `ustar` stands in a tar archive."""
+
+_EXPORT = "export the checkpoint that it was made from"
+_WEB_PAGE = "a web page that was saved in place of the file: open it to see what the server said, and download it again"
+_STARTS: Final = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned",
+    HDF5: "an HDF5 file, as Keras writes: save its arrays under a dialect's names (docs/dialects.md) with numpy.savez",
+    MATLAB_7_3: "of MATLAB 7.3: save it with -v7",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"%PDF": "a PDF document: give the file of the weights",
+    b"\x89PNG": "an image: give the file of the weights",
+    b"\xff\xd8\xff": "an image: give the file of the weights",
+}
+_MEMBERS: Final = {
+    "model.weights.h5": "a model of Keras: save its arrays under a dialect's names (docs/dialects.md) with numpy.savez",
+    "archive_format": "a program of torch.export: save the state_dict of its module with torch.save",
+    "models/model.json": "a program of torch.export: save the state_dict of its module with torch.save",
+    "serialized_exported_program.json": "a program of torch.export: save the state_dict of its module with torch.save",
+}
+"""Members of zip archives, by the end of their names."""
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file's name says that it holds a checkpoint; a reference file is one, too."""
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES
+
+
+def first_bytes(path: Path) -> bytes:
+    """Return the start of a file, enough to know what it is.
+
+    Raises: InputError if it is missing, no file, or may not be read.
+    """
+    with reading(path), path.open("rb") as stream:
+        return stream.read(512)
+
+
+def foreign(path: Path) -> str:
+    """Return what a file that this package cannot read is, and what would help; nothing if it is none that is known.
+
+    Raises: InputError if it is missing, no file, or may not be read.
+    """
+    start = first_bytes(path)
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return _WEB_PAGE
+    for magic, kind in _STARTS.items():
+        if start.startswith(magic):
+            return kind
+    if start[TAR_MAGIC:].startswith(b"ustar"):
+        return "an archive of tar: unpack it, and give the file of weights in it"
+    if start.startswith(b"PK"):
+        return next((kind for member, kind in _MEMBERS.items() if _has_member(path, member)), "")
+    if path.suffix.lower() == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a")):
+        return f"an ONNX file, whose sidecar {path.name}.json is missing; if other code wrote it, {_EXPORT}"
+    return ""
+
+
+def no_artifact(path: Path) -> str:
+    """Return what a file without a sidecar is, and what would help; nothing if it is none that is known.
+
+    Raises: InputError if it is missing, no file, or may not be read.
+    """
+    if kind := foreign(path):
+        return kind
+    if first_bytes(path).startswith(b"PK") and is_torchscript(path):
+        return f"a TorchScript archive: netvlad-deploy export {path} reads its weights"
+    return f"a checkpoint: netvlad-deploy export {path} makes an ONNX file of it" if is_checkpoint(path) else ""
+
+
+def is_torchscript(path: Path) -> bool:
+    """Return whether a zip archive holds a program of TorchScript beside its weights."""
+    return _has_member(path, "constants.pkl")
+
+
+def _has_member(path: Path, end: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(f"/{name}".endswith(f"/{end}") for name in archive.namelist())
+    except DAMAGE:
+        return False  # whoever reads the file says what is wrong with it
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises for a file into one line.
+
+    Raises: InputError.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} is missing: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {said(error)}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is not a file but a {'folder' if stat.S_ISDIR(mode) else 'device'}: name a file")
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except DAMAGE as error:
+        raise InputError(
+            f"{path} is damaged or cut short ({said(error)}): fetch it again, or write it again"
+        ) from error
+
+
+def said(error: BaseException) -> str:
+    """Return an error of other code in one short line."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__

@@ -1,0 +1,163 @@
+"""The files that torch.save and torch.jit.save write: what is in them, with the tensors still in the file.
+
+Three layouts: a zip archive (torch 1.6 on) and a row of pickles followed by the values (before), both also of whole
+modules, and the zip archive of TorchScript. No code of a file is run: see `unpickling`.
+
+Source: pytorch/pytorch, torch/serialization.py, `_load` and `_legacy_load`.
+"""
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.models.dialects.base import names
+from netvlad_deploy.models.unpickling import Standin, Storage, Unpickler
+
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pickled:
+    """What a file of torch holds; `skipped` are the classes whose objects were left out."""
+
+    content: Any
+    skipped: frozenset[str]
+
+
+class Bounded:
+    """A file that is never asked for more bytes than it has left."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._end = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, fewer at the end."""
+        return self._stream.read(min(size, self._end - self._stream.tell()))
+
+    def readline(self) -> bytes:
+        """Return the next line."""
+        return self._stream.readline()
+
+    def skip(self, size: int) -> int:
+        """Return where the next `size` bytes start, and go behind them.
+
+        Raises: EOFError if there are fewer.
+        """
+        start = self._stream.tell()
+        if not 0 <= size <= self._end - start:
+            raise EOFError(f"{size} bytes of values are expected, {self._end - start} are left")
+        self._stream.seek(size, io.SEEK_CUR)
+        return start
+
+
+@contextmanager
+def open_pickled(path: Path) -> Iterator[Pickled]:
+    """Open a file that torch wrote; its tensors can be read until it is closed.
+
+    Raises: InputError if it is none; errors of `formats.DAMAGE` if it is damaged.
+    """
+    with path.open("rb") as stream:
+        if stream.read(2) == b"PK":
+            with zipfile.ZipFile(stream) as archive:
+                yield _read_zip(archive, path)
+        else:
+            yield _read_row(stream, path)
+
+
+def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
+    members = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl" and name.count("/") <= 1]
+    if len(pickles) != 1:
+        found = names(name[:80] for name in members)
+        raise InputError(f"{path} is a zip archive, but not of torch: expected one data.pkl, found {found}")
+    root = pickles[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in members and archive.read(f"{root}byteorder") == b"big":
+        raise InputError(f"{path} was saved on a machine of the other byte order: save it as safetensors there")
+    storages: dict[str, Storage] = {}
+
+    def storage(dtype: torch.dtype | Standin, key: str, _: Any, numel: int) -> Storage | Standin:
+        if isinstance(dtype, Standin):
+            return dtype
+        if key not in storages:
+            info = members[f"{root}data/{key}"]
+            numel = _checked(info, numel, dtype)
+            storages[key] = Storage(dtype=dtype, numel=numel, read=lambda: _read_member(archive, info))
+        return storages[key]
+
+    unpickler = Unpickler(io.BytesIO(_read_member(archive, members[pickles[0]])), storage)
+    return Pickled(content=unpickler.load(), skipped=frozenset(unpickler.skipped))
+
+
+def _checked(info: zipfile.ZipInfo, numel: int, dtype: torch.dtype) -> int:
+    if type(numel) is not int or info.file_size != numel * dtype.itemsize:
+        raise ValueError(f"{info.filename} has {info.file_size} bytes, expected {numel} of {dtype}")
+    return numel
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
+    """Return a member, whose size was the archive's to say: what torch writes is not compressed.
+
+    Raises: ValueError if it is.
+    """
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise ValueError(f"{info.filename} is compressed, which torch.save does not do")
+    values = bytearray()
+    with archive.open(info) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            values += block
+    if len(values) != info.file_size:
+        raise EOFError(f"{info.filename} has {len(values)} bytes, its archive says {info.file_size}")
+    return values
+
+
+def _read_row(stream: io.BufferedReader, path: Path) -> Pickled:
+    """Read what torch wrote before it wrote zip archives: four pickles, the keys of the storages, their values."""
+    bounded = Bounded(stream)
+    stored: dict[str, Storage] = {}
+
+    def storage(dtype: torch.dtype | Standin, key: str, _: Any, numel: int, view: Any = None) -> Storage | Standin:
+        if isinstance(dtype, Standin):
+            raise InputError(f"{path} holds {dtype.name}, values of a kind that is not known: save it as float32")
+        if view is not None:
+            raise InputError(f"{path} was saved by torch 0.3 or older: load it there, and save its state_dict anew")
+        if not isinstance(dtype, torch.dtype) or type(numel) is not int:
+            raise ValueError("a storage without a type or size")
+        return stored.setdefault(key, Storage(dtype=dtype, numel=numel))
+
+    if Unpickler(bounded).load() != MAGIC:
+        raise InputError(f"{path} is a pickle that torch did not write: save its state_dict alone with torch.save")
+    if Unpickler(bounded).load() != PROTOCOL:
+        raise InputError(f"{path} has a layout that is not known: save its state_dict alone with torch.save")
+    Unpickler(bounded).load()
+    unpickler = Unpickler(bounded, storage)
+    content = unpickler.load()
+    for key in Unpickler(bounded).load():
+        (numel,) = struct.unpack("<q", bounded.read(8))
+        each = stored[key]
+        if numel != each.numel:
+            raise ValueError(f"storage {key} has {numel} values, expected {each.numel}")
+        each.read = _reader(stream, bounded.skip(numel * each.dtype.itemsize), numel * each.dtype.itemsize)
+    return Pickled(content=content, skipped=frozenset(unpickler.skipped))
+
+
+def _reader(stream: io.BufferedReader, start: int, size: int) -> Callable[[], bytearray]:
+    def read() -> bytearray:
+        values = bytearray(size)
+        stream.seek(start)
+        if stream.readinto(values) != size:
+            raise EOFError(f"{size} bytes of values are expected at {start}")
+        return values
+
+    return read

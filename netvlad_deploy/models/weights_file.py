@@ -1,0 +1,249 @@
+"""Read the tensors of a file of weights by their names, without ever running code that the file brings.
+
+What a file holds is told by its first bytes: arrays by name (`.safetensors`, `.npz`), a dictionary of tensors or a
+whole module as torch saves them, an archive of TorchScript, or a network of MatConvNet (`.mat`). Its weights may stand
+in containers (`state_dict`, `model`, `ema`): in one, they have their own names; in several, the names begin with the
+container's, which is then a prefix to choose by.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from netvlad_deploy.arrays import read_arrays
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.formats import CHECKPOINT_SUFFIXES, first_bytes, foreign, is_checkpoint, reading
+from netvlad_deploy.models.dialects.base import names
+from netvlad_deploy.models.matlab import read_matlab
+from netvlad_deploy.models.torch_file import open_pickled
+from netvlad_deploy.models.unpickling import NumpyArray, Standin, StoredTensor
+from netvlad_deploy.require import require
+
+TENSORS: Final = (torch.Tensor, StoredTensor)
+
+LOG = logging.getLogger(__name__)
+
+SAVE_ALONE: Final = "load it with the code it came from, and save its state_dict alone"
+DTYPES: Final = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    }
+)
+SPECIAL_TENSORS: Final = {
+    "_rebuild_sparse_tensor": "a sparse tensor: save it after to_dense()",
+    "_rebuild_sparse_csr_tensor": "a sparse tensor: save it after to_dense()",
+    "_rebuild_qtensor": "a quantized tensor: save it after dequantize()",
+    "_rebuild_meta_tensor_no_storage": "a tensor of the meta device, which has no values: save the trained model",
+    "_rebuild_nested_tensor": "a nested tensor: save it after to_padded_tensor()",
+}
+"""What torch calls to make tensors of other kinds, by the end of its name."""
+
+OPTIMIZER = "optim"
+"""How the names of containers start that hold an optimizer's own tensors."""
+
+MOST_TENSORS, LONGEST_NAME, DEEPEST, MOST_VISITED = 50_000, 512, 64, 1_000_000
+"""Bounds that no network of weights comes near to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Leaf:
+    """A value of a file: the containers that it stands in, and its name there."""
+
+    containers: tuple[str, ...]
+    name: str
+    value: Any
+
+
+def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file of weights without containers and `module.`.
+
+    Raises: InputError if it is missing, damaged, something else, or holds no weights.
+    """
+    path = Path(path)
+    if kind := foreign(path):
+        raise InputError(f"{path} is {kind}")
+    if not is_checkpoint(path):
+        raise InputError(f"{path} is no checkpoint: expected one of {', '.join(CHECKPOINT_SUFFIXES)}")
+    with reading(path):
+        if path.suffix.lower() == ".mat":
+            return read_matlab(path)
+        if is_safetensors(path):
+            return _plain(path, _read_safetensors(path))
+        if path.suffix.lower() == ".npz":
+            return _plain(path, _read_npz(path))
+        with open_pickled(path) as pickled:
+            return _plain(path, pickled.content, skipped=pickled.skipped)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is one of safetensors, by its name or by the JSON that it begins with.
+
+    Raises: InputError if it is missing or may not be read.
+    """
+    return path.suffix.lower() == ".safetensors" or first_bytes(path)[8:9] == b"{"
+
+
+def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+    module = require("safetensors.torch", extra="export")
+    try:
+        tensors: dict[str, torch.Tensor] = module.load_file(path)
+    except require("safetensors", extra="export").SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return tensors
+
+
+def _read_npz(path: Path) -> Mapping[str, torch.Tensor]:
+    arrays = read_arrays(path)
+    if not isinstance(arrays, dict):
+        raise InputError(f"{path} holds one array without a name: save arrays by name with numpy.savez")
+    return {name: _of_array(array, name, path) for name, array in arrays.items()}
+
+
+def _of_array(array: Any, name: str, path: Path) -> torch.Tensor:
+    try:
+        return torch.from_numpy(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise InputError(f"{path} holds {name}, an array that torch cannot take: it is of {array.dtype}") from error
+
+
+def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
+    """Return the tensors of what a file holds, out of containers and without `module.`."""
+    walk = _Walk(path)
+    kept = _unwrapped(list(walk.root(content)))
+    if not any(_shape(leaf.value) is not None for leaf in kept):
+        raise InputError(f"{path} {_nothing(content)}")
+    if walk.objects:
+        LOG.info("%s: read the weights of an object of %s, whose code did not run", path.name, names(walk.objects))
+    if beside := [name for name in skipped - walk.objects if not name.startswith(("torch.", "__torch__."))]:
+        LOG.info("%s: left out, and not run: objects beside the weights of %s", path.name, names(beside))
+    if len(kept) > MOST_TENSORS:
+        raise InputError(f"{path} is no checkpoint: it has {len(kept)} tensors, expected {MOST_TENSORS} at most")
+    tensors: dict[str, torch.Tensor] = {}
+    for leaf in kept:
+        name = leaf.name.removeprefix("module.")
+        if name in tensors:
+            raise InputError(f"{path} holds two tensors named {name}: save one state_dict alone")
+        if len(name) > LONGEST_NAME:
+            raise InputError(f"{path} is no checkpoint: a name of {len(name)} characters begins {name[:40]}")
+        if (tensor := _tensor(leaf.value, name, path)) is not None:
+            tensors[name] = tensor
+    return tensors
+
+
+class _Walk:
+    """A way through all that a file holds, which ends; `objects` are the classes whose attributes were weights."""
+
+    def __init__(self, path: Path) -> None:
+        self.objects: set[str] = set()
+        self._path = path
+        self._visited = 0
+
+    def root(self, content: Any) -> Iterator[_Leaf]:
+        """Yield every tensor, and every stand-in, of what the file holds."""
+        if isinstance(content, Mapping) or _attributes(content) is not None:
+            yield from self._below(content, (), "", 0)
+
+    def _below(self, node: Any, containers: tuple[str, ...], start: str, depth: int) -> Iterator[_Leaf]:
+        attributes = _attributes(node)
+        if attributes is not None and not start:
+            self.objects.add(node.name)
+        for key, value in (node if attributes is None else attributes).items():
+            self._visited += 1
+            if depth > DEEPEST or self._visited > MOST_VISITED:
+                raise InputError(f"{self._path} is nested without an end: save its state_dict alone")
+            if _attributes(value) is not None and attributes is not None:
+                yield from self._below(value, containers, f"{start}{key}.", depth + 1)
+            elif _attributes(value) is not None or (isinstance(value, Mapping) and isinstance(key, str)):
+                yield from self._below(value, (*containers, str(key)), "", depth + 1)
+            elif isinstance(value, Standin) or _shape(value) is not None:
+                yield _Leaf(containers=containers, name=f"{start}{key}", value=value)
+
+
+def _attributes(value: Any) -> Mapping[str, Any] | None:
+    """Return the parameters, buffers and parts of a module, also of TorchScript; None if it is something else."""
+    state = value.state if isinstance(value, Standin) else None
+    if not isinstance(state, dict):
+        return None
+    if value.name.startswith("__torch__."):
+        return state
+    parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(part, dict) for part in parts):
+        return None
+    hidden = state.get("_non_persistent_buffers_set")
+    merged = {name: each for part in parts if isinstance(part, dict) for name, each in part.items()}
+    return {name: each for name, each in merged.items() if not isinstance(hidden, set) or name not in hidden}
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of a tensor, None of anything else."""
+    if isinstance(value, NumpyArray):
+        return None if value.array is None else value.array.shape
+    return tuple(value.shape) if isinstance(value, TENSORS) else None
+
+
+def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
+    """Return the tensors of the containers that hold weights; of several, with the containers before their names.
+
+    Weights are what has axes, as tensors or else as arrays of NumPy: training notes numbers and rows of them.
+    """
+    own = [leaf for leaf in leaves if not any(each.startswith(OPTIMIZER) for each in leaf.containers)]
+    for kinds, axes in ((TENSORS, 2), (NumpyArray, 2), (TENSORS, 1), ((*TENSORS, NumpyArray), 0)):
+        holding = {
+            leaf.containers for leaf in own if isinstance(leaf.value, kinds) and len(_shape(leaf.value) or ()) >= axes
+        }
+        if holding:
+            depth = _common(min(holding), max(holding))
+            base = min(holding)[:depth]
+            return [
+                replace(leaf, name=".".join((*leaf.containers[depth:], leaf.name)))
+                for leaf in own
+                if leaf.containers[:depth] == base
+                and (leaf.containers in holding or isinstance(leaf.value, (*TENSORS, Standin)))
+            ]
+    return []
+
+
+def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """Return how many containers two paths begin with together."""
+    return next((at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), len(first))
+
+
+def _tensor(value: Any, name: str, path: Path) -> torch.Tensor | None:
+    """Return a tensor that weights can be made of; None of an object that is none."""
+    if isinstance(value, Standin):
+        if "." not in name and not value.name.startswith("torch."):
+            return None
+        kind = SPECIAL_TENSORS.get(value.name.rpartition(".")[2], f"an object of {value.name}: {SAVE_ALONE}")
+        raise InputError(f"{path} holds {name}, {kind}")
+    if isinstance(value, NumpyArray):
+        value = _of_array(value.array, name, path)
+    if value.dtype not in DTYPES:
+        raise InputError(f"{path} holds {name} of {value.dtype}, expected real numbers: save it as float32")
+    if isinstance(value, StoredTensor):
+        try:
+            return value.read(path.stat().st_size)
+        except InputError as error:
+            raise InputError(f"{path} holds {name}, which {error}") from error
+    tensor: torch.Tensor = value
+    return tensor
+
+
+def _nothing(content: Any) -> str:
+    """Say what a file without weights holds, and what to do."""
+    if isinstance(content, Standin) and content.name.startswith("__torch__."):
+        return "is a TorchScript archive without named weights, as torch.jit.freeze leaves it: save it unfrozen"
+    if isinstance(content, Standin):
+        return f"holds an object of {content.name} instead of weights: {SAVE_ALONE}"
+    if not isinstance(content, Mapping):
+        return f"holds a {type(content).__name__}, expected a dictionary of tensors: {SAVE_ALONE}"
+    held = {
+        str(key)[:80]: f" (an object of {each.name})" if isinstance(each, Standin) else ""
+        for key, each in content.items()
+    }
+    return f"holds no weights, found {names(map(''.join, held.items())) if held else 'nothing'}: {SAVE_ALONE}"

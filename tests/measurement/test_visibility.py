@@ -1,0 +1,211 @@
+"""What a tolerance would reveal: the planted faults are those of the oracle, and a case that hides one is no PASS."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from netvlad_deploy.arrays import Array, Float64
+from netvlad_deploy.measurement.cases import Case, default_cases, unit_rows
+from netvlad_deploy.measurement.error_model import tolerances
+from netvlad_deploy.measurement.localise import cluster_errors
+from netvlad_deploy.measurement.visibility import CERTAIN, Visibility, unseen, visibility
+from netvlad_deploy.oracle import BatchNorm, LinearMap, ReferenceParameters
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.shapes import AxisRange, Profile
+from netvlad_deploy.spec import ADD, CLAMP, DESCRIPTOR, RSQRT, GraphOptions, Verdict
+from tests.measurement.test_error_model import parameters
+from tests.modules import features
+
+K, D = 6, 16
+CASE = Case(name="usual", features=unit_rows(features(3, 40, D)))
+SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=4), num_features=AxisRange(min=1, opt=40, max=80))
+
+
+def head(clusters: int = K, ghosts: int = 2, sharpness: float = 10) -> ReferenceParameters:
+    return parameters(clusters, D, ghosts, sharpness)
+
+
+def with_projection(gated: bool, l2: bool = True) -> ReferenceParameters:
+    random = np.random.default_rng(5)
+    norm = BatchNorm(
+        weight=-random.uniform(0.5, 1.5, 7),
+        bias=random.standard_normal(7),
+        running_mean=random.standard_normal(7) / 10,
+        running_var=random.uniform(0.1, 1, 7),
+        eps=1e-5,
+    )
+    projection = LinearMap(weight=random.standard_normal((7, K * D)), bias=None, batch_norm=norm)
+    gating = LinearMap(weight=random.standard_normal((7, 7)), bias=random.standard_normal(7), batch_norm=None)
+    return replace(head(), projection=projection, projection_l2=l2, gating=gating if gated else None)
+
+
+def sight(p: ReferenceParameters, case: Case = CASE, precision: str = "fp32") -> Visibility:
+    oracle = OracleRunner(p)
+    feeds = case.feeds(oracle, masked=False)
+    expected = oracle.run(feeds)
+    return visibility(p, expected, tolerances(p, feeds, expected, precision)[DESCRIPTOR])
+
+
+def errors_and_tolerance(p: ReferenceParameters, wrong: ReferenceParameters) -> tuple[Float64, Float64]:
+    feeds = CASE.feeds(OracleRunner(p), masked=False)
+    expected = OracleRunner(p).run(feeds)
+    difference = OracleRunner(wrong).run(feeds)[DESCRIPTOR] - expected[DESCRIPTOR]
+    return cluster_errors(DESCRIPTOR, difference, p.spec), tolerances(p, feeds, expected, "fp32")[DESCRIPTOR]
+
+
+def with_centroid(p: ReferenceParameters, cluster: int, factor: float) -> ReferenceParameters:
+    centroids = p.centroids.copy()
+    centroids[cluster] *= factor
+    return replace(p, centroids=centroids)
+
+
+def with_swapped(p: ReferenceParameters, one: int, other: int) -> ReferenceParameters:
+    order = np.arange(p.clusters.shape[1])
+    order[[one, other]] = other, one
+    norm = p.batch_norm
+    assert norm is not None
+    vectors = {name: values[order] for name, values in vars(norm).items() if name != "eps"}
+    return replace(
+        p,
+        clusters=p.clusters[:, order],
+        centroids=p.centroids[order[: len(p.centroids)]],
+        batch_norm=BatchNorm(**vectors, eps=norm.eps),
+    )
+
+
+@pytest.mark.parametrize("epsilon", [CLAMP, RSQRT, ADD])
+def test_planted_faults_are_those_of_the_oracle(epsilon: str) -> None:
+    p = replace(head(), epsilon=epsilon)
+    found = sight(p)
+    assert found.reason == ""
+    assert found.revealed.all()
+    oracle = OracleRunner(p)
+    parts = oracle.run(CASE.feeds(oracle, masked=False))[DESCRIPTOR].reshape(3, D, K)
+    for cluster in range(K):
+        errors, _ = errors_and_tolerance(p, with_centroid(p, cluster, -1))
+        moved = OracleRunner(with_centroid(p, cluster, -1)).run(CASE.feeds(oracle, masked=False))[DESCRIPTOR]
+        assert errors.max() == pytest.approx(np.linalg.norm(moved.reshape(3, D, K) - parts, axis=1).max())
+        assert errors[:, cluster].max() > 0
+    errors, _ = errors_and_tolerance(p, with_swapped(p, 1, 4))
+    assert errors.max() == pytest.approx(np.linalg.norm(parts[..., 1] - parts[..., 4], axis=1).max())
+
+
+def smallest_of(p: ReferenceParameters, change: float) -> Array:
+    """Return for each cluster whether such a change of its centroid is surely revealed."""
+    found = []
+    for cluster in range(K):
+        errors, allowed = errors_and_tolerance(p, with_centroid(p, cluster, 1 + change))
+        found.append((errors > CERTAIN * allowed).any())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("sharpness", [1, 10, 100])
+def test_the_smallest_fault_is_revealed_in_every_cluster_and_a_smaller_one_is_not(sharpness: float) -> None:
+    p = head(sharpness=sharpness)
+    smallest = sight(p).smallest_fault
+    assert smallest is not None
+    assert smallest < 0.01
+    assert smallest_of(p, smallest).all()
+    assert not smallest_of(p, 0.8 * smallest).all()
+
+
+@pytest.mark.parametrize("l2", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_faults_before_a_projection_are_judged_after_it(gated: bool, l2: bool) -> None:
+    p = with_projection(gated, l2)
+    found = sight(p)
+    assert (found.reason, found.revealed.sum()) == ("", 3 * K), "each cluster and the next, each sign, and each turn"
+    assert found.smallest_fault is not None
+    assert smallest_of(p, 1.05 * found.smallest_fault).all()
+    assert not smallest_of(p, 0.9 * found.smallest_fault).all()
+
+
+@pytest.mark.parametrize("clusters", [1, K])
+@pytest.mark.parametrize("ghosts", [0, 2])
+def test_usual_cases_are_judged_in_fp32(clusters: int, ghosts: int) -> None:
+    p = head(clusters, ghosts)
+    reasons = {case.name: sight(p, case).reason for case in default_cases(p, shapes=SHAPES)}
+    assert not any(reason for name, reason in reasons.items() if "0000" not in name), reasons
+
+
+def test_near_zero_the_fault_is_a_descriptor_that_is_not() -> None:
+    p = head()
+    [short] = [case for case in default_cases(p, shapes=SHAPES) if "ghosts win by 100" in case.name]
+    found = sight(p, short)
+    assert (found.reason, found.smallest_fault) == ("", None)
+    oracle = OracleRunner(p)
+    expected = oracle.run(short.feeds(oracle, masked=False))
+    blind = np.ones((2, K))
+    assert "near zero" in visibility(p, expected, blind).reason
+    assert visibility(p, expected, blind, 1e-6).reason == "", "FP32 has an absolute tolerance there"
+
+
+def test_the_same_faults_are_hidden_by_a_wide_tolerance_and_named() -> None:
+    p = head()
+    oracle = OracleRunner(p)
+    expected = oracle.run(CASE.feeds(oracle, masked=False))
+    share = np.linalg.norm(expected[DESCRIPTOR].reshape(3, D, K), axis=1)
+    assert visibility(p, expected, 0.1 * share).reason == ""
+    hidden = visibility(p, expected, 2 * share)
+    assert hidden.reason.startswith("clusters in each other's place and a centroid of the wrong sign and a cluster's")
+    one = np.where(np.arange(K) == 2, 2, 0.01) * share
+    assert visibility(p, expected, one).revealed.sum() == K * (K + 1) - 2, "its sign and its turn"
+    two = np.where(np.arange(K) < 2, 2, 0.01) * share
+    found = visibility(p, expected, two)
+    assert found.reason
+    assert unseen([found]).startswith("no case would reveal clusters in each other's place (0 and 1, nor ")
+    assert unseen([found, sight(p)]) == unseen([]) == ""
+
+
+@pytest.mark.export
+@pytest.mark.ort
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_clusters_of_a_million_judge_nothing_in_fp16(tmp_path: Path, precision: str) -> None:
+    """Negated centroids once passed here, every tolerance being over 0.1."""
+    import torch
+
+    from netvlad_deploy.export.onnx_model import export_onnx
+    from netvlad_deploy.measurement.candidate import open_runner
+    from netvlad_deploy.measurement.parity import compare
+    from netvlad_deploy.models.netvlad import initialize
+    from netvlad_deploy.oracle import load_reference
+    from tests.modules import make_module
+
+    module = initialize(make_module(K, D, 0, batch_norm=False).spec, 0).eval()
+    module.clusters.data *= torch.tensor(1e6)
+    artifact = export_onnx(module, tmp_path / "m.onnx", GraphOptions(precision=precision, probe=True))
+    right = load_reference(artifact.reference_path)
+    with open_runner(artifact, backend="strict") as runner:
+        reports = [
+            compare(runner, p, cases=default_cases(p, shapes=SHAPES))
+            for p in (right, replace(right, centroids=-right.centroids))
+        ]
+    assert reports[0].verdict is not Verdict.FAIL
+    assert reports[1].verdict is not Verdict.PASS
+    for report in reports:
+        for case in report.cases:
+            for output in case.outputs:
+                assert output.output != DESCRIPTOR or output.verdict is not Verdict.PASS or output.tolerance < 0.2
+    assert precision == "fp32" or reports[0].not_judged > len(reports[0].cases) / 2
+
+
+@pytest.mark.export
+@pytest.mark.ort
+def test_one_cluster_of_huge_weights_is_judged_by_the_sign_of_its_centroid(tmp_path: Path) -> None:
+    from netvlad_deploy.export.onnx_model import export_onnx
+    from netvlad_deploy.measurement.candidate import open_runner
+    from netvlad_deploy.measurement.parity import compare
+    from netvlad_deploy.oracle import load_reference
+    from tests.modules import make_module
+
+    module = make_module(1, D, 0)
+    assert module.batch_norm is not None
+    module.batch_norm.weight.data *= 1e20
+    module.clusters2.data *= 1e18
+    artifact = export_onnx(module, tmp_path / "m.onnx")
+    right = load_reference(artifact.reference_path)
+    with open_runner(artifact) as runner:
+        assert compare(runner, right).verdict is Verdict.PASS, "a softmax over one column is 1"
+        assert compare(runner, replace(right, centroids=-right.centroids)).verdict is Verdict.FAIL
