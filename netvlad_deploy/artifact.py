@@ -27,8 +27,6 @@ from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec
 REFERENCE_SUFFIX = ".reference.npz"
 REMAKE: Final = "export and build again"
 KEEP: Final = "keep it beside the artifact, or export again"
-MOST_ATTEMPTS: Final = 100
-"""To read an artifact while others replace it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +87,8 @@ class Artifact:
     def check_sha256(self, found: str) -> None:
         """Raise ArtifactError unless this is the hash of the artifact's file."""
         if found != self.sha256:
-            raise ArtifactError(
-                f"{self.path} has SHA-256 {found[:12]}, its sidecar says {self.sha256[:12]}: {self.cure}"
-            )
+            said = f"its sidecar says {self.sha256[:12]}"
+            raise ArtifactError(f"{self.path} has SHA-256 {found[:12]}, {said}: {self.cure}")
 
     @property
     def reference_path(self) -> Path:
@@ -205,6 +202,8 @@ class EngineArtifact(Artifact):
         kind = Profile if self.images is None else ImageProfile
         if not self.profiles or not all(isinstance(profile, kind) for profile in self.profiles):
             raise ArtifactError(f"it has no profiles, or not those of {self.inputs[0]}")
+        if self.flavor not in self.versions:
+            raise ArtifactError(f"it does not say which version of {self.flavor} built it")
 
     @property
     def flavor(self) -> str:
@@ -279,7 +278,7 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
     Raises: ArtifactError naming what differs.
     """
     path = Path(path)
-    for _ in range(MOST_ATTEMPTS):
+    for _ in range(100):  # others may replace it meanwhile
         finish_writing(path.parent)
         if not path.is_file():
             raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
@@ -298,8 +297,7 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
 def _proven(path: Path, sidecar: bytes, expect_sha256: str | None) -> OnnxArtifact | EngineArtifact:
     """Return what a sidecar says, after comparing the artifact's files with their hashes."""
     artifact = _parse_sidecar(sidecar_path(path), sidecar, path)
-    found = sha256_file(path)
-    artifact.check_sha256(found)
+    artifact.check_sha256(found := sha256_file(path))
     if expect_sha256 is not None and found != expect_sha256.lower():
         raise ArtifactError(f"{path} has SHA-256 {found}, expected {expect_sha256}: it is another file, do not use it")
     if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
@@ -323,8 +321,7 @@ def copied(folder: Path, reference: FileReference, *, cure: str = REMAKE) -> Ite
 
     Raises: ArtifactError if it is missing or another file now.
     """
-    path = folder / reference.name
-    with private_copy(path, missing=KEEP) as (copy, found):
+    with private_copy(path := folder / reference.name, missing=KEEP) as (copy, found):
         _compare(path, found, reference, cure)
         yield copy
 

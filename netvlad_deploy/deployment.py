@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from netvlad_deploy.artifact import log_path, sidecar_path
+from netvlad_deploy.artifact import log_path, reference_path, sidecar_path
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.files import make_folder, stage_files
 from netvlad_deploy.images import AnyProfile
@@ -45,7 +45,9 @@ def deploy(
     flavor = engine_options.flavor
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
     onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
-    make_folder(folder, (onnx_path, engine_path, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
+    onnx_files = onnx_path, sidecar_path(onnx_path), reference_path(onnx_path)
+    engine_files = engine_path, sidecar_path(engine_path), log_path(engine_path)
+    make_folder(folder, (*onnx_files, *engine_files, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
     LOG.info("validate %s", onnx_path)
@@ -58,7 +60,7 @@ def deploy(
     try:
         engine = build(onnx_path, engine_path, engine_options, expect_sha256=onnx.sha256, force=force)
     except UNAVAILABLE as error:
-        for leftover in (engine_path, sidecar_path(engine_path), log_path(engine_path)):  # of an earlier deployment
+        for leftover in engine_files:  # of an earlier deployment
             leftover.unlink(missing_ok=True)
         steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
     else:
@@ -74,10 +76,14 @@ def deploy(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
+    _write(folder, deployment, force=force)
+    return deployment
+
+
+def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:
     with stage_files(force=force) as staging:
         staging.write(folder / REPORT_PAGE, deployment_markdown(deployment).encode())
         staging.write(folder / REPORT_JSON, to_json("deploy", deployment).encode())
-    return deployment
 
 
 def _usual_input(profile: AnyProfile) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def engine_artifact(path: Path) -> EngineArtifact:
         parent=FileReference(name="m.onnx", sha256="1" * 64),
         reference=REFERENCE,
         preprocessing="none",
+        versions={"tensorrt-rtx": "1.7.1"},
         options=BuildOptions(flavor="tensorrt-rtx", profiles=(Profile(),)),
         flags=(),
         gpu=None,

@@ -67,7 +67,7 @@ def write(folder: Path, content: bytes, listed: FileReference | None) -> OnnxArt
         range=RANGE,
         origin="a test",
         parent=None,
-        reference=FileReference(name="m.reference.npz", sha256="0" * 64),
+        reference=FileReference(name="m.reference.npz", sha256=hashlib.sha256(b"").hexdigest()),
         preprocessing="none",
         opset=18,
         external_data=listed,
@@ -178,27 +178,26 @@ def test_external_data_is_no_link_and_is_there(tmp_path: Path, listed: FileRefer
 
 
 @pytest.mark.rtx
-def test_the_builder_opens_the_copy_alone(tmp_path: Path, listed: FileReference) -> None:
-    from netvlad_deploy.runtime.trt_api import open_tensorrt, parse_onnx
+def test_a_build_opens_the_copy_alone(tmp_path: Path, listed: FileReference) -> None:
+    from netvlad_deploy.build_options import BuildOptions
+    from netvlad_deploy.export.engine import build_engine
+    from netvlad_deploy.shapes import Profile
 
-    def parsed(artifact: OnnxArtifact) -> Any:
-        tensorrt = open_tensorrt("tensorrt-rtx")
-        logger = tensorrt.logger()
-        network = tensorrt.builder(logger).create_network(
-            1 << int(tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        )
-        with artifact.weights_folder() as folder:
-            path = None if folder is None else str(folder / artifact.path.name)
-            parse_onnx(tensorrt, network, logger, artifact.content(), path)
-        return network
-
+    (tmp_path / "m.reference.npz").write_bytes(b"")
+    options = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile.parse("1x1"),))
     artifact = write(tmp_path, model("m.onnx.data", listed).SerializeToString(), listed)
-    assert parsed(artifact).num_layers > 0
+    built = build_engine(artifact, tmp_path / "m.engine", options)
+    assert built.parent == FileReference(name="m.onnx", sha256=artifact.sha256)
+    before = built.path.read_bytes()
     other = write(tmp_path, model("other.data").SerializeToString(), None)
-    with pytest.raises(ArtifactError, match=r"names the external data other\.data"):
-        parsed(other)
-    with pytest.raises(ArtifactError, match="its sidecar says"):
-        parsed(replace(other, sha256="0" * 64))
+    for given, message in (
+        (other, r"names the external data other\.data"),
+        (replace(artifact, sha256=other.sha256), "does not fit its sidecar"),
+        (replace(artifact, sha256="0" * 64), "its sidecar says"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            build_engine(given, tmp_path / "m.engine", options, force=True)
+    assert built.path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_every_field_is_refused_with_every_wrong_type(tmp_path: Path, make: Any)
         {"inputs": []},
         {"dtypes": {"features": "float32"}},
         {"images": asdict(ImageInput())},
+        {"versions": {"torch": "2.13.0"}},
         {"options": asdict(BuildOptions(flavor="tensorrt-rtx"))},
     ],
 )

@@ -123,7 +123,7 @@ def _dtype(dtype: Any) -> str:
 
 def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> None:
     """Raise ArtifactError, with all that differs, unless this TensorRT on this GPU can run the engine."""
-    built = artifact.versions.get(artifact.flavor, "an unknown version")
+    built = artifact.versions[artifact.flavor]
     differences = []
     if not _same_version(built, tensorrt.version, later=artifact.options.version_compatible):
         differences.append(f"it was built by {artifact.flavor} {built}, this is {tensorrt.version}")
