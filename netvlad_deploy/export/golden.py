@@ -1,42 +1,57 @@
-"""Golden images for a pipeline: the unfolded torch module in float64, and how far FP32 is from it."""
+"""Golden images for a pipeline: the unfolded torch module in float64, and how far each rounding moves it."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.func import functional_call
 
-from netvlad_deploy.arrays import Array
+from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.errors import ExportError
+from netvlad_deploy.export.seeded_rounding import RoundedBackbone, RoundedHead
 from netvlad_deploy.export.wide_convolutions import WideConvolutions
-from netvlad_deploy.goldens import Golden, distances, golden_image, golden_sizes
+from netvlad_deploy.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.models.affine import in_float64
-from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 
+SEEDS = range(3)
+"""Of the roundings to 11 bits that are tried on every golden image but the last, which may be large."""
 
-def make_goldens(pipeline: Pipeline) -> tuple[tuple[Golden, ...], float]:
+LEAST = 2.0**-24
+"""Keeps the ratio of two distances finite."""
+
+
+def make_goldens(pipeline: Pipeline, precision: str) -> tuple[tuple[Golden, ...], float]:
     """Return golden images with the unfolded module's float64 descriptors, and the largest norm of a local descriptor.
 
-    Raises: ExportError if the feature map has another width than the head takes, or something is not finite.
+    Their distances are those of FP32 and of the graph's precision, of an FP32 graph those of TF32, in which an engine
+    may compute it.
+
+    Raises: ExportError if the feature map has another width than the head takes, or a descriptor is not finite.
     """
     images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images.resize))]
-    (exact, norm), (single, _) = (_descriptors(pipeline, images, dtype) for dtype in (torch.float64, torch.float32))
+    exact, norm = _exact(pipeline, images)
+    single = _Single(pipeline)
+    narrow = TF32 if precision == FP32 else precision
+    fp32 = [_distance(single.descriptor(image), wanted) for image, wanted in zip(images, exact, strict=True)]
+    if not np.isfinite(fp32).all():
+        raise ExportError("the descriptor of a golden image is not finite in torch.float32")
+    rounded = [
+        max(_distance(single.descriptor(image, narrow, seed), wanted) for seed in SEEDS)
+        for image, wanted in zip(images[:-1], exact, strict=False)
+    ]
+    rounded.append(max(rounded) * max(1.0, fp32[-1] / max(LEAST, *fp32[:-1])))
     goldens = tuple(
-        Golden(image=image, descriptor=wanted, fp32_distance=float(distances(got, wanted)))
-        for image, wanted, got in zip(images, exact, single, strict=True)
+        Golden(image=image, descriptor=wanted, distances={FP32: by_fp32, narrow: by_rounding})
+        for image, wanted, by_fp32, by_rounding in zip(images, exact, fp32, rounded, strict=True)
     )
     return goldens, norm
 
 
-def _descriptors(pipeline: Pipeline, images: Iterable[Array], dtype: torch.dtype) -> tuple[list[Array], float]:
-    """Return the descriptor (P,) of each image (H,W,3), all in one type, and the largest norm of a local descriptor."""
-    head, width = pipeline.head, pipeline.head.spec.feature_size
-    twin = Pipeline(copy.deepcopy(pipeline.backbone).to(dtype), head, pipeline.images, name=pipeline.name)
-    twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
-    aggregate = _computed_in(dtype, head)
+def _exact(pipeline: Pipeline, images: list[Array]) -> tuple[list[Float64], float]:
+    """Return the descriptor (P,) of each image (H,W,3) in float64, and the largest norm of a local descriptor."""
+    width, twin, aggregate = pipeline.head.spec.feature_size, _twin(pipeline, torch.float64), in_float64(pipeline.head)
     found, norm = [], 0.0
     with torch.inference_mode(), WideConvolutions(strips=True):
         for image in images:
@@ -49,13 +64,37 @@ def _descriptors(pipeline: Pipeline, images: Iterable[Array], dtype: torch.dtype
             found.append(aggregate(local_descriptors)[0].numpy())
             if not np.isfinite(found[-1]).all():
                 size = f"{image.shape[0]}x{image.shape[1]}"
-                raise ExportError(f"the descriptor of a golden image of {size} is not finite in {dtype}")
+                raise ExportError(f"the descriptor of a golden image of {size} is not finite in torch.float64")
     return found, norm
 
 
-def _computed_in(dtype: torch.dtype, head: NetVLAD) -> Callable[[Tensor], Tensor]:
-    """Return a head that computes in a type, a large projection not copied."""
-    if dtype is torch.float64:
-        return in_float64(head)
-    state = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
-    return lambda local_descriptors: functional_call(head, state, (local_descriptors,))
+class _Single:
+    """The unfolded module in FP32, a large projection not copied."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._twin, self._head = _twin(pipeline, torch.float32), pipeline.head
+        self._state = {name: tensor.float() for name, tensor in pipeline.head.state_dict().items()}
+
+    def descriptor(self, image: Array, precision: str = FP32, seed: int = 0) -> Array:
+        """Return the descriptor (P,) of an image (H,W,3), rounded on the way as a precision does, on a seed's grid."""
+        half, rounds = precision.startswith("fp16"), precision != FP32
+        backbone = RoundedBackbone(seed, half=half) if rounds else contextlib.nullcontext()
+        fixed, logits = tuple(self._state.values()), precision == "fp16"
+        head = RoundedHead(seed, fixed=fixed, stored=half, logits=logits) if rounds else contextlib.nullcontext()
+        with torch.inference_mode():
+            with backbone:
+                local_descriptors = self._twin.local_descriptors(torch.from_numpy(image)[None])
+            with head:
+                descriptor: Array = functional_call(self._head, self._state, (local_descriptors,))[0].numpy()
+        return descriptor
+
+
+def _twin(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
+    """Return the pipeline with a copy of its backbone, and its normalisation, in a type; the head is the same."""
+    twin = Pipeline(copy.deepcopy(pipeline.backbone).to(dtype), pipeline.head, pipeline.images, name=pipeline.name)
+    twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
+    return twin
+
+
+def _distance(got: Array, wanted: Float64) -> float:
+    return float(distances(got[None], wanted[None])[0])

@@ -60,7 +60,7 @@ class CaseParity:
     """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm.
 
     A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that could
-    not be judged at all has no outputs and says why in `reason`.
+    not be judged at all has no outputs and says why in `reason`. A `part` is a case of the head of a pipeline.
     """
 
     name: str
@@ -69,6 +69,7 @@ class CaseParity:
     logit_step: float
     outputs: tuple[OutputParity, ...]
     reason: str = ""
+    part: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -90,8 +91,11 @@ class ParityReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any case failed, NOT_RUN if none ran."""
-        return Verdict.combine(case.verdict for case in self.cases)
+        """Return FAIL if any case failed, NOT_RUN if none ran; a part that passed does not pass for the whole."""
+        verdict = Verdict.combine(case.verdict for case in self.cases)
+        if verdict is not Verdict.PASS:
+            return verdict
+        return Verdict.combine(case.verdict for case in self.cases if not case.part)
 
 
 def compare(
