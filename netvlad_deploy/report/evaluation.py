@@ -119,9 +119,10 @@ def _facts(report: EvaluationReport) -> list[str]:
     if any(one.backend == "strict" for one in report.candidates):
         facts.append("FP16 by strict emulation on a CPU: every tensor rounded to its type; no GPU took part")
     if report.without_right:
+        names = _some(report.without_right)
         facts.append(
-            f"{len(report.without_right)} queries without a right image: {_some(report.without_right)}; recall@N counts "
-            f"them as misses, as published figures do, @N of {report.num_queries} and mAP leave them out"
+            f"{len(report.without_right)} queries without a right image: {names}; recall@N counts them as misses, as "
+            f"published figures do, @N of {report.num_queries} and mAP leave them out"
         )
     if report.skipped:
         facts.append(f"{len(report.skipped)} files skipped: {count_reasons(report.skipped)}")
