@@ -2,6 +2,9 @@
 
 import contextlib
 import copy
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +18,8 @@ from netvlad_deploy.goldens import FP32, TF32, Golden, distances, golden_image, 
 from netvlad_deploy.models.affine import in_float64
 from netvlad_deploy.models.pipeline import Pipeline
 
-SEEDS = range(3)
-"""Of the roundings to 11 bits that are tried on every golden image but the last, which may be large."""
+SEEDS = range(2)
+"""Of the roundings to 11 bits that are tried on every golden image but the last, which may be large: in all four."""
 
 LEAST = 2.0**-24
 """Keeps the ratio of two distances finite."""
@@ -34,13 +37,11 @@ def make_goldens(pipeline: Pipeline, precision: str) -> tuple[tuple[Golden, ...]
     exact, norm = _exact(pipeline, images)
     single = _Single(pipeline)
     narrow = TF32 if precision == FP32 else precision
-    fp32 = [_distance(single.descriptor(image), wanted) for image, wanted in zip(images, exact, strict=True)]
+    fp32 = _distances(single.descriptors(images), exact)
     if not np.isfinite(fp32).all():
         raise ExportError("the descriptor of a golden image is not finite in torch.float32")
-    rounded = [
-        max(_distance(single.descriptor(image, narrow, seed), wanted) for seed in SEEDS)
-        for image, wanted in zip(images[:-1], exact, strict=False)
-    ]
+    tries = [_distances(single.descriptors(images[:-1], narrow, seed), exact[:-1]) for seed in SEEDS]
+    rounded = [max(distances_of_one) for distances_of_one in zip(*tries, strict=True)]
     rounded.append(max(rounded) * max(1.0, fp32[-1] / max(LEAST, *fp32[:-1])))
     goldens = tuple(
         Golden(image=image, descriptor=wanted, distances={FP32: by_fp32, narrow: by_rounding})
@@ -75,18 +76,22 @@ class _Single:
         self._twin, self._head = _twin(pipeline, torch.float32), pipeline.head
         self._state = {name: tensor.float() for name, tensor in pipeline.head.state_dict().items()}
 
-    def descriptor(self, image: Array, precision: str = FP32, seed: int = 0) -> Array:
-        """Return the descriptor (P,) of an image (H,W,3), rounded on the way as a precision does, on a seed's grid."""
-        half, rounds = precision.startswith("fp16"), precision != FP32
-        backbone = RoundedBackbone(seed, half=half) if rounds else contextlib.nullcontext()
-        fixed, logits = tuple(self._state.values()), precision == "fp16"
-        head = RoundedHead(seed, fixed=fixed, stored=half, logits=logits) if rounds else contextlib.nullcontext()
+    def descriptors(self, images: Sequence[Array], precision: str = FP32, seed: int = 0) -> list[Array]:
+        """Return the descriptor (P,) of each image (H,W,3), rounded on the way as in a precision, on a seed's grid."""
+        backbone: AbstractContextManager[Any] = contextlib.nullcontext()
+        head: AbstractContextManager[Any] = contextlib.nullcontext()
+        if precision != FP32:
+            half, fixed = precision.startswith("fp16"), tuple(self._state.values())
+            backbone = RoundedBackbone(seed, half=half)
+            head = RoundedHead(seed, fixed=fixed, stored=half, logits=precision == "fp16")
+        found = []
         with torch.inference_mode():
-            with backbone:
-                local_descriptors = self._twin.local_descriptors(torch.from_numpy(image)[None])
-            with head:
-                descriptor: Array = functional_call(self._head, self._state, (local_descriptors,))[0].numpy()
-        return descriptor
+            for image in images:
+                with backbone:
+                    local_descriptors = self._twin.local_descriptors(torch.from_numpy(image)[None])
+                with head:
+                    found.append(functional_call(self._head, self._state, (local_descriptors,))[0].numpy())
+        return found
 
 
 def _twin(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
@@ -96,5 +101,6 @@ def _twin(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
     return twin
 
 
-def _distance(got: Array, wanted: Float64) -> float:
-    return float(distances(got[None], wanted[None])[0])
+def _distances(got: Iterable[Array], wanted: Iterable[Float64]) -> list[float]:
+    """Return the distance of each descriptor (P,) from the one that it should be."""
+    return [float(distances(one, exact)) for one, exact in zip(got, wanted, strict=True)]

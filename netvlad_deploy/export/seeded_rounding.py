@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from netvlad_deploy.export.half_backbone import round_kernels
@@ -27,11 +27,15 @@ SPLIT: Final = 2.0**13 + 1
 
 
 class RoundedBackbone(TorchFunctionMode):
-    """Round what the products of a backbone read, weights too; in FP16 within its range, and what it adds as well."""
+    """Round what the products of a backbone read, weights too; in FP16 within its range, and what it adds as well.
+
+    A parameter is rounded once, however many images go through.
+    """
 
     def __init__(self, seed: int, *, half: bool) -> None:
         super().__init__()
         self._random, self._half = np.random.default_rng(seed), half
+        self._parameters: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Round the operands of products and sums, and let everything else through."""
@@ -47,6 +51,13 @@ class RoundedBackbone(TorchFunctionMode):
     def _rounded(self, values: Any, *, kernels: bool = False) -> Any:
         if not _is_rounded(values):
             return values
+        if not isinstance(values, nn.Parameter):
+            return self._on_a_grid(values, kernels=kernels)
+        if id(values) not in self._parameters:
+            self._parameters[id(values)] = self._on_a_grid(values, kernels=kernels)
+        return self._parameters[id(values)]
+
+    def _on_a_grid(self, values: Tensor, *, kernels: bool) -> Tensor:
         scale = float(self._random.uniform(0.5, 1))  # never above 1: FP16 must not end earlier than it does
         shifted = values * scale
         if not self._half:
