@@ -64,7 +64,7 @@ class CaseParity:
     A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that proves
     nothing is NOT_JUDGED and says why in `reason`: it could not be made, and has no outputs, or a fault would be within
     its tolerance. `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be over
-    the tolerance of this case.
+    the tolerance of this case. A `part` is a case of the head of a pipeline.
     """
 
     name: str
@@ -74,6 +74,7 @@ class CaseParity:
     outputs: tuple[OutputParity, ...]
     reason: str = ""
     smallest_fault: float | None = None
+    part: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -99,9 +100,15 @@ class ParityReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything."""
-        combined = Verdict.combine(case.verdict for case in self.cases)
-        return Verdict.NOT_JUDGED if self.unseen and combined is Verdict.PASS else combined
+        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything.
+
+        A part that passed does not pass for the whole.
+        """
+        verdict = Verdict.combine(case.verdict for case in self.cases)
+        if verdict is not Verdict.PASS:
+            return verdict
+        whole = Verdict.combine(case.verdict for case in self.cases if not case.part)
+        return Verdict.NOT_JUDGED if self.unseen else whole
 
     @property
     def not_judged(self) -> int:

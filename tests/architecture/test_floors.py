@@ -39,6 +39,7 @@ ALLOWED = {
         "export/half_backbone.py",
         "export/onnx_model.py",
         "export/pipeline.py",
+        "export/seeded_rounding.py",
         "export/wide_convolutions.py",
     },
     "onnx": set(),
