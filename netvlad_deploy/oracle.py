@@ -34,7 +34,10 @@ ASSIGNMENT_BIAS, PROJECTION, GATING = "assignment_bias", "projection", "gating"
 NORMALIZE_INPUT, CLUSTERS_FIRST_MARK = "normalize_input", "clusters_first"
 PROJECTION_L2, FINAL_L2 = "projection_l2", "final_l2"
 EPSILON_MARKS = {f"epsilon_{mode}": mode for mode in NORM_FLOORS if mode != CLAMP}
-MARKS = (NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
+REFERENCE_FILE = "reference_file"
+"""In every reference file: two tensors alone, `clusters` and `clusters2`, are also what other dialects save."""
+
+MARKS = (REFERENCE_FILE, NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
 """Names in a reference file beside those of the reference's own state: conventions, 1 for yes."""
 
 BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
@@ -251,6 +254,7 @@ def load_reference(path: Path | str) -> ReferenceParameters:
 def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
     """Return what a reference file holds, in its order: arrays under the reference's own names, and its conventions."""
     conventions = {
+        REFERENCE_FILE: True,
         NORMALIZE_INPUT: spec.normalize_input,
         CLUSTERS_FIRST_MARK: spec.flatten == CLUSTERS_FIRST,
         PROJECTION_L2: spec.projection is not None and spec.projection.l2,

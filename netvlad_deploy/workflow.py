@@ -236,7 +236,8 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
 
     The layer exported after `module.half()` is measured beside them, to show what the typed graph is for.
     """
-    require("onnxruntime", extra="cpu")
+    for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
+        require(package, extra=extra)
     module, origin = load_head(source)
     from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain
@@ -264,7 +265,7 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
             warnings=artifacts["fp16"].warnings,
         )
     with stage_files(force=force) as staging:
-        staging.write(folder / PRECISION_PICTURE, draw_precisions(report).encode())
+        staging.write(folder / PRECISION_PICTURE, draw_precisions(report))
         staging.write(folder / REPORT_PAGE, precision_markdown(report, PRECISION_PICTURE).encode())
         staging.write(folder / REPORT_JSON, to_json("precision", report).encode())
     return report

@@ -1,7 +1,7 @@
 """What cannot be right is said in its true words before the work."""
 
-import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,19 +83,32 @@ def test_a_target_of_validate_is_looked_at_first(command: Command, exported: Onn
     assert "there is no folder none" in error_of(outcome.err)
 
 
-def test_precision_draws_without_a_drawing_library(
+def test_precision_misses_its_drawing_library_before_the_work(
     command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Settings of matplotlib lie in the current folder, or where MATPLOTLIBRC says, and can run LaTeX."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert command("precision", checkpoint, "-o", "one").code == 0
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.dpi: 1\nfont.size: 90\n")
-    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
-    assert command("precision", checkpoint, "-o", "two").code == 0
-    pictures = [(tmp_path / name / "precision.svg").read_text() for name in ("one", "two")]
+    monkeypatch.setattr(workflow, "load_head", lambda source: pytest.fail("the checkpoint was read"))
+    outcome = command("precision", checkpoint, "-o", "one")
+    assert outcome.code == 69
+    assert "matplotlib" in error_of(outcome.err)
+    assert not (tmp_path / "one").exists()
+
+
+def test_pictures_use_our_own_settings_alone(tmp_path: Path) -> None:
+    """Matplotlib reads settings that lie in the working folder, and one of them runs LaTeX."""
+    draw = (
+        "import sys; from netvlad_deploy.measurement.precision import CasePrecision; "
+        "from netvlad_deploy.report.picture import draw_distances; "
+        "figure = CasePrecision(case='one', precision='fp32', feature_norm=1.0, distance=1e-9, non_finite=0); "
+        "sys.stdout.buffer.write(draw_distances('a $title', ('fp32',), (figure,)))"
+    )
+    pictures = []
+    for settings in ("", "text.usetex: True\nfont.size: 90\naxes.facecolor: red\n"):
+        (tmp_path / "matplotlibrc").write_text(settings)
+        drawn = subprocess.run([sys.executable, "-c", draw], cwd=tmp_path, check=True, capture_output=True)
+        pictures.append(drawn.stdout)
     assert pictures[0] == pictures[1]
-    assert "Precisions of best.pth.tar" in pictures[0]
-    assert json.loads((tmp_path / "two" / "report.json").read_text())["cases"]
+    assert b"a $title" in pictures[0]
 
 
 @pytest.fixture(autouse=True)

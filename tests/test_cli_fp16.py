@@ -223,7 +223,7 @@ class TestPrecision:
             cases=tuple(figures),
             warnings=("look out",),
         )
-        pictures = [draw_precisions(drawn) for _ in range(2)]
+        pictures = [draw_precisions(drawn).decode() for _ in range(2)]
         assert pictures[0] == pictures[1]
         for text in ("Precisions of m.pt", "near centroids", "plain fp16", "NaN", "left is better"):
             assert text in pictures[0]

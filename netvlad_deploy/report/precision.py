@@ -90,6 +90,9 @@ def precision_markdown(report: PrecisionReport, picture: str) -> str:
     )
 
 
-def draw_precisions(report: PrecisionReport) -> str:
-    """Return the picture as SVG."""
+def draw_precisions(report: PrecisionReport) -> bytes:
+    """Return the picture as SVG; the same report gives the same bytes.
+
+    Raises: MissingDependencyError without matplotlib.
+    """
     return draw_distances(f"Precisions of {report.origin}", report.precisions, report.cases)

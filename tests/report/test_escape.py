@@ -127,7 +127,7 @@ def test_every_page_can_be_written_and_has_no_html() -> None:
     assert next(text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")) == (
         f"Precisions of {printable(EVIL)}"
     )
-    HTMLParser().feed(draw_precisions(precision))
+    HTMLParser().feed(draw_precisions(precision).decode())
 
 
 @pytest.mark.export
