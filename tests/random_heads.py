@@ -12,7 +12,7 @@ not as it must be; exit 1 if there is one.
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.localise import cluster_errors
 from netvlad_deploy.measurement.parity import ParityReport, compare
 from netvlad_deploy.models.netvlad import NetVLAD, initialize
-from netvlad_deploy.oracle import BatchNorm, ReferenceParameters, load_reference, reference_arrays
+from netvlad_deploy.oracle import ReferenceParameters, load_reference, reference_arrays
 from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -40,6 +40,7 @@ from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.runtime.strict_runner import StrictRunner
 from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.spec import ADD, DESCRIPTOR, FLATTENINGS, NORM_FLOORS, GraphOptions, NetVLADSpec, Verdict
+from tests.head_faults import FAULTS
 
 PRECISIONS = (GraphOptions(), GraphOptions(precision="fp16"), GraphOptions(precision="fp16", wide_logits=True))
 DRAWS = 10
@@ -141,65 +142,6 @@ def cases_of(parameters: ReferenceParameters, runner: Runner) -> Iterator[Case]:
     rows = max(4, min(100, LARGEST_CASE // (spec.num_clusters * spec.feature_size)))
     shapes = Profile(batch=AxisRange(min=1, opt=2, max=4), num_features=AxisRange(min=1, opt=rows, max=2 * rows))
     return default_cases(parameters, shapes=shapes, largest=runner.largest_feature if runner.half else None)
-
-
-def permuted(parameters: ReferenceParameters, columns: Array, clusters: Array) -> ReferenceParameters:
-    """Return the head whose columns and centroids are these of the head given."""
-    norm, bias = parameters.batch_norm, parameters.bias
-    vectors = {} if norm is None else {name: getattr(norm, name)[columns] for name in vars(norm) if name != "eps"}
-    return replace(
-        parameters,
-        clusters=parameters.clusters[:, columns],
-        centroids=parameters.centroids[clusters],
-        batch_norm=None if norm is None else BatchNorm(**vectors, eps=norm.eps),
-        bias=None if bias is None else bias[columns],
-    )
-
-
-Fault = Callable[[ReferenceParameters, np.random.Generator], ReferenceParameters | None]
-
-
-def swapped(parameters: ReferenceParameters, random: np.random.Generator) -> ReferenceParameters | None:
-    spec = parameters.spec
-    if spec.num_clusters == 1:
-        return None
-    one, other = random.choice(spec.num_clusters, 2, replace=False)
-    columns = np.arange(spec.num_clusters + spec.num_ghost_clusters)
-    columns[[one, other]] = columns[[other, one]]
-    return permuted(parameters, columns, columns[: spec.num_clusters])
-
-
-def negated(parameters: ReferenceParameters, random: np.random.Generator) -> ReferenceParameters:
-    return replace(parameters, centroids=-parameters.centroids)
-
-
-def wrong_slice(parameters: ReferenceParameters, random: np.random.Generator) -> ReferenceParameters | None:
-    spec = parameters.spec
-    if not spec.num_ghost_clusters:
-        return None
-    columns = np.roll(np.arange(spec.num_clusters + spec.num_ghost_clusters), -spec.num_ghost_clusters)
-    return permuted(parameters, columns, np.arange(spec.num_clusters))
-
-
-def one_centroid(parameters: ReferenceParameters, random: np.random.Generator) -> ReferenceParameters:
-    centroids = parameters.centroids.copy()
-    centroids[random.integers(len(centroids))] *= -1
-    return replace(parameters, centroids=centroids)
-
-
-def one_column(parameters: ReferenceParameters, random: np.random.Generator) -> ReferenceParameters:
-    clusters = parameters.clusters.copy()
-    clusters[:, random.integers(clusters.shape[1])] *= -1
-    return replace(parameters, clusters=clusters)
-
-
-FAULTS: Mapping[str, Fault] = {
-    "two clusters swapped": swapped,
-    "centroids negated": negated,
-    "the wrong ghost slice": wrong_slice,
-    "one centroid negated": one_centroid,
-    "one column negated": one_column,
-}
 
 
 @dataclass

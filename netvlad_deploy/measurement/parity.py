@@ -131,13 +131,7 @@ def compare(
 
     Raises: ParityError if the two have different shapes, or there is nothing to compare; InputError, RunError.
     """
-    if candidate.spec != parameters.spec:
-        raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
-    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
-        raise ParityError(f"{candidate.name} and {against.name} have descriptors of different size")
-    masked = MASK in candidate.inputs
-    if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
-        raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
+    masked = _check_pair(candidate, parameters, against)
     if cases is None:
         cases = profile_cases(parameters, candidate, masked=masked)
     results, sights, failed = [], [], None
@@ -167,6 +161,18 @@ def compare(
         retrieval=tuple(retrieval),
         unseen=unseen(sights),
     )
+
+
+def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Runner | None) -> bool:
+    """Return whether the candidate takes a mask; raise ParityError if the two cannot be compared."""
+    if candidate.spec != parameters.spec:
+        raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
+    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
+        raise ParityError(f"{candidate.name} and {against.name} have descriptors of different size")
+    masked = MASK in candidate.inputs
+    if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
+        raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
+    return masked
 
 
 def _localise(case: Case, candidate: Runner, oracle: OracleRunner) -> Departure:

@@ -15,6 +15,7 @@ from netvlad_deploy.oracle import BatchNorm, LinearMap, ReferenceParameters
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.shapes import AxisRange, Profile
 from netvlad_deploy.spec import ADD, CLAMP, DESCRIPTOR, RSQRT, GraphOptions, Verdict
+from tests.head_faults import permuted
 from tests.measurement.test_error_model import parameters
 from tests.modules import features
 
@@ -64,15 +65,7 @@ def with_centroid(p: ReferenceParameters, cluster: int, factor: float) -> Refere
 def with_swapped(p: ReferenceParameters, one: int, other: int) -> ReferenceParameters:
     order = np.arange(p.clusters.shape[1])
     order[[one, other]] = other, one
-    norm = p.batch_norm
-    assert norm is not None
-    vectors = {name: values[order] for name, values in vars(norm).items() if name != "eps"}
-    return replace(
-        p,
-        clusters=p.clusters[:, order],
-        centroids=p.centroids[order[: len(p.centroids)]],
-        batch_norm=BatchNorm(**vectors, eps=norm.eps),
-    )
+    return permuted(p, order, order[: len(p.centroids)])
 
 
 @pytest.mark.parametrize("epsilon", [CLAMP, RSQRT, ADD])
