@@ -23,9 +23,9 @@ from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.report.deployment import Deployment, step_rows
 from netvlad_deploy.report.evaluation import (
     AGREEMENT_HEADER,
-    RECALL_HEADER,
     EvaluationReport,
     agreement_rows,
+    recall_header,
     recall_rows,
 )
 from netvlad_deploy.report.markdown import markdown_table
@@ -117,7 +117,7 @@ def page(deployment: Deployment, found: Mapping[str, tuple[Walk, EvaluationRepor
     ]
     for name, (walk, report) in found.items():
         lines += ["", f"## {name.capitalize()}", "", walk.about, ""]
-        lines += markdown_table(RECALL_HEADER, recall_rows(report))
+        lines += markdown_table(recall_header(report), recall_rows(report))
         lines += ["", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
         lines += ["", f"![Queries and their best matches]({name}/{MATCHES_PICTURE})"]
     return "\n".join(lines) + "\n"
@@ -133,7 +133,8 @@ def main(folder: Path) -> int:
     found = {}
     for walk, checkpoint in zip(todo, checkpoints, strict=True):
         found[walk.name] = walk, retrieve(walk, checkpoint, folder)
-        print("\n".join(["", walk.name, *table(RECALL_HEADER, list(recall_rows(found[walk.name][1])))]))
+        report = found[walk.name][1]
+        print("\n".join(["", walk.name, *table(recall_header(report), list(recall_rows(report)))]))
     write_text(folder / "report.md", page(deployment, found))
     print(f"\n{folder / 'report.md'}")
     every_photo = all(one.found.recall[1] == 1 for one in found["photos"][1].candidates)

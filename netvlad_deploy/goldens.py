@@ -1,10 +1,19 @@
 """Golden images: what a pipeline was given when it was exported, and what it had to give.
 
 A backbone is no formula that the oracle could compute. So the export keeps, beside the head's parameters, a few images
-and the descriptors of the unfolded torch module in float64, with how far the same module in FP32 is from them.
+and the descriptors of the unfolded torch module in float64, with how far that module comes out when it rounds as a
+precision does. That distance says how much this network makes of rounding on this image. What is tolerated is
+
+    factor * max(distance measured in the precision, floor)
+
+The factor leaves room for sums in another order and for narrower sums: 16 in FP32, where that is all there is, and 4
+where every tensor is rounded to 11 bits, which weighs more than any order. A golden image proves nothing where its
+tolerance is above the ceiling, or where it reaches half way to the descriptor of another golden image: then it would
+pass a network that takes one image for the other.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,25 +34,74 @@ SMALL_SIZES: Final = ((96, 128), (97, 131))
 USUAL_PHOTO: Final = (480, 640)
 """What a rule that keeps an image's shape is asked about."""
 
+FP32: Final = "fp32"
+TF32: Final = "tf32"
+
+FACTOR, FLOOR = 16.0, 2.0**-23
+"""Of FP32: the distance of one run, so the floor is for one that was lucky."""
+
+NARROW_FACTOR, NARROW_FLOOR = 4.0, 2.0**-12
+"""Of tensors with 11 bits: the largest distance of several roundings."""
+
+CEILING: Final = 0.1
+"""Largest tolerance worth a verdict: a cosine of 0.995."""
+
 _PREFIX: Final = "golden."
-_KEY: Final = _PREFIX + "{index}.{part}"
+_DISTANCE: Final = "_distance"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A golden image (H,W,3) uint8, its descriptor in float64, and the distance of FP32 from it.
+    """A golden image (H,W,3) uint8, its descriptor (P,) in float64, and by precision how far rounding moved it.
 
-    `fp32_distance` is that of `distances`, measured with the unfolded module.
+    The distances are those of the function `distances`, measured with the unfolded module.
     """
 
     image: npt.NDArray[np.uint8]
     descriptor: Float64
-    fp32_distance: float
+    distances: Mapping[str, float]
 
     @property
     def name(self) -> str:
         """Return how reports call it."""
         return f"images {self.image.shape[0]}x{self.image.shape[1]}"
+
+    def tolerance(self, precision: str) -> float:
+        """Return the largest distance from the golden descriptor that rounding explains.
+
+        Raises: ArtifactError if it was not measured for this precision.
+        """
+        if precision not in self.distances:
+            known = ", ".join(self.distances)
+            raise ArtifactError(f"golden {self.name} was measured for {known}, not for {precision}: export again")
+        factor, floor = (FACTOR, FLOOR) if precision == FP32 else (NARROW_FACTOR, NARROW_FLOOR)
+        return factor * max(self.distances[precision], floor)
+
+    def doubt(self, tolerance: float, goldens: "Iterable[Golden]") -> str:
+        """Return why this tolerance would prove nothing, empty if it proves something; `goldens` are all of them."""
+        if not self.descriptor.any():
+            return "its descriptor is 0, which has no direction"
+        if not tolerance <= CEILING:
+            return f"rounding may move the descriptor by {tolerance:.2g}, more than {CEILING:g} of its length"
+        others = (each for each in goldens if each is not self)
+        apart = min((float(distances(each.descriptor, self.descriptor)) for each in others), default=np.inf)
+        if tolerance > apart / 2:
+            return f"rounding may move the descriptor by {tolerance:.2g}, that of another image is {apart:.2g} away"
+        return ""
+
+
+def doubts(goldens: Sequence[Golden], precision: str) -> tuple[str, ...]:
+    """Return a sentence if `validate` will not be able to judge some of the golden images in a precision."""
+    found = [(golden, golden.doubt(golden.tolerance(precision), goldens)) for golden in goldens]
+    doubted = [(golden, doubt) for golden, doubt in found if doubt]
+    if not doubted:
+        return ()
+    golden, doubt = max(doubted, key=lambda one: one[0].tolerance(precision))
+    cure = "" if precision == FP32 or doubts(goldens, FP32) else ": export with --precision fp32"
+    return (
+        f"validate cannot judge {len(doubted)} of {len(goldens)} golden images in {precision}, which moved "
+        f"{golden.name} by {golden.distances[precision]:.2g}: {doubt}{cure}",
+    )
 
 
 def distances(got: Array, expected: Array) -> Float64:
@@ -84,11 +142,12 @@ def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
 
 def golden_arrays(goldens: tuple[Golden, ...]) -> Arrays:
     """Return goldens as arrays of a reference file."""
-    return {
-        _KEY.format(index=index, part=part): np.asarray(getattr(golden, part))
-        for index, golden in enumerate(goldens)
-        for part in ("image", "descriptor", "fp32_distance")
-    }
+    arrays: Arrays = {}
+    for index, golden in enumerate(goldens):
+        arrays |= {f"{_PREFIX}{index}.image": golden.image, f"{_PREFIX}{index}.descriptor": golden.descriptor}
+        measured = golden.distances.items()
+        arrays |= {f"{_PREFIX}{index}.{name}{_DISTANCE}": np.asarray(distance) for name, distance in measured}
+    return arrays
 
 
 def load_goldens(path: Path) -> tuple[Golden, ...]:
@@ -106,18 +165,22 @@ def load_goldens(path: Path) -> tuple[Golden, ...]:
     return found
 
 
-def _goldens(arrays: Mapping[str, Array]) -> list[Golden]:
-    found: list[Golden] = []
-    while (key := _KEY.format(index=len(found), part="image")) in arrays:
-        image = arrays[key]
-        descriptor, distance = (
-            arrays.get(_KEY.format(index=len(found), part=part), np.zeros(0))
-            for part in ("descriptor", "fp32_distance")
-        )
+def _goldens(arrays: Mapping[str, Array]) -> Iterator[Golden]:
+    for index in itertools.count():
+        start = f"{_PREFIX}{index}."
+        parts = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+        if "image" not in parts:
+            return
+        image, descriptor = parts["image"], parts.get("descriptor", np.zeros(0))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != CHANNELS or 0 in image.shape:
-            raise InputError(f"{key} is {image.dtype} {image.shape}, expected uint8 (height, width, {CHANNELS})")
-        sound = descriptor.ndim == 1 and descriptor.size and distance.ndim == 0
-        if not sound or not (np.isfinite(descriptor).all() and 0 <= distance < np.inf):
-            raise InputError(f"golden {len(found)} has no finite descriptor and distance")
-        found.append(Golden(image=image, descriptor=descriptor.astype(np.float64), fp32_distance=float(distance)))
-    return found
+            raise InputError(f"{start}image is {image.dtype} {image.shape}, expected uint8 (height, width, {CHANNELS})")
+        measured = {name.removesuffix(_DISTANCE): array for name, array in parts.items() if name.endswith(_DISTANCE)}
+        vector = descriptor.ndim == 1 and descriptor.size and descriptor.dtype.kind == "f"
+        numbers = all(array.ndim == 0 and array.dtype.kind == "f" and array >= 0 for array in measured.values())
+        if not (vector and numbers and np.isfinite([*descriptor, measured.get(FP32, np.inf)]).all()):
+            raise InputError(f"golden {index} has no finite descriptor and distance")
+        yield Golden(
+            image=image,
+            descriptor=descriptor.astype(np.float64),
+            distances={name: float(array) for name, array in measured.items()},
+        )

@@ -4,9 +4,11 @@ A number beyond its limit is a slip of the hand, or ends in an error or a hang o
 only, like `errors`.
 """
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.errors import UsageError
@@ -77,7 +79,7 @@ def whole_number(text: str) -> int:
 def check_path(name: str, text: str) -> None:
     """Refuse what no file can be called, which else shows at its first use, in the words of the system.
 
-    Raises: UsageError if it is empty, too long, or holds a NUL.
+    Raises: UsageError if it is empty, too long, holds a NUL, or is a link that leads to itself.
     """
     what = name.replace("_", "-")
     if not text:
@@ -89,3 +91,8 @@ def check_path(name: str, text: str) -> None:
         raise UsageError(f"{what} has a name of {longest} bytes, expected at most {NAME_BYTES}: {text[:40]}...")
     if len(os.fsencode(text)) > PATH_BYTES:
         raise UsageError(f"{what} has {len(os.fsencode(text))} bytes, expected at most {PATH_BYTES}: {text[:40]}...")
+    try:
+        Path(text).stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{what} is a link that leads to itself: {text}") from error

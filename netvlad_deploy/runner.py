@@ -87,6 +87,11 @@ class Runner(ABC):
         """Return what the runner does to be fast, in words for a latency report."""
         return ""
 
+    @property
+    def hidden(self) -> str:
+        """Return in words why `tapped` does not show the stages inside, where it does not."""
+        return f"{self.name} gives its outputs alone"
+
     def tapped(self) -> "Runner":
         """Return a runner of the same thing that also gives the stages inside, as far as they can be seen."""
         return self

@@ -15,7 +15,8 @@ from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.files import check_suffix, check_targets, make_folder, stage_files, write_text
 from netvlad_deploy.formats import is_checkpoint
-from netvlad_deploy.goldens import load_goldens
+from netvlad_deploy.goldens import Golden, load_goldens
+from netvlad_deploy.images import IMAGES, NO_CHANGES, ImageChanges
 from netvlad_deploy.measurement.candidate import (
     Candidate,
     check_lineage,
@@ -39,7 +40,7 @@ from netvlad_deploy.runtime.trt_api import stdout_to_stderr
 from netvlad_deploy.scratch import scratch_folder
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.source import Source, load_head, load_module
-from netvlad_deploy.spec import GraphOptions
+from netvlad_deploy.spec import FEATURES, GraphOptions
 
 LOG = logging.getLogger(__name__)
 
@@ -91,13 +92,16 @@ def validate(
     candidate: Candidate,
     *,
     against: Path | None = None,
+    read_as: Source | None = None,
     bank: Path | None = None,
     queries: Path | None = None,
     junit: Path | None = None,
 ) -> ParityReport:
     """Compare an artifact with the oracle, a pipeline with its golden images, or either with another one.
 
-    `bank` and `queries` are feature files of the user's own images to rank, beside a synthetic bank of near ties.
+    `against` is an artifact, or a checkpoint to run in torch; `read_as` says how its names are read, and which
+    backbone it has, where the export was told: the rest the artifact knows. `bank` and `queries` are feature files
+    of the user's own images to rank, beside a synthetic bank of near ties.
 
     NOT_RUN, with its reason, where the artifact cannot run on this machine.
 
@@ -116,15 +120,16 @@ def validate(
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     if junit is not None:
         check_targets(junit, force=True)
-    _check_against(artifact, against)
+    _check_against(artifact, against, read_as)
     backend = candidate.backend or parity_backend(artifact)
     candidate = replace(candidate, backend=backend, expect_sha256=artifact.sha256)
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
         with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
-            other = stack.enter_context(_open_reference(against)) if against else None
+            other = stack.enter_context(_open_reference(artifact, against, read_as)) if against else None
             if goldens:
-                report = compare_goldens(runner, goldens, parameters, against=other)
+                theirs = _goldens_of(against)
+                report = compare_goldens(runner, goldens, parameters, against=other, against_goldens=theirs)
             else:
                 banks = [near_ties(parameters, shapes=_feature_profile(artifact)), *_own_bank(bank, queries)]
                 report = compare(runner, parameters, against=other, banks=banks)
@@ -151,18 +156,45 @@ def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
         yield Bank(name=bank.name, images=load_features(bank), queries=load_features(queries) if queries else None)
 
 
-def _open_reference(path: Path) -> Runner:
-    return open_runner(path, backend=None if is_checkpoint(path) else parity_backend(load_artifact(path)))
+def _open_reference(artifact: OnnxArtifact | EngineArtifact, path: Path, read_as: Source | None) -> Runner:
+    """Open what an artifact is compared with: another one, or what it has of a checkpoint, in torch."""
+    if not is_checkpoint(path):
+        return open_runner(path, backend=parity_backend(load_artifact(path)))
+    source = replace(
+        read_as or Source(),
+        checkpoint=path,
+        head_only=artifact.spec.projection is None,
+        takes=FEATURES if artifact.images is None else IMAGES,
+        changes=NO_CHANGES if artifact.images is None else ImageChanges(resize=artifact.images.resize),
+    )
+    module, _, file, _ = load_module(source)
+    from netvlad_deploy.models.torch_runner import TorchRunner
+
+    exported_from = None if isinstance(artifact, EngineArtifact) else artifact.parent
+    if file is not None and exported_from is not None:
+        same = "the file" if file.sha256 == exported_from.sha256 else "another file than the one"
+        LOG.info("%s is %s that %s was exported from", path, same, artifact.path)
+    return TorchRunner(module)
 
 
-def _check_against(artifact: OnnxArtifact | EngineArtifact, against: Path | None) -> None:
+def _goldens_of(path: Path | None) -> tuple[Golden, ...]:
+    """Return the golden images of another artifact, none of a checkpoint: torch computes it in FP32."""
+    if path is None or is_checkpoint(path):
+        return ()
+    with copied(path.parent, load_artifact(path).reference) as reference_file:
+        return load_goldens(reference_file)
+
+
+def _check_against(artifact: OnnxArtifact | EngineArtifact, against: Path | None, read_as: Source | None) -> None:
     """Compare what an artifact is and comes from with what it is to be compared with.
 
     Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
-        if one takes images and the other does not.
+        if one takes images and the other does not, or there is no checkpoint to be read as is said.
     """
     other = None if against is None or is_checkpoint(against) else load_artifact(against)
-    if against is not None and (other is None or other.images is None) != (artifact.images is None):
+    if read_as not in (None, Source()) and (against is None or other is not None):
+        raise UsageError("--prefix, --dialect and --backbone say how a checkpoint is read: name it with --against")
+    if other is not None and (other.images is None) != (artifact.images is None):
         raise UsageError(f"{artifact.path} takes {artifact.inputs[0]}, {against} does not: compare two that do")
     if not isinstance(artifact, EngineArtifact):
         return

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from netvlad_deploy.goldens import golden_image
 from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.models.vocabulary import head_module, head_state, local_descriptors, sharpness
 
 WIDTH = 8
 
@@ -82,3 +84,20 @@ def tiny_pipeline(resize: Resize | None = None) -> Pipeline:
     head.clusters.data.mul_(8)
     images = ImageInput(mean=(120.0, 110.0, 100.0), std=(60.0, 58.0, 56.0), resize=resize or Resize())
     return Pipeline(backbone, head.eval(), images, name="tiny").eval()
+
+
+def flat_pipeline(flatness: float) -> Pipeline:
+    """Return the tiny pipeline with a feature map that hardly changes over an image, and clusters inside that change.
+
+    What rounding takes from a feature is `flatness` times larger beside what tells it from the others.
+    """
+    pipeline = tiny_pipeline(Resize(size=(64, 80)))
+    last = pipeline.backbone.get_submodule("7")
+    assert isinstance(last, nn.BatchNorm2d)
+    last.weight.data.div_(flatness)
+    points = local_descriptors(pipeline, golden_image(64, 80, seed=9)[None])[0]
+    far = ((points[:, None] - points[None]) ** 2).sum(axis=2).argmax()
+    first, second = divmod(int(far), len(points))
+    centroids = points[[first, second, len(points) // 3, len(points) // 2]]
+    pipeline.head = head_module(head_state(centroids, sharpness(points, centroids)))
+    return pipeline.eval()

@@ -209,7 +209,7 @@ def test_without_a_record_the_backbone_must_be_named(folder: Path, tmp_path: Pat
 
     found = fit([folder], tmp_path / "v.safetensors", options())
     save_file(load_file(found.output), found.output)
-    with pytest.raises(InputError, match="of an unknown network: name it with --backbone"):
+    with pytest.raises(InputError, match="none that this dialect has: pass --backbone with its name"):
         read_pipeline(found.output)
     assert read_pipeline(found.output, backbone=COLOURS).images.resize == Resize()
 

@@ -148,6 +148,17 @@ def test_evaluate_notices_that_right_images_are_others(command: Command, pipelin
     assert json.loads(outcome.out)["candidates"][0]["found"]["recall"]["1"] == 0
 
 
+def test_evaluate_by_places_as_published(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+    along = np.stack([50.0 * np.arange(PLACES), np.zeros(PLACES)], axis=1)
+    np.savez(walk / "truth.npz", utmQ=along + 3, utmDb=along, posDistThr=25)
+    folders = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out", "--json")
+    outcome = command("evaluate", pipeline.path, *folders, "--ground-truth", walk / "truth.npz")
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)
+    assert (record["num_queries"], record["candidates"][0]["found"]["recall"]["1"]) == (PLACES, 1.0)
+    assert "truth.npz names no images: the rows of utmDb are taken in the order of the sorted folder" in outcome.err
+
+
 def test_evaluate_a_folder_against_itself(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
     folders = ("--queries", walk / "known", "--database", walk / "known" / "sub" / "..", "-o", "out", "--json")
     record = json.loads(command("evaluate", pipeline.path, *folders, "--within", 1).out)
@@ -168,6 +179,8 @@ def test_evaluate_counts_what_is_missing(command: Command, pipeline: OnnxArtifac
     record = json.loads(outcome.out)
     assert (record["num_queries"], record["num_images"]) == (PLACES - 2, PLACES - 1)
     assert record["without_right"] == ["q3.png"]
+    found = record["candidates"][0]["found"]
+    assert (found["recall"]["1"], found["recall_answerable"]["1"]) == ((PLACES - 2) / (PLACES - 1), 1.0)
     assert sorted(Path(one["path"]).name for one in record["skipped"]) == ["d3.png", "q0.png"]
     assert "2 files skipped: 1 an empty file, 1 not recognised as an image" in Path("out/report.md").read_text()
 

@@ -181,3 +181,12 @@ def test_a_path_that_can_be() -> None:
     check_path("output", "写" * 85)
     with pytest.raises(UsageError, match="258 bytes"):
         check_path("output", "写" * 86)
+
+
+@pytest.mark.parametrize("arguments", [("inspect",), ("validate",), ("validate", "m.onnx", "--against")])
+def test_a_link_that_leads_to_itself(command: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "one.pth").symlink_to("two.pth")
+    (tmp_path / "two.pth").symlink_to("one.pth")
+    outcome = command(*arguments, "one.pth")
+    assert outcome.code == 2
+    assert "is a link that leads to itself: one.pth" in error_of(outcome.err)

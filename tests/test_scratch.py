@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ import os, sys, time
 from netvlad_deploy.files import stage_files
 from netvlad_deploy.scratch import scratch_folder
 from pathlib import Path
+from typing import Any
 
 with scratch_folder() as folder, stage_files(force=True) as staging:
     (folder / "deep").mkdir()
@@ -106,8 +108,8 @@ def test_a_folder_that_another_run_took_for_left_behind_is_made_again(
     mkdtemp = tempfile.mkdtemp
     made: list[str] = []
 
-    def meanwhile(*, prefix: str) -> str:
-        made.append(mkdtemp(prefix=prefix))
+    def meanwhile(*, prefix: str, **rest: Any) -> str:
+        made.append(mkdtemp(prefix=prefix, **rest))
         if len(made) == 1:
             sweep()
         return made[-1]

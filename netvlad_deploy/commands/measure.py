@@ -9,14 +9,28 @@ from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.files import check_targets
-from netvlad_deploy.flags import TIMED_BACKENDS, AllowNotRun, Backend, Dialect, Duration, ExpectSha256, Json, Prefix
+from netvlad_deploy.flags import (
+    TIMED_BACKENDS,
+    AllowNotRun,
+    BackboneName,
+    Backend,
+    Dialect,
+    Duration,
+    ExpectSha256,
+    Json,
+    Prefix,
+)
 
 
 def validate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file or an engine.")],
     against: Annotated[
-        Path | None, typer.Option(help="An artifact or a checkpoint.  [default: the float64 oracle]")
+        Path | None,
+        typer.Option(help="An artifact or a checkpoint.  [default: the float64 oracle, or the golden images]"),
     ] = None,
+    prefix: Prefix = "",
+    dialect: Dialect = None,
+    backbone: BackboneName = None,
     backend: Backend = None,
     bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
@@ -32,11 +46,13 @@ def validate(
     from netvlad_deploy import workflow
     from netvlad_deploy.measurement.candidate import Candidate
     from netvlad_deploy.report.text import parity_lines
+    from netvlad_deploy.source import Source
 
     candidate = Candidate(path=exported(artifact, "validate"), backend=backend, expect_sha256=expect_sha256)
     if junit is not None:
         check_targets(junit, force=True)
-    report = workflow.validate(candidate, against=against, bank=bank, queries=queries, junit=junit)
+    read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
+    report = workflow.validate(candidate, against=against, read_as=read_as, bank=bank, queries=queries, junit=junit)
     render("validate", report, parity_lines, as_json)
     leave(report.verdict, allow_not_run)
 

@@ -53,7 +53,11 @@ def evaluate(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")],
     ground_truth: Annotated[
-        Path | None, typer.Option(metavar="FILE", help='{"positives": {"QUERY": ["NAME", ...]}} in JSON.')
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='{"positives": {"QUERY": ["NAME", ...]}} in JSON, or .npz of utmQ, utmDb and posDistThr.',
+        ),
     ] = None,
     within: Annotated[
         int | None, typer.Option(metavar="N", help="Or: right is what is at most N places away, by name.")

@@ -39,7 +39,7 @@ from netvlad_deploy.export.graph import (
 )
 from netvlad_deploy.export.pipeline import FOLD_SIZE, fold_pipeline
 from netvlad_deploy.files import Staging, check_suffix, stage_files
-from netvlad_deploy.goldens import golden_arrays
+from netvlad_deploy.goldens import doubts, golden_arrays
 from netvlad_deploy.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
 from netvlad_deploy.models.dialects.base import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -203,9 +203,12 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
             "--input-dtype and --feature-norm out, or export the head alone with --input features"
         )
     check_backbone(pipeline.backbone)
-    goldens, norm = make_goldens(pipeline)
-    folded, warnings = fold_pipeline(
-        pipeline, replace(options, feature_norm=norm), goldens[:-1]
+    goldens, norm = make_goldens(pipeline, options.precision_name)
+    warnings = doubts(goldens, options.precision_name)
+    if not norm:
+        warnings += ("every local descriptor of every golden image is 0: the descriptor says nothing of an image",)
+    folded, findings = fold_pipeline(
+        pipeline, replace(options, feature_norm=norm or 1.0), goldens[:-1]
     )  # the last may be large
     size = pipeline.images.size or FOLD_SIZE
     return _Subject(
@@ -219,7 +222,7 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
         arrays={**_reference_arrays(pipeline.head), **golden_arrays(goldens)},
         preprocessing=f"RGB from 0 to 255, {pipeline.images.preparation}; the graph normalises",
         images=pipeline.images,
-        warnings=warnings,
+        warnings=(*warnings, *findings),
     )
 
 

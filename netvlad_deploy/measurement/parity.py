@@ -4,7 +4,8 @@ A case passes if every value is finite and the error of every cluster, or of eve
 within what the error model allows for this input. Where the oracle's descriptor is shorter than 0.5 (ghosts won nearly
 every row) a cosine means nothing; there the descriptor must match to 1e-6 absolute, and the report counts those rows
 apart. Descriptors that the layer does not L2-normalise may have any length. Intra-normalisation hides a uniform fault,
-so the probe outputs are compared too where the artifact has them.
+so the probe outputs are compared too where the artifact has them. A case whose tolerance would hide a fault that counts
+in it, or that cannot be made, is NOT_JUDGED (`visibility`).
 """
 
 from collections.abc import Iterable
@@ -18,13 +19,13 @@ from netvlad_deploy.measurement.cases import Case, profile_cases
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.localise import Departure, cluster_errors, localise, stored_rounding
 from netvlad_deploy.measurement.retrieval import Bank, RetrievalParity, compare_retrieval
-from netvlad_deploy.measurement.visibility import Visibility, unseen, visibility
+from netvlad_deploy.measurement.visibility import SHORT, Visibility, unseen, visibility
 from netvlad_deploy.oracle import ReferenceParameters
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, NetVLADSpec, Verdict
 
-COSINE_NORM = 0.5
+COSINE_NORM = SHORT
 """A cosine counts only where the oracle's norm exceeds this."""
 
 SHORT_TOLERANCE = 1e-6
@@ -63,7 +64,7 @@ class CaseParity:
     A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that proves
     nothing is NOT_JUDGED and says why in `reason`: it could not be made, and has no outputs, or a fault would be within
     its tolerance. `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be over
-    the tolerance of this case.
+    the tolerance of this case. A `part` is a case of the head of a pipeline.
     """
 
     name: str
@@ -73,6 +74,7 @@ class CaseParity:
     outputs: tuple[OutputParity, ...]
     reason: str = ""
     smallest_fault: float | None = None
+    part: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -98,9 +100,15 @@ class ParityReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything."""
-        combined = Verdict.combine(case.verdict for case in self.cases)
-        return Verdict.NOT_JUDGED if self.unseen and combined is Verdict.PASS else combined
+        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything.
+
+        A part that passed does not pass for the whole.
+        """
+        verdict = Verdict.combine(case.verdict for case in self.cases)
+        if verdict is not Verdict.PASS:
+            return verdict
+        whole = Verdict.combine(case.verdict for case in self.cases if not case.part)
+        return Verdict.NOT_JUDGED if self.unseen else whole
 
     @property
     def not_judged(self) -> int:
@@ -136,7 +144,7 @@ def compare(
     with OracleRunner(parameters) as oracle:
         for given in cases:
             case = given.rounded(np.float16) if candidate.half or (against is not None and against.half) else given
-            if reason := case.doubt(candidate.range):
+            if reason := case.doubt(candidate.range) or (case.doubt(against.range) if against else ""):
                 results.append(_left_out(case, reason))
                 continue
             result, sight = _compare_case(case, candidate, oracle, against)

@@ -54,16 +54,22 @@ class Recall:
     """What all queries found.
 
     Args:
-        recall: by N, the share of queries with a right image among the first N.
-            Source: Arandjelovic et al. 2016, section 5.1.
+        recall: by N, the share of all queries with a right image among the first N; one that has none is a miss. This
+            is the figure to compare with published ones.
+            Source: Arandjelovic et al. 2016, section 5.1; what is divided by in Nanne/pytorch-NetVlad, main.py,
+            QVPR/Patch-NetVLAD, feature_match.py, and gmberton/deep-visual-geo-localization-benchmark, test.py.
+        recall_answerable: the same of the queries that have a right image.
         mean_average_precision: mean over the queries of the average precision, which is the mean, over the query's
             right images, of the share of right ones among all images up to and including that one.
         queries: each query that has a right image, in order.
+        num_queries: how many were asked, those without one as well.
     """
 
     recall: Mapping[int, float]
+    recall_answerable: Mapping[int, float]
     mean_average_precision: float
     queries: tuple[QueryResult, ...]
+    num_queries: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,7 @@ class Agreement:
 
 
 def measure_recall(queries: Described, database: Described, positives: Positives, *, alone: bool) -> Recall:
-    """Return what the queries find in the database; those without a right image in it take no part.
+    """Return what the queries find in the database; those without a right image in it are misses, and no results.
 
     `alone` says that both are the same images: a query then never matches itself.
 
@@ -117,10 +123,13 @@ def measure_recall(queries: Described, database: Described, positives: Positives
             results.append(_result(query, queries.descriptors[place], database, order, hits))
     if not results:
         raise InputError("no query has a right image in the database: nothing to evaluate")
+    hit = {depth: sum(one.first_right <= depth for one in results) for depth in DEPTHS}
     return Recall(
-        recall={depth: float(np.mean([one.first_right <= depth for one in results])) for depth in DEPTHS},
+        recall={depth: count / len(queries.names) for depth, count in hit.items()},
+        recall_answerable={depth: count / len(results) for depth, count in hit.items()},
         mean_average_precision=float(np.mean([one.average_precision for one in results])),
         queries=tuple(results),
+        num_queries=len(queries.names),
     )
 
 

@@ -119,7 +119,8 @@ def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         plain = WRAPPERS.sub("", name)
-        if plain in state and not torch.equal(state[plain], tensor):
+        twin = state.get(plain)
+        if twin is not None and (twin.dtype is not tensor.dtype or not torch.equal(twin, tensor)):
             raise InputError(f"holds {plain} twice, as it is and wrapped as {name}: save one of them")
         state[plain] = tensor
     return state

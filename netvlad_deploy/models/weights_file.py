@@ -19,8 +19,8 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.formats import CHECKPOINT_SUFFIXES, first_bytes, foreign, is_checkpoint, reading
 from netvlad_deploy.models.dialects.base import names
 from netvlad_deploy.models.matlab import read_matlab
+from netvlad_deploy.models.pickled import NumpyArray, Standin, StoredTensor
 from netvlad_deploy.models.torch_file import open_pickled
-from netvlad_deploy.models.unpickling import NumpyArray, Standin, StoredTensor
 from netvlad_deploy.require import require
 
 TENSORS: Final = (torch.Tensor, StoredTensor)

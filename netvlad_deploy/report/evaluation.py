@@ -10,7 +10,6 @@ from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.text import table
 from netvlad_deploy.runtime.images import Skipped, count_reasons
 
-RECALL_HEADER = ("artifact", "precision", "descriptor", *(f"recall@{depth}" for depth in DEPTHS), "mAP", "images/s")
 AGREEMENT_HEADER = ("artifact", "against", "same top-1", "worst 1-cos", "of image")
 LISTED = 10
 """How many names a line lists."""
@@ -35,8 +34,8 @@ class EvaluationReport:
     Args:
         ground_truth: where the right images come from, in words.
         alone: the queries are the database: each is looked for among the others.
-        num_queries: queries with a right image, which the figures are of.
-        without_right: queries that have none, and take no part.
+        num_queries: queries with a right image.
+        without_right: queries that have none: misses of `recall`, and left out of all other figures.
         agreements: of each artifact with the first.
     """
 
@@ -52,14 +51,23 @@ class EvaluationReport:
     skipped: tuple[Skipped, ...]
 
 
+def recall_header(report: EvaluationReport) -> tuple[str, ...]:
+    """Return the columns of `recall_rows`: recall of all queries and, if it differs, of those with a right image."""
+    recalls = [f"recall@{depth}" for depth in DEPTHS]
+    if report.without_right:
+        recalls += [f"@{depth} of {report.num_queries}" for depth in DEPTHS]
+    return ("artifact", "precision", "descriptor", *recalls, "mAP", "images/s")
+
+
 def recall_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each artifact, under RECALL_HEADER."""
+    """Yield a row for each artifact, under `recall_header`."""
     for one in report.candidates:
+        shares = [one.found.recall, *([one.found.recall_answerable] if report.without_right else [])]
         yield (
             one.name,
             one.precision,
             str(one.descriptor_size),
-            *(f"{one.found.recall[depth]:.1%}" for depth in DEPTHS),
+            *(f"{share[depth]:.1%}" for share in shares for depth in DEPTHS),
             f"{one.found.mean_average_precision:.3f}",
             f"{one.images_per_s:.1f}",
         )
@@ -74,7 +82,7 @@ def agreement_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
 
 def evaluation_lines(report: EvaluationReport) -> list[str]:
     """Return what `evaluate` prints."""
-    lines = [*_facts(report), *table(RECALL_HEADER, list(recall_rows(report)))]
+    lines = [*_facts(report), *table(recall_header(report), list(recall_rows(report)))]
     return lines + (table(AGREEMENT_HEADER, list(agreement_rows(report))) if report.agreements else [])
 
 
@@ -85,10 +93,11 @@ def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
         "",
         *(f"- {markdown_text(fact)}" for fact in _facts(report)),
         "",
-        *markdown_table(RECALL_HEADER, recall_rows(report)),
+        *markdown_table(recall_header(report), recall_rows(report)),
         "",
-        "recall@N is the share of queries with a right image among the first N, mAP the mean average precision over",
-        "the whole ranking. Images are ranked by the Euclidean distance of their descriptors, exactly.",
+        "recall@N is the share of all queries with a right image among the first N, as published figures have it: a",
+        "query without a right image is a miss. mAP is the mean average precision over the whole ranking, of the",
+        "queries with a right image. Images are ranked by the Euclidean distance of their descriptors, exactly.",
     ]
     if report.agreements:
         lines += ["", "## Agreement", "", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
@@ -106,11 +115,16 @@ def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
 def _facts(report: EvaluationReport) -> list[str]:
     """Return what was evaluated, and what was not."""
     where = "each image among the others" if report.alone else f"in the {report.num_images} images of {report.database}"
-    facts = [f"{report.num_queries} queries of {report.queries}, {where}; right images {report.ground_truth}"]
+    asked = report.num_queries + len(report.without_right)
+    facts = [f"{asked} queries of {report.queries}, {where}; right images {report.ground_truth}"]
     if any(one.backend == "strict" for one in report.candidates):
         facts.append("FP16 by strict emulation on a CPU: every tensor rounded to its type; no GPU took part")
     if report.without_right:
-        facts.append(f"{len(report.without_right)} queries without a right image: {_some(report.without_right)}")
+        names = _some(report.without_right)
+        facts.append(
+            f"{len(report.without_right)} queries without a right image: {names}; recall@N counts them as misses, as "
+            f"published figures do, @N of {report.num_queries} and mAP leave them out"
+        )
     if report.skipped:
         facts.append(f"{len(report.skipped)} files skipped: {count_reasons(report.skipped)}")
     return facts

@@ -65,7 +65,7 @@ def section_caption(one: CandidateRecall, rows: Sequence[QueryResult]) -> str:
     shown = sum(result.first_right > 1 for result in rows)
     hits = len(one.found.queries) - misses
     return (
-        f"recall@1 {one.found.recall[1]:.1%}: {hits} of {len(one.found.queries)} queries have a right image first. "
+        f"recall@1 {one.found.recall[1]:.1%}: {hits} of {one.found.num_queries} queries have a right image first. "
         f"Shown: {shown} of {misses} misses, {len(rows) - shown} of {hits} hits"
     )
 

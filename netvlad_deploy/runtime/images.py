@@ -45,6 +45,13 @@ SUFFIXES: Final = (
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for, whatever its suffix says: others can start programs, as EPS does."""
 
+SMALL_PIXELS: Final = 1 << 22
+MOST_PER_BYTE: Final = 8_500
+"""Pixels that are decoded of any file, and of each of its bytes: PNG of 1 bit packs 8,256 into one, GIF and JPEG fewer.
+
+So a few bytes that claim a huge image take no memory. Only large images of a single colour could be more in earnest.
+"""
+
 MOST_DECODERS: Final = 4
 MOST_NAMED: Final = 5
 
@@ -230,12 +237,17 @@ def _load(pillow: Any, file: ImageFile, prepared: ImageInput) -> Array | Skipped
     """Return an image's pixels, or why there are none."""
     reason, detail = DAMAGED, ""
     try:
-        if not file.path.stat().st_size:
+        size_bytes = file.path.stat().st_size
+        if not size_bytes:
             return Skipped(path=printable(file.path), reason=EMPTY)
         with pillow.open(file.path, formats=FORMATS) as image:  # reads the header alone
-            if image.width * image.height <= MAX_PIXELS:
+            most = min(MAX_PIXELS, max(SMALL_PIXELS, MOST_PER_BYTE * size_bytes))
+            if image.width * image.height <= most:
                 return pixels_of(pillow, image, prepared, printable(file.path))
-            reason, detail = TOO_LARGE, f"{image.width} x {image.height}, at most {MAX_PIXELS} pixels are decoded"
+            reason, detail = (
+                TOO_LARGE,
+                f"{image.width} x {image.height}, at most {most} pixels are decoded of {size_bytes} bytes",
+            )
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         reason, detail = TOO_LARGE, str(error)
     except pillow.UnidentifiedImageError:

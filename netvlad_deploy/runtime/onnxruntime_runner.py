@@ -81,6 +81,13 @@ class OnnxRuntimeRunner(Runner):
         if taps:
             self.outputs = tuple(output.name for output in self._session.get_outputs())
 
+    @property
+    def hidden(self) -> str:
+        """Return in words why `tapped` does not show the stages inside, where it does not."""
+        if importlib.util.find_spec("onnx") is None:
+            return "the package onnx is missing, which shows what is inside a graph: python3 -m pip install onnx"
+        return super().hidden
+
     def tapped(self) -> Runner:
         """Return a runner that also gives the stages inside the graph; itself where onnx is not installed."""
         if importlib.util.find_spec("onnx") is None:

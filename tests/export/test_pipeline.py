@@ -117,7 +117,7 @@ def test_a_head_of_another_width_is_refused() -> None:
     pipeline = tiny_pipeline()
     pipeline.head = NetVLAD(4, WIDTH + 1).eval()
     with pytest.raises(ExportError, match="backbone tiny gives 8 channels, the head takes 9"):
-        make_goldens(pipeline)
+        make_goldens(pipeline, "fp32")
 
 
 class Functional(nn.Module):
@@ -163,7 +163,8 @@ class TestGoldens:
             with torch.inference_mode():
                 expected = pipeline(torch.from_numpy(golden.image)[None])[0].numpy()
             assert np.abs(golden.descriptor - expected).max() < 1e-14
-            assert 1e-8 < golden.fp32_distance < 1e-5
+            assert set(golden.distances) == {"fp32", "tf32"}
+            assert 1e-8 < golden.distances["fp32"] < 1e-5 < golden.distances["tf32"] < 1e-3
 
     @pytest.mark.parametrize(
         ("resize", "last"),
@@ -197,7 +198,11 @@ class TestGoldens:
         for name, value in (
             ("golden.1.image", np.zeros((4, 4), np.uint8)),
             ("golden.1.descriptor", np.full(32, np.nan)),
+            ("golden.1.descriptor", np.full(32, "x")),
             ("golden.1.fp32_distance", np.array(np.inf)),
+            ("golden.1.fp32_distance", np.array("x")),
+            ("golden.1.tf32_distance", np.array(np.nan)),
+            ("golden.1.tf32_distance", np.ones(2)),
         ):
             np.savez(tmp_path / "bad.npz", **{**arrays, name: value})
             with pytest.raises(ArtifactError, match="no golden images: golden"):

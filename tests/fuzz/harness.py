@@ -17,8 +17,6 @@ from tests.fuzz.mutations import mutated
 from tests.fuzz.parsers import Parser
 
 LONGEST_S = 5.0
-LARGEST_KIB = 256 << 10
-"""How much more memory than for sound files a damaged one may take."""
 ADDRESS_SPACE_BYTES = 4 << 30
 """How much more address space: an allocation that is never touched is one, too."""
 
@@ -55,7 +53,7 @@ def fuzz(parser: Parser, folder: Path, *, seed: int = 0, cases: int | None = Non
         fault = _fault(parser, path, outcome)
         outcome.slowest_s = max(outcome.slowest_s, time.monotonic() - began)
         outcome.grown_kib = _peak_kib() - start_kib
-        if fault is None and outcome.grown_kib > LARGEST_KIB:
+        if fault is None and outcome.grown_kib > parser.largest_mib << 10:
             fault, start_kib = "takes too much memory", _peak_kib()
         if fault is not None and fault not in outcome.faults:
             kept = folder / f"fault-{len(outcome.faults)}{parser.suffix}"

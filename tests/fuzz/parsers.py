@@ -4,7 +4,9 @@ Another parser is another entry of PARSERS.
 """
 
 import argparse
+import contextlib
 import io
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +17,22 @@ from typing import Any
 import numpy as np
 
 from netvlad_deploy.arrays import Array, npz_content, read_arrays
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
+from netvlad_deploy.images import ImageInput
+from netvlad_deploy.measurement.ground_truth import load_positives
 from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.runtime.images import find_images, load_images
+from netvlad_deploy.sidecar import seal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parser:
-    """Something that reads files of one kind."""
+    """Something that reads files of one kind, and how much more memory than sound files a damaged one may take."""
 
     suffix: str
     seeds: Callable[[], list[bytes]]
     read: Callable[[Path], object]
+    largest_mib: int = 256
 
 
 def _written(suffix: str, write: Callable[[Path], object]) -> bytes:
@@ -104,6 +112,46 @@ def _weights(path: Path) -> object:
     return load_checkpoint(path)
 
 
+def _sidecars() -> list[bytes]:
+    from tests.test_artifact import engine_artifact, onnx_artifact, write
+
+    def write_artifact(make: Callable[[Path], OnnxArtifact | EngineArtifact], sidecar: Path) -> None:
+        write(make(sidecar.with_suffix("")))
+
+    return [_written(".onnx.json", partial(write_artifact, make)) for make in (onnx_artifact, engine_artifact)]
+
+
+def _artifact(sidecar: Path) -> object:
+    """Read an artifact by its sidecar, to which its own hash is given anew where it is JSON still."""
+    path = sidecar.with_suffix("")
+    path.write_bytes(b"content")
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(sidecar.read_bytes())
+        if isinstance(record, dict):
+            sidecar.write_bytes(seal({name: record[name] for name in record if name != "sidecar_sha256"}))
+    return load_artifact(path)
+
+
+def _pictures() -> list[bytes]:
+    from PIL import Image
+
+    pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+    return [
+        _written(".png", partial(Image.fromarray(pixels).save, format=kind))
+        for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")
+    ]
+
+
+def _image(path: Path) -> object:
+    files, _ = find_images([path])
+    with load_images(files, ImageInput()) as loaded:
+        return list(loaded)
+
+
+def _ground_truth(path: Path) -> object:
+    return load_positives(path, ["q0.jpg", "q1.jpg"], ["a.jpg", "b/c.jpg"])
+
+
 PARSERS: dict[str, Parser] = {
     "torch": Parser(suffix=".pt", seeds=lambda: _torch(row=False), read=_weights),
     "legacy torch": Parser(suffix=".pth", seeds=lambda: _torch(row=True), read=_weights),
@@ -113,4 +161,11 @@ PARSERS: dict[str, Parser] = {
     "npy": Parser(suffix=".npy", seeds=_npy, read=read_arrays),
     "npz": Parser(suffix=".npz", seeds=_npz, read=read_arrays),
     "reference": Parser(suffix=".reference.npz", seeds=_reference, read=load_reference),
+    "sidecar": Parser(suffix=".onnx.json", seeds=_sidecars, read=_artifact),
+    "image": Parser(suffix=".png", seeds=_pictures, read=_image, largest_mib=2048),
+    "ground truth": Parser(
+        suffix=".json",
+        seeds=lambda: [b'{"positives": {"q0.jpg": ["a.jpg"], "q1.jpg": ["a.jpg", "b/c.jpg"]}}', b'{"q0.jpg": []}'],
+        read=_ground_truth,
+    ),
 }

@@ -1,9 +1,11 @@
 """Right images come from a file that names only what is there, or from the order of two folders."""
 
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from netvlad_deploy.errors import InputError, UsageError
@@ -54,3 +56,72 @@ def test_places_in_order() -> None:
     assert positives_within(0, ["a", "b"], ["c", "d"]) == {"a": {"c"}, "b": {"d"}}
     with pytest.raises(UsageError, match="2 queries and 3 database images"):
         positives_within(1, QUERIES, DATABASE)
+
+
+class TestPlaces:
+    """The arrays of a published ground truth, `utmQ`, `utmDb` and `posDistThr`."""
+
+    PLACES: ClassVar[dict[str, Any]] = {
+        "utmQ": np.array([[584000.0, 4477000.0], [584100.0, 4477000.0]]),
+        "utmDb": np.array([[584000.0, 4477025.0], [584000.0, 4477025.5], [584085.0, 4476980.0]]),
+        "posDistThr": np.array(25),
+    }
+
+    def write(self, folder: Path, **changed: Any) -> Path:
+        arrays = {name: value for name, value in {**self.PLACES, **changed}.items() if value is not None}
+        np.savez(folder / "truth.npz", **arrays)
+        return folder / "truth.npz"
+
+    def test_an_image_at_the_distance_itself_is_right(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO):
+            found = load_positives(self.write(tmp_path), QUERIES, DATABASE)
+        assert found == {"q0": {"d0"}, "q1": {"d2"}}
+        assert [record.message.split(": ")[1] for record in caplog.records] == [
+            f"the rows of {key} are taken in the order of the sorted folder" for key in ("utmQ", "utmDb")
+        ]
+
+    def test_names_say_the_order_of_the_rows(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path, dbImage=np.array(["./set/d2", "./set/d0", "./set/d1"]), qImage=np.array([["q1"], ["q0"]])
+        )
+        assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d1"}, "q1": {"d2"}}
+
+    def test_an_order_that_may_be_another_is_refused(self, tmp_path: Path) -> None:
+        """Pittsburgh's lists go on from yaw9 to yaw10; a sorted folder has yaw10 before yaw2."""
+        names = ["yaw1", "yaw10", "yaw2"]
+        with pytest.raises(InputError, match=r"row 1 of utmDb may be yaw10 \(sorted by letters\) or yaw2 .* dbImage"):
+            load_positives(self.write(tmp_path), QUERIES, names)
+        listed = np.array(["yaw1", "yaw2", "yaw10"])
+        found = load_positives(self.write(tmp_path, dbImage=listed), QUERIES, names)
+        assert found == {"q0": {"yaw1"}, "q1": {"yaw10"}}
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"utmDb": None}, r"it holds utmQ, posDistThr, expected utmQ \(N,2\)"),
+            ({"utmDb": np.zeros((4, 2))}, r"utmDb has 4 rows, 3 images are in the folder"),
+            ({"utmDb": np.zeros((3, 3))}, r"places and their largest distance must be numbers"),
+            ({"utmDb": np.zeros(3)}, r"utmDb is float64 \(3,\), expected finite numbers"),
+            ({"utmQ": np.full((2, 2), np.nan)}, r"utmQ is float64 \(2, 2\), expected finite"),
+            ({"utmQ": np.array([["a", "b"]] * 2)}, r"utmQ is <U1"),
+            ({"posDistThr": np.array(-1)}, r"largest distance"),
+            ({"posDistThr": np.array([5, 25])}, r"largest distance"),
+            ({"posDistThr": np.array("25")}, r"largest distance"),
+            ({"dbImage": np.array(["d0", "d1"])}, r"utmDb has 3 rows, dbImage has 2 names"),
+            ({"dbImage": np.array(["d0", "d1", "d9"])}, r"dbImage has 3 names, the folder 3 images, it lacks d2"),
+            ({"dbImage": np.array(["d0", "d1", "d1"])}, r"it lacks d2"),
+            ({"dbImage": np.arange(3)}, r"dbImage is int64, expected names as text"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+        with pytest.raises(InputError, match=said):
+            load_positives(self.write(tmp_path, **changed), QUERIES, DATABASE)
+
+    def test_one_array_and_a_damaged_file_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "truth.npz").write_bytes(b"PK not a zip")
+        with pytest.raises(InputError, match="unreadable"):
+            load_positives(tmp_path / "truth.npz", QUERIES, DATABASE)
+        with (tmp_path / "truth.npz").open("wb") as stream:
+            np.save(stream, np.zeros((2, 2)))
+        with pytest.raises(InputError, match="it holds one array"):
+            load_positives(tmp_path / "truth.npz", QUERIES, DATABASE)

@@ -40,17 +40,21 @@ def test_the_figures_of_a_ranking_by_hand() -> None:
 
 def test_the_first_right_image_is_kept_however_late() -> None:
     found = measure_recall(QUERIES, DATABASE, {"q0": frozenset({"d4"})}, alone=False)
-    assert found.recall == {1: 0.0, 5: 0.0, 10: 1.0}
+    assert found.recall_answerable == {1: 0.0, 5: 0.0, 10: 1.0}
     assert [(match.rank, match.right) for match in found.queries[0].matches] == [
         (1, False), (2, False), (3, False), (4, False), (5, False), (6, True),
     ]  # fmt: skip
 
 
-def test_queries_without_a_right_image_take_no_part() -> None:
-    positives = {"q1": frozenset({"d3"}), "q2": frozenset(), "q0": frozenset({"gone"})}
+def test_queries_without_a_right_image_are_misses_of_recall_alone() -> None:
+    """As the originals divide: by the number of queries."""
+    positives = {"q1": frozenset({"d2"}), "q2": frozenset(), "q0": frozenset({"gone"})}
     found = measure_recall(QUERIES, DATABASE, positives, alone=False)
     assert [one.query for one in found.queries] == ["q1"]
-    assert found.recall[1] == 0.0
+    assert found.num_queries == 3
+    assert found.recall == dict.fromkeys((1, 5, 10), pytest.approx(1 / 3))
+    assert found.recall_answerable == dict.fromkeys((1, 5, 10), 1.0)
+    assert found.mean_average_precision == 1.0
     with pytest.raises(InputError, match="no query has a right image"):
         measure_recall(QUERIES, DATABASE, {"q0": frozenset({"gone"})}, alone=False)
 

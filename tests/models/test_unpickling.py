@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.unpickling import KNOWN, OWN, Standin, Unpickler
+from netvlad_deploy.models.pickled import KNOWN, OWN, Standin
+from netvlad_deploy.models.unpickling import Unpickler
 from netvlad_deploy.models.weights_file import read_tensors
 
 pytestmark = pytest.mark.export

@@ -92,7 +92,8 @@ def test_every_page_can_be_written_and_has_no_html() -> None:
     precision = PrecisionReport(
         origin=EVIL, precisions=("fp32",), operators=(), cases=figures, warnings=(f"warning of {EVIL}",)
     )
-    recall = Recall(recall={1: 1.0, 5: 1.0, 10: 1.0}, mean_average_precision=1.0, queries=())
+    shares = {1: 1.0, 5: 1.0, 10: 1.0}
+    recall = Recall(recall=shares, recall_answerable=shares, mean_average_precision=1.0, queries=(), num_queries=0)
     one = CandidateRecall(name=EVIL, backend=None, precision="fp32", descriptor_size=4, images_per_s=1.0, found=recall)
     evaluation = EvaluationReport(
         queries=Path(EVIL),

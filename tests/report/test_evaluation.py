@@ -29,7 +29,13 @@ def result(number: int, first_right: int) -> QueryResult:
 
 def candidate(name: str, *results: QueryResult, backend: str | None = None) -> CandidateRecall:
     share = float(np.mean([one.first_right == 1 for one in results]))
-    found = Recall(recall={1: share, 5: 0.75, 10: 1.0}, mean_average_precision=0.625, queries=results)
+    found = Recall(
+        recall={1: share / 2, 5: 0.375, 10: 0.5},
+        recall_answerable={1: share, 5: 0.75, 10: 1.0},
+        mean_average_precision=0.625,
+        queries=results,
+        num_queries=2 * len(results),
+    )
     return CandidateRecall(
         name=name, backend=backend, precision="fp16", descriptor_size=4, images_per_s=12.34, found=found
     )
@@ -52,7 +58,7 @@ REPORT = EvaluationReport(
 def test_the_lines_say_all_figures() -> None:
     lines = evaluation_lines(REPORT)
     assert lines[0] == "2 queries of asked, in the 7 images of known; right images by truth.json"
-    assert lines[-1].split() == ["a.onnx", "fp16", "4", "50.0%", "75.0%", "100.0%", "0.625", "12.3"]
+    assert lines[-1].split() == ["a.onnx", "fp16", "4", "25.0%", "37.5%", "50.0%", "0.625", "12.3"]
     assert len(lines) == 3
 
 
@@ -71,8 +77,17 @@ def test_what_was_left_out_is_said() -> None:
     lines, page = evaluation_lines(full), evaluation_markdown(full, "matches.png")
     assert "each image among the others" in lines[0]
     assert "strict emulation on a CPU" in lines[1]
+    assert lines[0].startswith("14 queries of asked")
     assert lines[2].startswith("12 queries without a right image: q0, q1")
-    assert lines[2].endswith("q9 ...")
+    assert lines[2].endswith(
+        "q9 ...; recall@N counts them as misses, as published figures do, @N of 2 and mAP leave them out"
+    )
+    header, row = (lines[place].split("  ") for place in (4, 5))
+    assert [column.strip() for column in header if column] == [
+        "artifact", "precision", "descriptor", "recall@1", "recall@5", "recall@10", "@1 of 2", "@5 of 2", "@10 of 2",
+        "mAP", "images/s",
+    ]  # fmt: skip
+    assert [column.strip() for column in row if column][3:9] == ["25.0%", "37.5%", "50.0%", "50.0%", "75.0%", "100.0%"]
     assert lines[3] == "2 files skipped: 1 an empty file, 1 no image by its suffix"
     assert lines[-1].split() == ["b.onnx", "a.onnx", "50.0%", "3.0e-05", "d3"]
     assert all(line in page for line in lines[:4])

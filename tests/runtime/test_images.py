@@ -258,6 +258,19 @@ def test_a_huge_image_is_refused_by_its_header(tmp_path: Path, monkeypatch: pyte
         assert skipped(tmp_path / "x.pgm").reason == TOO_LARGE
 
 
+def test_a_small_file_that_claims_a_huge_image_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "x.gif")
+    content = bytearray(path.read_bytes())
+    content[6:10] = (8000).to_bytes(2, "little") * 2
+    path.write_bytes(content)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    lost = skipped(path)
+    assert (lost.reason, lost.detail.startswith("8000 x 8000, at most")) == (TOO_LARGE, True)
+    blank = np.zeros((2048, 2048), np.uint8)
+    monkeypatch.undo()
+    assert pixels(save(tmp_path / "blank.png", pillow.fromarray(blank))).max() == 0
+
+
 def test_pillows_warnings_do_not_leak_and_come_back(tmp_path: Path) -> None:
     (tmp_path / "x.pgm").write_bytes(b"P5\n9460 9460\n255\n")
     with warnings.catch_warnings(record=True) as caught:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.runtime.trt_api import stdout_to_stderr
+from netvlad_deploy.spec import Verdict
+from netvlad_deploy.workflow import validate
 
 THREADS = 8
 
@@ -84,3 +88,17 @@ def test_what_the_c_library_holds_back_does_not_come_out_later(tmp_path: Path) -
         os.close(saved)
         os.close(target)
     assert (tmp_path / "out").read_text() == "{}"
+
+
+@pytest.mark.export
+@pytest.mark.ort
+def test_validating_in_threads_leaves_standard_output_where_it_was(
+    exported: OnnxArtifact, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = where()
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda _: validate(Candidate(path=exported.path)), range(4)))
+    assert {report.verdict for report in reports} == {Verdict.PASS}
+    assert where() == before
+    os.write(1, b"{}")
+    assert capfd.readouterr().out == "{}"

@@ -120,7 +120,7 @@ def describe(shapes: Shapes) -> str:
     blocks: dict[str, set[str]] = {}
     for match in filter(None, map(BLOCK.match, convolutions)):
         blocks.setdefault(match["stage"], set()).add(match["block"])
-    kind = f"a network of {len(convolutions)} convolutions"
+    kind = f"a network of {len(convolutions)} convolution{'' if len(convolutions) == 1 else 's'}"
     if blocks:
         counts = tuple(map(len, blocks.values()))
         bottleneck = any(name.endswith(".conv3.weight") for name in convolutions)

@@ -188,6 +188,8 @@ def test_two_tensors_of_one_name_without_their_wrappers_are_refused(tmp_path: Pa
     state = layer("pool.")
     twice = {**state, "pool._orig_mod.centroids": state["pool.centroids"].clone()}
     assert read_head(save(tmp_path, twice)).spec.num_clusters == CLUSTERS
+    assert "holds pool.centroids twice" in refusal(save(tmp_path, {**twice, "pool._orig_mod.centroids": torch.ones(2)}))
+    assert "twice" in refusal(save(tmp_path, {**state, "pool._orig_mod.centroids": state["pool.centroids"].half()}))
     twice["pool._orig_mod.centroids"][0, 0] += 1
     message = refusal(save(tmp_path, twice))
     assert message.endswith(

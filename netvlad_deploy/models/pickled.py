@@ -1,0 +1,275 @@
+"""What the pickles of weights may hold, and the functions that make it: the only code that a file can have called.
+
+Source: pytorch/pytorch, torch/_utils.py and torch/serialization.py (what is saved, and as what); numpy/numpy,
+numpy/_core/multiarray.py.
+"""
+
+import math
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from netvlad_deploy.errors import InputError
+
+STORAGES: Final = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+}
+
+LONGEST_NAME: Final = 200
+"""Letters of a class that a message shows."""
+
+
+class Standin:
+    """What stands for a class, a function or an object of the file that is not weights; it does nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state: object = None
+
+    def hold(self, *_: object, **__: object) -> None:
+        """Take what the file puts into a container that is not known, and forget it."""
+
+    append = extend = add = update = __setitem__ = hold
+
+
+@dataclass(kw_only=True, eq=False)
+class Storage:
+    """The values of one or several tensors, which stay in the file until they are asked for."""
+
+    dtype: torch.dtype
+    numel: int
+    read: Callable[[], bytearray] | None = None
+    _values: bytearray | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes of the file it is."""
+        return self.numel * self.dtype.itemsize
+
+    def values(self) -> bytearray:
+        """Return its bytes, which are read once.
+
+        Raises: EOFError if the file has none.
+        """
+        if self._values is None:
+            if self.read is None:
+                raise EOFError("a tensor has no values in the file")
+            self._values = self.read()
+        return self._values
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor that is still in its file: a view of a storage; `lazily` if it is to be conjugated or negated."""
+
+    storage: Storage
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    lazily: bool
+
+    @property
+    def ndim(self) -> int:
+        """Return the number of axes."""
+        return len(self.shape)
+
+    def read(self, largest: int) -> torch.Tensor:
+        """Return the tensor, which may take up to `largest` bytes when it is contiguous: the size of its file.
+
+        Raises: InputError if it asks for more, or reaches beyond its storage.
+        """
+        if self.lazily:
+            raise InputError("is saved as a conjugate or negative view: save it after resolve_conj().resolve_neg()")
+        size, held = self.dtype.itemsize, self.storage.size_bytes
+        numel = math.prod(self.shape)
+        if not numel:
+            return torch.empty(self.shape, dtype=self.dtype)
+        last = self.offset + sum((axis - 1) * step for axis, step in zip(self.shape, self.strides, strict=True))
+        if (last + 1) * size > held:
+            raise InputError(f"of shape {self.shape} reaches beyond its {held} bytes: the file is damaged")
+        if numel * size > largest:
+            raise InputError(
+                f"repeats {held} bytes to a shape of {self.shape}, more than the whole file: save it after contiguous()"
+            )
+        values = torch.frombuffer(self.storage.values(), dtype=self.dtype, count=held // size)
+        return values.as_strided(self.shape, self.strides, self.offset)
+
+
+class NumpyDtype:
+    """A dtype of NumPy that is being made: its code first, its byte order as a state."""
+
+    def __init__(self, code: object) -> None:
+        self.code, self.order = code if isinstance(code, str) else "O", ""
+
+    def take(self, state: Any) -> None:
+        """Take the byte order."""
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
+
+    def numbers(self) -> np.dtype[Any] | None:
+        """Return the dtype, None if it is not of numbers."""
+        dtype = np.dtype(self.order + self.code)
+        return dtype if dtype.kind in "biufc" else None
+
+
+class NumpyArray:
+    """An array of NumPy that is being made: its content comes as a state; None where it holds no numbers."""
+
+    def __init__(self) -> None:
+        self.array: np.ndarray[Any, Any] | None = None
+
+    def take(self, state: Any) -> None:
+        """Take the content: version, shape, dtype, whether it is in Fortran's order, bytes."""
+        _, shape, dtype, fortran, raw = state
+        if isinstance(raw, bytes | bytearray | str):
+            self.array = _from_bytes(raw, dtype, shape, "F" if fortran else "C").array
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: Any = None) -> Any:
+    """Return a tensor that is still in the file; `rest` is whether it wants a gradient, hooks, and lazy bits."""
+    if isinstance(storage, Standin):
+        return storage
+    whole = all(type(each) is int and each >= 0 for each in (offset, *shape, *strides))
+    dtype = storage.dtype if dtype is None and isinstance(storage, Storage) else dtype
+    if not whole or len(shape) != len(strides) or not isinstance(dtype, torch.dtype):
+        raise pickle.UnpicklingError("a tensor without a storage, a shape or strides")
+    lazily = any(any(bits.values()) for bits in rest[2:] if isinstance(bits, Mapping))
+    return StoredTensor(
+        storage=storage, dtype=dtype, offset=offset, shape=tuple(shape), strides=tuple(strides), lazily=lazily
+    )
+
+
+def _typed_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
+    """Return a tensor whose dtype comes after its hooks."""
+    grad, hooks, dtype, *lazy = rest
+    return _tensor(storage, offset, shape, strides, grad, hooks, *lazy, dtype=dtype)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    """Return the tensor that a parameter is made of."""
+    return value
+
+
+def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    """Return the tensor that one of a subclass is made of."""
+    return call(function, arguments)
+
+
+def _reconstructed(cls: Any, *_: Any) -> Any:
+    return call(cls, ())
+
+
+def _encoded(text: str, encoding: str = "latin1") -> bytes:
+    """Return the bytes that protocol 2 of pickle writes as text."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes as text in {encoding}")
+    return text.encode("latin1")
+
+
+def _new_array(*_: Any) -> NumpyArray:
+    return NumpyArray()
+
+
+def _numpy_dtype(code: Any, *_: Any) -> NumpyDtype:
+    return NumpyDtype(code)
+
+
+def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> NumpyArray:
+    made = NumpyArray()
+    if isinstance(dtype, NumpyDtype) and (numbers := dtype.numbers()) is not None:
+        values = np.frombuffer(bytearray(raw.encode("latin1") if isinstance(raw, str) else raw), numbers)
+        made.array = values.reshape(shape, order="F" if order == "F" else "C")
+    return made
+
+
+def _scalar(dtype: Any, raw: Any) -> Any:
+    """Return a number of NumPy as Python's."""
+    array = _from_bytes(raw, dtype, ()).array
+    return None if array is None else array.item()
+
+
+def is_key(value: Any) -> bool:
+    """Return whether something may be a key or a member: tuples of tuples of tuples can take forever to hash."""
+    simple = (str, bytes, int, float, complex, type(None), Standin)
+    return isinstance(value, simple) or (isinstance(value, tuple) and all(isinstance(each, simple) for each in value))
+
+
+def _mapping(*arguments: Any) -> dict[Any, Any]:
+    """Return a dictionary of any kind as a plain one; what makes the missing values of a `defaultdict` is left out."""
+    given = next((argument for argument in arguments if isinstance(argument, dict | list)), [])
+    return {key: value for key, value in (given.items() if isinstance(given, dict) else given) if is_key(key)}
+
+
+def set_of(items: Iterable[Any] = ()) -> set[Any]:
+    """Return a set of any kind as a plain one."""
+    return {item for item in items if is_key(item)}
+
+
+KNOWN: Final[Mapping[str, Callable[..., Any]]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.nn.parameter.Parameter": _first,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+    "torch._tensor._rebuild_from_type": _of_type,
+    "torch.device": _first,
+    "torch.Size": lambda items=(): tuple(items),
+    "collections.OrderedDict": _mapping,
+    "collections.defaultdict": _mapping,
+    "collections.Counter": _mapping,
+    "builtins.dict": _mapping,
+    "builtins.set": set_of,
+    "builtins.frozenset": set_of,
+    "builtins.complex": lambda real=0.0, imaginary=0.0: complex(real, imaginary),
+    **{
+        f"torch.jit._pickle.{name}": _first
+        for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+    },
+    "_codecs.encode": _encoded,
+    "copyreg._reconstructor": _reconstructed,
+    "numpy.dtype": _numpy_dtype,
+    "numpy.ndarray": _new_array,
+    **{
+        f"numpy.{core}.{name}": function
+        for core in ("core", "_core")
+        for name, function in {
+            "multiarray.scalar": _scalar,
+            "multiarray._reconstruct": _new_array,
+            "numeric._frombuffer": _from_bytes,
+        }.items()
+    },
+}
+"""Functions for what torch and NumPy write: the only code that a file can have called."""
+
+OWN = frozenset(KNOWN.values())
+
+
+def call(function: Any, arguments: Any) -> Any:
+    """Call a function of the table, or make a stand-in of what is not known.
+
+    Raises: pickle.UnpicklingError for anything else.
+    """
+    if isinstance(function, Standin):
+        return Standin(function.name)
+    if callable(function) and function in OWN:
+        return function(*arguments)
+    raise pickle.UnpicklingError(f"a {type(function).__name__} is called")
