@@ -116,10 +116,7 @@ def validate(
         raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
-    if junit is not None and junit.suffix != ".xml":
-        raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
-    if junit is not None:
-        check_targets(junit, force=True)
+    _check_junit(junit)
     _check_against(artifact, against, read_as)
     backend = candidate.backend or parity_backend(artifact)
     candidate = replace(candidate, backend=backend, expect_sha256=artifact.sha256)
@@ -141,6 +138,14 @@ def validate(
     if junit is not None:
         write_text(junit, parity_junit(report))
     return report
+
+
+def _check_junit(junit: Path | None) -> None:
+    if junit is None:
+        return
+    if junit.suffix != ".xml":
+        raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
+    check_targets(junit, force=True)
 
 
 def _feature_profile(artifact: OnnxArtifact | EngineArtifact) -> Profile | None:

@@ -23,7 +23,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("it worked before it looked at its target")
 
     monkeypatch.setattr("netvlad_deploy.export.onnx_model._head", worked)
-    monkeypatch.setattr(engine, "_build", worked)
+    monkeypatch.setattr(engine, "build_apart", worked)
     monkeypatch.setattr(embed, "load_features", worked)
     monkeypatch.setattr(Candidate, "open", worked)
     monkeypatch.setattr(workflow, "compare", worked)
