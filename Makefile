@@ -50,7 +50,7 @@ resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,rtx,report,images,fit,matlab,demo,dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,rtx,report,images,fit,demo,dev]'
 	touch $@
 
 clean:

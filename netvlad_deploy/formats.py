@@ -6,6 +6,7 @@ Whoever is handed a file asks here first, so that every verb says the same of it
 import contextlib
 import lzma
 import pickle
+import shlex
 import stat
 import struct
 import tokenize
@@ -109,9 +110,12 @@ def no_artifact(path: Path) -> str:
     """
     if kind := foreign(path):
         return kind
+    export = shlex.join(["netvlad-deploy", "export", str(path)])
     if first_bytes(path).startswith(b"PK") and is_torchscript(path):
-        return f"a TorchScript archive: netvlad-deploy export {path} reads its weights"
-    return f"a checkpoint: netvlad-deploy export {path} makes an ONNX file of it" if is_checkpoint(path) else ""
+        return f"a TorchScript archive, whose weights can be exported: {export}"
+    if path.suffix.lower() == ".npy":
+        return "a file of features: embed takes it beside an artifact"
+    return f"a checkpoint, which must be exported first: {export}" if is_checkpoint(path) else ""
 
 
 def is_torchscript(path: Path) -> bool:

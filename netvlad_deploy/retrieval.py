@@ -207,7 +207,7 @@ def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: boo
 
 
 def _require_images(candidate: Candidate) -> ImageInput:
-    images = images_of(candidate)
+    images = load_artifact(candidate.path).images
     if images is None:
         raise UsageError(f"{candidate.name} takes local descriptors: for images export with --input images")
     return images

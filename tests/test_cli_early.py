@@ -29,9 +29,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_checkpoint_is_exported_first(command: Command, checkpoint: Path, verb: str) -> None:
     options = {"evaluate": ("--queries", "q", "--database", "d", "-o", "e", "--within", 1)}.get(verb, ())
     outcome = command(verb, checkpoint, *options)
-    assert outcome.code == 2
+    assert outcome.code == 65
     line = error_of(outcome.err)
-    assert f"is a checkpoint, and {verb} takes what export makes of it: netvlad-deploy export " in line
+    assert "is a checkpoint, which must be exported first: netvlad-deploy export " in line
     export = line.rpartition(": netvlad-deploy ")[2]
     assert command(*export.split()).code == 0, "the line works as it stands"
 

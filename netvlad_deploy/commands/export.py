@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.flags import (
@@ -73,7 +72,7 @@ def build(
 
     target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
     artifact = workflow.build(
-        exported(source, "build"),
+        source,
         target,
         tuning.options(engine),
         timing_cache=cache,

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.files import check_targets
@@ -48,7 +47,7 @@ def validate(
     from netvlad_deploy.report.text import parity_lines
     from netvlad_deploy.source import Source
 
-    candidate = Candidate(path=exported(artifact, "validate"), backend=backend, expect_sha256=expect_sha256)
+    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
     if junit is not None:
         check_targets(junit, force=True)
     read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)

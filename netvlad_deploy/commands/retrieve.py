@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from netvlad_deploy.commands.input import exported
 from netvlad_deploy.commands.output import render
 from netvlad_deploy.flags import Backend, ExpectSha256, Force, Json
 
@@ -79,7 +78,7 @@ def evaluate(
     from netvlad_deploy.workflow import candidates_of
 
     report = retrieval.evaluate(
-        candidates_of([exported(path, "evaluate") for path in artifacts], backend or [], expect_sha256=expect_sha256),
+        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
         output,
         queries=queries,
         database=database,
