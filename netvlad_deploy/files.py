@@ -101,6 +101,12 @@ def check_suffix(target: Path, suffix: str) -> Path:
     return target
 
 
+def check_apart(path: Path, others: Iterable[Path], role: str) -> None:
+    """Raise UsageError if a file that has a role of its own is also another file of the same work."""
+    if path.resolve() in {other.resolve() for other in others}:
+        raise UsageError(f"{path} is read or written here, it cannot be the {role} too: name another file")
+
+
 class Staging:
     """Files of one result, in one folder, written under temporary names beside their targets."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from netvlad_deploy.arrays import npz_content, write_npz
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.files import check_suffix, make_folder, stage_files
+from netvlad_deploy.files import check_apart, check_suffix, make_folder, stage_files
 from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.candidate import Candidate, parity_backend
@@ -61,8 +61,8 @@ def embed(
     Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
     """
     candidate = candidate.pinned()
-    if runtime_cache is not None and runtime_cache.resolve() in {path.resolve() for path in (*sources, target)}:
-        raise UsageError(f"{runtime_cache} is read or written here, it cannot be the runtime cache too: name another")
+    if runtime_cache is not None:
+        check_apart(runtime_cache, (*sources, target), "runtime cache")
     images = images_of(candidate)
     if images is None:
         return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)

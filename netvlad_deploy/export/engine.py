@@ -25,7 +25,7 @@ from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, Missing
 from netvlad_deploy.export.build_log import check_types, log_text, read_figures
 from netvlad_deploy.export.build_process import build_apart
 from netvlad_deploy.export.builder import BuildRequest, Built
-from netvlad_deploy.files import check_suffix, stage_files
+from netvlad_deploy.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.images import ImageProfile
 from netvlad_deploy.machine import describe_machine
 from netvlad_deploy.runtime.cuda import current_device
@@ -73,10 +73,11 @@ def build_engine(
     _check_turing(parent, options, gated=gated)
     target = check_suffix(Path(target), ".engine")
     cache_path = None if timing_cache is None else Path(timing_cache)
+    written = (target, sidecar_path(target), log_path(target))
+    if cache_path is not None:
+        check_apart(cache_path, written, "timing cache")
     with stage_files(force=force) as staging:
-        for path in (target, sidecar_path(target), log_path(target)):
-            if cache_path is not None and cache_path.resolve() == path.resolve():
-                raise UsageError(f"{path} is to be written, it cannot be the timing cache too: name another file")
+        for path in written:
             staging.check(path)
         with parent.weights_folder() as weights:
             built = build_apart(_request(parent, options, cache_path, weights))

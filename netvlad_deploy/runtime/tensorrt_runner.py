@@ -15,7 +15,7 @@ from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import EngineArtifact, log_path, sidecar_path
 from netvlad_deploy.build_options import RTX
 from netvlad_deploy.errors import InputError, RunError, UsageError
-from netvlad_deploy.files import Staging, locked, read_private, stage_files
+from netvlad_deploy.files import Staging, check_apart, locked, read_private, stage_files
 from netvlad_deploy.runner import EventTimes, Runner
 from netvlad_deploy.runtime.device_array import device_array
 from netvlad_deploy.runtime.engine_loader import LoadedEngine
@@ -59,8 +59,7 @@ class TensorRTRunner(Runner):
             raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
         if runtime_cache is not None:
             own = artifact.path, sidecar_path(artifact.path), log_path(artifact.path), artifact.reference_path
-            if runtime_cache.resolve() in {path.resolve() for path in own}:
-                raise UsageError(f"{runtime_cache} is of the engine, it cannot be the runtime cache too: name another")
+            check_apart(runtime_cache, own, "runtime cache")
             Staging(force=True).check(runtime_cache)
         self._lock = threading.Lock()
         self._idle: list[Lane] = []

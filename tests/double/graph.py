@@ -13,9 +13,9 @@ DOC_STRING = 6
 """Number of the field of an ONNX model that holds the JSON, so that it is protobuf."""
 
 
-def graph_content() -> bytes:
-    """Return the bytes of the graph's file."""
-    text = json.dumps(GRAPH).encode()
+def graph_content(*inputs: str) -> bytes:
+    """Return the bytes of a graph's file with these inputs, or with the usual ones."""
+    text = json.dumps({"inputs": inputs} if inputs else GRAPH).encode()
     assert len(text) < 128
     return bytes([DOC_STRING << 3 | 2, len(text)]) + text
 

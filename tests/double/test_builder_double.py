@@ -7,6 +7,7 @@ import pytest
 from tests.double.bound import Overridden
 from tests.double.builder import BuilderWorld
 from tests.double.core import VERSIONS
+from tests.double.graph import graph_content
 
 
 @pytest.fixture(params=VERSIONS)
@@ -52,7 +53,7 @@ def test_what_is_built_too_early_is_refused(world: BuilderWorld) -> None:
     builder = world.binding.Builder(logger)
     network, config = make_network(world, builder), builder.create_builder_config()
     assert builder.build_serialized_network(network, config) is None
-    assert world.binding.OnnxParser(network, logger).parse(b'{"inputs": ["features"]}')
+    assert world.binding.OnnxParser(network, logger).parse(graph_content("features"))
     assert builder.build_serialized_network(network, config) is None
     profile = builder.create_optimization_profile()
     assert config.add_optimization_profile(profile) == 0

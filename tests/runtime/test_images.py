@@ -331,5 +331,5 @@ def test_no_more_is_decoded_than_asked_for(tmp_path: Path, monkeypatch: pytest.M
 
 def test_pillow_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(MissingDependencyError, match=r"netvlad-deploy\[images\]"), load_images([], ImageInput()):
+    with pytest.raises(MissingDependencyError, match=r"pip install .*pillow"), load_images([], ImageInput()):
         pass

@@ -235,7 +235,7 @@ def test_a_runtime_cache_is_a_file_of_its_own_and_can_be_written(machine: Machin
     artifact = machine.engine(tmp_path / "m.engine")
     before = artifact.path.read_bytes()
     for name in ("m.engine", "m.engine.json", "m.engine.log", artifact.reference.name):
-        with pytest.raises(UsageError, match="is of the engine, it cannot be the runtime cache too"):
+        with pytest.raises(UsageError, match="is read or written here, it cannot be the runtime cache too"):
             TensorRTRunner(artifact, runtime_cache=tmp_path / name)
     assert artifact.path.read_bytes() == before
     for name, message in ((".", "it is a folder"), ("none/kernels", "there is no folder")):
