@@ -56,7 +56,7 @@ class TestExport:
             (["none.pt"], 65, "none.pt is missing"),
             (["best.pth.tar", "--clusters", "32"], 2, "has num_clusters 6, the options say 32"),
             (["best.pth.tar", "--no-batch-norm"], 2, "has batch_norm True, the options say False"),
-            (["best.pth.tar", "--prefix", "head"], 65, "lacks clusters or clusters2"),
+            (["best.pth.tar", "--prefix", "head"], 65, "holds no NetVLAD behind --prefix head"),
             (["-o", "none/m.onnx"], 73, "none/m.onnx cannot be written: there is no folder none"),
         ],
     )

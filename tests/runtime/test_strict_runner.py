@@ -280,6 +280,7 @@ def engine_like(artifact: OnnxArtifact) -> EngineArtifact:
         parent=FileReference(name=artifact.path.name, sha256=artifact.sha256),
         reference=artifact.reference,
         preprocessing="none",
+        versions={"tensorrt": "10.3"},
         options=BuildOptions(flavor="tensorrt", profiles=(Profile(),)),
         flags=(),
         gpu=None,
