@@ -142,7 +142,7 @@ def test_an_origin_of_escape_codes_does_not_reach_the_terminal(
         assert outcome.code == 0
         shown(outcome.out)
     outcome = command("inspect", "\x1b[31mnone\udcff.onnx")
-    assert error_of(shown(outcome.err)) == "error: \\x1b[31mnone\\udcff.onnx is not a file"
+    assert error_of(shown(outcome.err)) == "error: \\x1b[31mnone\\udcff.onnx is missing"
 
 
 def test_a_log_message_is_one_line(command: Command, capfd: pytest.CaptureFixture[str]) -> None:
