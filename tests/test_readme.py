@@ -69,7 +69,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     write_backbone(tmp_path / "model_best.pth.tar")
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 33
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 34
     for section, commands in sections().items():
         for command in commands:
             outcome = run(command, tmp_path)
