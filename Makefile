@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars mutation gpu-check figure wheel resolve-3.10 clean
+.PHONY: demo test check lint bars mutation hostile gpu-check figure wheel resolve-3.10 clean
 
 demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.md
 	$(BIN)/python -m examples.demo $(DEMO)
@@ -30,15 +30,20 @@ bars: $(INSTALLED)  ## every figure this project promises, measured
 mutation: $(INSTALLED)  ## the GPU code under doubles: every line runs, and every CUDA or TensorRT call deleted is noticed
 	$(BIN)/python -m tests.mutation
 
+hostile: $(INSTALLED)  ## damaged files for every parser, verbs killed at random moments, heads with extreme weights
+	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.kills
+	$(BIN)/python -m tests.random_heads
+
 gpu-check: $(INSTALLED)  ## all that only a GPU can show, into gpu-check.json; MODELS names ONNX files exported elsewhere
 	$(BIN)/python -m tests.gpu_check $(MODELS)
 
 figure: $(INSTALLED)  ## the README's picture of what FP16 costs, plain and ours
 	$(BIN)/python -m tests.figure $(FIGURE)
 
-wheel: $(INSTALLED)  ## a wheel of this package, in dist: it can be installed alone
+wheel:  ## a wheel of this package, in dist: it can be installed alone, and is made without the rest
 	rm -rf build/lib  # what an earlier build left there would be packed, too
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
 
 resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 (TensorRT-RTX has no wheel to ask for)
 	mkdir -p build  # pip reads markers for the Python it runs on, so the pins of 3.10 are picked here

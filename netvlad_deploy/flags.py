@@ -12,7 +12,7 @@ import typer
 
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.images import DEPTHS, USUAL_IMAGES, AnyProfile, ImageChanges, ImageProfile, parse_profile
+from netvlad_deploy.images import USUAL_IMAGES, AnyProfile, ImageChanges, ImageProfile, parse_profile
 from netvlad_deploy.limits import LIMITS, check_limit, check_path, range_words
 from netvlad_deploy.shapes import AxisRange, Profile
 
@@ -60,10 +60,7 @@ class ImageFlags:
         typer.Option("--orient/--no-orient", help="Turn photos upright by EXIF, or not.  [default: the backbone's]"),
     ] = None
     depth: Annotated[
-        int | None,
-        typer.Option(
-            min=DEPTHS[0], max=DEPTHS[-1], metavar="BITS", help="Bits of grey in files of 16 or 32.  [default: 16]"
-        ),
+        int | None, typer.Option(metavar="BITS", help="Bits of grey in files of 16 or 32.  [default: 16]")
     ] = None
 
     @property
@@ -81,7 +78,7 @@ class SourceFlags:
 
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(metavar="[CHECKPOINT]", help="Trained weights; without it, untrained from the seed."),
+        typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed."),
     ] = None
     clusters: Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")] = (
         None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final, TypeAlias
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.limits import LIMITS, range_words
 from netvlad_deploy.shapes import AxisRange, Profile, ShapeRanges
 
 IMAGES: Final = "images"
@@ -39,9 +40,6 @@ MAX_PIXELS: Final = 89_478_485
 
 LEAST_SIDE, MOST_SIDE = 16, 16_384
 """Lengths that can be asked for: below, a backbone of stride 16 has nothing left; no photo is longer."""
-
-DEPTHS: Final = range(8, 33)
-"""Bits of a grey value that can be said with `--depth`."""
 
 IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
 IMAGENET_STD: Final = (58.395, 57.12, 57.375)
@@ -205,8 +203,8 @@ class ImageInput:
             raise InputError(f"crop is {_text(self.crop)}: every length must be at least 1")
         if self.crop is not None and not self.resize.may_hold(*self.crop):
             raise InputError(f"no image holds the crop {_text(self.crop)} after the resize {self.resize}: crop less")
-        if self.depth is not None and self.depth not in DEPTHS:
-            raise InputError(f"depth is {self.depth}, expected {DEPTHS[0]} to {DEPTHS[-1]} bits")
+        if self.depth is not None and not LIMITS["depth"].holds(self.depth):
+            raise InputError(f"depth is {self.depth}, expected {range_words('depth')} bits")
 
     def __str__(self) -> str:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))

@@ -25,12 +25,17 @@ class Limit:
     most: float
     reason: str
 
+    def holds(self, value: float) -> bool:
+        """Return whether a number is within: NaN never is."""
+        return self.least <= value <= self.most
+
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "batch": Limit(1, 65_536, "all of it stands in memory at once"),
     "budget_p99_ms": Limit(1e-6, 3_600_000, "one run takes no hour"),
     "bytes of input": Limit(1, 2**31, "it stands in memory once for each candidate"),
     "clusters": Limit(1, 65_536, "a descriptor has as many times D values"),
+    "depth": Limit(8, 32, "no file of images holds more bits of grey"),
     "duration": Limit(0.1, 3_600, "seconds for each candidate: an hour shows what a day does"),
     "feature_norm": Limit(1e-12, 1e12, "FP32 squares of the values beyond overflow or vanish"),
     "feature_size": Limit(1, 65_536, "every cluster has as many values"),
@@ -59,7 +64,7 @@ def check_limit(name: str, value: float) -> None:
     Raises: UsageError with the limits and the reason.
     """
     limit = LIMITS[name]
-    if limit.least <= value <= limit.most:
+    if limit.holds(value):
         return
     reason = "" if value < limit.least else f" ({limit.reason})"
     raise UsageError(f"{name.replace('_', '-')} is {value:.12g}, expected {range_words(name)}{reason}")

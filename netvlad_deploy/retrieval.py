@@ -188,7 +188,7 @@ def evaluate(
         database=database,
         ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
         alone=alone,
-        num_queries=len(found[0].queries),
+        num_queries=found[0].num_queries,
         num_images=len(sides[0].database.names),
         without_right=_without_right(sides[0], found[0]),
         candidates=tuple(side.finds(recall) for side, recall in zip(sides, found, strict=True)),

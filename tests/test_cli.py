@@ -11,6 +11,7 @@ import pytest
 
 from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.cli import VERBS
 from netvlad_deploy.errors import ExportError
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold import fold
@@ -270,3 +271,11 @@ def test_ctrl_c_inside_the_exporter_is_exit_130(
     assert outcome.code == 130
     assert error_of(outcome.err) == "error: interrupted"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_says_in_a_whole_sentence_what_each_verb_does(command: Command) -> None:
+    outcome = command("-h")
+    lines = outcome.out.partition("Commands:")[2].strip().splitlines()
+    assert [line.split()[0] for line in lines] == [verb.__name__ for verb in VERBS]
+    assert not any(line.endswith("...") for line in lines)
+    assert "[OPTIONS] [CHECKPOINT]" in command("export", "-h").out

@@ -42,6 +42,16 @@ def test_an_onnx_file_is_described(command: Command, exported: OnnxArtifact, tmp
     assert record["rebuild_command"] is None
 
 
+@pytest.mark.parametrize("option", ["--dialect", "--prefix"])
+def test_how_a_checkpoint_is_read_says_nothing_of_an_artifact(
+    command: Command, exported: OnnxArtifact, tmp_path: Path, option: str
+) -> None:
+    copy(exported, tmp_path)
+    outcome = command("inspect", "m.onnx", option, "hloc")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "m.onnx is no checkpoint" in error_of(outcome.err)
+
+
 def test_what_became_of_the_files_beside_it_is_said(exported: OnnxArtifact, tmp_path: Path) -> None:
     path = copy(exported, tmp_path)
     (tmp_path / "m.reference.npz").write_bytes(b"other")

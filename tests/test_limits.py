@@ -174,6 +174,7 @@ def test_a_name_to_which_nothing_can_be_added(
 
 def test_the_help_says_the_limits(command: Command) -> None:
     assert "[1 to 256]" in command("bench", "-h").out
+    assert "[8 to 32]" in command("export", "-h").out
 
 
 def test_a_path_that_can_be() -> None:

@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MACHINES = (ROOT / "docs" / "machines.md").read_text()
-JSON = (ROOT / "docs" / "json.md").read_text()
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README + MACHINES, re.DOTALL)
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
@@ -70,7 +69,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     write_backbone(tmp_path / "model_best.pth.tar")
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 33
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 34
     for section, commands in sections().items():
         for command in commands:
             outcome = run(command, tmp_path)
@@ -179,35 +178,3 @@ def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
-
-
-def test_the_json_fields_are_the_documented_ones(tmp_path: Path) -> None:
-    torch.save(make_module(6, 16, 2).state_dict(), tmp_path / "m.pt")
-    np.save(tmp_path / "x.npy", features(2, 5, 16))
-    write_photos(tmp_path, packaged()[:3])
-    for verb, command in {
-        "export": "export m.pt",
-        "build": "build m.onnx --flavor tensorrt-rtx",
-        "validate": "validate m.onnx",
-        "bench": "bench m.onnx --num-features 5 --duration 0.3",
-        "precision": "precision m.pt",
-        "doctor": "doctor",
-        "inspect": "inspect m.engine",
-        "embed": "embed m.onnx x.npy -o y.npy",
-        "fit": "fit photos --backbone efficientnet-lite0 --clusters 4 --resize 64x64 -o v.safetensors",
-        "evaluate": "evaluate v.onnx --queries photos --database photos --within 1 -o e",
-        "deploy": "deploy m.pt --flavor tensorrt-rtx --duration 0.3 --allow-not-run",
-    }.items():
-        if verb == "evaluate":
-            assert run("netvlad-deploy export v.safetensors", tmp_path).returncode == 0
-        record = json.loads(run(f"netvlad-deploy {command} --json", tmp_path).stdout)
-        row = next(line for line in JSON.splitlines() if f"netvlad-deploy/{verb}/1" in line)
-        top = re.sub(r"\([^)]*\)", "", row.replace("the same without `opset` and `external_data`, and", "")).split("|")[
-            2
-        ]
-        documented = set(re.findall(r"`(\w+)`", top))
-        assert record.pop("schema") == f"netvlad-deploy/{verb}/1"
-        if verb == "build":
-            export = next(line for line in JSON.splitlines() if "netvlad-deploy/export/1" in line)
-            documented |= set(re.findall(r"`(\w+)`", export.split("|")[2])) - {"opset", "external_data"}
-        assert set(record) == documented, verb

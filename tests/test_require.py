@@ -96,3 +96,9 @@ def test_strict_emulation_does_not_ask_for_torch() -> None:
 def test_no_hint_names_a_package_that_no_registry_has() -> None:
     for path in (ROOT / "netvlad_deploy").rglob("*.py"):
         assert "netvlad-deploy[" not in path.read_text(), path.name
+
+
+def test_every_hint_is_made_in_one_place() -> None:
+    """Else it names another Python than the one that runs, or other versions than the metadata."""
+    package = ROOT / "netvlad_deploy"
+    assert [path.name for path in package.rglob("*.py") if "pip install" in path.read_text()] == []

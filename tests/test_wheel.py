@@ -36,7 +36,7 @@ def run(folder: Path, *arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(checkout: Path) -> Path:
-    run(checkout, "make", "wheel", f"VENV={sys.prefix}", "INSTALLED=")
+    run(checkout, "make", "wheel", f"PYTHON={sys.executable}")
     (built,) = (checkout / "dist").iterdir()
     return built
 

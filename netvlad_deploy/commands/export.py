@@ -39,9 +39,10 @@ def export(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Export to ONNX, BatchNorm folded, with the oracle's reference file beside it.
+    """Turn trained weights into an ONNX file and its reference file.
 
-    A checkpoint with an image backbone becomes one graph from image to descriptor; --input features takes its head.
+    BatchNorm is folded; validate compares with the reference file, which holds the weights as they were. A checkpoint
+    with an image backbone becomes one graph from image to descriptor; --input features takes its head.
     Without a checkpoint the weights are untrained. The target is CHECKPOINT.onnx, or netvlad.onnx, in this folder.
     """
     from netvlad_deploy import workflow
@@ -62,9 +63,10 @@ def build(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Build a TensorRT engine, strongly typed, for one or several optimization profiles.
+    """Build a strongly typed TensorRT engine of an ONNX file.
 
-    The target is MODEL.engine beside the ONNX file; the builder's log is MODEL.engine.log.
+    It is for one or several optimization profiles: ranges of batch sizes and of features, or of image sizes. The target
+    is MODEL.engine beside the ONNX file; the builder's log is MODEL.engine.log.
     """
     from netvlad_deploy import workflow
     from netvlad_deploy.export.trtexec import trtexec_line
@@ -96,7 +98,10 @@ def deploy(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Export, build, validate and measure into one folder, with report.json and report.md."""
+    """Export, build, validate and measure into one folder.
+
+    It gets report.json and report.md, too.
+    """
     from netvlad_deploy.deployment import deploy as deploy_all
     from netvlad_deploy.report.deployment import step_rows
     from netvlad_deploy.report.text import table
@@ -123,7 +128,10 @@ def precision(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what FP16 costs your weights, with report.json, report.md and a picture; needs no GPU."""
+    """Measure what FP16 costs your weights, without a GPU.
+
+    The folder gets report.json, report.md and a picture.
+    """
     from netvlad_deploy import workflow
     from netvlad_deploy.report.precision import precision_lines
 

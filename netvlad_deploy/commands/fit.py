@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @flags
 def fit(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images, and those below.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders of images, and those below.")],
     images: ImageFlags,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")] = Path(
         "vocabulary.safetensors"
@@ -32,9 +32,9 @@ def fit(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Fit a vocabulary on images: a checkpoint of backbone and head that export takes.
+    """Fit a vocabulary on images: a checkpoint that export takes.
 
-    Exit 1 if an image was skipped.
+    It holds the backbone and a head. Exit 1 if an image was skipped.
     """
     from netvlad_deploy import fitting
 

@@ -38,9 +38,9 @@ def validate(
     allow_not_run: AllowNotRun = False,
     as_json: Json = False,
 ) -> None:
-    """Prove that an artifact computes what the unfolded layer computes.
+    """Prove that an artifact computes what the unfolded layer does.
 
-    Exit 1 if it does not, 69 if it cannot run on this machine.
+    Exit 1 if it does not or if nothing could be judged, 69 if it cannot run on this machine.
     """
     from netvlad_deploy import workflow
     from netvlad_deploy.measurement.candidate import Candidate
@@ -57,7 +57,7 @@ def validate(
 
 
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines.")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
     backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
@@ -71,7 +71,10 @@ def bench(
     allow_not_run: AllowNotRun = False,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, each candidate in a process of its own, compared round by round with the first."""
+    """Measure latency, each file in a process of its own.
+
+    All are compared round by round with the first.
+    """
     from netvlad_deploy import workflow
     from netvlad_deploy.images import parse_size
     from netvlad_deploy.report.text import latency_lines
@@ -97,12 +100,18 @@ def inspect(
     expect_sha256: ExpectSha256 = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a file is: weights, tensors, versions, profiles, flags, and how to build it again."""
+    """Say what a checkpoint, an ONNX file or an engine is.
+
+    Of an artifact: tensors, versions, profiles, flags, and how to build an engine again. Of a checkpoint: dialect,
+    sizes, conventions, backbone, and what else is in it.
+    """
     from netvlad_deploy import inspection
     from netvlad_deploy.formats import is_checkpoint
     from netvlad_deploy.report.inspection import checkpoint_lines, inspection_lines
 
     if not is_checkpoint(file):
+        if prefix or dialect:
+            raise UsageError(f"{file} is no checkpoint: --prefix and --dialect say how one is read, leave them out")
         found = inspection.inspect(file, load=load, expect_sha256=expect_sha256)
         render("inspect", found, inspection_lines, as_json)
     elif load or expect_sha256:
@@ -114,7 +123,7 @@ def inspect(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what is installed, what can run on this machine, and why not.
+    """Say what can run on this machine, and why something cannot.
 
     Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.
     """

@@ -14,7 +14,7 @@ def embed(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Folders and images; or, for a head alone, x.npy (B,N,D) or x.npz of sequences (N,D).",
         ),
     ],
@@ -28,7 +28,10 @@ def embed(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Turn images or feature files into descriptors; exit 1 if a file was skipped."""
+    """Turn images or feature files into descriptors.
+
+    Exit 1 if a file was skipped.
+    """
     from netvlad_deploy import retrieval
     from netvlad_deploy.measurement.candidate import Candidate
     from netvlad_deploy.runtime.images import count_reasons
@@ -43,9 +46,7 @@ def embed(
 
 
 def evaluate(
-    artifacts: Annotated[
-        list[Path], typer.Argument(metavar="ARTIFACT...", help="ONNX files and engines of pipelines.")
-    ],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines of pipelines.")],
     queries: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to look for.")],
     database: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Images to find; the same folder for each among the others.")
@@ -72,7 +73,10 @@ def evaluate(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure recall@1/5/10 and mAP, with report.json, report.md and a picture; exit 1 if a file was skipped."""
+    """Measure recall@1/5/10 and mAP on folders of images.
+
+    The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped.
+    """
     from netvlad_deploy import retrieval
     from netvlad_deploy.report.evaluation import evaluation_lines
     from netvlad_deploy.workflow import candidates_of

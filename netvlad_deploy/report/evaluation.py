@@ -34,7 +34,7 @@ class EvaluationReport:
     Args:
         ground_truth: where the right images come from, in words.
         alone: the queries are the database: each is looked for among the others.
-        num_queries: queries with a right image.
+        num_queries: how many were asked, those without a right image as well.
         without_right: queries that have none: misses of `recall`, and left out of all other figures.
         agreements: of each artifact with the first.
     """
@@ -50,12 +50,17 @@ class EvaluationReport:
     agreements: tuple[Agreement, ...]
     skipped: tuple[Skipped, ...]
 
+    @property
+    def num_answerable(self) -> int:
+        """Return how many queries have a right image."""
+        return self.num_queries - len(self.without_right)
+
 
 def recall_header(report: EvaluationReport) -> tuple[str, ...]:
     """Return the columns of `recall_rows`: recall of all queries and, if it differs, of those with a right image."""
     recalls = [f"recall@{depth}" for depth in DEPTHS]
     if report.without_right:
-        recalls += [f"@{depth} of {report.num_queries}" for depth in DEPTHS]
+        recalls += [f"@{depth} of {report.num_answerable}" for depth in DEPTHS]
     return ("artifact", "precision", "descriptor", *recalls, "mAP", "images/s")
 
 
@@ -115,15 +120,14 @@ def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
 def _facts(report: EvaluationReport) -> list[str]:
     """Return what was evaluated, and what was not."""
     where = "each image among the others" if report.alone else f"in the {report.num_images} images of {report.database}"
-    asked = report.num_queries + len(report.without_right)
-    facts = [f"{asked} queries of {report.queries}, {where}; right images {report.ground_truth}"]
+    facts = [f"{report.num_queries} queries of {report.queries}, {where}; right images {report.ground_truth}"]
     if any(one.backend == "strict" for one in report.candidates):
         facts.append("FP16 by strict emulation on a CPU: every tensor rounded to its type; no GPU took part")
     if report.without_right:
         names = _some(report.without_right)
         facts.append(
             f"{len(report.without_right)} queries without a right image: {names}; recall@N counts them as misses, as "
-            f"published figures do, @N of {report.num_queries} and mAP leave them out"
+            f"published figures do, @N of {report.num_answerable} and mAP leave them out"
         )
     if report.skipped:
         facts.append(f"{len(report.skipped)} files skipped: {count_reasons(report.skipped)}")

@@ -83,7 +83,8 @@ def parity_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
     """Yield a row for each output of each case, under PARITY_HEADER; one of dashes for a case without outputs."""
     for case in report.cases:
         shape = str(case.batch) if case.num_features is None else f"{case.batch} x {case.num_features}"
-        step = f"{case.logit_step:.2g}" + (" coarse" if case.logit_step > COARSE_STEP else "")
+        step = "-" if case.num_features is None else f"{case.logit_step:.2g}"
+        step += " coarse" if case.logit_step > COARSE_STEP else ""
         fault = "-" if case.smallest_fault is None else _share(case.smallest_fault)
         for output in case.outputs:
             yield output.verdict.value, case.name, shape, step, *_output_cells(output), fault

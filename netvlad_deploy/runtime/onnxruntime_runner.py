@@ -10,7 +10,7 @@ from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import RunError
 from netvlad_deploy.images import LOCAL_DESCRIPTORS, AnyProfile
-from netvlad_deploy.require import require
+from netvlad_deploy.require import install_line, require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import (
     CPU,
@@ -85,7 +85,7 @@ class OnnxRuntimeRunner(Runner):
     def hidden(self) -> str:
         """Return in words why `tapped` does not show the stages inside, where it does not."""
         if importlib.util.find_spec("onnx") is None:
-            return "the package onnx is missing, which shows what is inside a graph: python3 -m pip install onnx"
+            return f"the package onnx is missing, which shows what is inside a graph: {install_line('strict')}"
         return super().hidden
 
     def tapped(self) -> Runner:

@@ -67,6 +67,7 @@ def test_what_was_left_out_is_said() -> None:
     full = replace(
         REPORT,
         alone=True,
+        num_queries=14,
         without_right=tuple(f"q{index}" for index in range(12)),
         skipped=lost,
         candidates=(*REPORT.candidates, candidate("b.onnx", result(0, 1), backend="strict")),
