@@ -16,7 +16,7 @@ from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.candidate import Candidate, parity_backend
 from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
-from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, measure_recall
+from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, check_answerable, measure_recall
 from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.matches import draw_matches
 from netvlad_deploy.report.serialize import to_json
@@ -176,6 +176,7 @@ def evaluate(
     asked, others = (images, []) if alone else find_images([queries])
     names = [image.name for image in asked], [image.name for image in images]
     positives = load_positives(ground_truth, *names) if ground_truth else positives_within(within or 0, *names)
+    check_answerable(*names, positives, alone=alone)  # before minutes go into images
     sides = [
         _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
         for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
@@ -195,7 +196,7 @@ def evaluate(
         agreements=tuple(side.agrees(sides[0], alone=alone) for side in sides[1:]),
         skipped=tuple(lost),
     )
-    _write(folder, report, draw_matches(report, _paths(asked), _paths(images)), force=force)
+    _write(folder, report, draw_matches(report, _paths(asked), _paths(images), depth=inputs[0].depth), force=force)
     return report
 
 

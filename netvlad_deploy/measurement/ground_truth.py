@@ -64,11 +64,11 @@ def positives_within(places: int, queries: Sequence[str], database: Sequence[str
 
 def _within_reach(path: Path, queries: Sequence[str], database: Sequence[str]) -> Positives:
     """Return the images at most the file's own distance from the place of each query."""
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, (*NAMES, *NAMES.values(), RADIUS))  # whatever stands beside them is not looked at
     expected = f"{QUERY_PLACES} (N,2), {DATABASE_PLACES} (M,2) and {RADIUS}"
     if not isinstance(arrays, dict) or not {QUERY_PLACES, DATABASE_PLACES, RADIUS} <= set(arrays):
         held = ", ".join(arrays) if isinstance(arrays, dict) else "one array"
-        raise InputError(f"{path} is no ground truth: it holds {held or 'nothing'}, expected {expected}")
+        raise InputError(f"{path} is no ground truth: of {expected} it holds {held or 'nothing'}")
     asked, known = (_places(path, key, arrays, names) for key, names in zip(NAMES, (queries, database), strict=True))
     radius = arrays[RADIUS]
     if asked.shape[1] != known.shape[1] or radius.size != 1 or radius.dtype.kind not in "iuf" or not radius.item() >= 0:
@@ -83,8 +83,10 @@ def _within_reach(path: Path, queries: Sequence[str], database: Sequence[str]) -
 def _places(path: Path, key: str, arrays: Arrays, names: Sequence[str]) -> Float64:
     """Return the place (N,2) of each image in a folder."""
     places, listed = arrays[key], arrays.get(NAMES[key])
-    if places.ndim != 2 or places.dtype.kind not in "iuf" or not np.isfinite(places).all():
-        raise InputError(f"{path}: {key} is {places.dtype} {places.shape}, expected finite numbers (images, 2)")
+    if places.ndim != 2 or places.dtype.kind not in "iuf":
+        raise InputError(f"{path}: {key} is {places.dtype} {places.shape}, expected numbers (images, 2)")
+    if not np.isfinite(places).all():
+        raise InputError(f"{path}: {key} has places that are not finite: leave their images out")
     if len(places) != (len(names) if listed is None else listed.size):
         count = f"{len(names)} images are in the folder" if listed is None else f"{NAMES[key]} has {listed.size} names"
         raise InputError(f"{path}: {key} has {len(places)} rows, {count}: both must be of the same images")

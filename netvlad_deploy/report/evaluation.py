@@ -122,7 +122,7 @@ def _facts(report: EvaluationReport) -> list[str]:
     if report.without_right:
         names = _some(report.without_right)
         facts.append(
-            f"{len(report.without_right)} queries without a right image: {names}; recall@N counts them as misses, as "
+            f"without a right image ({len(report.without_right)}): {names}; recall@N counts them as misses, as "
             f"published figures do, @N of {report.num_queries} and mAP leave them out"
         )
     if report.skipped:
