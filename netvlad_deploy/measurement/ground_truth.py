@@ -11,11 +11,15 @@ import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, Float64, read_arrays
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.formats import reading, said
 
 LOG = logging.getLogger(__name__)
 
 Positives: TypeAlias = Mapping[str, frozenset[str]]
 """The names of the right database images of each query."""
+
+LARGEST_BYTES: Final = 2**28
+"""A larger file of JSON is not read: this holds the names of some millions of right images."""
 
 QUERY_PLACES, DATABASE_PLACES, RADIUS = "utmQ", "utmDb", "posDistThr"
 NAMES: Final = {QUERY_PLACES: "qImage", DATABASE_PLACES: "dbImage"}
@@ -33,12 +37,17 @@ def load_positives(path: Path, queries: Sequence[str], database: Sequence[str]) 
 
     Raises: InputError if the file is neither, or what it names or counts is not what is in the two folders.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return _within_reach(path, queries, database)
+    with reading(path):
+        size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            raise InputError(f"{path} has {size} bytes, of a ground truth in JSON at most {LARGEST_BYTES} are read")
+        content = path.read_bytes()
     try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a JSON file: {' '.join(str(error).split())}") from error
+        record: Any = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a JSON file ({said(error)}): name JSON or .npz") from error
     mapping = record.get("positives", record) if isinstance(record, dict) else record
     if not isinstance(mapping, dict) or not all(_is_names(names) for names in mapping.values()):
         raise InputError(f'{path} is no ground truth: expected {{"positives": {{"query.jpg": ["database.jpg", ...]}}}}')

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.measurement import ground_truth
 from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
 
 QUERIES, DATABASE = ["q0", "q1"], ["d0", "d1", "d2"]
@@ -33,9 +35,27 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, record: Any) -> None:
 
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "truth.json").write_bytes(b"{\xff")
-    for name in ("truth.json", "missing.json"):
+    for content in (b"{\xff", b"", b"[" * 100_000, b'{"q0": ' + b"1" * 5000 + b"}"):
+        (tmp_path / "truth.json").write_bytes(content)
         with pytest.raises(InputError, match="is not a JSON file"):
+            load_positives(tmp_path / "truth.json", QUERIES, DATABASE)
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """A pipe would wait for a writer, a device has no end."""
+    monkeypatch.setattr(ground_truth, "LARGEST_BYTES", 10)
+    pipe = tmp_path / f"pipe.{suffix}"
+    os.mkfifo(pipe)
+    (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")
+    (tmp_path / "large.json").write_bytes(b" " * 11)
+    for name, said in (
+        (pipe.name, "is not a file but a device"),
+        (f"zero.{suffix}", "is not a file but a device"),
+        (f"missing.{suffix}", "is missing: there is no such file"),
+        ("large.json", "has 11 bytes, of a ground truth in JSON at most 10 are read"),
+    ):
+        with pytest.raises(InputError, match=said):
             load_positives(tmp_path / name, QUERIES, DATABASE)
 
 
@@ -85,6 +105,10 @@ class TestPlaces:
             tmp_path, dbImage=np.array(["./set/d2", "./set/d0", "./set/d1"]), qImage=np.array([["q1"], ["q0"]])
         )
         assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d1"}, "q1": {"d2"}}
+
+    def test_a_suffix_in_capitals_is_one(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path).rename(tmp_path / "TRUTH.NPZ")
+        assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d0"}, "q1": {"d2"}}
 
     def test_what_else_is_in_the_file_is_not_looked_at(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, dataset=np.array(None), whichSet=np.array({"split": "test"}, dtype=object))
