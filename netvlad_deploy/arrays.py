@@ -25,7 +25,7 @@ LARGEST_RATIO = 1032
 """How much deflate can make of a byte. Source: zlib, Maximum Compression Factor."""
 
 
-def read_arrays(path: Path, prefix: str = "") -> Array | Arrays:
+def read_arrays(path: Path, prefix: str | tuple[str, ...] = "") -> Array | Arrays:
     """Return the array of a `.npy` file, or the named arrays of an `.npz` file, those whose names start so.
 
     What the headers claim is compared with the size of the file before memory is taken for it.

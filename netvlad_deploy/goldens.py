@@ -114,10 +114,12 @@ def distances(got: Array, expected: Array) -> Float64:
 
 
 def golden_sizes(images: ImageInput) -> tuple[tuple[int, int], ...]:
-    """Return the heights and widths of a pipeline's golden images."""
+    """Return the heights and widths of a pipeline's golden images, each once: at least two."""
     if images.size is not None:
-        return (*SMALL_SIZES, images.size)
-    return SIZES if images.resize.rule is None else (*SIZES[:-1], images.target(*USUAL_PHOTO))
+        sizes = (*SMALL_SIZES, images.size)
+    else:
+        sizes = SIZES if images.resize.rule is None else (*SIZES[:-1], images.target(*USUAL_PHOTO))
+    return tuple(dict.fromkeys(sizes))
 
 
 def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:

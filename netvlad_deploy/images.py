@@ -147,6 +147,10 @@ class Resize:
             return (high, high * width // height) if by_height else (wide * height // width, wide)
         return height, width
 
+    def factor(self, height: int, width: int) -> float | None:
+        """Return by what both sides of an image are multiplied, None where the rule says lengths and no factor."""
+        return None if self.cover is None else max(self.cover[0] / height, self.cover[1] / width)
+
     def may_hold(self, height: int, width: int) -> bool:
         """Return whether an image can be this high and wide at least once it is resized."""
         size = self.size or self.cover
@@ -260,6 +264,11 @@ class ImageChanges:
             orient=orient,
             depth=depth,
         )
+
+    @classmethod
+    def to(cls, images: ImageInput) -> "ImageChanges":
+        """Return the changes that lead from a rule to this one again; what is None here was None there."""
+        return cls(**{field.name: getattr(images, field.name) for field in fields(cls)})
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) is not None for field in fields(self))

@@ -15,8 +15,8 @@ from netvlad_deploy.files import check_apart, check_suffix, make_folder, stage_f
 from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.candidate import Candidate, parity_backend
-from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
-from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, measure_recall
+from netvlad_deploy.measurement.ground_truth import Positives, load_positives, positives_within
+from netvlad_deploy.measurement.recall import Agreement, Described, Recall, agree, check_answerable, measure_recall
 from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.matches import draw_matches
 from netvlad_deploy.report.serialize import to_json
@@ -175,7 +175,7 @@ def evaluate(
     images, skipped = find_images([database])
     asked, others = (images, []) if alone else find_images([queries])
     names = [image.name for image in asked], [image.name for image in images]
-    positives = load_positives(ground_truth, *names) if ground_truth else positives_within(within or 0, *names)
+    positives = _positives(ground_truth, within, *names, alone=alone)
     sides = [
         _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
         for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
@@ -195,8 +195,20 @@ def evaluate(
         agreements=tuple(side.agrees(sides[0], alone=alone) for side in sides[1:]),
         skipped=tuple(lost),
     )
-    _write(folder, report, draw_matches(report, _paths(asked), _paths(images)), force=force)
+    _write(folder, report, draw_matches(report, _paths(asked), _paths(images), depth=inputs[0].depth), force=force)
     return report
+
+
+def _positives(
+    ground_truth: Path | None, within: int | None, queries: Sequence[str], database: Sequence[str], *, alone: bool
+) -> Positives:
+    """Return the right images, and refuse those that can answer no query before minutes go into images."""
+    if ground_truth is not None:
+        positives = load_positives(ground_truth, queries, database)
+    else:
+        positives = positives_within(within or 0, queries, database)
+    check_answerable(queries, database, positives, alone=alone)
+    return positives
 
 
 def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: bool) -> None:

@@ -170,7 +170,7 @@ def _open_reference(artifact: OnnxArtifact | EngineArtifact, path: Path, read_as
         checkpoint=path,
         head_only=artifact.spec.projection is None,
         takes=FEATURES if artifact.images is None else IMAGES,
-        changes=NO_CHANGES if artifact.images is None else ImageChanges(resize=artifact.images.resize),
+        changes=NO_CHANGES if artifact.images is None else ImageChanges.to(artifact.images),
     )
     module, _, file, _ = load_module(source)
     from netvlad_deploy.models.torch_runner import TorchRunner

@@ -30,13 +30,15 @@ def write_alexnet(path: Path, *, changed: float = 1.0) -> Path:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_pipeline_against_its_checkpoint(command: Command, tmp_path: Path, precision: str) -> None:
     best = write_alexnet(tmp_path / "best.pth")
-    export = ("export", best, "--resize", "64x80", "--precision", precision, "-o", "best.onnx")
+    prepared = ("--resize", "72x96", "--crop", "64x80", "--orient")
+    export = ("export", best, *prepared, "--precision", precision, "-o", "best.onnx")
     assert command(*export).code == 0
     outcome = command("validate", "best.onnx", "--against", best)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("PASS  best.onnx")
     assert f" against best.pth, {precision}, 6 cases" in outcome.out
     assert f"{best} {SAME} best.onnx was exported from" in outcome.err
+    assert "upright by EXIF, to 72x96 (bilinear), the middle 64x80, then" in outcome.err
     other = write_alexnet(tmp_path / "other.pth", changed=3.0)
     outcome = command("validate", "best.onnx", "--against", other)
     assert outcome.code == 1

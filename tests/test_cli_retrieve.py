@@ -71,7 +71,7 @@ def test_embed_skips_what_is_bad_and_says_so(command: Command, pipeline: OnnxArt
         ("q2.png", "an empty file"), ("q4.png", "damaged or not supported"),
     ]  # fmt: skip
     assert [line.split(": ")[0] for line in outcome.err.splitlines()] == [
-        "left out 1 of the files, which are no images",
+        "left out as no image (1)",
         *(f"skipped {walk / 'asked' / name}" for name in ("q2.png", "q4.png")),
     ]
     with np.load("y.npz") as written:
@@ -87,9 +87,9 @@ def test_what_is_plainly_no_image_is_no_failure_unless_it_was_named(
     (walk / "asked" / "README.txt").write_text("about these photos")
     outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz")
     assert (outcome.code, outcome.out) == (0, f"y.npz  {PLACES} x 12\n")
-    assert outcome.err == f"left out 1 of the files, which are no images: {walk / 'asked' / 'README.txt'}\n"
+    assert outcome.err == f"left out as no image (1): {walk / 'asked' / 'README.txt'}\n"
     named = command("embed", pipeline.path, walk / "asked", walk / "asked" / "README.txt", "-o", "z.npz")
-    assert (named.code, "1 skipped: 1 no image by its suffix" in named.out) == (1, True)
+    assert (named.code, "1 skipped: 1 without the suffix of a format that is read" in named.out) == (1, True)
     (walk / "asked" / "photo").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     assert command("embed", pipeline.path, walk / "asked", "-o", "h.npz").code == 1
     (walk / "asked" / "photo").write_bytes(b"not at all")
@@ -168,6 +168,7 @@ def test_evaluate_a_folder_against_itself(command: Command, pipeline: OnnxArtifa
     outcome = command("evaluate", pipeline.path, *folders, "--within", 0, "--force")
     assert outcome.code == 65
     assert "no query has a right image" in error_of(outcome.err)
+    assert "embed with" not in outcome.err, "said before minutes go into images"
 
 
 def test_evaluate_counts_what_is_missing(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:

@@ -42,7 +42,8 @@ def compare_goldens(
         RunError.
     """
     if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
-        raise ParityError(f"{candidate.name} and {against.name} have descriptors of different size")
+        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
+        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
     cases = []
     for golden in goldens:
         tolerance = golden.tolerance(candidate.precision)

@@ -11,11 +11,15 @@ import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, Float64, read_arrays
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.formats import reading, said
 
 LOG = logging.getLogger(__name__)
 
 Positives: TypeAlias = Mapping[str, frozenset[str]]
 """The names of the right database images of each query."""
+
+LARGEST_BYTES: Final = 2**28
+"""A larger file of JSON is not read: this holds the names of some millions of right images."""
 
 QUERY_PLACES, DATABASE_PLACES, RADIUS = "utmQ", "utmDb", "posDistThr"
 NAMES: Final = {QUERY_PLACES: "qImage", DATABASE_PLACES: "dbImage"}
@@ -33,12 +37,17 @@ def load_positives(path: Path, queries: Sequence[str], database: Sequence[str]) 
 
     Raises: InputError if the file is neither, or what it names or counts is not what is in the two folders.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return _within_reach(path, queries, database)
+    with reading(path):
+        size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            raise InputError(f"{path} has {size} bytes, of a ground truth in JSON at most {LARGEST_BYTES} are read")
+        content = path.read_bytes()
     try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a JSON file: {' '.join(str(error).split())}") from error
+        record: Any = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a JSON file ({said(error)}): name JSON or .npz") from error
     mapping = record.get("positives", record) if isinstance(record, dict) else record
     if not isinstance(mapping, dict) or not all(_is_names(names) for names in mapping.values()):
         raise InputError(f'{path} is no ground truth: expected {{"positives": {{"query.jpg": ["database.jpg", ...]}}}}')
@@ -64,11 +73,11 @@ def positives_within(places: int, queries: Sequence[str], database: Sequence[str
 
 def _within_reach(path: Path, queries: Sequence[str], database: Sequence[str]) -> Positives:
     """Return the images at most the file's own distance from the place of each query."""
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, (*NAMES, *NAMES.values(), RADIUS))  # whatever stands beside them is not looked at
     expected = f"{QUERY_PLACES} (N,2), {DATABASE_PLACES} (M,2) and {RADIUS}"
     if not isinstance(arrays, dict) or not {QUERY_PLACES, DATABASE_PLACES, RADIUS} <= set(arrays):
         held = ", ".join(arrays) if isinstance(arrays, dict) else "one array"
-        raise InputError(f"{path} is no ground truth: it holds {held or 'nothing'}, expected {expected}")
+        raise InputError(f"{path} is no ground truth: of {expected} it holds {held or 'nothing'}")
     asked, known = (_places(path, key, arrays, names) for key, names in zip(NAMES, (queries, database), strict=True))
     radius = arrays[RADIUS]
     if asked.shape[1] != known.shape[1] or radius.size != 1 or radius.dtype.kind not in "iuf" or not radius.item() >= 0:
@@ -83,8 +92,10 @@ def _within_reach(path: Path, queries: Sequence[str], database: Sequence[str]) -
 def _places(path: Path, key: str, arrays: Arrays, names: Sequence[str]) -> Float64:
     """Return the place (N,2) of each image in a folder."""
     places, listed = arrays[key], arrays.get(NAMES[key])
-    if places.ndim != 2 or places.dtype.kind not in "iuf" or not np.isfinite(places).all():
-        raise InputError(f"{path}: {key} is {places.dtype} {places.shape}, expected finite numbers (images, 2)")
+    if places.ndim != 2 or places.dtype.kind not in "iuf":
+        raise InputError(f"{path}: {key} is {places.dtype} {places.shape}, expected numbers (images, 2)")
+    if not np.isfinite(places).all():
+        raise InputError(f"{path}: {key} has places that are not finite: leave their images out")
     if len(places) != (len(names) if listed is None else listed.size):
         count = f"{len(names)} images are in the folder" if listed is None else f"{NAMES[key]} has {listed.size} names"
         raise InputError(f"{path}: {key} has {len(places)} rows, {count}: both must be of the same images")

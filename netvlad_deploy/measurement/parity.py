@@ -168,7 +168,8 @@ def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Run
     if candidate.spec != parameters.spec:
         raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
     if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
-        raise ParityError(f"{candidate.name} and {against.name} have descriptors of different size")
+        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
+        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
     masked = MASK in candidate.inputs
     if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
         raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")

@@ -4,7 +4,7 @@ Every query ranks the whole database by Euclidean distance, which for descriptor
 product. Where two images are equally near, the one that comes first in the database wins.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
@@ -115,14 +115,12 @@ def measure_recall(queries: Described, database: Described, positives: Positives
     """
     index = {name: place for place, name in enumerate(database.names)}
     results = []
+    check_answerable(queries.names, database.names, positives, alone=alone)
     for place, order in rank(queries, database, alone=alone):
         query = queries.names[place]
-        right = {index[name] for name in positives.get(query, ()) if name in index and not (alone and name == query)}
-        if right:
+        if right := {index[name] for name in _right(query, index, positives, alone=alone)}:
             hits = np.isin(order, list(right))  # (N,) by rank
             results.append(_result(query, queries.descriptors[place], database, order, hits))
-    if not results:
-        raise InputError("no query has a right image in the database: nothing to evaluate")
     hit = {depth: sum(one.first_right <= depth for one in results) for depth in DEPTHS}
     return Recall(
         recall={depth: count / len(queries.names) for depth, count in hit.items()},
@@ -131,6 +129,18 @@ def measure_recall(queries: Described, database: Described, positives: Positives
         queries=tuple(results),
         num_queries=len(queries.names),
     )
+
+
+def check_answerable(queries: Iterable[str], database: Collection[str], positives: Positives, *, alone: bool) -> None:
+    """Raise InputError if no query has a right image in the database, itself left out if `alone`."""
+    known = frozenset(database)
+    if not any(_right(query, known, positives, alone=alone) for query in queries):
+        raise InputError("no query has a right image in the database: nothing to evaluate")
+
+
+def _right(query: str, database: Collection[str], positives: Positives, *, alone: bool) -> list[str]:
+    """Return the names of a query's right images that are in the database."""
+    return [name for name in positives.get(query, ()) if name in database and not (alone and name == query)]
 
 
 def rank(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Order]]:

@@ -25,10 +25,16 @@ CAPTION, TITLE = 14, 22
 PAPER, INK, PALE, RIGHT, WRONG = "#ffffff", "#222222", "#767676", "#228833", "#cc3311"
 
 
-def draw_matches(report: EvaluationReport, queries: Mapping[str, Path], database: Mapping[str, Path]) -> bytes:
+def draw_matches(
+    report: EvaluationReport, queries: Mapping[str, Path], database: Mapping[str, Path], *, depth: int | None
+) -> bytes:
     """Return the picture as PNG: a section for each artifact, a row for each of its chosen queries.
 
-    Args: queries and database: where the images stand, by name.
+    Args:
+        report: what was found.
+        queries: where the images of the queries stand, by name.
+        database: where those of the database stand.
+        depth: how many bits of grey values in files of 16 or 32 bits are shown, None for all 16.
     """
     pillow, draw = require("PIL.Image", extra="images"), require("PIL.ImageDraw", extra="images")
     chosen = [(one, choose(one.found.queries)) for one in report.candidates]
@@ -36,7 +42,7 @@ def draw_matches(report: EvaluationReport, queries: Mapping[str, Path], database
     height = MARGIN + sum(TITLE + CAPTION + 2 * GAP + len(rows) * row_height + MARGIN for _, rows in chosen)
     width = 2 * MARGIN + (SHOWN + 1) * (WIDTH + 2 * FRAME + GAP) + GAP
     sheet = pillow.new("RGB", (width, height), PAPER)
-    page = _Page(sheet, draw.Draw(sheet))
+    page = _Page(sheet, draw.Draw(sheet), ImageInput(depth=depth or 16))
     top = MARGIN
     for one, rows in chosen:
         page.text(MARGIN, top, one.name, TITLE, INK)
@@ -79,8 +85,8 @@ def _spread(results: Sequence[QueryResult], most: int) -> list[QueryResult]:
 class _Page:
     """A sheet to draw photos and captions on."""
 
-    def __init__(self, sheet: Any, draw: Any) -> None:
-        self._sheet, self._draw = sheet, draw
+    def __init__(self, sheet: Any, draw: Any, prepared: ImageInput) -> None:
+        self._sheet, self._draw, self._prepared = sheet, draw, prepared
         self._font = require("PIL.ImageFont", extra="images").load_default
         self._contain = require("PIL.ImageOps", extra="images").contain
         self._fromarray = require("PIL.Image", extra="images").fromarray
@@ -104,7 +110,7 @@ class _Page:
 
     def _photo(self, left: int, top: int, path: Path, colour: str, captions: tuple[str, str]) -> None:
         right, bottom = left + WIDTH + 2 * FRAME, top + HEIGHT + 2 * FRAME
-        with load_images([ImageFile(path=path, name=path.name)], ImageInput(depth=16)) as loaded:
+        with load_images([ImageFile(path=path, name=path.name)], self._prepared) as loaded:
             ((_, pixels),) = loaded
         self._draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
         if isinstance(pixels, np.ndarray):

@@ -55,9 +55,10 @@ So a few bytes that claim a huge image take no memory. Only large images of a si
 MOST_DECODERS: Final = 4
 MOST_NAMED: Final = 5
 
-NO_SUFFIX, EMPTY, NO_IMAGE = "no image by its suffix", "an empty file", "not recognised as an image"
+NO_SUFFIX = "without the suffix of a format that is read"
+EMPTY, NO_IMAGE = "an empty file", "not recognised as an image"
 DAMAGED, NO_MEMORY = "damaged or not supported", "too large for the memory that is left"
-UNREADABLE, LOOP = "unreadable", "a link to a folder that is searched anyway"
+UNREADABLE, ABOVE = "unreadable", "a link to a folder above the one that is searched"
 DAMAGE: Final = (
     ArithmeticError,
     AssertionError,
@@ -137,7 +138,7 @@ def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]
         LOG.warning("skipped %s", lost)
     if others:
         shown = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
-        LOG.info("left out %d of the files, which are no images: %s", len(others), shown)
+        LOG.info("left out as no image (%d): %s", len(others), shown)
     return list(found.values()), skipped
 
 
@@ -145,7 +146,8 @@ def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
     """Return an image, what was lost, or the path of a file that plainly is no image, unless it was `named`."""
     if path.suffix.lower() not in SUFFIXES:
         lost = named or _starts_as_image(path)
-        return Skipped(path=printable(path), reason=NO_SUFFIX) if lost else printable(path)
+        cure = f"rename it or convert it: {', '.join(SUFFIXES)} are read"
+        return Skipped(path=printable(path), reason=NO_SUFFIX, detail=cure) if lost else printable(path)
     if not path.is_file():
         return Skipped(path=printable(path), reason=UNREADABLE, detail="not a file")
     return ImageFile(path=path, name=printable(path.relative_to(root)))
@@ -164,9 +166,10 @@ def _starts_as_image(path: Path) -> bool:
 
 
 def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Yield all files below a folder, links followed, each folder once; what cannot be searched joins `skipped`.
+    """Yield all files below a folder, links followed; what cannot be searched joins `skipped`.
 
-    Links wait until the folders proper are done, so that a folder goes by its own name where it has one.
+    Each folder is searched once, however many links lead to it. Links wait until the folders proper are done, so that a
+    folder goes by its own name where it has one.
     """
 
     def refuse(error: OSError) -> None:
@@ -179,8 +182,10 @@ def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
         for root, folders, files in os.walk(start, onerror=refuse):
             here = Path(root)
             real = here.resolve()
-            if real in seen or (start != folder and folder.resolve().is_relative_to(real)):
-                skipped.append(Skipped(path=printable(here), reason=LOOP))
+            above = real not in seen and start != folder and folder.resolve().is_relative_to(real)
+            if above:
+                skipped.append(Skipped(path=printable(here), reason=ABOVE))
+            if above or real in seen:
                 folders.clear()
                 continue
             seen.add(real)
@@ -244,10 +249,9 @@ def _load(pillow: Any, file: ImageFile, prepared: ImageInput) -> Array | Skipped
             most = min(MAX_PIXELS, max(SMALL_PIXELS, MOST_PER_BYTE * size_bytes))
             if image.width * image.height <= most:
                 return pixels_of(pillow, image, prepared, printable(file.path))
-            reason, detail = (
-                TOO_LARGE,
-                f"{image.width} x {image.height}, at most {most} pixels are decoded of {size_bytes} bytes",
-            )
+            of_file = "" if most == MAX_PIXELS else f" of a file of {size_bytes} bytes"
+            reason = TOO_LARGE
+            detail = f"height {image.height}, width {image.width}, at most {most} pixels are decoded{of_file}"
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         reason, detail = TOO_LARGE, str(error)
     except pillow.UnidentifiedImageError:

@@ -64,7 +64,7 @@ def pixels_of(pillow: Any, image: Any, prepared: ImageInput, name: str) -> Array
         image = pillow.fromarray(_grey(np.asarray(image), prepared.depth, name))
     image = image if image.mode == "RGB" else image.convert("RGB")
     if wide:
-        _check_colours(image, prepared.depth)
+        _check_colours(image, prepared.depth, name)
     return _cut(_resized(pillow, image, prepared), prepared.crop)
 
 
@@ -107,8 +107,10 @@ def _has_wide_colours(image: Any) -> bool:
     return False
 
 
-def _check_colours(image: Any, depth: int | None) -> None:
-    """Refuse colours of 16 bits, cut to 8, of which nearly nothing is left, or which would have to be read otherwise.
+def _check_colours(image: Any, depth: int | None, name: str) -> None:
+    """Say that colours of 16 bits, which Pillow has cut to 8, are dark; refuse them where nearly nothing is left.
+
+    They are refused as well where they would have to be read as fewer bits.
 
     Raises: UnfitError.
     """
@@ -118,18 +120,21 @@ def _check_colours(image: Any, depth: int | None) -> None:
     if depth is None and most < 2 ** (FEWEST_BITS - 1) // 256:
         cure = f"store 8 bits, or export or fit with --depth {ALL_BITS} if it is so dark"
         raise UnfitError(UNKNOWN_DEPTH, f"16 bits, of which the upper 8 go up to {most} of 255 only: {cure}")
+    if depth is None and most < 2 ** (USUAL_BITS - 1) // 256:
+        LOG.warning("%s: colours of 16 bits, of which the upper 8 go up to %d of 255 only, are dark", name, most)
 
 
 def _resized(pillow: Any, image: Any, prepared: ImageInput) -> Array:
     """Return an RGB image as pixels at the rule's height and width."""
-    height, width = prepared.resize.target(image.height, image.width)
+    rule, kernel = prepared.resize, prepared.resize.kernel
+    height, width = rule.target(image.height, image.width)
     if height * width > MAX_PIXELS:
         raise UnfitError(TOO_LARGE, f"it would become {height} x {width}, at most {MAX_PIXELS} pixels are made")
     if (width, height) == image.size:
         return np.asarray(image)
-    if prepared.resize.kernel in (BILINEAR, BOX):
-        return np.asarray(image.resize((width, height), pillow.Resampling[prepared.resize.kernel.upper()]))
-    return to_bytes(resample(np.asarray(image), (height, width), prepared.resize.kernel))
+    if kernel in (BILINEAR, BOX):
+        return np.asarray(image.resize((width, height), pillow.Resampling[kernel.upper()]))
+    return to_bytes(resample(np.asarray(image), (height, width), kernel, rule.factor(image.height, image.width)))
 
 
 def _cut(pixels: Array, crop: Size | None) -> Array:

@@ -22,15 +22,22 @@ Weights = tuple[npt.NDArray[np.int64], Float32]
 """Where the neighbours of each output place start (N,), and what each of them weighs (N,T)."""
 
 
-def resample(pixels: npt.NDArray[np.uint8], size: Size, kernel: str) -> Float32:
+def resample(pixels: npt.NDArray[np.uint8], size: Size, kernel: str, factor: float | None = None) -> Float32:
     """Return an image (H,W,C) at another height and width, not rounded.
 
+    Args:
+        pixels: the image.
+        size: height and width that it is given.
+        kernel: a filter of this module.
+        factor: by what both sides were multiplied before they were rounded down to `size`. torch then places the pixels
+            by the factor; without one, by the quotient of the lengths. `area` takes no notice of it.
+
     OpenCV's `area` enlarges by plain bilinear sampling if either side grows, which its users ask for. Source: cvg's
-    Hierarchical-Localization, `resize_image` in extract_features.py.
+    Hierarchical-Localization, `resize_image` in extract_features.py; torch, `compute_scales_value` in UpSample.h.
     """
     if kernel == AREA and (size[0] > pixels.shape[0] or size[1] > pixels.shape[1]):
-        kernel = ALIASED
-    rows, columns = (_weights(kernel, *lengths) for lengths in zip(pixels.shape, size, strict=False))
+        kernel, factor = ALIASED, None
+    rows, columns = (_weights(kernel, *lengths, factor) for lengths in zip(pixels.shape, size, strict=False))
     shorter = _shrink_rows(pixels.transpose(2, 0, 1), rows)  # (C,H,W) to (C,N,W)
     resampled: Float32 = _shrink_rows(shorter.transpose(0, 2, 1), columns).transpose(2, 1, 0)
     return resampled
@@ -60,23 +67,21 @@ def _shrink_rows(planes: Array, weights: Weights) -> Float32:
     return result
 
 
-def _weights(kernel: str, length: int, target: int) -> Weights:
+def _weights(kernel: str, length: int, target: int, factor: float | None) -> Weights:
     """Return the weights of an axis; those of places outside it are 0."""
-    made = {ANTIALIASED: _antialiased, ALIASED: _aliased, AREA: _area, NEAREST: _nearest}[kernel]
-    starts, shares = made(length, target)
+    if kernel == AREA:
+        starts, shares = _area(length, target)
+    else:  # torch computes how far apart output places are, and all that follows, in float32
+        scale = np.float32(length) / np.float32(target) if factor is None else np.float32(1 / factor)
+        weigh = {ANTIALIASED: _antialiased, ALIASED: _aliased, NEAREST: _nearest}[kernel]
+        starts, shares = weigh(length, target, scale)
     outside = starts[:, None] + np.arange(shares.shape[1]) >= length
     return starts, np.where(outside, 0, shares).astype(np.float32)
 
 
-def _scale(length: int, target: int) -> np.float32:
-    """Return how far apart output places are: torch computes it, and all that follows, in float32."""
-    scale: np.float32 = np.float32(length) / np.float32(target)
-    return scale
-
-
-def _aliased(length: int, target: int) -> Weights:
+def _aliased(length: int, target: int, scale: np.float32) -> Weights:
     """Weigh the two nearest pixels. Source: torch, `area_pixel_compute_source_index` in UpSample.h."""
-    exact = np.float64(_scale(length, target)) * (np.arange(target) + 0.5) - 0.5  # rounded once, as a fused product is
+    exact = np.float64(scale) * (np.arange(target) + 0.5) - 0.5  # rounded once, as a fused product is
     place = np.maximum(exact.astype(np.float32), 0)
     starts = np.minimum(place.astype(np.int64), length - 1)
     share = place - starts.astype(np.float32)
@@ -85,10 +90,9 @@ def _aliased(length: int, target: int) -> Weights:
     return starts, shares.astype(np.float32)
 
 
-def _antialiased(length: int, target: int) -> Weights:
+def _antialiased(length: int, target: int, scale: np.float32) -> Weights:
     """Weigh by a triangle as wide as two output places. Source: torch, `_compute_indices_min_size_weights_aa`."""
-    scale, half = _scale(length, target), np.float32(0.5)
-    support = max(scale, np.float32(1))
+    support, half = max(scale, np.float32(1)), np.float32(0.5)
     centre = scale * (np.arange(target, dtype=np.float32) + half)
     starts = np.maximum((centre - support + half).astype(np.int64), 0)
     stops = np.minimum((centre + support + half).astype(np.int64), length)
@@ -109,7 +113,7 @@ def _area(length: int, target: int) -> Weights:
     return starts, np.where(shares > SLIVER, shares / (high - low)[:, None], 0).astype(np.float32)
 
 
-def _nearest(length: int, target: int) -> Weights:
+def _nearest(length: int, target: int, scale: np.float32) -> Weights:
     """Take one pixel. Source: torch, `nearest_neighbor_compute_source_index`."""
-    place = _scale(length, target) * np.arange(target, dtype=np.float32)
+    place = scale * np.arange(target, dtype=np.float32)
     return np.minimum(place.astype(np.int64), length - 1), np.ones((target, 1), np.float32)

@@ -181,6 +181,12 @@ class TestGoldens:
         assert golden_sizes(ImageInput(resize=resize))[-1] == last
         assert len(golden_sizes(ImageInput(resize=resize))) == 3
 
+    @pytest.mark.parametrize("rule", [{"size": (96, 128)}, {"size": (97, 131)}, {"longest": 224}])
+    def test_no_size_comes_twice(self, rule: dict[str, Any]) -> None:
+        """Reports name golden images by their size."""
+        sizes = golden_sizes(ImageInput(resize=Resize(**rule)))
+        assert len(set(sizes)) == len(sizes) >= 2
+
     def test_pictures_have_structure_and_differ(self) -> None:
         one, other = (golden_image(64, 96, seed) for seed in (0, 1))
         assert np.array_equal(one, golden_image(64, 96, 0))

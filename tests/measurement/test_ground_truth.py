@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.measurement import ground_truth
 from netvlad_deploy.measurement.ground_truth import load_positives, positives_within
 
 QUERIES, DATABASE = ["q0", "q1"], ["d0", "d1", "d2"]
@@ -33,9 +35,27 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, record: Any) -> None:
 
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "truth.json").write_bytes(b"{\xff")
-    for name in ("truth.json", "missing.json"):
+    for content in (b"{\xff", b"", b"[" * 100_000, b'{"q0": ' + b"1" * 5000 + b"}"):
+        (tmp_path / "truth.json").write_bytes(content)
         with pytest.raises(InputError, match="is not a JSON file"):
+            load_positives(tmp_path / "truth.json", QUERIES, DATABASE)
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """A pipe would wait for a writer, a device has no end."""
+    monkeypatch.setattr(ground_truth, "LARGEST_BYTES", 10)
+    pipe = tmp_path / f"pipe.{suffix}"
+    os.mkfifo(pipe)
+    (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")
+    (tmp_path / "large.json").write_bytes(b" " * 11)
+    for name, said in (
+        (pipe.name, "is not a file but a device"),
+        (f"zero.{suffix}", "is not a file but a device"),
+        (f"missing.{suffix}", "is missing: there is no such file"),
+        ("large.json", "has 11 bytes, of a ground truth in JSON at most 10 are read"),
+    ):
+        with pytest.raises(InputError, match=said):
             load_positives(tmp_path / name, QUERIES, DATABASE)
 
 
@@ -86,6 +106,14 @@ class TestPlaces:
         )
         assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d1"}, "q1": {"d2"}}
 
+    def test_a_suffix_in_capitals_is_one(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path).rename(tmp_path / "TRUTH.NPZ")
+        assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d0"}, "q1": {"d2"}}
+
+    def test_what_else_is_in_the_file_is_not_looked_at(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, dataset=np.array(None), whichSet=np.array({"split": "test"}, dtype=object))
+        assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d0"}, "q1": {"d2"}}
+
     def test_an_order_that_may_be_another_is_refused(self, tmp_path: Path) -> None:
         """Pittsburgh's lists go on from yaw9 to yaw10; a sorted folder has yaw10 before yaw2."""
         names = ["yaw1", "yaw10", "yaw2"]
@@ -98,11 +126,11 @@ class TestPlaces:
     @pytest.mark.parametrize(
         ("changed", "said"),
         [
-            ({"utmDb": None}, r"it holds utmQ, posDistThr, expected utmQ \(N,2\)"),
+            ({"utmDb": None}, r"of utmQ \(N,2\), .* it holds utmQ, posDistThr"),
             ({"utmDb": np.zeros((4, 2))}, r"utmDb has 4 rows, 3 images are in the folder"),
             ({"utmDb": np.zeros((3, 3))}, r"places and their largest distance must be numbers"),
-            ({"utmDb": np.zeros(3)}, r"utmDb is float64 \(3,\), expected finite numbers"),
-            ({"utmQ": np.full((2, 2), np.nan)}, r"utmQ is float64 \(2, 2\), expected finite"),
+            ({"utmDb": np.zeros(3)}, r"utmDb is float64 \(3,\), expected numbers"),
+            ({"utmQ": np.full((2, 2), np.nan)}, r"utmQ has places that are not finite"),
             ({"utmQ": np.array([["a", "b"]] * 2)}, r"utmQ is <U1"),
             ({"posDistThr": np.array(-1)}, r"largest distance"),
             ({"posDistThr": np.array([5, 25])}, r"largest distance"),
@@ -119,7 +147,7 @@ class TestPlaces:
 
     def test_one_array_and_a_damaged_file_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "truth.npz").write_bytes(b"PK not a zip")
-        with pytest.raises(InputError, match="unreadable"):
+        with pytest.raises(InputError, match="damaged or cut short"):
             load_positives(tmp_path / "truth.npz", QUERIES, DATABASE)
         with (tmp_path / "truth.npz").open("wb") as stream:
             np.save(stream, np.zeros((2, 2)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.recall import Agreement, Match, QueryResult, Recall
 from netvlad_deploy.report import matches as picture
 from netvlad_deploy.report.evaluation import (
@@ -79,7 +80,7 @@ def test_what_was_left_out_is_said() -> None:
     assert "each image among the others" in lines[0]
     assert "strict emulation on a CPU" in lines[1]
     assert lines[0].startswith("14 queries of asked")
-    assert lines[2].startswith("12 queries without a right image: q0, q1")
+    assert lines[2].startswith("without a right image (12): q0, q1")
     assert lines[2].endswith(
         "q9 ...; recall@N counts them as misses, as published figures do, @N of 2 and mAP leave them out"
     )
@@ -97,6 +98,21 @@ def test_what_was_left_out_is_said() -> None:
     assert "(matches.png)" in page
     other = replace(full, agreements=(replace(full.agreements[0], distance=None, image=None),))
     assert "of another length" in evaluation_lines(other)[-1]
+
+
+@pytest.mark.parametrize(("depth", "shown"), [(None, (0,) * 3), (10, (255,) * 3)])
+def test_the_picture_shows_grey_values_of_the_depth_that_was_embedded(
+    tmp_path: Path, depth: int | None, shown: tuple[int, ...]
+) -> None:
+    """Of 10 bits in files of 16, which would be black."""
+    names = [*(f"q{n}" for n in range(2)), *(f"d{n}" for n in range(1, 8))]
+    paths = {name: tmp_path / f"{name}.png" for name in names}
+    for path in paths.values():
+        Image.fromarray(np.full((30, 40), 1023 if depth else 255, np.uint16)).save(path)
+    with Image.open(io.BytesIO(draw_matches(REPORT, paths, paths, depth=depth))) as image:
+        left = picture.MARGIN + picture.FRAME + picture.WIDTH // 2
+        top = picture.MARGIN + picture.TITLE + picture.CAPTION + 2 * picture.GAP + picture.FRAME + picture.HEIGHT // 2
+        assert image.getpixel((left, top)) == shown
 
 
 def test_misses_are_shown_first_and_spread() -> None:
@@ -117,7 +133,7 @@ def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:
         paths[name] = tmp_path / f"{name}.png"
         Image.new("RGB", (40, 30), (index * 20, 100, 50)).save(paths[name])
     paths["d2"].write_bytes(b"")  # vanished since: an empty frame
-    content = draw_matches(REPORT, paths, paths)
+    content = draw_matches(REPORT, paths, paths, depth=None)
     with Image.open(io.BytesIO(content)) as image:
         assert image.format == "PNG"
         sheet = np.asarray(image.convert("RGB"))
@@ -140,7 +156,8 @@ def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:
 
 def test_a_long_name_is_cut_at_its_start() -> None:
     drawn: list[str] = []
-    page = picture._Page(None, type("Draw", (), {"text": lambda self, at, text, **style: drawn.append(text)})())
+    draw = type("Draw", (), {"text": lambda self, at, text, **style: drawn.append(text)})()
+    page = picture._Page(None, draw, ImageInput())
     page.text(0, 0, "short", 14, "#000000", width=170)
     page.text(0, 0, "a/very/long/path/" * 5 + "end.jpg", 14, "#000000", width=170)
     assert drawn[0] == "short"
@@ -152,6 +169,6 @@ def test_a_long_name_is_cut_at_its_start() -> None:
 def test_there_is_a_section_for_each_artifact(tmp_path: Path, count: int) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "x.png")
     paths = dict.fromkeys(("q0", "q1", *(f"d{n}" for n in range(1, 8))), tmp_path / "x.png")
-    content = draw_matches(replace(REPORT, candidates=REPORT.candidates * count), paths, paths)
+    content = draw_matches(replace(REPORT, candidates=REPORT.candidates * count), paths, paths, depth=None)
     with Image.open(io.BytesIO(content)) as image:
         assert 300 * count < image.height < 600 * count

@@ -182,6 +182,20 @@ def test_colours_of_sixteen_bits_that_hold_eight_are_refused(tmp_path: Path, kin
     assert "read as 16, not 8: store 8 bits" in refused(full, ImageInput(depth=8)).detail
 
 
+def test_dark_colours_of_sixteen_bits_are_taken_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for bits, said in ((13, "up to 31 of 255 only, are dark"), (14, "up to 63 of 255 only"), (15, ""), (16, "")):
+        caplog.clear()
+        values = np.full((5, 7, 3), (1 << bits) - 1, np.uint16)
+        path = wide_png(tmp_path / f"{bits}.png", values, 2)
+        assert taken(path).max() == values.max() >> 8
+        assert [str(path) in line and said in line for line in caplog.messages] == [True] * bool(said)
+        caplog.clear()
+        taken(path, ImageInput(depth=16))
+        assert caplog.messages == []
+
+
 def test_colours_of_a_portable_pixmap(tmp_path: Path) -> None:
     values = RANDOM.integers(0, 256, (5, 7, 3)).astype(">u2")
     for most, message in ((65535, "the upper 8 go up to"), (255, "")):
@@ -209,6 +223,13 @@ def test_what_would_become_too_large_or_is_smaller_than_the_crop_is_skipped(tmp_
     assert refused(path, ImageInput(resize=Resize(shortest=480))).reason == pixels.TOO_LARGE
     lost = refused(path, ImageInput(crop=(2, 2)))
     assert (lost.reason, lost.detail) == (pixels.TOO_SMALL, "height 1, width 20000, crop 2x2")
+
+
+def test_an_image_that_is_covered_is_resized_by_the_factor(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.png", RANDOM.integers(0, 256, (60, 81, 3), dtype=np.uint8))
+    got = taken(path, ImageInput(resize=Resize(cover=(48, 64), filter="nearest")))
+    rows, columns = (np.arange(length) * 5 // 4 for length in (48, 64))
+    assert np.array_equal(got, taken(path)[np.ix_(rows, columns)])
 
 
 def test_the_middle_is_where_torchvision_has_it(tmp_path: Path) -> None:

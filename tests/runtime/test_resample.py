@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.arrays import Array
-from netvlad_deploy.images import ALIASED, ANTIALIASED, AREA, NEAREST
+from netvlad_deploy.images import ALIASED, ANTIALIASED, AREA, NEAREST, Resize
 from netvlad_deploy.runtime.resample import resample, to_bytes
 
 SIZES = [
@@ -34,6 +34,23 @@ def test_torch_gives_the_same(kernel: str, size: tuple[int, int], target: tuple[
     got = resample(image, target, kernel)
     assert got.dtype == np.float32
     assert np.abs(got / 255 - expected[0].permute(1, 2, 0).numpy()).max() < 1e-6
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(("size", "cover"), [((60, 81), (48, 64)), ((133, 200), (64, 48)), ((31, 50), (48, 64))])
+@pytest.mark.parametrize("kernel", [ALIASED, NEAREST])
+def test_torch_gives_the_same_by_a_factor(kernel: str, size: tuple[int, int], cover: tuple[int, int]) -> None:
+    """As the benchmark's central crop asks for it: pixels stand by the factor, not by the lengths it is rounded to."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    image, rule = photo(*size), Resize(cover=cover)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    mode = {NEAREST: "nearest", ALIASED: "bilinear"}[kernel]
+    expected = interpolate(x, scale_factor=max(cover[0] / size[0], cover[1] / size[1]), mode=mode)[0].permute(1, 2, 0)
+    got = resample(image, rule.target(*size), kernel, rule.factor(*size))
+    assert np.abs(got - expected.numpy()).max() < 255e-6
+    assert np.abs(resample(image, rule.target(*size), kernel) - expected.numpy()).max() > 2
 
 
 def test_the_filters_differ_where_an_image_shrinks() -> None:
