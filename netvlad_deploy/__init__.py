@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from netvlad_deploy.models.netvlad import NetVLAD
     from netvlad_deploy.oracle import load_reference
     from netvlad_deploy.shapes import Profile
-from netvlad_deploy.spec import GraphOptions, Verdict
+    from netvlad_deploy.spec import GraphOptions, Verdict
 
 _HOMES = {
     "BuildOptions": "build_options",

@@ -42,8 +42,14 @@ SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SI
 """What ends a verb with everything cleaned up, and how the error says it. The exit code is 128 and its number."""
 
 
-class _Signalled(BaseException):
-    """A signal has ended the verb, whatever was raised in its course."""
+class _Signalled(KeyboardInterrupt):
+    """A signal ends the verb.
+
+    It is no plain KeyboardInterrupt: where one leaves the text of an `exec`, as dataclasses are made of, Python itself
+    ends with SIGINT in the end, whoever has caught it.
+
+    Source: CPython, Python/pythonrun.c, run_eval_code_obj.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -86,7 +92,7 @@ def _log_to_standard_error() -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt at a signal, and _Signalled in the end, whatever has become of it on its way.
+    """Raise _Signalled at a signal, and once more in the end, whatever has become of it on its way.
 
     Torch's exporter and a failing import turn it into errors of their own, and typer ends without a word.
     """
@@ -94,7 +100,7 @@ def _signals() -> Iterator[None]:
 
     def interrupt(number: int, _: object) -> NoReturn:
         received.append(number)
-        raise KeyboardInterrupt
+        raise _Signalled(number)
 
     caught = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, interrupt) for number in caught}  # nohup ignores SIGHUP, and so does this

@@ -5,7 +5,6 @@ complete: a killed process, a full disk or Ctrl-C leaves all that was there befo
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import stat
@@ -15,6 +14,7 @@ from typing import IO, Final
 
 from netvlad_deploy import journal
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.locks import hold, lock
 from netvlad_deploy.scratch import scratch_folder
 
 BLOCK_BYTES: Final = 1 << 20
@@ -175,10 +175,11 @@ class Staging:
         Raises: UsageError if a target has come to exist and `force` is off.
         """
         moves, self._moves = self._moves, {}
+        if not moves:
+            return
+        names = {temporary.name: target.name for target, temporary in moves.items()}
         try:
-            for folder in {target.parent for target in moves}:
-                names = {temporary.name: target.name for target, temporary in moves.items()}
-                journal.commit(folder, names, force=self.force)
+            journal.commit(next(iter(moves)).parent, names, force=self.force)
         except FileExistsError as error:
             raise UsageError(f"{error.filename} exists already: choose another name or pass --force") from error
 
@@ -199,12 +200,10 @@ def _create(target: Path, mode: int = 0o600) -> tuple[Path, int]:
         temporary = target.with_name(journal.temporary_name(target.name))
         try:
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            journal.lock(handle)
+            if hold(temporary, handle):
+                return temporary, handle
         except OSError as error:
             raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
-        if journal.stands(temporary, handle):
-            return temporary, handle
-        os.close(handle)  # another process took it, before it was locked, for one that was left behind
 
 
 def finish_writing(folder: Path) -> None:
@@ -216,7 +215,10 @@ def finish_writing(folder: Path) -> None:
         journal.finish(folder)
     except OSError as error:
         reason = error.strerror or error
-        raise ArtifactError(f"{folder} holds what a killed command wrote, and cannot be put right: {reason}") from error
+        raise ArtifactError(
+            f"{folder / journal.NAME} is of a command that writes there, or was killed, and cannot be put right: "
+            f"{reason}: remove it if no such command runs"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -255,8 +257,7 @@ def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
-    for target in targets:
-        Staging(force=force).check(target)
+    check_targets(*targets, force=force)
 
 
 def write_text(path: Path, text: str, *, force: bool = True) -> None:
@@ -289,13 +290,13 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises: OutputError if the folder cannot be written, or the lock is a link.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    beside = path.with_name(f".{path.name}.lock")
     try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        raise OutputError(f"{path} cannot be locked with {lock}: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be locked with {beside}: {error.strerror or error}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released by the kernel, whichever way the process ends
+        lock(handle)
         yield
     finally:
         os.close(handle)

@@ -8,7 +8,6 @@ that write into one folder come one after the other. The lock goes with the proc
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -16,8 +15,9 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from netvlad_deploy.locks import left_behind, lock, stands
+
 NAME = ".netvlad-deploy.journal"
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _TEMPORARY = r"\.{target}\.[0-9a-f]{{16}}\.tmp"
 
 
@@ -65,12 +65,12 @@ def finish(folder: Path) -> None:
 
     Raises: OSError if that is not possible; PermissionError for the journal of another user, whom nothing is done for.
     """
-    journal = _open(folder, os.O_RDWR)
-    if journal is None:
+    try:
+        journal = _open(folder, os.O_RDWR)
+    except FileNotFoundError:
         return
     try:
         if stands(folder / NAME, journal):
-            _check_own(folder, journal)
             _rename(folder, _moves(journal))
             _remove(folder, [NAME])
     finally:
@@ -85,48 +85,25 @@ def _begin(folder: Path) -> int:
             journal = _open(folder, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             continue
-        if journal is not None and stands(folder / NAME, journal):
+        if stands(folder / NAME, journal):
             return journal
-        if journal is not None:  # another process took it for one that was left behind, empty
-            os.close(journal)
+        os.close(journal)  # before it was locked another process took it for one that was left behind, empty
 
 
-def _open(folder: Path, flags: int) -> int | None:
-    """Return the journal, once it is locked, None if there is none."""
-    try:
-        journal = os.open(folder / NAME, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    except FileNotFoundError:
-        if flags & os.O_CREAT:
-            raise
-        return None
-    lock(journal)
-    return journal
+def _open(folder: Path, flags: int) -> int:
+    """Return the open journal, once it is locked.
 
-
-def lock(handle: int) -> None:
-    """Wait for the lock of an open file, which goes with the process.
-
-    On a file system without locks nobody waits; a journal is finished there all the same, by two at once at worst.
+    Raises: OSError if it cannot be opened; PermissionError if others may have written it, or keep its lock for ever.
     """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-
-
-def stands(path: Path, handle: int) -> bool:
-    """Return whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
-
-
-def _check_own(folder: Path, journal: int) -> None:
-    status = os.fstat(journal)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder / NAME} is of another user, whose command was cut off there")
+    journal = os.open(folder / NAME, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, journal)
+        status = os.fstat(journal)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise PermissionError("it is of another user, whose command was cut off there")
+        lock(journal)
+        undo.pop_all()
+    return journal
 
 
 def _moves(journal: int) -> dict[str, str]:
@@ -161,13 +138,8 @@ def _sweep(folder: Path, moves: Mapping[str, str]) -> None:
     for path in folder.iterdir():
         if path.name in moves or not any(_is_temporary(path.name, target) for target in moves.values()):
             continue
-        with contextlib.suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            finally:
-                os.close(handle)
+        with contextlib.suppress(OSError), left_behind(path):
+            path.unlink()
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

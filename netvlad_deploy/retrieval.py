@@ -12,7 +12,6 @@ from netvlad_deploy.arrays import npz_content, write_npz
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.files import check_apart, check_suffix, make_folder, stage_files
-from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.images import ImageInput
 from netvlad_deploy.measurement.candidate import Candidate, parity_backend
 from netvlad_deploy.measurement.ground_truth import Positives, load_positives, positives_within
@@ -63,7 +62,7 @@ def embed(
     candidate = candidate.pinned()
     if runtime_cache is not None:
         check_apart(runtime_cache, (*sources, target), "runtime cache")
-    images = images_of(candidate)
+    images = None if candidate.artifact is None else candidate.artifact.images
     if images is None:
         return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
     for source in sources:
@@ -86,11 +85,6 @@ def embed(
         duration_ms=duration_ms,
         skipped=done.skipped,
     )
-
-
-def images_of(candidate: Candidate) -> ImageInput | None:
-    """Return what a candidate does with images, None if it takes local descriptors."""
-    return None if is_checkpoint(candidate.path) else load_artifact(candidate.path).images
 
 
 def _embed_features(
@@ -219,7 +213,7 @@ def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: boo
 
 
 def _require_images(candidate: Candidate) -> ImageInput:
-    images = load_artifact(candidate.path).images
+    images = (candidate.artifact or load_artifact(candidate.path)).images
     if images is None:
         raise UsageError(f"{candidate.name} takes local descriptors: for images export with --input images")
     return images
@@ -243,7 +237,7 @@ def _embed_sides(
     batch: int,
 ) -> _Side:
     """Embed the database and, if they are others, the queries."""
-    backend = candidate.backend or parity_backend(load_artifact(candidate.path))
+    backend = candidate.backend or parity_backend(candidate.artifact)
     with stdout_to_stderr(), replace(candidate, backend=backend).open() as runner:
         LOG.info("embed with %s%s", name, "" if backend is None else f" on {backend}")
         started = time.perf_counter()

@@ -1,12 +1,6 @@
-"""Scratch that outlives no process by more than one run: whoever makes it holds its lock, and the next run looks.
-
-The kernel releases a lock whichever way its process ends. So a folder whose lock can be had is one of a process
-that was killed, and is removed. The lock is shared where it is held, so that it also holds where a network file system
-wants write access for an exclusive one.
-"""
+"""Scratch that outlives no process by more than one run: whoever makes it holds its lock, and the next run looks."""
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -16,8 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-PREFIX: Final = "netvlad-deploy-"
-"""How every scratch folder begins: `sweep` looks at no other."""
+from netvlad_deploy.errors import OutputError
+from netvlad_deploy.locks import hold, left_behind
+
+PREFIX: Final = "netvlad-deploy-scratch-"
+"""How every scratch folder begins: `sweep` looks at no other. A user's own folder must not be taken for one."""
+
+NAME: Final = re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}")
+"""Source: the eight characters after the prefix are those of Python's `tempfile`."""
 
 
 @contextlib.contextmanager
@@ -25,6 +25,8 @@ def scratch_folder() -> Iterator[Path]:
     """Make a folder for this user alone in the temporary folder, and remove it in the end with all that is in it.
 
     What killed processes have left is removed first.
+
+    Raises: OutputError if there is no temporary folder, or it cannot be written.
     """
     sweep()
     folder, handle = _held()
@@ -36,45 +38,37 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove this user's scratch folders of processes that are no more.
-
-    Source: the eight characters after the prefix are those of Python's `tempfile`.
-    """
-    temporary, pattern = Path(tempfile.gettempdir()), re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}")
-    with contextlib.suppress(OSError), os.scandir(temporary) as entries:
-        names = [entry.name for entry in entries if pattern.fullmatch(entry.name)]
-        for name in names:
-            with contextlib.suppress(OSError):  # held, of another file system, or removed by another run meanwhile
-                _remove_if_left(temporary / name)
+    """Remove this user's scratch folders of processes that are no more, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        temporary = Path(tempfile.gettempdir())
+        for name in os.listdir(temporary):  # noqa: PTH208 - names, of a folder that others change meanwhile
+            if NAME.fullmatch(name):
+                with contextlib.suppress(OSError):  # a living process holds it, or another run removes it
+                    _remove(temporary / name)
 
 
 def _held() -> tuple[Path, int]:
-    """Return a new folder under its lock: another run may take it for left behind before the lock is held."""
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        with contextlib.suppress(OSError):  # a file system without locks: nobody can have this one, so none is removed
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        if path.exists():
-            return path, handle
-        os.close(handle)
+    """Return a new folder under its lock.
 
-
-def _remove_if_left(path: Path) -> None:
-    """Remove a folder of this user if its lock can be had.
-
-    Raises: OSError if it is held.
+    Raises: OutputError if it cannot be made.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=PREFIX))
+            with contextlib.suppress(FileNotFoundError):  # another run took it for left behind already
+                handle = os.open(path, os.O_RDONLY)
+                if hold(path, handle):
+                    return path, handle
+    except OSError as error:
+        raise OutputError(f"no scratch folder can be made: {error.strerror or error}: set TMPDIR") from error
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder that is left behind, if it is as `scratch_folder` makes them: this user's, and closed to others.
+
+    Raises: OSError if a living process holds it.
+    """
+    with left_behind(path) as handle:
         status = os.fstat(handle)
-        if status.st_uid != os.geteuid():
-            return
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if stat.S_ISDIR(status.st_mode):
+        if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077:
             shutil.rmtree(path, ignore_errors=True)
-    finally:
-        os.close(handle)

@@ -14,22 +14,16 @@ from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_a
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.files import check_suffix, check_targets, make_folder, stage_files, write_text
-from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import Golden, load_goldens
 from netvlad_deploy.images import IMAGES, NO_CHANGES, ImageChanges
-from netvlad_deploy.measurement.candidate import (
-    Candidate,
-    check_lineage,
-    open_runner,
-    parity_backend,
-)
+from netvlad_deploy.measurement.candidate import Candidate, check_lineage, open_runner, parity_backend
 from netvlad_deploy.measurement.golden import compare_goldens
 from netvlad_deploy.measurement.latency import LatencyReport, measure
 from netvlad_deploy.measurement.parity import ParityReport, compare
 from netvlad_deploy.measurement.precision import measure_precisions
 from netvlad_deploy.measurement.random_feeds import random_feeds
 from netvlad_deploy.measurement.retrieval import Bank, near_ties
-from netvlad_deploy.oracle import load_reference
+from netvlad_deploy.oracle import ReferenceParameters, load_reference
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_markdown
 from netvlad_deploy.report.serialize import to_json
@@ -109,27 +103,26 @@ def validate(
     """
     path = candidate.path
     artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
-    with copied(path.parent, artifact.reference) as reference_file:
-        parameters = load_reference(reference_file)
-        goldens = None if artifact.images is None else load_goldens(reference_file)
+    parameters, goldens = _read_reference(artifact)
     if goldens and (bank or queries):
         raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     _check_junit(junit)
-    _check_against(artifact, against, read_as)
-    backend = candidate.backend or parity_backend(artifact)
-    candidate = replace(candidate, backend=backend, expect_sha256=artifact.sha256)
+    other = None if against is None else Candidate(path=against).pinned()
+    _check_against(artifact, other, read_as)
+    candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact), artifact=artifact)
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
         with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
-            other = stack.enter_context(_open_reference(artifact, against, read_as)) if against else None
+            theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
             if goldens:
-                theirs = _goldens_of(against)
-                report = compare_goldens(runner, goldens, parameters, against=other, against_goldens=theirs)
+                # a checkpoint brings none: torch computes it in FP32
+                their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
+                report = compare_goldens(runner, goldens, parameters, against=theirs, against_goldens=their_goldens)
             else:
                 banks = [near_ties(parameters, shapes=_feature_profile(artifact)), *_own_bank(bank, queries)]
-                report = compare(runner, parameters, against=other, banks=banks)
+                report = compare(runner, parameters, against=theirs, banks=banks)
         report = replace(report, candidate=candidate.name, reference=reference)
     except UNAVAILABLE as error:
         report = ParityReport(
@@ -161,13 +154,13 @@ def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
         yield Bank(name=bank.name, images=load_features(bank), queries=load_features(queries) if queries else None)
 
 
-def _open_reference(artifact: OnnxArtifact | EngineArtifact, path: Path, read_as: Source | None) -> Runner:
+def _open_reference(artifact: OnnxArtifact | EngineArtifact, other: Candidate, read_as: Source | None) -> Runner:
     """Open what an artifact is compared with: another one, or what it has of a checkpoint, in torch."""
-    if not is_checkpoint(path):
-        return open_runner(path, backend=parity_backend(load_artifact(path)))
+    if other.artifact is not None:
+        return replace(other, backend=parity_backend(other.artifact)).open()
     source = replace(
         read_as or Source(),
-        checkpoint=path,
+        checkpoint=other.path,
         head_only=artifact.spec.projection is None,
         takes=FEATURES if artifact.images is None else IMAGES,
         changes=NO_CHANGES if artifact.images is None else ImageChanges.to(artifact.images),
@@ -178,36 +171,36 @@ def _open_reference(artifact: OnnxArtifact | EngineArtifact, path: Path, read_as
     exported_from = None if isinstance(artifact, EngineArtifact) else artifact.parent
     if file is not None and exported_from is not None:
         same = "the file" if file.sha256 == exported_from.sha256 else "another file than the one"
-        LOG.info("%s is %s that %s was exported from", path, same, artifact.path)
+        LOG.info("%s is %s that %s was exported from", other.path, same, artifact.path)
     return TorchRunner(module)
 
 
-def _goldens_of(path: Path | None) -> tuple[Golden, ...]:
-    """Return the golden images of another artifact, none of a checkpoint: torch computes it in FP32."""
-    if path is None or is_checkpoint(path):
-        return ()
-    with copied(path.parent, load_artifact(path).reference) as reference_file:
-        return load_goldens(reference_file)
+def _read_reference(artifact: OnnxArtifact | EngineArtifact) -> tuple[ReferenceParameters, tuple[Golden, ...]]:
+    """Return the oracle's parameters of an artifact, and the golden images of a pipeline: none of a head."""
+    with copied(artifact.path.parent, artifact.reference) as file:
+        return load_reference(file), () if artifact.images is None else load_goldens(file)
 
 
-def _check_against(artifact: OnnxArtifact | EngineArtifact, against: Path | None, read_as: Source | None) -> None:
+def _check_against(artifact: OnnxArtifact | EngineArtifact, other: Candidate | None, read_as: Source | None) -> None:
     """Compare what an artifact is and comes from with what it is to be compared with.
 
     Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
         if one takes images and the other does not, or there is no checkpoint to be read as is said.
     """
-    other = None if against is None or is_checkpoint(against) else load_artifact(against)
-    if read_as not in (None, Source()) and (against is None or other is not None):
+    compared = None if other is None else other.artifact
+    if read_as not in (None, Source()) and (other is None or compared is not None):
         raise UsageError("--prefix, --dialect and --backbone say how a checkpoint is read: name it with --against")
-    if other is not None and (other.images is None) != (artifact.images is None):
-        raise UsageError(f"{artifact.path} takes {artifact.inputs[0]}, {against} does not: compare two that do")
+    if compared is not None and (compared.images is None) != (artifact.images is None):
+        raise UsageError(f"{artifact.path} takes {artifact.inputs[0]}, {compared.path} does not: compare two that do")
     if not isinstance(artifact, EngineArtifact):
         return
     if artifact.parent is None:
         raise ArtifactError(f"{artifact.path} names no parent: build it again")
     check_lineage(artifact)
-    if isinstance(other, OnnxArtifact) and other.sha256 != artifact.parent.sha256:
-        raise ArtifactError(f"{artifact.path} was not built from {against}: build it again, or compare with its own")
+    if isinstance(compared, OnnxArtifact) and compared.sha256 != artifact.parent.sha256:
+        raise ArtifactError(
+            f"{artifact.path} was not built from {compared.path}: build it again, or compare with its own"
+        )
 
 
 def bench(

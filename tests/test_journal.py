@@ -14,7 +14,8 @@ import pytest
 from netvlad_deploy import journal
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
-from netvlad_deploy.files import Staging, stage_files, write_text
+from netvlad_deploy.files import Staging, finish_writing, locked, stage_files, write_text
+from netvlad_deploy.locks import WITHOUT_LOCKS
 from tests.test_artifact import engine_artifact, onnx_artifact, write
 
 ROOT = Path(__file__).parents[1]
@@ -223,11 +224,23 @@ def test_a_result_stands_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_file_system_without_locks_still_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
-        raise OSError(journal.WITHOUT_LOCKS[0], os.strerror(journal.WITHOUT_LOCKS[0]))
+        raise OSError(WITHOUT_LOCKS[0], os.strerror(WITHOUT_LOCKS[0]))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     write(onnx_artifact(tmp_path / "m.onnx"))
     assert load_artifact(tmp_path / "m.onnx").path.read_bytes() == b"content"
+    with locked(tmp_path / "timings"):
+        pass
+
+
+def test_a_lock_that_another_user_keeps_is_not_waited_for(tmp_path: Path) -> None:
+    planted = tmp_path / journal.NAME
+    planted.touch()
+    planted.chmod(0o666)
+    with planted.open() as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        with pytest.raises(ArtifactError, match="of another user"):
+            finish_writing(tmp_path)
 
 
 def test_nothing_staged_is_nothing_done(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from netvlad_deploy.errors import OutputError
 from netvlad_deploy.files import stage_files
 from netvlad_deploy.scratch import PREFIX, scratch_folder, sweep
 from tests.command import Command
@@ -89,6 +90,9 @@ def test_what_is_not_ours_is_left_alone(temporary: Path, tmp_path: Path, monkeyp
     (tmp_path / "precious" / "file").touch()
     (temporary / f"{PREFIX}abcdefgh").symlink_to(tmp_path / "precious")
     (temporary / f"{PREFIX}notes").mkdir()
+    for name in ("netvlad-deploy-checkout", "netvlad-deploy-worktree"):
+        (temporary / name).mkdir(mode=0o700)
+    (temporary / f"{PREFIX}building").mkdir(mode=0o755)
     (temporary / f"{PREFIX}abcdefgh.txt").touch()
     os.mkfifo(temporary / f"{PREFIX}fifofifo")
     names = {path.name for path in temporary.iterdir()}
@@ -99,6 +103,19 @@ def test_what_is_not_ours_is_left_alone(temporary: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     sweep()
     assert (temporary / f"{PREFIX}other_us").is_dir()
+
+
+def test_without_a_temporary_folder_only_what_needs_one_says_so(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nowhere to write: neither TMPDIR, nor /tmp, nor the current folder."""
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(temporary / "none")])
+    sweep()
+    with pytest.raises(OutputError, match="set TMPDIR"), scratch_folder():
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "none"))
+    with pytest.raises(OutputError, match="set TMPDIR"), scratch_folder():
+        pass
 
 
 def test_a_folder_that_another_run_took_for_left_behind_is_made_again(

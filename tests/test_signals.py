@@ -180,3 +180,14 @@ def test_names_of_any_alphabet_in_any_locale(tmp_path: Path, exported: OnnxArtif
     assert named.returncode == 0, named.stderr
     expected = "папка/m.onnx" if "LC_ALL" in variables else r"\u043f\u0430\u043f\u043a\u0430/m.onnx"
     assert named.stdout.decode().startswith(expected)
+
+
+@pytest.mark.parametrize(("number", "code", "line"), ENDS)
+def test_the_exit_code_is_ours_where_python_would_end_by_the_signal(
+    number: signal.Signals, code: int, line: str
+) -> None:
+    """As in a dataclass that is being made, whose methods are a text for `exec`."""
+    work = f"signal.raise_signal({int(number)})"
+    program = f"import signal; from netvlad_deploy import cli; cli.app = lambda: exec({work!r}); cli.main()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, f"{line}\n")

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,11 @@ import pytest
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.files import private_copy
+from netvlad_deploy.images import ImageChanges, ImageInput
 from netvlad_deploy.measurement import candidate as candidates
 from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.oracle import load_reference
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -58,6 +59,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[OnnxArtifact, OnnxAr
 
     folder = tmp_path_factory.mktemp("pair")
     return export_onnx(make_module(3, 8), folder / "m.onnx"), export_onnx(make_module(3, 8, seed=5), folder / "n.onnx")
+
+
+def exported_pipeline(folder: Path, resize: str) -> Path:
+    """Return the ONNX file of a small pipeline that takes images of this size."""
+    from netvlad_deploy import workflow
+    from netvlad_deploy.source import Source
+
+    changes = ImageChanges.parse(resize, None, None, None)
+    source = Source(num_clusters=3, backbone="tests.pipelines:tiny_backbone", changes=changes)
+    folder.mkdir()
+    return workflow.export(source, folder / "m.onnx", GraphOptions()).path
 
 
 @pytest.fixture
@@ -124,8 +136,46 @@ def test_a_candidate_keeps_the_hash_it_was_first_found_with(two: tuple[OnnxArtif
     artifact.path.write_bytes(other)
     sidecar_path(artifact.path).write_bytes(sidecar_path(artifact.path.with_name("n.onnx")).read_bytes())
     assert load_artifact(artifact.path).sha256 != artifact.sha256, "a whole artifact, but another one"
-    with pytest.raises(ArtifactError, match="another file, do not use it"):
+    with pytest.raises(ArtifactError, match="its sidecar says"):
         pinned.open()
+    with pytest.raises(ArtifactError, match="another file, do not use it"):
+        replace(pinned, artifact=None).open()  # as in a process of its own
+
+
+@pytest.mark.parametrize("verb", ["embed", "evaluate"])
+def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another pipeline stands there for a moment, whose images are of another size: it is not asked for them."""
+    from PIL import Image
+
+    from netvlad_deploy import retrieval
+
+    for number in range(2):
+        Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / f"{number}.png")
+    small, large = (exported_pipeline(tmp_path / size, size) for size in ("24x32", "48x64"))
+    sizes = set()
+
+    def load(path: Path, *, expect_sha256: str | None = None) -> OnnxArtifact | EngineArtifact:
+        loads.append(path)
+        return load_artifact(large, expect_sha256=expect_sha256) if len(loads) == 1 else load_artifact(small)
+
+    def embed_images(runner: object, images: ImageInput, *_: object, **__: object) -> object:
+        sizes.add(images.size)
+        raise InputError("seen")
+
+    loads: list[Path] = []
+    for module in (retrieval, candidates):
+        monkeypatch.setattr(module, "load_artifact", load)
+    monkeypatch.setattr(retrieval, "embed_images", embed_images)
+    candidate = Candidate(path=tmp_path / "m.onnx", expect_sha256=load_artifact(large).sha256)
+    act: dict[str, Callable[[], object]] = {
+        "embed": lambda: retrieval.embed(candidate, [tmp_path], tmp_path / "y.npz"),
+        "evaluate": lambda: retrieval.evaluate(
+            [candidate], tmp_path / "report", queries=tmp_path, database=tmp_path, within=1
+        ),
+    }
+    with pytest.raises(InputError, match="seen"):
+        act[verb]()
+    assert (sizes, len(loads)) == ({(48, 64)}, 1)
 
 
 def test_a_checkpoint_that_changes_while_it_is_read_has_no_hash(

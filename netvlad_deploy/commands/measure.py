@@ -7,7 +7,6 @@ import typer
 
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.files import check_targets
 from netvlad_deploy.flags import (
     TIMED_BACKENDS,
     AllowNotRun,
@@ -48,8 +47,6 @@ def validate(
     from netvlad_deploy.source import Source
 
     candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
-    if junit is not None:
-        check_targets(junit, force=True)
     read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
     report = workflow.validate(candidate, against=against, read_as=read_as, bank=bank, queries=queries, junit=junit)
     render("validate", report, parity_lines, as_json)

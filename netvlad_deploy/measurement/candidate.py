@@ -30,11 +30,16 @@ BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A file and the backend to run it on, None for the file's own; `expect_sha256` is as for `load_artifact`."""
+    """A file and the backend to run it on, None for the file's own.
+
+    `expect_sha256` is as for `load_artifact`; `artifact` is what that found at `path`, None if it was not asked yet, or
+    the file is a checkpoint.
+    """
 
     path: Path
     backend: str | None = None
     expect_sha256: str | None = None
+    artifact: OnnxArtifact | EngineArtifact | None = None
 
     @property
     def name(self) -> str:
@@ -42,18 +47,21 @@ class Candidate:
         return self.path.name if self.backend is None else f"{self.path.name} on {self.backend}"
 
     def pinned(self) -> "Candidate":
-        """Return the candidate with the hash that its artifact has now: whoever opens it later opens that, or nothing.
+        """Return the candidate with its artifact, loaded once: what is asked of it later is asked of that.
+
+        Were the path read again, another sidecar could stand there by then, and its images be given to this network.
 
         Raises: ArtifactError if the artifact is not what its sidecar or the expected hash says.
         """
-        if is_checkpoint(self.path):
+        if self.artifact is not None or is_checkpoint(self.path):
             return self
-        return replace(self, expect_sha256=load_artifact(self.path, expect_sha256=self.expect_sha256).sha256)
+        artifact = load_artifact(self.path, expect_sha256=self.expect_sha256)
+        return replace(self, artifact=artifact, expect_sha256=artifact.sha256)
 
     def open(self, *, threads: int | None = None, runtime_cache: Path | None = None) -> Runner:
         """Open the runner; see `open_runner`."""
         return open_runner(
-            self.path,
+            self.artifact or self.path,
             backend=self.backend,
             threads=threads,
             expect_sha256=self.expect_sha256,
@@ -145,7 +153,7 @@ def check_lineage(engine: EngineArtifact) -> None:
             check_file(engine.path.parent, file, cure=engine.rebuild_command)
 
 
-def parity_backend(artifact: Artifact) -> str | None:
+def parity_backend(artifact: Artifact | None) -> str | None:
     """Return the backend that shows what an artifact's precision costs, None for its own.
 
     ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows what an FP16 graph gives elsewhere.

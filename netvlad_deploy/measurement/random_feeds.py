@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from netvlad_deploy.arrays import Arrays
-from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.goldens import USUAL_PHOTO
 from netvlad_deploy.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.limits import check_limit
-from netvlad_deploy.measurement.candidate import Candidate, open_runner
+from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.shapes import Profile
 from netvlad_deploy.spec import FEATURES, MASK, NetVLADSpec
@@ -38,7 +36,7 @@ def random_feeds(
         input is too large.
     """
     random = np.random.default_rng(seed)
-    kinds = [_kind_of(candidate.path) for candidate in candidates]
+    kinds = [_kind_of(candidate.pinned()) for candidate in candidates]
     spec, images = kinds[0]
     if any((other is None) != (images is None) for _, other in kinds):
         raise UsageError("some take features and some take images: measure them apart")
@@ -56,10 +54,9 @@ def random_feeds(
     return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
 
 
-def _kind_of(path: Path) -> tuple[NetVLADSpec, ImageInput | None]:
+def _kind_of(candidate: Candidate) -> tuple[NetVLADSpec, ImageInput | None]:
     """Return the shape of an artifact, which may not run here, or of a checkpoint, and what it does with images."""
-    if not is_checkpoint(path):
-        artifact = load_artifact(path)
-        return artifact.spec, artifact.images
-    with open_runner(path) as runner:
+    if candidate.artifact is not None:
+        return candidate.artifact.spec, candidate.artifact.images
+    with replace(candidate, backend=None).open() as runner:
         return runner.spec, None

@@ -12,8 +12,8 @@ ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
     {"limits"},
-    {"external_data", "journal", "projection", "records", "require", "scratch", "shapes", "sidecar"},
-    {"spec"},
+    {"external_data", "locks", "projection", "records", "require", "shapes", "sidecar"},
+    {"journal", "scratch", "spec"},
     {"images"},
     {"formats"},
     {"arrays", "children", "files", "build_options", "machine"},
