@@ -1,7 +1,7 @@
 """A golden image that would pass whatever it is shown is NOT_JUDGED, counted, and said at export."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ import torch
 from torch import nn
 
 from netvlad_deploy import workflow
+from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.goldens import Golden, doubts, load_goldens
+from netvlad_deploy.images import IMAGES
 from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.measurement.golden import compare_goldens
 from netvlad_deploy.measurement.parity import ParityReport
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.models.torch_runner import TorchRunner
 from netvlad_deploy.oracle import load_reference
-from netvlad_deploy.spec import GraphOptions, Verdict
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.spec import DESCRIPTOR, GraphOptions, NetVLADSpec, Verdict
 from tests.command import Command
 from tests.pipelines import flat_pipeline, tiny_pipeline
 
@@ -126,6 +129,39 @@ def test_a_backbone_that_sees_nothing_proves_nothing(
     report = workflow.validate(Candidate(path=artifact.path))
     assert (report.verdict, goldens_of(report)) == (Verdict.NOT_JUDGED, [Verdict.NOT_JUDGED] * 3)
     assert Verdict.FAIL not in heads_of(report)
+
+
+class Repeated(Runner):
+    """Gives the golden descriptors back, of an image its own, and shows nothing else."""
+
+    def __init__(self, spec: NetVLADSpec, goldens: Sequence[Golden]) -> None:
+        super().__init__("repeated", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.uint8)
+        self.precision = "fp16"
+        self.known = {golden.image.tobytes(): golden.descriptor for golden in goldens}
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        return {DESCRIPTOR: np.stack([self.known[image.tobytes()] for image in feeds[IMAGES]]).astype(np.float32)}
+
+
+@pytest.mark.parametrize(("distance", "verdict"), [(0.02, Verdict.NOT_JUDGED), (0.002, Verdict.PASS)])
+def test_a_golden_that_answers_for_the_head_must_show_two_clusters_in_each_other_s_place(
+    tmp_path: Path, distance: float, verdict: Verdict
+) -> None:
+    """Parts of all clusters that are alike: a swap moves the descriptor by 0.05 to 0.1."""
+    artifact = export_onnx(tiny_pipeline(), tmp_path / "m.onnx", HALF)
+    parameters, random = load_reference(artifact.reference_path), np.random.default_rng(0)
+    goldens = []
+    for golden in load_goldens(artifact.reference_path)[:2]:
+        alike = random.standard_normal((parameters.spec.feature_size, 1)) + np.zeros(parameters.spec.num_clusters)
+        parts = alike + 0.1 * random.standard_normal(alike.shape)  # (D,K)
+        descriptor = (parts / np.linalg.norm(parts)).ravel()
+        goldens.append(replace(golden, descriptor=descriptor, distances={"fp16": distance}))
+    with Repeated(parameters.spec, goldens) as runner:
+        report = compare_goldens(runner, goldens, parameters)
+    assert goldens_of(report) == [verdict] * 2
+    assert report.verdict is verdict
+    said = [case.reason for case in report.cases if "two clusters in each other's place" in case.reason]
+    assert len(said) == 2 * (verdict is Verdict.NOT_JUDGED)
 
 
 class TestDoubts:
