@@ -45,8 +45,8 @@ def load_checkpoint(
         dialect: the dialect of its names, None to find it by them.
         head_only: leave out a projection after the head.
 
-    Raises: InputError if the file is unreadable, runs code, or its keys and shapes are not a NetVLAD's; UsageError if
-        there is no such dialect.
+    Raises: InputError if the file is unreadable, or its keys and shapes are not a NetVLAD's; UsageError if there is no
+        such dialect.
     """
     return module_of(read_head(path, prefix=prefix, dialect=dialect, head_only=head_only), path)
 

@@ -64,7 +64,7 @@ class _Leaf:
 
 
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file of weights without containers and `module.`.
+    """Return the tensors of a file of weights by their names in its container, with those of wrappers still in them.
 
     Raises: InputError if it is missing, damaged, something else, or holds no weights.
     """
@@ -116,7 +116,7 @@ def _of_array(array: Any, name: str, path: Path) -> torch.Tensor:
 
 
 def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
-    """Return the tensors of what a file holds, out of containers and without `module.`."""
+    """Return the tensors of what a file holds, out of containers."""
     walk = _Walk(path)
     kept = _unwrapped(list(walk.root(content)))
     if not any(_shape(leaf.value) is not None for leaf in kept):
@@ -129,11 +129,10 @@ def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -
         raise InputError(f"{path} is no checkpoint: it has {len(kept)} tensors, expected {MOST_TENSORS} at most")
     tensors: dict[str, torch.Tensor] = {}
     for leaf in kept:
-        name = leaf.name.removeprefix("module.")
-        if name in tensors:
-            raise InputError(f"{path} holds two tensors named {name}: save one state_dict alone")
-        if (tensor := _tensor(leaf.value, name, path)) is not None:
-            tensors[name] = tensor
+        if leaf.name in tensors:
+            raise InputError(f"{path} holds two tensors named {leaf.name}: save one state_dict alone")
+        if (tensor := _tensor(leaf.value, leaf.name, path)) is not None:
+            tensors[leaf.name] = tensor
     return tensors
 
 

@@ -137,7 +137,6 @@ ONE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "beside an optimizer": lambda state: {"net": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2, 2)}}}},
     "beside an optimizer by name": lambda state: {"net": state, "optim": {"state": {"w": {"m": torch.ones(2, 2)}}}},
     "beside what training noted": lambda state: {"state_dict": state, "loss": torch.ones(9), "best": torch.tensor(0.5)},
-    "data parallel": lambda state: {"ema": {f"module.{name}": tensor for name, tensor in state.items()}},
     "numpy": lambda state: {name: tensor.numpy() for name, tensor in state.items()},
     "parameters": lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()},
     "shared storage": lambda state: {
