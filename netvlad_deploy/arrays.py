@@ -23,6 +23,8 @@ Float64 = npt.NDArray[np.float64]
 BLOCK_BYTES = 1 << 24
 LARGEST_RATIO = 1032
 """How much deflate can make of a byte. Source: zlib, Maximum Compression Factor."""
+MOST_ARRAYS, INFLATED_BYTES, INFLATED_RATIO = 50_000, 1 << 28, 32
+"""Bounds of an `.npz` file: its arrays may take 256 MiB, or 32 times its size where that is more."""
 
 
 def read_arrays(path: Path, prefix: str | tuple[str, ...] = "") -> Array | Arrays:
@@ -44,6 +46,11 @@ def read_arrays(path: Path, prefix: str | tuple[str, ...] = "") -> Array | Array
             wanted = {name: info for name, info in members.items() if name.startswith(prefix)}
             if other := next((info.filename for info in wanted.values() if not info.filename.endswith(".npy")), None):
                 raise InputError(f"{path} holds {other}, which is no array: keep arrays alone in it")
+            if len(wanted) > MOST_ARRAYS:
+                raise InputError(f"{path} holds {len(wanted)} arrays, expected {MOST_ARRAYS} at most")
+            claimed = sum(info.file_size for info in wanted.values())
+            if claimed > max(INFLATED_BYTES, INFLATED_RATIO * size):
+                raise InputError(f"{path} has {size} bytes and would inflate to {claimed}: write it with numpy.savez")
             return {name: _read_member(archive, info) for name, info in wanted.items()}
 
 

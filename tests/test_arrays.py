@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from netvlad_deploy import arrays as arrays_module
 from netvlad_deploy.arrays import npz_content, read_arrays
 from netvlad_deploy.errors import InputError
 
@@ -79,9 +80,9 @@ def test_a_directory_of_a_zip_archive_may_not_claim_more_than_deflate_can_make(t
         archive.writestr("x.npy", npy("'<f4'", "(1000, 1000, 7500)", bytes(64)))
     content = bytearray((tmp_path / "x.npz").read_bytes())
     entry = content.index(b"PK\x01\x02")
-    content[entry + 20 : entry + 28] = b"\xff\xff\xff\x00\xff\xff\xff\x7f"
+    content[entry + 20 : entry + 28] = b"\xff\xff\xff\x00\xff\xff\xff\x0f"
     (tmp_path / "x.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"claims 2147483647 bytes of 16777215 compressed ones"):
+    with pytest.raises(InputError, match=r"claims 268435455 bytes of 16777215 compressed ones"):
         read_arrays(tmp_path / "x.npz")
 
 
@@ -105,3 +106,19 @@ def test_arrays_are_those_that_numpy_reads(tmp_path: Path, array: np.ndarray) ->
         assert loaded.dtype == np.asarray(array).dtype
         assert np.array_equal(loaded, array)
         assert loaded.flags.writeable
+
+
+def test_an_archive_of_many_arrays_or_of_much_out_of_little_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.npz"
+    np.savez_compressed(path, allow_pickle=False, **{f"a{number}": np.zeros(1 << 12) for number in range(9)})
+    assert len(read_arrays(path)) == 9
+    monkeypatch.setattr(arrays_module, "INFLATED_BYTES", 1 << 12)
+    with pytest.raises(InputError, match=r"m.npz has \d+ bytes and would inflate to 296\d\d\d: write"):
+        read_arrays(path)
+    np.savez(path, allow_pickle=False, **{f"a{number}": np.zeros(1 << 12) for number in range(9)})
+    assert len(read_arrays(path)) == 9
+    monkeypatch.setattr(arrays_module, "MOST_ARRAYS", 8)
+    with pytest.raises(InputError, match=r"holds 9 arrays, expected 8 at most"):
+        read_arrays(path)

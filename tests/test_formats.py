@@ -44,6 +44,13 @@ FOREIGN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "onnx as a checkpoint": ("m.pt", lambda path: path.write_bytes(ONNX), "an ONNX file"),
     "web page": ("m.pth", lambda path: path.write_text("\n<!DOCTYPE html><title>404"), "a web page"),
     "answer of a server": ("m.onnx", lambda path: path.write_text("<?xml version='1.0'?><Error>"), "a web page"),
+    "answer of a server in JSON": (
+        "m.pth",
+        lambda path: path.write_text('{"message": "Not Found"}\n'),
+        "text, not weights",
+    ),
+    "answer in words": ("m.tar", lambda path: path.write_text("Zugriff verweigert"), "text, not weights"),
+    "nothing": ("m.pth", lambda path: path.write_bytes(b""), "empty: fetch it again"),
     "git lfs": (
         "m.tar",
         lambda path: path.write_bytes(LFS),
@@ -93,9 +100,8 @@ def test_torchscript_is_named_where_an_artifact_is_asked_for(tmp_path: Path) -> 
 def test_own_files_and_unknown_ones_are_not_foreign(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", a=np.ones(2))
     (tmp_path / "m.engine").write_bytes(b"ftrt" + bytes(40))
-    (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04")
-    for name in ("m.npz", "m.engine", "empty", "broken.zip"):
+    for name in ("m.npz", "m.engine", "broken.zip"):
         assert foreign(tmp_path / name) == ""
     assert no_artifact(tmp_path / "m.engine") == ""
 

@@ -45,8 +45,8 @@ def load_checkpoint(
         dialect: the dialect of its names, None to find it by them.
         head_only: leave out a projection after the head.
 
-    Raises: InputError if the file is unreadable, runs code, or its keys and shapes are not a NetVLAD's; UsageError if
-        there is no such dialect.
+    Raises: InputError if the file is unreadable, or its keys and shapes are not a NetVLAD's; UsageError if there is no
+        such dialect.
     """
     return module_of(read_head(path, prefix=prefix, dialect=dialect, head_only=head_only), path)
 
@@ -130,7 +130,8 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
     """Return the head with what of the ignored tensors may change its descriptor.
 
     Those are no longer asked about that are the backbone's, another head's, or known to change nothing. What is left
-    is a projection by its name or by its width, or else a matrix of which nothing says where it stands.
+    is a projection by its name or by its width, also its BatchNorm alone, or else of several values of which nothing
+    says where they stand.
     """
     elsewhere = {each.start for each in places(state) if each.start not in ("", place.start)}
     unused = (start + loss for start in {place.before, ""} for loss in LOSSES)
@@ -144,9 +145,9 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
         if name.startswith(known) or (root is not None and name.startswith(root)):
             continue
         mapping = sizes[0] in shape[:2] if len(shape) != 2 else any(size in shape for size in sizes)
-        if not name.startswith(roots) and (PROJECTION.search(name) or (len(shape) > 1 and mapping)):
+        if not name.startswith(roots) and (PROJECTION.search(name) or mapping):
             projections.append(name)
-        elif len(shape) > 1 and state[name].is_floating_point():
+        elif state[name].numel() > 1 and state[name].is_floating_point():
             unplaced.append(name)
     return replace(head, projections=tuple(projections), unplaced=tuple(unplaced))
 

@@ -138,8 +138,7 @@ class NumpyArray:
     def take(self, state: Any) -> None:
         """Take the content: version, shape, dtype, whether it is in Fortran's order, bytes."""
         _, shape, dtype, fortran, raw = state
-        if isinstance(raw, bytes | bytearray | str):
-            self.array = _from_bytes(raw, dtype, shape, "F" if fortran else "C").array
+        self.array = _from_bytes(raw, dtype, shape, "F" if fortran else "C").array
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: Any = None) -> Any:
@@ -168,7 +167,9 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """Return the tensor that one of a subclass is made of."""
+    """Return the tensor that one of a subclass, or one with attributes, is made of."""
+    if callable(function) and function not in (_tensor, _typed_tensor, _first):
+        raise pickle.UnpicklingError("a tensor is made by a function that makes none")
     return call(function, arguments)
 
 
@@ -192,9 +193,11 @@ def _numpy_dtype(code: Any, *_: Any) -> NumpyDtype:
 
 
 def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> NumpyArray:
+    """Return an array of these bytes, which Python 2 wrote as text; one without content if they are no numbers."""
     made = NumpyArray()
-    if isinstance(dtype, NumpyDtype) and (numbers := dtype.numbers()) is not None:
-        values = np.frombuffer(bytearray(raw.encode("latin1") if isinstance(raw, str) else raw), numbers)
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw
+    if isinstance(raw, bytes) and isinstance(dtype, NumpyDtype) and (numbers := dtype.numbers()) is not None:
+        values = np.frombuffer(bytearray(raw), numbers)
         made.array = values.reshape(shape, order="F" if order == "F" else "C")
     return made
 

@@ -35,31 +35,28 @@ class Pickled:
     skipped: frozenset[str]
 
 
-class Bounded:
-    """A file that is never asked for more bytes than it has left."""
+class Bounded(io.BufferedReader):
+    """A file of which no more bytes are asked for, and room made for, than it has left."""
 
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream = stream
-        self._end = stream.seek(0, io.SEEK_END)
-        stream.seek(0)
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._end = self.seek(0, io.SEEK_END)
+        self.seek(0)
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes, fewer at the end."""
-        return self._stream.read(min(size, self._end - self._stream.tell()))
-
-    def readline(self) -> bytes:
-        """Return the next line."""
-        return self._stream.readline()
+        left = self._end - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, left))
 
     def skip(self, size: int) -> int:
         """Return where the next `size` bytes start, and go behind them.
 
         Raises: EOFError if there are fewer.
         """
-        start = self._stream.tell()
+        start = self.tell()
         if not 0 <= size <= self._end - start:
             raise EOFError(f"{size} bytes of values are expected, {self._end - start} are left")
-        self._stream.seek(size, io.SEEK_CUR)
+        self.seek(size, io.SEEK_CUR)
         return start
 
 
@@ -69,16 +66,20 @@ def open_pickled(path: Path) -> Iterator[Pickled]:
 
     Raises: InputError if it is none; errors of `formats.DAMAGE` if it is damaged.
     """
-    with path.open("rb") as stream:
+    with Bounded(path) as stream:
         if stream.read(2) == b"PK":
             with zipfile.ZipFile(stream) as archive:
                 yield _read_zip(archive, path)
         else:
+            stream.seek(0)
             yield _read_row(stream, path)
 
 
 def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
     members = {info.filename: info for info in archive.infolist()}
+    if not any(info.CRC for info in members.values()):  # torch was told to compute none: set_crc32_options
+        for info in members.values():
+            del info.CRC  # so that zipfile checks none
     pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl" and name.count("/") <= 1]
     if len(pickles) != 1:
         found = names(name[:80] for name in members)
@@ -123,9 +124,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
     return values
 
 
-def _read_row(stream: io.BufferedReader, path: Path) -> Pickled:
+def _read_row(stream: Bounded, path: Path) -> Pickled:
     """Read what torch wrote before it wrote zip archives: four pickles, the keys of the storages, their values."""
-    bounded = Bounded(stream)
     stored: dict[str, Storage] = {}
 
     def storage(dtype: torch.dtype | Standin, key: str, _: Any, numel: int, view: Any = None) -> Storage | Standin:
@@ -137,19 +137,19 @@ def _read_row(stream: io.BufferedReader, path: Path) -> Pickled:
             raise ValueError("a storage without a type or size")
         return stored.setdefault(key, Storage(dtype=dtype, numel=numel))
 
-    if Unpickler(bounded).load() != MAGIC:
+    if Unpickler(stream).load() != MAGIC:
         raise InputError(f"{path} is a pickle that torch did not write: save its state_dict alone with torch.save")
-    if Unpickler(bounded).load() != PROTOCOL:
+    if Unpickler(stream).load() != PROTOCOL:
         raise InputError(f"{path} has a layout that is not known: save its state_dict alone with torch.save")
-    Unpickler(bounded).load()
-    unpickler = Unpickler(bounded, storage)
+    Unpickler(stream).load()
+    unpickler = Unpickler(stream, storage)
     content = unpickler.load()
-    for key in Unpickler(bounded).load():
-        (numel,) = struct.unpack("<q", bounded.read(8))
+    for key in Unpickler(stream).load():
+        (numel,) = struct.unpack("<q", stream.read(8))
         each = stored[key]
         if numel != each.numel:
             raise ValueError(f"storage {key} has {numel} values, expected {each.numel}")
-        each.read = _reader(stream, bounded.skip(numel * each.dtype.itemsize), numel * each.dtype.itemsize)
+        each.read = _reader(stream, stream.skip(numel * each.dtype.itemsize), numel * each.dtype.itemsize)
     return Pickled(content=content, skipped=frozenset(unpickler.skipped))
 
 

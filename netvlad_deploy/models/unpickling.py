@@ -7,9 +7,10 @@ does nothing. Weights are the same whether their neighbours are numbers or objec
 Source: CPython, Lib/pickle.py (opcodes).
 """
 
+import io
 import pickle
-from collections.abc import Callable
-from typing import IO, Any, ClassVar
+from collections.abc import Callable, Sized
+from typing import IO, Any, ClassVar, Final
 
 import torch
 
@@ -26,6 +27,13 @@ from netvlad_deploy.models.pickled import (
     set_of,
 )
 
+MOST_COPIES: Final = 4
+"""How often a pickle may have its own length copied, in characters and members, by the functions of the table.
+
+What torch and NumPy write is copied once. A pickle can name one value a thousand times, so that a small file would fill
+any memory.
+"""
+
 
 class Unpickler(pickle._Unpickler):
     """Reads one pickle; `skipped` are the names of what it made stand-ins for."""
@@ -40,6 +48,9 @@ class Unpickler(pickle._Unpickler):
         super().__init__(stream, encoding="latin1")
         self.skipped: set[str] = set()
         self._storage = storage
+        start = stream.tell()
+        self._copies_left = MOST_COPIES * (stream.seek(0, io.SEEK_END) - start)
+        stream.seek(start)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the function of a name, a dtype, or a stand-in."""
@@ -71,7 +82,7 @@ class Unpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         """Call a function of the table."""
         arguments = self.stack.pop()
-        self.stack[-1] = call(self.stack[-1], arguments)
+        self.stack[-1] = self._call(self.stack[-1], arguments)
 
     def load_newobj(self) -> None:
         """Make an object as `cls.__new__` would."""
@@ -84,13 +95,25 @@ class Unpickler(pickle._Unpickler):
 
     def _instantiate(self, function: Any, arguments: Any) -> None:
         """Make an object as protocols 0 and 1 do."""
-        self.append(call(function, arguments))
+        self.append(self._call(function, arguments))
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, Standin):
+            self._count_copies(arguments)
+        return call(function, arguments)
+
+    def _count_copies(self, values: Any) -> None:
+        """Raise UnpicklingError if the pickle has had more copied than MOST_COPIES allows."""
+        self._copies_left -= sum(len(value) for value in values if isinstance(value, Sized))
+        if self._copies_left < 0:
+            raise pickle.UnpicklingError("it uses the same values again and again")
 
     def load_build(self) -> None:
         """Give an object its state: arrays are made of it, a stand-in keeps it, and a dictionary needs none."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, NumpyArray | NumpyDtype):
+            self._count_copies(state)
             target.take(state)
         elif isinstance(target, Standin):
             target.state = state
@@ -139,5 +162,6 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.NEWOBJ[0]] = load_newobj
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BUILD[0]] = load_build
-    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]  # allocates no more than there is
+    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
         del dispatch[_code[0]]

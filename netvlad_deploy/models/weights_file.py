@@ -44,10 +44,13 @@ SPECIAL_TENSORS: Final = {
 }
 """What torch calls to make tensors of other kinds, by the end of its name."""
 
+OF_TORCH: Final = ("torch._", "torch.nn.", "torch.storage.", "torch.Tensor", "__torch__.")
+"""How names start that tensors and modules themselves bring with them."""
+
 OPTIMIZER = "optim"
 """How the names of containers start that hold an optimizer's own tensors."""
 
-MOST_TENSORS, LONGEST_NAME, DEEPEST, MOST_VISITED = 50_000, 512, 64, 1_000_000
+MOST_TENSORS, LONGEST_NAME, DEEPEST, MOST_VISITED = 50_000, 512, 64, 250_000
 """Bounds that no network of weights comes near to."""
 
 
@@ -61,7 +64,7 @@ class _Leaf:
 
 
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file of weights without containers and `module.`.
+    """Return the tensors of a file of weights by their names in its container, with those of wrappers still in them.
 
     Raises: InputError if it is missing, damaged, something else, or holds no weights.
     """
@@ -113,56 +116,70 @@ def _of_array(array: Any, name: str, path: Path) -> torch.Tensor:
 
 
 def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
-    """Return the tensors of what a file holds, out of containers and without `module.`."""
+    """Return the tensors of what a file holds, out of containers."""
     walk = _Walk(path)
     kept = _unwrapped(list(walk.root(content)))
     if not any(_shape(leaf.value) is not None for leaf in kept):
         raise InputError(f"{path} {_nothing(content)}")
     if walk.objects:
         LOG.info("%s: read the weights of an object of %s, whose code did not run", path.name, names(walk.objects))
-    if beside := [name for name in skipped - walk.objects if not name.startswith(("torch.", "__torch__."))]:
+    if beside := [name for name in skipped - walk.parts if not name.startswith(OF_TORCH)]:
         LOG.info("%s: left out, and not run: objects beside the weights of %s", path.name, names(beside))
     if len(kept) > MOST_TENSORS:
         raise InputError(f"{path} is no checkpoint: it has {len(kept)} tensors, expected {MOST_TENSORS} at most")
     tensors: dict[str, torch.Tensor] = {}
     for leaf in kept:
-        name = leaf.name.removeprefix("module.")
-        if name in tensors:
-            raise InputError(f"{path} holds two tensors named {name}: save one state_dict alone")
-        if len(name) > LONGEST_NAME:
-            raise InputError(f"{path} is no checkpoint: a name of {len(name)} characters begins {name[:40]}")
-        if (tensor := _tensor(leaf.value, name, path)) is not None:
-            tensors[name] = tensor
+        if leaf.name in tensors:
+            raise InputError(f"{path} holds two tensors named {leaf.name}: save one state_dict alone")
+        if (tensor := _tensor(leaf.value, leaf.name, path)) is not None:
+            tensors[leaf.name] = tensor
     return tensors
 
 
 class _Walk:
-    """A way through all that a file holds, which ends; `objects` are the classes whose attributes were weights."""
+    """A way through all that a file holds, which ends.
+
+    `objects` are the classes of the outermost objects whose attributes were weights, `parts` those of all of them.
+    """
 
     def __init__(self, path: Path) -> None:
         self.objects: set[str] = set()
+        self.parts: set[str] = set()
         self._path = path
         self._visited = 0
 
     def root(self, content: Any) -> Iterator[_Leaf]:
-        """Yield every tensor, and every stand-in, of what the file holds."""
-        if isinstance(content, Mapping) or _attributes(content) is not None:
-            yield from self._below(content, (), "", 0)
+        """Yield every tensor, and every stand-in, of what the file holds.
 
-    def _below(self, node: Any, containers: tuple[str, ...], start: str, depth: int) -> Iterator[_Leaf]:
+        Raises: InputError if it has no end, or a name that no weights have.
+        """
+        if isinstance(content, Mapping) or _attributes(content) is not None:
+            yield from self._below(content, (), "")
+
+    def _below(self, node: Any, containers: tuple[str, ...], start: str, depth: int = 0) -> Iterator[_Leaf]:
         attributes = _attributes(node)
-        if attributes is not None and not start:
-            self.objects.add(node.name)
+        if attributes is not None:
+            self.parts.add(node.name)
+            self.objects.update([] if start else [node.name])
         for key, value in (node if attributes is None else attributes).items():
             self._visited += 1
             if depth > DEEPEST or self._visited > MOST_VISITED:
                 raise InputError(f"{self._path} is nested without an end: save its state_dict alone")
+            if _is_plain(value) or not isinstance(key, str | int):
+                continue
+            if (length := sum(map(len, (*containers, start, name := str(key))))) > LONGEST_NAME:
+                raise InputError(f"{self._path} is no checkpoint: a name of {length} characters begins {name[:40]}")
             if _attributes(value) is not None and attributes is not None:
-                yield from self._below(value, containers, f"{start}{key}.", depth + 1)
+                yield from self._below(value, containers, f"{start}{name}.", depth + 1)
             elif _attributes(value) is not None or (isinstance(value, Mapping) and isinstance(key, str)):
-                yield from self._below(value, (*containers, str(key)), "", depth + 1)
-            elif isinstance(value, Standin) or _shape(value) is not None:
-                yield _Leaf(containers=containers, name=f"{start}{key}", value=value)
+                yield from self._below(value, (*containers, name), "", depth + 1)
+            elif not isinstance(value, Mapping):
+                yield _Leaf(containers=containers, name=f"{start}{name}", value=value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether something is neither weights nor anything that may hold some: a number, text, a list."""
+    return not isinstance(value, Standin | Mapping) and _shape(value) is None
 
 
 def _attributes(value: Any) -> Mapping[str, Any] | None:
@@ -217,7 +234,7 @@ def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
 def _tensor(value: Any, name: str, path: Path) -> torch.Tensor | None:
     """Return a tensor that weights can be made of; None of an object that is none."""
     if isinstance(value, Standin):
-        if "." not in name and not value.name.startswith("torch."):
+        if "." not in name and not value.name.startswith(OF_TORCH):
             return None
         kind = SPECIAL_TENSORS.get(value.name.rpartition(".")[2], f"an object of {value.name}: {SAVE_ALONE}")
         raise InputError(f"{path} holds {name}, {kind}")
@@ -238,12 +255,15 @@ def _nothing(content: Any) -> str:
     """Say what a file without weights holds, and what to do."""
     if isinstance(content, Standin) and content.name.startswith("__torch__."):
         return "is a TorchScript archive without named weights, as torch.jit.freeze leaves it: save it unfrozen"
-    if isinstance(content, Standin):
-        return f"holds an object of {content.name} instead of weights: {SAVE_ALONE}"
     if not isinstance(content, Mapping):
-        return f"holds a {type(content).__name__}, expected a dictionary of tensors: {SAVE_ALONE}"
-    held = {
-        str(key)[:80]: f" (an object of {each.name})" if isinstance(each, Standin) else ""
-        for key, each in content.items()
-    }
-    return f"holds no weights, found {names(map(''.join, held.items())) if held else 'nothing'}: {SAVE_ALONE}"
+        return f"holds {_kind(content)} instead of tensors by name: {SAVE_ALONE}"
+    kinds = (Standin, list, tuple)
+    held = [f"{key}"[:80] + (f" ({_kind(each)})" if isinstance(each, kinds) else "") for key, each in content.items()]
+    return f"holds no weights by name, found {names(held) if held else 'nothing'}: {SAVE_ALONE}"
+
+
+def _kind(value: Any) -> str:
+    """Return what something of a file is, in words."""
+    if isinstance(value, Standin):
+        return f"an object of {value.name}"
+    return "one tensor" if isinstance(value, StoredTensor) else f"a {type(value).__name__}"

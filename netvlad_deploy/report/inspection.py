@@ -39,7 +39,7 @@ class CheckpointInspection:
     """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on.
 
     `backbone` is the name of its image backbone, or why `export` refuses it, and `images` what that takes; `unplaced`
-    are the matrices of which nothing says where they stand, and `assumed` is what the file leaves open.
+    are the tensors of which nothing says where they stand, and `assumed` is what the file leaves open.
     """
 
     path: Path

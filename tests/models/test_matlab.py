@@ -130,7 +130,7 @@ def test_a_mat_file_of_something_else_is_refused_in_one_line(tmp_path: Path, con
 def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, keep: int) -> None:
     path = save(tmp_path, layers_of(WHITENED.state))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"net.mat is (damaged or cut short \(|no MATLAB file of version 5)"):
+    with pytest.raises(InputError, match=r"net.mat is (empty|text|damaged or cut short \(|no MATLAB file of v)"):
         read_head(path)
 
 

@@ -3,7 +3,10 @@
 import io
 import os
 import pickle
+import struct
 import sys
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,81 @@ def test_what_would_take_forever_to_hash_or_to_write_is_left_out(content: bytes)
     assert not loaded(content) or not hasattr(loaded(content), "__len__")
     with pytest.raises(pickle.UnpicklingError, match="without a key"):
         Unpickler(io.BytesIO(text("storage") + b"K\x01" + NESTED + b"\x87Q."), lambda *_: Standin("")).load()
+
+
+def packed(path: Path, pickled: bytes) -> Path:
+    """Write an archive of torch with this pickle and a storage of 16 bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", pickled)
+        archive.writestr("m/data/0", bytes(16))
+    return path
+
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n(("
+    + text("storage")
+    + b"ctorch\nFloatStorage\n"
+    + text("0")
+    + text("cpu")
+    + b"K\x04t"
+    b"QK\x00K\x02K\x02\x86K\x02K\x01\x86\x89}tR"
+)  # fmt: skip
+LONG = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"q\x000"
+MODULE = b"cx\nM\n)\x81}("
+PARTS = text("_buffers") + b"}" + text("_modules")
+DTYPE = b"cnumpy\ndtype\n(" + text("f8") + b"tR"
+SCALAR = b"cnumpy.core.multiarray\nscalar\n("
+"""Pieces of pickles."""
+
+GREEDY: dict[str, tuple[bytes, str]] = {
+    "bytes by their number": (SCALAR + DTYPE + b"\x8a\x05" + (3 * 10**8).to_bytes(5, "little") + b"tR0", ""),
+    "an array by its number": (
+        b"cnumpy._core.numeric\n_frombuffer\n(\x8a\x05" + (3 * 10**8).to_bytes(5, "little") + DTYPE + b"K\x01tR0", ""
+    ),
+    "text that is encoded again and again": (
+        LONG + b"c_codecs\nencode\nq\x010](" + b"h\x01h\x00\x85R" * 5000 + b"e0", "again and again"
+    ),
+    "text of one subclass after another": (
+        LONG + b"ctorch._tensor\n_rebuild_from_type_v2\nq\x010c_codecs\nencode\nq\x020]("
+        + b"h\x01(h\x02Nh\x00\x85tR" * 5000 + b"e0", "by a function that makes none"
+    ),
+    "a dictionary that is copied again and again": (
+        b"}q\x00(" + b"".join(b"M" + struct.pack("<H", number) + b"N" for number in range(30_000)) + b"u0"
+        b"ccollections\nOrderedDict\nq\x010](" + b"h\x01h\x00\x85R" * 2000 + b"e0", "again and again"
+    ),
+    "an array that is made again and again": (
+        LONG + DTYPE + b"q\x020cnumpy\nndarray\nq\x010](" + b"h\x01)R(K\x01M\xd40\x85h\x02\x89h\x00tb" * 5000 + b"e0",
+        "again and again",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_a_small_file_takes_little_memory(tmp_path: Path, kind: str) -> None:
+    pickled, message = GREEDY[kind]
+    path = packed(tmp_path / "m.pt", pickled + b"}" + text("a.weight") + TENSOR + b"s.")
+    tracemalloc.start()
+    try:
+        if message:
+            with pytest.raises(InputError, match=message):
+                read_tensors(path)
+        else:
+            assert list(read_tensors(path)) == ["a.weight"]
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_name_is_bounded_before_others_begin_with_it(tmp_path: Path) -> None:
+    many = b"".join(text(f"{number:05}") + b"h\x06" for number in range(20_000))
+    inner = MODULE + text("_parameters") + b"}(" + many + b"u" + PARTS + b"}ub"
+    outer = MODULE + text("_parameters") + b"}" + PARTS + b"}h\x00" + inner + b"sub."
+    path = packed(tmp_path / "m.pt", LONG + TENSOR + b"q\x060" + outer)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="a name of 100000 characters begins aaa"):
+        read_tensors(path)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
 
 
 class Evil:

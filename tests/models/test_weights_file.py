@@ -137,7 +137,6 @@ ONE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "beside an optimizer": lambda state: {"net": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2, 2)}}}},
     "beside an optimizer by name": lambda state: {"net": state, "optim": {"state": {"w": {"m": torch.ones(2, 2)}}}},
     "beside what training noted": lambda state: {"state_dict": state, "loss": torch.ones(9), "best": torch.tensor(0.5)},
-    "data parallel": lambda state: {"ema": {f"module.{name}": tensor for name, tensor in state.items()}},
     "numpy": lambda state: {name: tensor.numpy() for name, tensor in state.items()},
     "parameters": lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()},
     "shared storage": lambda state: {
@@ -236,6 +235,40 @@ def test_complex_weights_of_numpy_are_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "m.npz")
 
 
+class Inner(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 3, 1)
+
+
+class Whole(Inner):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.config = Inner(), Config()
+
+
+def test_what_was_read_of_a_whole_module_is_not_said_to_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Whole()
+    torch.save(whole, tmp_path / "m.pt")
+    with caplog.at_level(logging.INFO, logger="netvlad_deploy"):
+        assert list(read_tensors(tmp_path / "m.pt")) == list(whole.state_dict())
+    read, left_out = (record.message for record in caplog.records)
+    assert read.endswith("Whole, whose code did not run")
+    assert "Config" in left_out
+    assert "Inner" not in left_out
+
+
+def test_an_optimizer_as_an_object_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = torch.optim.SGD(Inner().parameters(), momentum=0.9)
+    for saved in ({**weights(), "optimizer": optimizer}, {"model": weights(), "ema": weights(), "optim": optimizer}):
+        torch.save(saved, tmp_path / "m.pt")
+        with caplog.at_level(logging.INFO, logger="netvlad_deploy"):
+            assert len(read_tensors(tmp_path / "m.pt")) in (2, 4)
+        assert "torch.optim.sgd.SGD" in caplog.records[-1].message
+
+
 def test_an_object_where_a_weight_should_be_is_named(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.ones(2, 2), "a.bias": Config()}, tmp_path / "m.pt")
     with pytest.raises(InputError, match=r"a.bias, an object of .*Config: .*save its state_dict alone"):
@@ -244,7 +277,7 @@ def test_an_object_where_a_weight_should_be_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found epoch, model \(an object of .*Config\): .*save its state_dict alone"):
         read_tensors(tmp_path / "m.pt")
     torch.save(Config(), tmp_path / "m.pt")
-    with pytest.raises(InputError, match=r"holds an object of .*Config instead of weights"):
+    with pytest.raises(InputError, match=r"holds an object of .*Config instead of tensors by name"):
         read_tensors(tmp_path / "m.pt")
 
 

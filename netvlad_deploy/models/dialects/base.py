@@ -92,8 +92,8 @@ class Head:
         dialect: the name of the dialect it was saved in.
         projected: names in the checkpoint of what follows the head, which `tensors` has.
         projections: those of the ignored names that would map its descriptor on in a way the dialect does not know.
-        unplaced: those of the ignored names that are matrices, and neither the backbone's, nor another head's, nor
-            known to change no descriptor: they may stand before the head or after it.
+        unplaced: those of the ignored names that have several values, and are neither the backbone's, nor another
+            head's, nor known to change no descriptor: they may stand before the head or after it.
         assumed: what the keys leave open and was assumed, in words, empty if they leave nothing open.
         backbone: the image backbone among the ignored names, None if there is none.
     """

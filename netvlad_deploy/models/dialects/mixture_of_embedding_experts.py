@@ -35,5 +35,6 @@ MIXTURE_OF_EMBEDDING_EXPERTS = MixtureOfEmbeddingExperts(
     keys="clusters (D,K), clusters2 (1,D,K), batch_norm.* that is not used",
     needs=("clusters", "clusters2", f"{BATCH_NORM}weight"),
     lacks=(f"{BATCH_NORM}eps", *MARKS, ASSIGNMENT_BIAS, f"{PROJECTION}.weight"),
+    unused=(BATCH_NORM,),
     explicit=True,
 )

@@ -4,9 +4,8 @@ Source: yxgeee/OpenIBL, ibl/models/netvlad.py, and ibl/utils/data/, which resize
 """
 
 from netvlad_deploy.images import ImageInput, Resize
-from netvlad_deploy.models.dialects.base import BackboneKeys
+from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
-from netvlad_deploy.models.dialects.pytorch_netvlad import VGG16
 
 ROOTS = ("net_vlad.", "")
 MEAN = (0.48501960784313836, 0.4579568627450961, 0.4076039215686255)
@@ -19,7 +18,8 @@ OPENIBL = Convolution(
     roots=ROOTS,
     lacks=("conv.bias", "out_projection.weight"),
     projection="pca_layer.",
-    preprocessing=VGG16,
+    preprocessing="local descriptors (batch, num_features, D): every position of the base model's feature map, of "
+    f"OpenIBL's VGG16 the last convolution before its ReLU; {NORMALIZES}",
     backbone=BackboneKeys(
         roots=("base_model.base.",),
         candidates=("vgg16",),

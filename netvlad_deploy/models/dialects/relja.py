@@ -16,6 +16,7 @@ from netvlad_deploy.models.dialects.pytorch_netvlad import VGG16
 from netvlad_deploy.models.matlab import (
     ASSIGNMENT,
     ASSIGNMENT_BIAS,
+    AVERAGE_IMAGE,
     NEGATED_CENTRES,
     PCA_BIAS,
     PCA_WEIGHT,
@@ -74,6 +75,7 @@ RELJA = Relja(
     keys="a .mat file: net.layers with vlad:core of (D,K) and negated centres (D,K), a bias (K,) with vladv2; and WPCA "
     "(D*K,P), (P,) or none",
     needs=(ASSIGNMENT, NEGATED_CENTRES),
+    unused=(AVERAGE_IMAGE,),  # by the head: it is taken from what the backbone is given
     preprocessing=VGG16,
     backbone=MatlabBackbone(**vars(MATCONVNET)),
 )

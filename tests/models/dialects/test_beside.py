@@ -90,6 +90,22 @@ def test_a_projection_of_any_name_outside_the_prefix_is_refused_or_left_out_by_n
     assert module.spec.projection is None
 
 
+@pytest.mark.parametrize("name", ["bnneck.running_mean", "scale", "pool.bn2.weight"])
+def test_a_batch_norm_or_scale_of_the_descriptor_alone_is_a_projection(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, {**layer("pool."), name: torch.ones(CLUSTERS * WIDTH)})
+    assert f"a projection after the head that pytorch-netvlad does not have: {name}" in refusal(path)
+    assert read_head(path, head_only=True).spec.projection is None
+
+
+def test_a_batch_norm_of_local_descriptors_is_refused_or_left_out_by_name(tmp_path: Path) -> None:
+    path = save(tmp_path, {**layer("pool."), "bn.running_var": torch.ones(WIDTH), "bn.bias": torch.ones(WIDTH)})
+    assert "holds bn.* (2 tensors) beside the head, and nothing says whether that stands before" in refusal(path)
+    assert find_head(path).unplaced == ("bn.bias", "bn.running_var")
+    load_module(Source(checkpoint=path, takes=FEATURES))
+    one_value = {"logit_scale": torch.ones(()), "gem.p": torch.ones(1), "steps": torch.arange(9)}
+    load_module(Source(checkpoint=save(tmp_path, {**layer("pool."), **one_value})))
+
+
 def test_what_follows_a_projection_is_refused_too(tmp_path: Path) -> None:
     """A second layer takes what the whitening gives, not the aggregate."""
     state = {**layer("pool."), **projection("WPCA.0.weight", 5, CLUSTERS * WIDTH, 1, 1)(Random(4))}

@@ -1,6 +1,6 @@
 """Every dialect's file as training scripts write it: wrapped, in other dtypes, of a GPU, in either format, with NumPy.
 
-Each loads with `weights_only` and gives what the dialect's own formula gives of the same weights.
+Each loads without running anything of the file, and gives what the dialect's own formula gives of the same weights.
 
 Source: Nanne/pytorch-NetVlad, main.py (`recalls`, `best_score`); yxgeee/OpenIBL, examples/netvlad_img.py
 (`best_recall5`); gmberton/deep-visual-geo-localization-benchmark, train.py (`best_r5`, `recalls`, `not_improved_num`).
