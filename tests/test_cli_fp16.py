@@ -112,11 +112,11 @@ def test_embed_names_what_fp16_cannot_say(command: Command, sharp: Path, tmp_pat
     np.save(tmp_path / "x.npy", x)
     outcome = command("embed", "sharp.onnx", "x.npy", "-o", "y.npy")
     assert outcome.code == 65
-    assert "too large for FP16: first at batch item 1, row 4, 65472 is over 65440" in error_of(outcome.err)
+    assert "too large for this artifact: first at batch item 1, row 4, 65472 is over 65440" in error_of(outcome.err)
     np.savez(tmp_path / "s.npz", good=x[0], bad=x[1])
     outcome = command("embed", "sharp.onnx", "s.npz", "-o", "t.npz")
     assert outcome.code == 65
-    assert "sequence bad: features are too large for FP16" in error_of(outcome.err)
+    assert "sequence bad: features are too large for this artifact" in error_of(outcome.err)
 
 
 def test_embed_warns_of_the_longest_local_descriptor(command: Command, sharp: Path, tmp_path: Path) -> None:

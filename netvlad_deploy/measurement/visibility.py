@@ -40,6 +40,9 @@ COUNTS = 0.5
 SHORT = 0.5
 """Norm of the aggregate up to which an image has no direction to judge."""
 
+UNKNOWN_LENGTH = 1.0
+"""Tolerance from which a short descriptor may be one of length 1: nothing is known of its assignments."""
+
 CHANGES = np.geomspace(1e-8, 10.0, 181)
 """Relative changes of a centroid that are tried: 20 a decade."""
 
@@ -128,7 +131,8 @@ def _shows_if_not_zero(parameters: ReferenceParameters, expected: Arrays, allowe
     wrong = np.where(norms > 0, residuals / np.maximum(norms, TINY), 1.0)
     right, other = (project(parameters, aggregate(parameters, each)) for each in (residuals, wrong))
     errors = cluster_errors(DESCRIPTOR, other - right, parameters.spec)
-    return bool((errors > CERTAIN * allowed).any() or (np.abs(other - right) > CERTAIN * limit).any())
+    known = allowed.max(axis=-1) < UNKNOWN_LENGTH
+    return bool((errors > CERTAIN * allowed).any() or (np.abs(other - right)[known] > CERTAIN * limit).any())
 
 
 @dataclass(frozen=True, kw_only=True)

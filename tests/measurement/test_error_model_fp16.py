@@ -120,7 +120,7 @@ def test_assignments_that_the_oracle_loses_in_float64_may_come_back(tmp_path: Pa
     assert parity(sharp_head(64, 256, 8, 50, seed), tmp_path).verdict is Verdict.PASS
     longest = np.clip(unit_rows(features(64, 1, 256)) * np.float32(1e5), -65440, 65440)
     cases = [Case(name="longest", features=longest)]
-    assert parity(sharp_head(64, 256, 8, 164, seed), tmp_path, cases=cases).verdict is Verdict.PASS
+    assert parity(sharp_head(64, 256, 8, 164, seed), tmp_path, cases=cases).verdict is not Verdict.FAIL
 
 
 @pytest.mark.parametrize("wide_logits", [False, True])

@@ -130,9 +130,32 @@ def test_near_zero_the_fault_is_a_descriptor_that_is_not() -> None:
     assert (found.reason, found.smallest_fault) == ("", None)
     oracle = OracleRunner(p)
     expected = oracle.run(short.feeds(oracle, masked=False))
-    blind = np.ones((2, K))
+    blind = np.full((2, K), 0.9)
     assert "near zero" in visibility(p, expected, blind).reason
     assert visibility(p, expected, blind, 1e-6).reason == "", "FP32 has an absolute tolerance there"
+    assert "near zero" in visibility(p, expected, 2 * blind, 1e-6).reason, "but not where nothing is known"
+
+
+@pytest.mark.export
+@pytest.mark.ort
+def test_a_head_whose_logits_fp32_cannot_tell_apart_does_not_fail_where_ghosts_win(tmp_path: Path) -> None:
+    """The oracle sees ghosts win by millions, of logits of 1e15 whose steps are larger than that."""
+    from netvlad_deploy.export.onnx_model import export_onnx
+    from netvlad_deploy.measurement.candidate import open_runner
+    from netvlad_deploy.measurement.parity import compare
+    from netvlad_deploy.oracle import load_reference
+    from tests.modules import make_module
+
+    module = make_module(3, 600, 4)
+    assert module.batch_norm is not None
+    module.batch_norm.weight.data[:] = 1e15
+    artifact = export_onnx(module, tmp_path / "m.onnx")
+    p = load_reference(artifact.reference_path)
+    with open_runner(artifact) as runner:
+        report = compare(runner, p, cases=default_cases(p, shapes=SHAPES))
+    assert report.verdict is not Verdict.FAIL
+    judged = {case.name.split(" (")[0]: case.verdict for case in report.cases}
+    assert judged["ghosts win by 100"] is Verdict.NOT_JUDGED
 
 
 def test_the_same_faults_are_hidden_by_a_wide_tolerance_and_named() -> None:
