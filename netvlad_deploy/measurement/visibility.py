@@ -4,8 +4,8 @@ Faults are planted in the oracle's own descriptor, one at a time: two clusters c
 sign, a cluster has the soft assignments of the next column, or its part of the descriptor points the other way. Each is
 followed to the descriptor, and its effect is how far it moves a cluster's part, or the whole of a projected descriptor.
 
-- A fault counts in a case if its effect is at least half of the largest: of a part turned round among those, of the
-  other kinds among them together. So one that moves a part by the length of the longest part always counts.
+- A fault counts in a case if its effect is at least half of the largest turn's, or, of another kind than a turn, at
+  least half of the largest among those. So one that moves a part by the length of the longest part always counts.
 - A fault is revealed by a case if it moves some part, or some value of a projected descriptor, by more than twice the
   tolerance: an honest error hides at most one tolerance of it, and the judgement allows another.
 - A case is worth a verdict if it reveals every fault that counts in it. Where every descriptor is near zero, the fault
@@ -133,9 +133,9 @@ def visibility(
     arrays = {name: values[images] for name, values in {**feeds, **expected}.items()}
     follow = _unprojected if parameters.projection is None else _projected
     moved, revealed, smallest = follow(parameters, vectors[images], arrays, CERTAIN * allowed[images])
-    largest = max(moved[kind].max() for kind in (SWAP, SIGN, ASSIGNMENTS))
-    counts = {kind: _at_least(effects, largest) for kind, effects in moved.items()}
-    counts[TURN] = _at_least(moved[TURN], moved[TURN].max())
+    turn = moved[TURN].max()
+    largest = min(turn, max(moved[kind].max() for kind in (SWAP, SIGN, ASSIGNMENTS)))
+    counts = {kind: _at_least(effects, turn if kind == TURN else largest) for kind, effects in moved.items()}
     lengths = np.linalg.norm(by_cluster(vectors[images], parameters.spec), axis=-1).max(axis=0)
     change = float(smallest[_at_least(lengths, lengths.max())].max())
     return Visibility(counts=counts, revealed=revealed, smallest_fault=change)

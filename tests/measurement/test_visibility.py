@@ -157,10 +157,11 @@ def test_a_descriptor_that_no_fault_moves_is_not_judged() -> None:
     """After a projection whose bias is all that counts, every head gives the same."""
     p = with_projection(gated=False)
     assert p.projection is not None
-    constant = replace(p, projection=replace(p.projection, weight=1e-30 * p.projection.weight))
+    small = 1e-30 * p.projection.weight
+    constant = replace(p, projection=replace(p.projection, weight=small))
     assert sight(constant).reason == "the descriptor is the same whatever the weights of the head are"
-    scaled = replace(constant, projection=LinearMap(weight=constant.projection.weight, bias=None, batch_norm=None))
-    assert sight(replace(scaled, projection_l2=False)).reason == "", "a small descriptor is as good as a long one"
+    short = replace(p, projection=LinearMap(weight=small, bias=None, batch_norm=None), projection_l2=False)
+    assert sight(short).reason == "", "a small descriptor is as good as a long one"
 
 
 @pytest.mark.parametrize("same", [0, 1e-12])
