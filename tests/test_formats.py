@@ -84,7 +84,9 @@ def test_an_artifact_is_asked_for_and_a_checkpoint_given(tmp_path: Path, suffix:
 
 def test_torchscript_is_named_where_an_artifact_is_asked_for(tmp_path: Path) -> None:
     zipped(tmp_path / "m.pt", "m/data.pkl", "m/constants.pkl", "m/code/__torch__.py")
-    with pytest.raises(ArtifactError, match=r"is a TorchScript archive, whose weights can be exported: netvlad-deploy export"):
+    with pytest.raises(
+        ArtifactError, match=r"is a TorchScript archive, whose weights can be exported: netvlad-deploy export"
+    ):
         load_artifact(tmp_path / "m.pt")
 
 
