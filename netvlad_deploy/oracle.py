@@ -327,12 +327,16 @@ def project(parameters: ReferenceParameters, vectors: Float64) -> Float64:
     """Return the descriptor (B,P) of v (B, D*K): v itself, if the layer ends there."""
     if parameters.projection is None:
         return vectors
-    projected = parameters.projection(vectors)
+    return after_projection(parameters, parameters.projection(vectors))
+
+
+def after_projection(parameters: ReferenceParameters, values: Float64) -> Float64:
+    """Return the descriptor (B,P) of what the projection gives (B,P): its L2 norm, gating, and the last L2 norm."""
     if parameters.projection_l2:
-        projected = l2_normalize(projected, parameters.epsilon)
+        values = l2_normalize(values, parameters.epsilon)
     if parameters.gating is not None:
-        projected = projected * sigmoid(parameters.gating(projected))
-    return l2_normalize(projected, parameters.epsilon) if parameters.final_l2 else projected
+        values = values * sigmoid(parameters.gating(values))
+    return l2_normalize(values, parameters.epsilon) if parameters.final_l2 else values
 
 
 def sigmoid(values: Float64) -> Float64:

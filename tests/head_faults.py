@@ -66,3 +66,6 @@ FAULTS: Mapping[str, Fault] = {
     "one centroid negated": one_centroid,
     "one column negated": one_column,
 }
+
+PLANTED = ("two clusters swapped", "centroids negated", "one centroid negated")
+"""Those that `measurement/visibility.py` plants, one cluster at a time, whatever the layer is."""

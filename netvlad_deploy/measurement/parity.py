@@ -205,7 +205,7 @@ def _compare_case(
     precise = candidate.precision == "fp32" and (against is None or against.precision == "fp32")
     limit = SHORT_TOLERANCE if precise and candidate.spec.projection is None else np.inf
     outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec, limit) for name in shared)
-    sight = _sight(oracle, computed, allowed[DESCRIPTOR], got[DESCRIPTOR], limit)
+    sight = _sight(oracle, feeds, computed, allowed[DESCRIPTOR], got[DESCRIPTOR], limit)
     return _case(case.name, case.features, candidate, outputs, sight), sight
 
 
@@ -214,9 +214,11 @@ def _left_out(case: Case, reason: str) -> CaseParity:
     return CaseParity(name=case.name, batch=batch, num_features=num_features, logit_step=0.0, outputs=(), reason=reason)
 
 
-def _sight(oracle: OracleRunner, expected: Arrays, allowed: Float64, got: Array, limit: float) -> Visibility:
+def _sight(
+    oracle: OracleRunner, feeds: Feeds, expected: Arrays, allowed: Float64, got: Array, limit: float
+) -> Visibility:
     allowed = allowed + stored_rounding(got, oracle.spec)
-    return visibility(oracle.parameters, expected, allowed, limit)
+    return visibility(oracle.parameters, feeds, expected, allowed, limit)
 
 
 def _case(
@@ -284,7 +286,7 @@ def judge_head(name: str, got: Arrays, oracle: OracleRunner, feeds: Feeds, candi
     allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)[DESCRIPTOR]
     limit = SHORT_TOLERANCE if candidate.precision == "fp32" else np.inf
     output = _judge(DESCRIPTOR, got[DESCRIPTOR], expected[DESCRIPTOR], allowed, candidate.spec, limit)
-    sight = _sight(oracle, expected, allowed, got[DESCRIPTOR], limit)
+    sight = _sight(oracle, feeds, expected, allowed, got[DESCRIPTOR], limit)
     return _case(name, feeds[FEATURES], candidate, (output,), sight)
 
 

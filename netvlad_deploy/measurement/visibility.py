@@ -1,17 +1,21 @@
 """Which faults the tolerance of a case would reveal, and which it would hide.
 
-Faults are planted in the oracle's own descriptor: two clusters change places, a centroid changes its sign, or a
-cluster's part is turned round. The first two count in a case if they move the descriptor at least half as far as the
-one of them that moves it most, the last if the part is at least half as long as the longest. A fault is revealed if it
-moves some cluster's part, or some value of a projected descriptor, by more than twice the tolerance: an honest error
-hides at most one tolerance of it, and the judgement allows another. A case is worth a verdict if every fault that
-counts is revealed. Where every descriptor is near zero, the fault is a descriptor that is not.
+Faults are planted in the oracle's own descriptor, one at a time: two clusters change places, a centroid has the wrong
+sign, a cluster has the soft assignments of the next column, or its part of the descriptor points the other way. Each is
+followed to the descriptor, and its effect is how far it moves a cluster's part, or the whole of a projected descriptor.
+
+- A fault counts in a case if its effect is at least half of the largest turn's, or, of another kind than a turn, at
+  least half of the largest among those. So one that moves a part by the length of the longest part always counts.
+- A fault is revealed by a case if it moves some part, or some value of a projected descriptor, by more than twice the
+  tolerance: an honest error hides at most one tolerance of it, and the judgement allows another.
+- A case is worth a verdict if it reveals every fault that counts in it. Where every descriptor is near zero, the fault
+  is a descriptor that is not.
 
 Of a layer with a projection only neighbouring clusters change places, in four images at most: each swap takes a product
 with the projection.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,20 +26,32 @@ from netvlad_deploy.measurement.rounding import TINY
 from netvlad_deploy.oracle import (
     LinearMap,
     ReferenceParameters,
+    after_projection,
     aggregate,
+    assignment_logits,
     by_cluster,
     divisor,
-    l2_normalize,
+    local_descriptors,
     project,
-    sigmoid,
+    residual_sum,
+    soft_assignment,
 )
-from netvlad_deploy.spec import DESCRIPTOR, RESIDUAL_SUM, SOFT_ASSIGNMENT
+from netvlad_deploy.runner import Feeds
+from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, RESIDUAL_SUM, SOFT_ASSIGNMENT
+
+SWAP = "clusters in each other's place"
+SIGN = "a centroid of the wrong sign"
+ASSIGNMENTS = "a cluster with the assignments of the next column"
+TURN = "a cluster's part turned round"
 
 CERTAIN = 2.0
 """Tolerances that a fault must move a descriptor by, to be revealed whatever rounding does."""
 
 COUNTS = 0.5
 """Share of the largest fault's effect from which a fault counts in a case."""
+
+NO_FAULT = 1e-6
+"""Effect, over the descriptor's length, up to which a fault is none: equal clusters change places, for instance."""
 
 SHORT = 0.5
 """Norm of the aggregate up to which an image has no direction to judge."""
@@ -55,14 +71,15 @@ IMAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Faults of a case (K+1,K): two clusters in each other's place, on the diagonal the sign of a centroid, then turns.
+    """Which faults count in a case and which of all it reveals, by kind: swaps (K,K), the other kinds (K,).
 
-    `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be revealed, None in a
-    case of short descriptors alone. `zero` says whether one that is not near zero would be revealed there.
+    `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be revealed. A case of
+    short descriptors alone has none, and no faults; `zero` says whether a descriptor that is not near zero would be
+    revealed there.
     """
 
-    counts: Array
-    revealed: Array
+    counts: Arrays
+    revealed: Arrays
     smallest_fault: float | None
     zero: bool = True
 
@@ -71,57 +88,57 @@ class Visibility:
         """Return why the case is not worth a verdict, nothing if it is."""
         if not self.zero:
             return "the right descriptor is near zero, and one that is not would be within the tolerance"
-        found = [kind for kind, faults in _by_kind(self.counts & ~self.revealed).items() if len(faults)]
+        if self.counts and not any(counts.any() for counts in self.counts.values()):
+            return "the descriptor is the same whatever the weights of the head are"
+        found = [kind for kind, counts in self.counts.items() if (counts & ~self.revealed[kind]).any()]
         return f"{' and '.join(found)} would be within the tolerance" if found else ""
-
-
-def _by_kind(faults: Array) -> dict[str, Array]:
-    """Return the clusters of each of the faults (K+1,K), by what they are."""
-    return {
-        "clusters in each other's place": np.argwhere(np.triu(faults[:-1] | faults[:-1].T, 1)),
-        "a centroid of the wrong sign": np.argwhere(np.diag(faults)),
-        "a cluster's part turned round": np.argwhere(faults[-1]),
-    }
 
 
 def unseen(sights: Iterable[Visibility]) -> str:
     """Return which faults count in some case and are revealed in none, in words; nothing if there is none."""
-    sights = list(sights)
-    if not sights:
+    sights = [each for each in sights if each.counts]
+    hidden = {}
+    for kind in sights[0].counts if sights else ():
+        counts = np.any([each.counts[kind] for each in sights], axis=0)
+        revealed = np.any([each.revealed[kind] for each in sights], axis=0)
+        if (counts & ~revealed).any():
+            hidden[kind] = np.argwhere(counts & ~revealed)
+    if not hidden:
         return ""
-    hidden = np.any([each.counts for each in sights], axis=0) & ~np.any([each.revealed for each in sights], axis=0)
-    kinds = {kind: faults for kind, faults in _by_kind(hidden).items() if len(faults)}
-    if not kinds:
-        return ""
-    kind, faults = next(iter(kinds.items()))
-    number = sum(map(len, kinds.values()))
+    kind, faults = next(iter(hidden.items()))
+    number = sum(map(len, hidden.values()))
     more = f", nor {number - 1} other such faults" if number > 1 else ""
     return f"no case would reveal {kind} ({' and '.join(map(str, faults[0].tolist()))}{more})"
 
 
 def visibility(
-    parameters: ReferenceParameters, expected: Arrays, allowed: Float64, short_limit: float = np.inf
+    parameters: ReferenceParameters,
+    feeds: Feeds,
+    expected: Arrays,
+    allowed: Float64,
+    short_limit: float = np.inf,
 ) -> Visibility:
     """Return which faults the tolerance of the descriptor would reveal.
 
-    Args: expected: the oracle's; allowed: (B,K), or (B,P) after a projection; short_limit: absolute tolerance of a
-        value where the aggregate is short.
+    Args: expected: what the oracle gives for the feeds; allowed: (B,K), or (B,P) after a projection; short_limit:
+        absolute tolerance of a value where the aggregate is short.
     """
-    clusters = parameters.spec.num_clusters
     vectors = aggregate(parameters, expected[RESIDUAL_SUM])
-    long = np.linalg.norm(vectors, axis=-1) > SHORT
-    if not long.any():
-        none = np.zeros((clusters + 1, clusters), dtype=np.bool_)
+    images = np.flatnonzero(np.linalg.norm(vectors, axis=-1) > SHORT)
+    if not len(images):
         zero = _shows_if_not_zero(parameters, expected, allowed, short_limit)
-        return Visibility(counts=none, revealed=none, smallest_fault=None, zero=zero)
-    kept = {name: expected[name][long] for name in (RESIDUAL_SUM, SOFT_ASSIGNMENT)}
-    if parameters.projection is None:
-        moved, over, smallest = _unprojected(parameters, vectors[long], kept, CERTAIN * allowed[long])
-    else:
-        moved, over, smallest = _projected(parameters, vectors[long], kept, CERTAIN * allowed[long])
-    share = np.linalg.norm(by_cluster(vectors[long], parameters.spec), axis=-1).max(axis=0)
-    counts = np.vstack([(moved >= COUNTS * moved.max()) & (moved > 0), share >= COUNTS * share.max()])
-    return Visibility(counts=counts, revealed=over, smallest_fault=smallest)
+        return Visibility(counts={}, revealed={}, smallest_fault=None, zero=zero)
+    if parameters.projection is not None:
+        images = images[np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int))]
+    arrays = {name: values[images] for name, values in {**feeds, **expected}.items()}
+    follow = _unprojected if parameters.projection is None else _projected
+    moved, revealed, smallest = follow(parameters, vectors[images], arrays, CERTAIN * allowed[images])
+    turn = moved[TURN].max()
+    largest = min(turn, max(moved[kind].max() for kind in (SWAP, SIGN, ASSIGNMENTS)))
+    counts = {kind: _at_least(effects, turn if kind == TURN else largest) for kind, effects in moved.items()}
+    lengths = np.linalg.norm(by_cluster(vectors[images], parameters.spec), axis=-1).max(axis=0)
+    change = float(smallest[_at_least(lengths, lengths.max())].max())
+    return Visibility(counts=counts, revealed=revealed, smallest_fault=change)
 
 
 def _shows_if_not_zero(parameters: ReferenceParameters, expected: Arrays, allowed: Float64, limit: float) -> bool:
@@ -135,114 +152,135 @@ def _shows_if_not_zero(parameters: ReferenceParameters, expected: Arrays, allowe
     return bool((errors > CERTAIN * allowed).any() or (np.abs(other - right)[known] > CERTAIN * limit).any())
 
 
+def _at_least(effects: Float64, largest: float) -> Array:
+    """Mark the faults whose effects are at least the share of the largest from which a fault counts."""
+    return (effects >= COUNTS * largest) & (effects > NO_FAULT)
+
+
+def _unprojected(
+    parameters: ReferenceParameters, vectors: Float64, arrays: Arrays, limits: Float64
+) -> tuple[Arrays, Arrays, Float64]:
+    """Return the effect of each fault, by kind; whether it is over the limits (B,K) in some image; and `smallest` (K,).
+
+    `smallest` is the least relative change of each centroid that is over them.
+
+    Args: vectors: the aggregates (B, D*K); arrays: features and what the oracle gives for them.
+    """
+    parts = by_cluster(vectors, parameters.spec)  # (B,K,D)
+    squares = (parts**2).sum(axis=-1)
+    apart = squares[:, :, None] + squares[:, None, :] - 2 * parts @ parts.swapaxes(1, 2)
+    effects = {SWAP: np.triu(np.sqrt(np.maximum(apart, 0)), 1)}  # (B,K,K)
+    for kind, wrong in _wrong_parts(parameters, parts, arrays).items():
+        effects[kind] = np.linalg.norm(wrong - parts, axis=-1)
+    products = _Products.of(parameters, arrays)
+    seen = np.array([(products.moved(change) > limits).any(axis=0) for change in CHANGES])  # (changes, K)
+    smallest = np.where(seen.any(axis=0), CHANGES[seen.argmax(axis=0)], np.inf)
+    pairs = np.minimum(limits[:, :, None], limits[:, None, :])
+    over = {kind: each > (pairs if kind == SWAP else limits) for kind, each in effects.items()}
+    moved = {kind: each.max(axis=0) for kind, each in effects.items()}
+    return moved, {kind: each.any(axis=0) for kind, each in over.items()}, smallest
+
+
+def _wrong_parts(parameters: ReferenceParameters, parts: Float64, arrays: Arrays) -> dict[str, Float64]:
+    """Return the parts (B,K,D) as each would be if it alone were wrong, by the kind of the fault."""
+    features, residuals = local_descriptors(parameters, arrays[FEATURES]), arrays[RESIDUAL_SUM]
+    logits = np.roll(assignment_logits(parameters, arrays[FEATURES]), -1, axis=-1)
+    others = soft_assignment(logits, parameters.spec.num_clusters, arrays.get(MASK))
+    centres = _sum_of_centroids(parameters, arrays)
+    return {
+        SIGN: _normalized(parameters, residuals + 2 * centres, residuals),
+        ASSIGNMENTS: _normalized(parameters, residual_sum(others, features, parameters.centroids), residuals),
+        TURN: -parts,
+    }
+
+
+def _sum_of_centroids(parameters: ReferenceParameters, arrays: Arrays) -> Float64:
+    """Return what is subtracted from the sums of features (B,K,D): each centroid times its assignments."""
+    centres: Float64 = arrays[SOFT_ASSIGNMENT].sum(axis=1)[..., None] * parameters.centroids
+    return centres
+
+
+def _normalized(parameters: ReferenceParameters, residuals: Float64, right: Float64) -> Float64:
+    """Return the parts (B,K,D) of residual sums, each among the right residual sums of the other clusters."""
+    squares, others = ((each**2).sum(axis=-1) for each in (residuals, right))
+    return residuals * _scale(squares, others, parameters.epsilon)[..., None]
+
+
+def _scale(square: Float64, others: Float64, epsilon: str) -> Float64:
+    """Return what each residual sum is multiplied by (B,K), of its |V|^2 and what the other clusters have (B,K)."""
+    ratios, own = (each / divisor(each, epsilon) ** 2 for each in (others, square))
+    total = np.maximum(ratios.sum(axis=-1, keepdims=True) - ratios, 0) + own
+    scale: Float64 = 1 / (divisor(square, epsilon) * divisor(total, epsilon))
+    return scale
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Products:
-    """Products (B,K) that say what a change of a centroid does to its part: |V|^2, A V.c and A^2 |c|^2; and sum r^2."""
+    """Products (B,K) that say what a change of a centroid does to its part: |V|^2, A V.c and A^2 |c|^2."""
 
     square: Float64
     mixed: Float64
     centre: Float64
     epsilon: str
 
+    @classmethod
+    def of(cls, parameters: ReferenceParameters, arrays: Arrays) -> "_Products":
+        residuals, centres = arrays[RESIDUAL_SUM], _sum_of_centroids(parameters, arrays)
+        return cls(
+            square=(residuals**2).sum(axis=-1),
+            mixed=(residuals * centres).sum(axis=-1),
+            centre=(centres**2).sum(axis=-1),
+            epsilon=parameters.epsilon,
+        )
+
     def moved(self, change: float) -> Float64:
         """Return by how much each cluster's part moves if its centroid is multiplied by 1 + change."""
-        before = self._scale(self.square, self.square)
+        before = _scale(self.square, self.square, self.epsilon)
         square = np.maximum(self.square - 2 * change * self.mixed + change**2 * self.centre, 0)
-        after = self._scale(square, self.square)
+        after = _scale(square, self.square, self.epsilon)
         product = (self.square - change * self.mixed) * before * after
         moved: Float64 = np.sqrt(np.maximum(self.square * before**2 + square * after**2 - 2 * product, 0))
         return moved
 
-    def _scale(self, square: Float64, others: Float64) -> Float64:
-        """Return what one residual of this square is multiplied by, where the others have theirs."""
-        ratios, own = (each / divisor(each, self.epsilon) ** 2 for each in (others, square))
-        total = np.maximum(ratios.sum(axis=-1, keepdims=True) - ratios, 0) + own
-        scale: Float64 = 1 / (divisor(square, self.epsilon) * divisor(total, self.epsilon))
-        return scale
-
-
-def _unprojected(
-    parameters: ReferenceParameters, vectors: Float64, expected: Arrays, limits: Float64
-) -> tuple[Float64, Array, float]:
-    """Return by how much faults move the descriptor (K,K), which of all (K+1,K) are revealed, and the smallest."""
-    parts = by_cluster(vectors, parameters.spec)  # (B,K,D)
-    squares = (parts**2).sum(axis=-1)
-    apart = squares[:, :, None] + squares[:, None, :] - 2 * parts @ parts.swapaxes(1, 2)
-    swapped = np.sqrt(np.maximum(apart, 0))  # (B,K,K)
-    over = swapped > np.minimum(limits[:, :, None], limits[:, None, :])
-    residuals, total = expected[RESIDUAL_SUM], expected[SOFT_ASSIGNMENT].sum(axis=1)
-    products = _Products(
-        square=(residuals**2).sum(axis=-1),
-        mixed=total * (residuals * parameters.centroids).sum(axis=-1),
-        centre=total**2 * (parameters.centroids**2).sum(axis=-1),
-        epsilon=parameters.epsilon,
-    )
-    flipped = products.moved(-2.0)
-    moved, revealed = swapped.max(axis=0), over.any(axis=0)
-    np.fill_diagonal(moved, flipped.max(axis=0))
-    np.fill_diagonal(revealed, (flipped > limits).any(axis=0))
-    turned = (2 * np.sqrt(squares) > limits).any(axis=0)
-    seen = np.array([(products.moved(change) > limits).any(axis=0) for change in CHANGES])  # (changes, K)
-    smallest = np.where(seen.any(axis=0), CHANGES[seen.argmax(axis=0)], np.inf)
-    return moved, np.vstack([revealed, turned]), _whichever(smallest, squares)
-
-
-def _whichever(smallest: Float64, squares: Float64) -> float:
-    """Return the largest of the changes (K,) of clusters that have a part worth the name in squares (B,K)."""
-    share = squares.max(axis=0)
-    return float(smallest[share >= COUNTS * share.max()].max())
-
 
 def _projected(
-    parameters: ReferenceParameters, vectors: Float64, expected: Arrays, limits: Float64
-) -> tuple[Float64, Array, float]:
-    """Return the same as `_unprojected` of a layer with a projection, the clusters swapped with the next one."""
+    parameters: ReferenceParameters, vectors: Float64, arrays: Arrays, limits: Float64
+) -> tuple[Arrays, Arrays, Float64]:
+    """Return the same as `_unprojected` of a layer with a projection, each cluster swapped with the next alone."""
     projection = parameters.projection
     assert projection is not None
-    few = np.unique(np.linspace(0, len(vectors) - 1, IMAGES).astype(int))
-    vectors, limits = vectors[few], limits[few]
     parts = by_cluster(vectors, parameters.spec)
-    following = np.roll(np.arange(parameters.spec.num_clusters), -1)
-    wrong = [
-        parts[:, following],
-        parts[:, np.roll(np.arange(len(following)), 1)],
-        -parts,
-        *_with_centroids(parameters, {name: values[few] for name, values in expected.items()}, (-2.0, SMALL)),
-    ]
-    ahead, behind, turned, flipped, changed = _moved_products(parameters, projection, [each - parts for each in wrong])
-    origin = projection.offset(np.zeros(len(projection.weight)))
-    products = projection(vectors) - origin
+    clusters = parameters.spec.num_clusters
+    residuals = arrays[RESIDUAL_SUM]
+    changed = _normalized(parameters, residuals - SMALL * _sum_of_centroids(parameters, arrays), residuals)
+    singles = _wrong_parts(parameters, parts, arrays)
+    wrong = [np.roll(parts, -1, axis=1), np.roll(parts, 1, axis=1), changed, *singles.values()]
+    ahead, behind, slopes, *changes = _moved_products(parameters, projection, [each - parts for each in wrong])
+    products = projection(vectors)
     factor = _factor(projection)
-    right = _follow(parameters, products + origin)
+    right = after_projection(parameters, products)
+    longest = max(np.linalg.norm(right, axis=-1).max(), TINY)
 
-    def effect(change: Float64) -> Float64:
-        difference: Float64 = np.abs(_follow(parameters, products + origin + factor * change) - right)
+    def effects(change: Float64) -> Float64:
+        """Return by how much each value (B,P) moves where the products move by `change`."""
+        difference: Float64 = np.abs(after_projection(parameters, products + factor * change) - right)
         return difference
 
-    moved = np.zeros((len(following), len(following)))
-    revealed = np.zeros((len(following) + 1, len(following)), dtype=np.bool_)
-    smallest = np.full(len(following), np.inf)
-    for cluster, other in enumerate(following.tolist()):
-        faults = {(cluster, other): ahead[cluster] + behind[other]} if other != cluster else {}
-        for place, change in (faults | {(cluster, cluster): flipped[cluster]}).items():
-            difference = effect(change)
-            moved[place] = np.linalg.norm(difference, axis=-1).max()
-            revealed[place] = (difference > limits).any()
-        revealed[-1, cluster] = (effect(turned[cluster]) > limits).any()
-        slope = effect(changed[cluster]) / SMALL
+    shapes = {SWAP: (clusters, clusters), **dict.fromkeys(singles, (clusters,))}
+    moved: Arrays = {kind: np.zeros(shape) for kind, shape in shapes.items()}
+    revealed: Arrays = {kind: np.zeros(shape, dtype=np.bool_) for kind, shape in shapes.items()}
+    smallest = np.full(clusters, np.inf)
+    for cluster in range(clusters):
+        following = (cluster + 1) % clusters
+        faults = [(kind, (cluster,), change[cluster]) for kind, change in zip(singles, changes, strict=True)]
+        swap = [(SWAP, (cluster, following), ahead[cluster] + behind[following])] if following != cluster else []
+        for kind, place, change in (*faults, *swap):
+            difference = effects(change)
+            moved[kind][place] = np.linalg.norm(difference, axis=-1).max() / longest
+            revealed[kind][place] = (difference > limits).any()
+        slope = effects(slopes[cluster]) / SMALL
         smallest[cluster] = np.divide(limits, slope, out=np.full_like(slope, np.inf), where=slope > TINY).min()
-    return moved, revealed, _whichever(smallest, (parts**2).sum(axis=-1))
-
-
-def _with_centroids(parameters: ReferenceParameters, expected: Arrays, changes: Iterable[float]) -> Iterator[Float64]:
-    """Yield the parts (B,K,D) with each centroid multiplied by 1 + change, over the global norm as it is."""
-    residuals = expected[RESIDUAL_SUM]
-    centres = expected[SOFT_ASSIGNMENT].sum(axis=1)[..., None] * parameters.centroids
-    squares = (residuals**2).sum(axis=-1)
-    ratios = squares / divisor(squares, parameters.epsilon) ** 2
-    whole = divisor(ratios.sum(axis=-1), parameters.epsilon)[:, None, None]
-    for change in changes:
-        yield l2_normalize(residuals - change * centres, parameters.epsilon) / whole
+    return moved, revealed, smallest
 
 
 def _moved_products(parameters: ReferenceParameters, projection: LinearMap, changes: list[Float64]) -> Float64:
@@ -260,10 +298,3 @@ def _factor(projection: LinearMap) -> Float64 | float:
     """Return what BatchNorm multiplies products by, with its sign."""
     norm = projection.batch_norm
     return 1.0 if norm is None else norm.weight / np.sqrt(norm.running_var + norm.eps)
-
-
-def _follow(parameters: ReferenceParameters, values: Float64) -> Float64:
-    """Return what follows the projection of `values` (B,P): its L2 norm and gating."""
-    if parameters.projection_l2:
-        values = l2_normalize(values, parameters.epsilon)
-    return values if parameters.gating is None else values * sigmoid(parameters.gating(values))

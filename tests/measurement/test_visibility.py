@@ -10,7 +10,16 @@ from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.measurement.cases import Case, default_cases, unit_rows
 from netvlad_deploy.measurement.error_model import tolerances
 from netvlad_deploy.measurement.localise import cluster_errors
-from netvlad_deploy.measurement.visibility import CERTAIN, Visibility, unseen, visibility
+from netvlad_deploy.measurement.visibility import (
+    ASSIGNMENTS,
+    CERTAIN,
+    SIGN,
+    SWAP,
+    TURN,
+    Visibility,
+    unseen,
+    visibility,
+)
 from netvlad_deploy.oracle import BatchNorm, LinearMap, ReferenceParameters
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.shapes import AxisRange, Profile
@@ -28,7 +37,7 @@ def head(clusters: int = K, ghosts: int = 2, sharpness: float = 10) -> Reference
     return parameters(clusters, D, ghosts, sharpness)
 
 
-def with_projection(gated: bool, l2: bool = True) -> ReferenceParameters:
+def with_projection(gated: bool, l2: bool = True, final_l2: bool = False) -> ReferenceParameters:
     random = np.random.default_rng(5)
     norm = BatchNorm(
         weight=-random.uniform(0.5, 1.5, 7),
@@ -39,14 +48,18 @@ def with_projection(gated: bool, l2: bool = True) -> ReferenceParameters:
     )
     projection = LinearMap(weight=random.standard_normal((7, K * D)), bias=None, batch_norm=norm)
     gating = LinearMap(weight=random.standard_normal((7, 7)), bias=random.standard_normal(7), batch_norm=None)
-    return replace(head(), projection=projection, projection_l2=l2, gating=gating if gated else None)
+    return replace(head(), projection=projection, projection_l2=l2, gating=gating if gated else None, final_l2=final_l2)
 
 
 def sight(p: ReferenceParameters, case: Case = CASE, precision: str = "fp32") -> Visibility:
     oracle = OracleRunner(p)
     feeds = case.feeds(oracle, masked=False)
     expected = oracle.run(feeds)
-    return visibility(p, expected, tolerances(p, feeds, expected, precision)[DESCRIPTOR])
+    return visibility(p, feeds, expected, tolerances(p, feeds, expected, precision)[DESCRIPTOR])
+
+
+def revealed(found: Visibility) -> dict[str, int]:
+    return {kind: int(faults.sum()) for kind, faults in found.revealed.items()}
 
 
 def errors_and_tolerance(p: ReferenceParameters, wrong: ReferenceParameters) -> tuple[Float64, Float64]:
@@ -73,7 +86,7 @@ def test_planted_faults_are_those_of_the_oracle(epsilon: str) -> None:
     p = replace(head(), epsilon=epsilon)
     found = sight(p)
     assert found.reason == ""
-    assert found.revealed.all()
+    assert revealed(found) == {SWAP: K * (K - 1) / 2, SIGN: K, ASSIGNMENTS: K, TURN: K}
     oracle = OracleRunner(p)
     parts = oracle.run(CASE.feeds(oracle, masked=False))[DESCRIPTOR].reshape(3, D, K)
     for cluster in range(K):
@@ -104,12 +117,14 @@ def test_the_smallest_fault_is_revealed_in_every_cluster_and_a_smaller_one_is_no
     assert not smallest_of(p, 0.8 * smallest).all()
 
 
-@pytest.mark.parametrize("l2", [False, True])
-@pytest.mark.parametrize("gated", [False, True])
-def test_faults_before_a_projection_are_judged_after_it(gated: bool, l2: bool) -> None:
-    p = with_projection(gated, l2)
+@pytest.mark.parametrize(("gated", "l2", "final_l2"), [
+    (False, False, False), (False, True, False), (True, False, False), (True, True, False), (True, True, True),
+])  # fmt: skip
+def test_faults_before_a_projection_are_judged_after_it(gated: bool, l2: bool, final_l2: bool) -> None:
+    p = with_projection(gated, l2, final_l2)
     found = sight(p)
-    assert (found.reason, found.revealed.sum()) == ("", 3 * K), "each cluster and the next, each sign, and each turn"
+    assert found.reason == ""
+    assert revealed(found) == {SWAP: K, SIGN: K, ASSIGNMENTS: K, TURN: K}, "each cluster changes places with the next"
     assert found.smallest_fault is not None
     assert smallest_of(p, 1.05 * found.smallest_fault).all()
     assert not smallest_of(p, 0.9 * found.smallest_fault).all()
@@ -123,17 +138,51 @@ def test_usual_cases_are_judged_in_fp32(clusters: int, ghosts: int) -> None:
     assert not any(reason for name, reason in reasons.items() if "0000" not in name), reasons
 
 
+def test_a_cluster_with_the_assignments_of_the_next_column_moves_as_far_as_the_oracle_says() -> None:
+    """The last cluster gets a ghost's."""
+    p = head()
+    feeds = CASE.feeds(OracleRunner(p), masked=False)
+    expected = OracleRunner(p).run(feeds)
+    columns = np.roll(np.arange(p.clusters.shape[1]), -1)
+    difference = OracleRunner(permuted(p, columns, np.arange(K))).run(feeds)[DESCRIPTOR] - expected[DESCRIPTOR]
+    moved = cluster_errors(DESCRIPTOR, difference, p.spec)
+    for cluster in range(K):
+        for factor, seen in ((0.99, True), (1.01, False)):
+            limit = factor * moved[:, cluster].max() / CERTAIN
+            found = visibility(p, feeds, expected, np.full((3, K), limit))
+            assert found.revealed[ASSIGNMENTS][cluster] == seen
+
+
+def test_a_descriptor_that_no_fault_moves_is_not_judged() -> None:
+    """After a projection whose bias is all that counts, every head gives the same."""
+    p = with_projection(gated=False)
+    assert p.projection is not None
+    small = 1e-30 * p.projection.weight
+    constant = replace(p, projection=replace(p.projection, weight=small))
+    assert sight(constant).reason == "the descriptor is the same whatever the weights of the head are"
+    short = replace(p, projection=LinearMap(weight=small, bias=None, batch_norm=None), projection_l2=False)
+    assert sight(short).reason == "", "a small descriptor is as good as a long one"
+
+
+@pytest.mark.parametrize("same", [0, 1e-12])
+def test_what_moves_nothing_is_no_fault(same: float) -> None:
+    p = head(1, 0)
+    assert not sight(replace(p, centroids=same * p.centroids)).counts[SIGN].any()
+    assert sight(replace(p, centroids=same * p.centroids)).reason == ""
+
+
 def test_near_zero_the_fault_is_a_descriptor_that_is_not() -> None:
     p = head()
     [short] = [case for case in default_cases(p, shapes=SHAPES) if "ghosts win by 100" in case.name]
     found = sight(p, short)
     assert (found.reason, found.smallest_fault) == ("", None)
     oracle = OracleRunner(p)
-    expected = oracle.run(short.feeds(oracle, masked=False))
+    feeds = short.feeds(oracle, masked=False)
+    expected = oracle.run(feeds)
     blind = np.full((2, K), 0.9)
-    assert "near zero" in visibility(p, expected, blind).reason
-    assert visibility(p, expected, blind, 1e-6).reason == "", "FP32 has an absolute tolerance there"
-    assert "near zero" in visibility(p, expected, 2 * blind, 1e-6).reason, "but not where nothing is known"
+    assert "near zero" in visibility(p, feeds, expected, blind).reason
+    assert visibility(p, feeds, expected, blind, 1e-6).reason == "", "FP32 has an absolute tolerance there"
+    assert "near zero" in visibility(p, feeds, expected, 2 * blind, 1e-6).reason, "but not where nothing is known"
 
 
 @pytest.mark.export
@@ -161,15 +210,17 @@ def test_a_head_whose_logits_fp32_cannot_tell_apart_does_not_fail_where_ghosts_w
 def test_the_same_faults_are_hidden_by_a_wide_tolerance_and_named() -> None:
     p = head()
     oracle = OracleRunner(p)
-    expected = oracle.run(CASE.feeds(oracle, masked=False))
+    feeds = CASE.feeds(oracle, masked=False)
+    expected = oracle.run(feeds)
     share = np.linalg.norm(expected[DESCRIPTOR].reshape(3, D, K), axis=1)
-    assert visibility(p, expected, 0.1 * share).reason == ""
-    hidden = visibility(p, expected, 2 * share)
-    assert hidden.reason.startswith("clusters in each other's place and a centroid of the wrong sign and a cluster's")
+    assert visibility(p, feeds, expected, 0.1 * share).reason == ""
+    hidden = visibility(p, feeds, expected, 2 * share)
+    assert hidden.reason == f"{SWAP} and {SIGN} and {ASSIGNMENTS} and {TURN} would be within the tolerance"
     one = np.where(np.arange(K) == 2, 2, 0.01) * share
-    assert visibility(p, expected, one).revealed.sum() == K * (K + 1) - 2, "its sign and its turn"
+    found = visibility(p, feeds, expected, one)
+    assert revealed(found) == {SWAP: K * (K - 1) / 2, SIGN: K - 1, ASSIGNMENTS: K - 1, TURN: K - 1}
     two = np.where(np.arange(K) < 2, 2, 0.01) * share
-    found = visibility(p, expected, two)
+    found = visibility(p, feeds, expected, two)
     assert found.reason
     assert unseen([found]).startswith("no case would reveal clusters in each other's place (0 and 1, nor ")
     assert unseen([found, sight(p)]) == unseen([]) == ""
