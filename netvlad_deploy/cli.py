@@ -45,8 +45,8 @@ SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SI
 class _Signalled(KeyboardInterrupt):
     """A signal ends the verb.
 
-    It is no plain KeyboardInterrupt: where one leaves the text of an `exec`, as dataclasses are made of, Python itself
-    ends with SIGINT in the end, whoever has caught it.
+    It is no plain KeyboardInterrupt: where one leaves the text of an `exec`, as dataclasses are made of, `python -m`
+    kills itself by SIGINT in the end, whoever has caught it and whatever the exit code.
 
     Source: CPython, Python/pythonrun.c, run_eval_code_obj.
     """

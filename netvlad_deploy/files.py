@@ -52,16 +52,26 @@ def sha256_file(path: Path, *, missing: str = "") -> str:
 
 
 def _digest(stream: IO[bytes], copy: IO[bytes] | None = None) -> str:
-    """Return the SHA-256 of what a stream still holds, and write that into a copy."""
+    """Return the SHA-256 of what a stream still holds, and write that into a copy, which is unbuffered."""
     digest = hashlib.sha256()
     while block := stream.read(BLOCK_BYTES):
         digest.update(block)
-        try:
-            if copy is not None:
-                copy.write(block)
-        except OSError as error:
-            raise OutputError(f"{copy and copy.name} cannot be written: {error.strerror}: set TMPDIR") from error
+        if copy is not None:
+            _write_scratch(copy, block)
     return digest.hexdigest()
+
+
+def _write_scratch(stream: IO[bytes], block: bytes) -> None:
+    """Write all of a block into an unbuffered file of the temporary folder: no error waits until it is closed.
+
+    Raises: OutputError if the temporary folder does not take it.
+    """
+    rest = memoryview(block)
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+    except OSError as error:
+        raise OutputError(f"{stream.name} cannot be written: {error.strerror or error}: set TMPDIR") from error
 
 
 def read_bounded(path: Path, largest: int, *, missing: str = "") -> bytes:
@@ -86,7 +96,7 @@ def private_copy(path: Path, *, missing: str = "") -> Iterator[tuple[Path, str]]
     """
     with scratch_folder() as folder:
         copy = folder / path.name
-        with open_regular(path, missing=missing) as stream, copy.open("xb") as target:
+        with open_regular(path, missing=missing) as stream, copy.open("xb", buffering=0) as target:
             sha256 = _digest(stream, target)
         yield copy, sha256
 

@@ -111,9 +111,10 @@ def _write_array(target: Path, array: np.ndarray) -> None:
         np.save(stream, array, allow_pickle=False)
 
 
-def test_a_copy_that_does_not_fit_says_where_it_should_go(tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(bytes(3 * 2**20))
-    with largest_file(2**20), pytest.raises(OutputError, match="set TMPDIR"), private_copy(tmp_path / "large"):
+@pytest.mark.parametrize(("size_bytes", "room_bytes"), [(3 * 2**20, 2**20), (3000, 1000)])
+def test_a_copy_that_does_not_fit_says_where_it_should_go(tmp_path: Path, size_bytes: int, room_bytes: int) -> None:
+    (tmp_path / "file").write_bytes(bytes(size_bytes))
+    with largest_file(room_bytes), pytest.raises(OutputError, match="set TMPDIR"), private_copy(tmp_path / "file"):
         pass
 
 

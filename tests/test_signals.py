@@ -183,11 +183,16 @@ def test_names_of_any_alphabet_in_any_locale(tmp_path: Path, exported: OnnxArtif
 
 
 @pytest.mark.parametrize(("number", "code", "line"), ENDS)
-def test_the_exit_code_is_ours_where_python_would_end_by_the_signal(
-    number: signal.Signals, code: int, line: str
+def test_the_exit_code_is_ours_where_python_would_end_by_sigint(
+    tmp_path: Path, number: signal.Signals, code: int, line: str
 ) -> None:
-    """As in a dataclass that is being made, whose methods are a text for `exec`."""
+    """As in a dataclass that is being made, whose methods are a text for `exec`, of `python -m`."""
     work = f"signal.raise_signal({int(number)})"
-    program = f"import signal; from netvlad_deploy import cli; cli.app = lambda: exec({work!r}); cli.main()"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    (tmp_path / "verb.py").write_text(
+        f"import signal; from netvlad_deploy import cli; cli.app = lambda: exec({work!r}); cli.main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "verb"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (code, f"{line}\n")
