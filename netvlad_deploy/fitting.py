@@ -14,7 +14,7 @@ import numpy as np
 
 from netvlad_deploy.arrays import Array, Arrays, Float32
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.files import check_suffix, stage_files
+from netvlad_deploy.files import check_suffix, check_targets, stage_files
 from netvlad_deploy.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.require import installed_version, require
 from netvlad_deploy.runtime.images import ImageFile, Skipped, count_reasons, find_images, load_images
@@ -95,6 +95,7 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
     Raises: InputError if there are no usable images or too few; UsageError if the target exists, or nothing says which
         backbone; MissingDependencyError.
     """
+    check_targets(check_suffix(target, SUFFIX), force=force)
     for package, extra in (("torch", "export"), ("safetensors", "export"), ("sklearn", "fit"), ("PIL", "images")):
         require(package, extra=extra)
     from netvlad_deploy.models import vocabulary
@@ -103,7 +104,6 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
     from netvlad_deploy.models.record import VocabularyRecord
 
     with stage_files(force=force) as staging:
-        staging.check(check_suffix(target, SUFFIX))
         files, skipped = _find(folders)
         ready = read_backbone(options.backbone, options.checkpoint, changes=options.changes)
         blank = ready.under(initialize(NetVLADSpec(num_clusters=1, feature_size=ready.width), options.seed))

@@ -49,9 +49,9 @@ def export(source: Source, target: Path, options: GraphOptions, *, force: bool =
 
     What is missing, and a target that cannot be written, is said before the checkpoint is read.
     """
-    for package in ("torch", "onnx", "onnxscript"):
-        require(package, extra="export")
     check_targets(check_suffix(target, ".onnx"), sidecar_path(target), reference_path(target), force=force)
+    for package in ("torch", "onnx", "onnxscript"):  # torch alone takes seconds to import
+        require(package, extra="export")
     module, origin, parent, preprocessing = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 
