@@ -137,7 +137,9 @@ def distances(got: Array, expected: Float64) -> Float64:
 def trained_head(folder: Path) -> Iterator[Bar]:
     """A head trained by others, on unit-norm features and on features as long as its centroids."""
     checkpoint = adapt_soccernet(DATA / "heads" / "soccernet_netvlad_v1.pth.tar", folder / "head.pth")
-    artifact = export_onnx(load_checkpoint(checkpoint, dialect="collaborative-experts"), folder / "head.onnx", HALF, force=True)
+    artifact = export_onnx(
+        load_checkpoint(checkpoint, dialect="collaborative-experts"), folder / "head.onnx", HALF, force=True
+    )
     parameters = load_reference(artifact.reference_path)
     own = float(np.median(np.linalg.norm(parameters.centroids, axis=1)))
     for name, norm in (("unit-norm features", 1.0), (f"features of its centroids' norm {own:.1f}", own)):

@@ -66,7 +66,10 @@ def test_a_backbone_of_the_user_s_own_is_named_again(
 def test_a_head_behind_a_prefix_and_without_its_projection(command: Command, tmp_path: Path) -> None:
     """Which is left out again where the export left it out: the sidecar shows it."""
     module = make_module(6, 16, 2)
-    state = {f"model.text.{name}": tensor for name, tensor in module.state_dict().items()}
+    layers = {"text": module, "audio": make_module(6, 16, 2, seed=1)}
+    state = {
+        f"model.{key}.{name}": tensor for key, each in layers.items() for name, tensor in each.state_dict().items()
+    }
     torch.save({"state_dict": state}, tmp_path / "deep.pth")
     assert command("export", "deep.pth", "--prefix", "model.text", "-o", "m.onnx").code == 0
     assert command("validate", "m.onnx", "--against", "deep.pth", "--prefix", "model.text").code == 0

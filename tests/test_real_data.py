@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.data, pytest.mark.export, pytest.mark.ort]
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     checkpoint = adapt_soccernet(data / "heads" / "soccernet_netvlad_v1.pth.tar", folder / "head.pth")
-    workflow.export(Source(checkpoint=checkpoint, dialect="collaborative-experts"), folder / "head.onnx", GraphOptions(probe=True))
+    workflow.export(
+        Source(checkpoint=checkpoint, dialect="collaborative-experts"), folder / "head.onnx", GraphOptions(probe=True)
+    )
     return folder / "head.onnx"
 
 

@@ -80,7 +80,7 @@ def test_what_was_left_out_is_said() -> None:
     assert "each image among the others" in lines[0]
     assert "strict emulation on a CPU" in lines[1]
     assert lines[0].startswith("14 queries of asked")
-    assert lines[2].startswith("without a right image (12): q0, q1")
+    assert lines[2].startswith("12 queries without a right image: q0, q1")
     assert lines[2].endswith(
         "q9 ...; recall@N counts them as misses, as published figures do, @N of 2 and mAP leave them out"
     )
