@@ -116,7 +116,7 @@ def test_clamps_survive_the_exporter(exported: OnnxArtifact) -> None:
 def test_the_reference_file_holds_unfolded_parameters(exported: OnnxArtifact, module: NetVLAD) -> None:
     with np.load(exported.reference_path) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    assert set(arrays) == {*module.state_dict(), "batch_norm.eps"}
+    assert set(arrays) == {*module.state_dict(), "batch_norm.eps", "reference_file"}
     for name, tensor in module.state_dict().items():
         assert np.array_equal(arrays[name], tensor.numpy()), name
 
