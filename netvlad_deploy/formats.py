@@ -142,7 +142,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} is missing: there is no such file") from error
+        raise InputError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {said(error)}") from error
     if not stat.S_ISREG(mode):

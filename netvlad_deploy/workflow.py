@@ -102,13 +102,13 @@ def validate(
     Raises: ArtifactError if a file is damaged or stale; ParityError if there is nothing to compare.
     """
     path = candidate.path
+    _check_junit(junit)
     artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
     parameters, goldens = _read_reference(artifact)
     if goldens and (bank or queries):
         raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
-    _check_junit(junit)
     other = None if against is None else Candidate(path=against).pinned()
     _check_against(artifact, other, read_as)
     candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact), artifact=artifact)

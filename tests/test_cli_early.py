@@ -40,7 +40,7 @@ def test_a_checkpoint_is_exported_first(command: Command, checkpoint: Path, verb
 def test_a_missing_file_is_called_that(command: Command, verb: str) -> None:
     outcome = command(verb, "none.pth")
     assert outcome.code == 65
-    assert error_of(outcome.err) == "error: none.pth is not a file"
+    assert error_of(outcome.err) == "error: none.pth is missing"
 
 
 @pytest.mark.usefixtures("no_work")

@@ -52,7 +52,7 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path, monkeypatch: p
     for name, said in (
         (pipe.name, "is not a file but a device"),
         (f"zero.{suffix}", "is not a file but a device"),
-        (f"missing.{suffix}", "is missing: there is no such file"),
+        (f"missing.{suffix}", "is missing"),
         ("large.json", "has 11 bytes, of a ground truth in JSON at most 10 are read"),
     ):
         with pytest.raises(InputError, match=said):
