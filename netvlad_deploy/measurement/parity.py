@@ -86,7 +86,8 @@ class CaseParity:
 class ParityReport:
     """The outcome of `compare`: where it first departs, if it fails, and why nothing ran, if nothing did.
 
-    `unseen` says which fault no case would reveal, though it changes the descriptor of some: then nothing passes.
+    `unseen` says which fault no case would reveal, though it changes the descriptor of some: then nothing passes. It is
+    empty after a projection, whose values each see a little of every cluster: there every case answers for itself.
     """
 
     candidate: str
@@ -159,7 +160,7 @@ def compare(
         cases=tuple(results),
         departure=departure,
         retrieval=tuple(retrieval),
-        unseen=unseen(sights),
+        unseen=unseen(sights) if parameters.projection is None else "",
     )
 
 
