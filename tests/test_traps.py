@@ -18,6 +18,8 @@ from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import BuildError, ExportError, UsageError
+from netvlad_deploy.export import engine
+from netvlad_deploy.export.builder import build_here
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.export.fold import FoldedNetVLAD
 from netvlad_deploy.export.graph import FORBIDDEN_OPS, SHAPE_OPS, wide_extremes
@@ -295,6 +297,7 @@ def test_trap_j_tf32_is_on_only_where_asked(sound: Plant, tmp_path: Path, monkey
         return build(builder, network, config)
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", watched)
+    monkeypatch.setattr(engine, "build_apart", build_here)
     build_engine(sound(sharp, SINGLE), tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(SMALL,), tf32=asked))
     assert seen == [asked]
 
@@ -302,6 +305,7 @@ def test_trap_j_tf32_is_on_only_where_asked(sound: Plant, tmp_path: Path, monkey
 @rtx
 def test_trap_j_tf32_that_stays_on_is_refused(sound: Plant, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(open_tensorrt(RTX).module.IBuilderConfig, "clear_flag", lambda *_: None)
+    monkeypatch.setattr(engine, "build_apart", build_here)
     with pytest.raises(BuildError, match="did not keep TF32: got True, expected False"):
         build_engine(sound(sharp, SINGLE), tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(SMALL,)))
 

@@ -95,10 +95,14 @@ class Visibility:
 
 
 def unseen(sights: Iterable[Visibility]) -> str:
-    """Return which faults count in some case and are revealed in none, in words; nothing if there is none."""
+    """Return which faults count in some case and are revealed in none, in words; nothing if there is none.
+
+    Wrong assignments are left to each case: in TF32 and FP16 a right file may not reveal those of two columns that
+    nearly agree.
+    """
     sights = [each for each in sights if each.counts]
     hidden = {}
-    for kind in sights[0].counts if sights else ():
+    for kind in [kind for kind in sights[0].counts if kind != ASSIGNMENTS] if sights else ():
         counts = np.any([each.counts[kind] for each in sights], axis=0)
         revealed = np.any([each.revealed[kind] for each in sights], axis=0)
         if (counts & ~revealed).any():
