@@ -139,34 +139,35 @@ def speed_candidates(
     """Return the exported layer, the original's forward in torch, the two GEMMs alone, and what to feed them."""
     batch, rows, width, clusters = shape
     layer = export_onnx(make_module(clusters, width), folder / "speed.onnx", force=True).path
-    gemms = export_gemms(folder / "gemms.onnx", width, clusters)
-    at = np.random.default_rng(0).random((batch, clusters, rows), dtype=np.float32)
-    feeds = {FEATURES: unit_rows(features(batch, rows, width)), "at": at}
+    assignment = np.random.default_rng(0).random((batch, clusters, rows), dtype=np.float32)
+    gemms = export_gemms(folder / "gemms.onnx", width, assignment)
+    feeds = {FEATURES: unit_rows(features(batch, rows, width))}
     return Candidate(path=layer), Candidate(path=layer, backend="torch"), Candidate(path=gemms), feeds
 
 
-def export_gemms(path: Path, width: int, clusters: int) -> Path:
-    """Write `features @ W` and `at @ features` as an artifact of its own."""
+def export_gemms(path: Path, width: int, assignment: np.ndarray) -> Path:
+    """Write `features @ W` and `assignment @ features`, of an assignment (B,K,N), as an artifact of its own."""
+    clusters = assignment.shape[1]
     weight = onnx.numpy_helper.from_array(np.ones((width, clusters), np.float32), "W")
     tensor = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("MatMul", ["features", "W"], ["l"]),
-            onnx.helper.make_node("MatMul", ["at", "features"], ["v"]),
+            onnx.helper.make_node("MatMul", ["assignment", "features"], ["v"]),
         ],
         "gemms",
-        [tensor("features", 1, ["b", "n", width]), tensor("at", 1, ["b", clusters, "n"])],
+        [tensor("features", 1, ["b", "n", width])],
         [tensor("l", 1, ["b", "n", clusters]), tensor("v", 1, ["b", clusters, width])],
-        [weight],
+        [weight, onnx.numpy_helper.from_array(assignment, "assignment")],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     artifact = OnnxArtifact(
         path=path,
         spec=replace(DEFAULT_SPEC, num_clusters=clusters, feature_size=width),
         precision="fp32",
-        inputs=("features", "at"),
+        inputs=("features",),
         outputs=("l", "v"),
-        dtypes={"features": "float32", "at": "float32", "l": "float32", "v": "float32"},
+        dtypes={"features": "float32", "l": "float32", "v": "float32"},
         range=RANGE,
         origin="ones",
         parent=None,
