@@ -255,13 +255,13 @@ def stage_artifact(
     staging: Staging, artifact: ArtifactType, content: bytes | Iterable[bytes | memoryview]
 ) -> ArtifactType:
     """Stage an artifact's file, whole or in parts, and its sidecar; return the artifact with its hash and size."""
-    digest, size_bytes = hashlib.sha256(), 0
-    with staging.open(artifact.path) as stream:
-        for part in (content,) if isinstance(content, bytes) else content:
-            stream.write(part)
-            digest.update(part)
-            size_bytes += len(part)
-    artifact = replace(artifact, sha256=digest.hexdigest(), size_bytes=size_bytes)
+    parts = (content,) if isinstance(content, bytes) else content
+    return stage_sidecar(staging, artifact, *staging.write_parts(artifact.path, parts))
+
+
+def stage_sidecar(staging: Staging, artifact: ArtifactType, sha256: str, size_bytes: int) -> ArtifactType:
+    """Stage the sidecar of an artifact whose file is staged; return the artifact with that file's hash and size."""
+    artifact = replace(artifact, sha256=sha256, size_bytes=size_bytes)
     record = asdict(artifact)
     del record["path"]
     kind = "onnx" if isinstance(artifact, OnnxArtifact) else "engine"

@@ -10,6 +10,7 @@ end when they next read.
 
 import contextlib
 import ctypes
+import fcntl
 import importlib
 import json
 import logging
@@ -26,6 +27,9 @@ from netvlad_deploy.errors import NetVLADDeployError, RunError
 
 PR_SET_PDEATHSIG: Final = 1
 """Source: Linux, prctl(2). The signal comes when the thread ends that started the child: it is the one that waits."""
+
+PIPE_BYTES: Final = 1 << 20
+"""Source: Linux, pipe(7): /proc/sys/fs/pipe-max-size, as it is by default."""
 
 LAST_BREATH_S: Final = 5
 """How long a child may take to end after it has closed its pipe."""
@@ -96,6 +100,8 @@ class Child:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        for stream in (self._process.stdin, self._process.stdout):
+            _widen(stream)
         self._channel = Channel(self._process.stdout, self._process.stdin)
 
     def __enter__(self) -> "Child":
@@ -144,6 +150,13 @@ class Child:
             self._process.kill()
             code = self._process.wait()
         return self.failure(f"{self.name} {ending(code)}")
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let a pipe hold as much as Linux allows every user, which halves the time that an engine takes through it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a user with many pipes may be refused; it works as it is
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def ending(code: int) -> str:

@@ -165,15 +165,17 @@ class Staging:
     @contextlib.contextmanager
     def open(self, target: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         """Open the temporary file of a new `target` for writing, and flush it to the disk."""
-        with self.add(target, private=private).open("wb") as stream:
+        with _open_flushed(self.add(target, private=private)) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
 
     def write(self, target: Path, content: bytes, *, private: bool = False) -> None:
         """Write a whole file under its temporary name."""
         with self.open(target, private=private) as stream:
             stream.write(content)
+
+    def write_parts(self, target: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, int]:
+        """Write a file part by part under its temporary name; return its SHA-256 and its size in bytes."""
+        return write_hashed(self.add(target), parts)
 
     def sha256(self, target: Path) -> str:
         """Return the SHA-256 of a new file that is complete under its temporary name."""
@@ -214,6 +216,25 @@ def _create(target: Path, mode: int = 0o600) -> tuple[Path, int]:
                 return temporary, handle
         except OSError as error:
             raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _open_flushed(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_hashed(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, int]:
+    """Write a file, flush it to the disk, and return its SHA-256 and its size in bytes."""
+    digest, size_bytes = hashlib.sha256(), 0
+    with _open_flushed(path) as stream:
+        for part in parts:
+            stream.write(part)
+            digest.update(part)
+            size_bytes += len(part)
+    return digest.hexdigest(), size_bytes
 
 
 def finish_writing(folder: Path) -> None:

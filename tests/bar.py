@@ -1,6 +1,7 @@
 """What a bar is, and the stopwatch."""
 
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,27 @@ class Bar:
     name: str
     measured: str
     holds: bool
+
+
+YARDSTICK = """
+import onnxscript, sympy, torch, torch.export
+left, right = torch.ones(512, 4608, dtype=torch.float64), torch.ones(4608, 1200, dtype=torch.float64)
+for _ in range(30): left @ right
+for _ in range(4): bytes(2**28)
+"""
+YARDSTICK_S = 4.5
+"""Seconds of the yardstick on the machine that the bars of seconds belong to, which exports VGG16 in 18 s."""
+
+
+def slowness() -> float:
+    """Return how much longer fixed work of the same kind takes now than when the bars of seconds were set, at least 1.
+
+    The work is what an export does: imports, float64 products on all cores, fresh memory. A shared machine is up to a
+    third slower in some minutes than in others: the same export took from 18.0 to 23.7 s within one hour.
+    """
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", YARDSTICK], check=True)
+    return max(1.0, (time.perf_counter() - started) / YARDSTICK_S)
 
 
 def fastest(command: list[str], folder: Path, times: int = 5) -> float:

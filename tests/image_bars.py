@@ -28,7 +28,7 @@ from netvlad_deploy.runtime.embed_images import embed_images
 from netvlad_deploy.runtime.images import find_images, load_images
 from netvlad_deploy.source import Source
 from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions, NetVLADSpec
-from tests.bar import MIB, Bar
+from tests.bar import MIB, Bar, slowness
 
 LEAST_RECALL, LEAST_GAIN, MOST_DISTANCE, MOST_SECONDS = 0.86, 0.10, 1e-4, 60.0
 EXPORT_S, BUILD_S, HOST_BYTES = 20.0, 5.0, 2.5e9
@@ -126,10 +126,13 @@ def large_pipeline(folder: Path) -> Iterator[Bar]:
     export = ["export", "large.pth.tar", "--precision", "fp16", "-o", "large.onnx", "--force"]
     build = ["build", "large.onnx", "--flavor", "tensorrt-rtx", "--profile", "1x480x640", "--force"]
     limits = ((export, EXPORT_S), (build, BUILD_S))
-    seconds, peaks = zip(*(steady(arguments, folder, limit_s) for arguments, limit_s in limits), strict=True)
+    seconds, slower, peaks = zip(*(steady(arguments, folder, limit_s) for arguments, limit_s in limits), strict=True)
     name = "VGG16 + NetVLAD + 4096 whitening, 480x640, FP16"
-    yield Bar(f"{name}: exports in {EXPORT_S:g} s", f"{seconds[0]:.1f} s", seconds[0] <= EXPORT_S)
-    yield Bar(f"{name}: builds with TensorRT-RTX in {BUILD_S:g} s", f"{seconds[1]:.1f} s", seconds[1] <= BUILD_S)
+    texts = [
+        f"{taken:.1f} s, the machine {slow:.2f} times as slow" for taken, slow in zip(seconds, slower, strict=True)
+    ]
+    yield Bar(f"{name}: exports in {EXPORT_S:g} s", texts[0], seconds[0] <= EXPORT_S * slower[0])
+    yield Bar(f"{name}: builds with TensorRT-RTX in {BUILD_S:g} s", texts[1], seconds[1] <= BUILD_S * slower[1])
     text = f"{peaks[0] / 1e9:.2f} and {peaks[1] / 1e9:.2f} GB"
     yield Bar(f"{name}: host memory of both under {HOST_BYTES / 1e9:g} GB", text, max(peaks) < HOST_BYTES)
     figures = json.loads((folder / "large.engine.json").read_text())["figures"]
@@ -137,13 +140,19 @@ def large_pipeline(folder: Path) -> Iterator[Bar]:
     yield Bar(f"{name}: figures in the sidecar", text, bool(figures["activation_bytes"]) and figures["host_bytes"] > 0)
 
 
-def steady(arguments: list[str], folder: Path, limit_s: float) -> tuple[float, float]:
-    """Measure a command, up to three times where it takes longer than this: machines are noisy for a while."""
-    for _ in range(2):
-        if (found := measured(arguments, folder))[0] <= limit_s:
-            return found
+def steady(arguments: list[str], folder: Path, limit_s: float) -> tuple[float, float, float]:
+    """Return the seconds of a command, how slow the machine was around it, and the command's peak memory in bytes.
+
+    It has three tries where it takes longer than this on a machine as slow as that.
+    """
+    for left in (2, 1, 0):
+        before = slowness()
+        seconds, peak = measured(arguments, folder)
+        slow = (before + slowness()) / 2
+        if seconds <= limit_s * slow or not left:
+            return seconds, slow, peak
         time.sleep(10)
-    return measured(arguments, folder)
+    raise AssertionError("three tries were none")
 
 
 def measured(arguments: list[str], folder: Path) -> tuple[float, float]:

@@ -2,17 +2,17 @@
 
 A build that fails can leave something behind in TensorRT: after one for SM75 the next in the same process takes the
 plan of Turing, whatever it is for. And a process can be killed: so Ctrl-C ends a builder that is deep in its work.
+The process reads the graph and writes the engine itself: both are hundreds of megabytes.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from netvlad_deploy.artifact import Gpu
-from netvlad_deploy.build_options import BuildOptions
+from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.children import Channel, Child
 from netvlad_deploy.errors import BuildError
 from netvlad_deploy.export.builder import BuildRequest, Built, build_here
-from netvlad_deploy.runtime.trt_api import LogLine
+from netvlad_deploy.records import from_record
 
 
 def build_apart(request: BuildRequest) -> Built:
@@ -20,35 +20,23 @@ def build_apart(request: BuildRequest) -> Built:
 
     Raises: what `build_here` raises; BuildError if the process dies.
     """
-    record = asdict(replace(request, content=b"", options=replace(request.options, profiles=())))
-    record |= {"content": "", "timing_cache": request.timing_cache and str(request.timing_cache)}
+    record = asdict(request)
+    paths = {"source": request.source.path, "target": record.pop("target"), "timing_cache": record.pop("timing_cache")}
+    del record["source"]["path"]
+    message = {
+        "source": record.pop("source"),
+        "paths": {name: path and str(path.absolute()) for name, path in paths.items()},
+        "rest": record,
+    }
     with Child(__name__, "the process of the builder", failure=BuildError) as child:
-        child.send(record, request.content)
-        answer, content = child.receive()
-    return Built(
-        **answer
-        | {
-            "content": content,
-            "gpu": answer["gpu"] and Gpu(**answer["gpu"]),
-            "flags": tuple(answer["flags"]),
-            "targets": tuple(answer["targets"]),
-            "lines": tuple(LogLine(**line) for line in answer["lines"]),
-        }
-    )
+        child.send(message)
+        answer, _ = child.receive()
+    return from_record(Built, answer)
 
 
 def serve(channel: Channel) -> None:
     """Be the fresh process: build what the first message asks for."""
-    record, content = channel.receive()
-    options = record["options"]
-    request = BuildRequest(
-        **record
-        | {
-            "content": content,
-            "options": BuildOptions(**options | {"compute_capabilities": tuple(options["compute_capabilities"])}),
-            "profiles": tuple((text, shapes) for text, shapes in record["profiles"]),
-            "timing_cache": record["timing_cache"] and Path(record["timing_cache"]),
-        }
-    )
-    answer = asdict(build_here(request))
-    channel.send(answer, answer.pop("content"))
+    message, _ = channel.receive()
+    paths = {name: path and Path(path) for name, path in message["paths"].items()}
+    source = from_record(OnnxArtifact, message["source"], path=paths.pop("source"))
+    channel.send(asdict(build_here(from_record(BuildRequest, message["rest"], source=source, **paths))))

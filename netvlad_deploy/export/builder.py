@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netvlad_deploy.artifact import Gpu
+from netvlad_deploy.artifact import Gpu, OnnxArtifact
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, OutputError, UsageError
 from netvlad_deploy.export.progress import Progress, make_monitor
 from netvlad_deploy.export.timing_cache import load_timing_cache, save_timing_cache
+from netvlad_deploy.files import write_hashed
 from netvlad_deploy.machine import peak_memory_bytes
 from netvlad_deploy.runtime.cuda import describe_gpu, use_device
 from netvlad_deploy.runtime.trt_api import (
@@ -35,7 +36,7 @@ NO_TARGETS = frozenset(("NONE", "CURRENT"))
 
 MIB = 2**20
 
-Shapes = Mapping[str, Sequence[Sequence[int]]]
+Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
 """The smallest, usual and largest shape of every input under one optimization profile."""
 
 
@@ -44,16 +45,18 @@ class BuildRequest:
     """What to build: everything the process of the builder needs to know.
 
     Args:
-        content: the ONNX file's bytes, which were compared with their hash.
+        source: the ONNX file, whose bytes are compared with their hash where they are read.
         external: a path in the folder of the graph's external data, None if it has none.
+        target: the file to write the engine into, which its user has reserved.
         options: what to build it with, less its profiles.
         profiles: each in words, with its shapes.
         timing_cache: the file of kernel timings, None for none.
         device: the number of the GPU to build on, None for whichever there is.
     """
 
-    content: bytes
+    source: OnnxArtifact
     external: str | None
+    target: Path
     options: BuildOptions
     profiles: tuple[tuple[str, Shapes], ...]
     timing_cache: Path | None = None
@@ -62,9 +65,10 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What the builder gave, and what it was set to; `host_bytes` is the most memory that its process has taken."""
+    """What the builder wrote, and what it was set to; `host_bytes` is the most memory that its process has taken."""
 
-    content: bytes
+    sha256: str
+    size_bytes: int
     version: str
     flags: tuple[str, ...]
     gpu: Gpu | None
@@ -78,7 +82,8 @@ def build_here(request: BuildRequest) -> Built:
     """Build in this process, which is not fit for another build if this one fails.
 
     Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
-        TensorRT's own words; UsageError for an option that this flavor does not have.
+        TensorRT's own words; UsageError for an option that this flavor does not have; ArtifactError if the source is
+        another file now; OutputError if the engine cannot be written.
     """
     options = request.options
     tensorrt = open_tensorrt(options.flavor)
@@ -86,18 +91,19 @@ def build_here(request: BuildRequest) -> Built:
         raise UsageError(f"{tensorrt.name} keeps no timings, its kernels are compiled at run time: no --timing-cache")
     if request.device is not None:
         use_device(EXTRAS[options.flavor], request.device)
+    content = request.source.content()
     with stdout_to_stderr():
-        return _build(tensorrt, request)
+        return _build(tensorrt, request, content)
 
 
-def _build(tensorrt: TensorRT, request: BuildRequest) -> Built:
+def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
     trt, options, cache_path = tensorrt.module, request.options, request.timing_cache
     logger = tensorrt.logger()
     builder = tensorrt.builder(logger)
     gpu = _gpu(tensorrt, options)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = tensorrt.accepted(builder.create_network(typed), "a network", logger)
-    parse_onnx(tensorrt, network, logger, request.content, request.external)
+    parse_onnx(tensorrt, network, logger, content, request.external)
     config = tensorrt.accepted(builder.create_builder_config(), "a configuration", logger)
     flags = _configure(tensorrt, config, options, logger)
     for text, shapes in request.profiles:
@@ -113,8 +119,10 @@ def _build(tensorrt: TensorRT, request: BuildRequest) -> Built:
         raise BuildError(f"{tensorrt.name} built no engine: {last_error(logger) or 'no reason given'}")
     if cache_path is not None:
         _keep_timings(tensorrt, config, cache_path, cache, logger)
+    sha256, size_bytes = _write(request.target, memoryview(engine))
     return Built(
-        content=bytes(engine),
+        sha256=sha256,
+        size_bytes=size_bytes,
         version=tensorrt.version,
         flags=flags,
         gpu=gpu,
@@ -123,6 +131,14 @@ def _build(tensorrt: TensorRT, request: BuildRequest) -> Built:
         host_bytes=peak_memory_bytes(),
         lines=tuple(logger.lines),
     )
+
+
+def _write(target: Path, engine: memoryview) -> tuple[str, int]:
+    """Write an engine from where it lies, and return its SHA-256 and its size in bytes."""
+    try:
+        return write_hashed(target, (engine,))
+    except OSError as error:
+        raise OutputError(f"the engine cannot be written: {error.strerror or error}") from error
 
 
 def _keep_timings(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logger: Any) -> None:

@@ -18,7 +18,7 @@ from netvlad_deploy.artifact import (
     load_artifact,
     log_path,
     sidecar_path,
-    stage_artifact,
+    stage_sidecar,
 )
 from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
@@ -80,20 +80,21 @@ def build_engine(
         for path in written:
             staging.check(path)
         with parent.weights_folder() as weights:
-            built = build_apart(_request(parent, options, cache_path, weights))
+            built = build_apart(_request(parent, staging.add(target), options, cache_path, weights))
         figures = read_figures(built.lines, built.build_ms, built.host_bytes)
         check_types(figures.kernels, parent.precision, gated=gated)
         artifact = _artifact(parent, target, options, built, figures)
         staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
-        return stage_artifact(staging, artifact, built.content)
+        return stage_sidecar(staging, artifact, built.sha256, built.size_bytes)
 
 
 def _request(
-    parent: OnnxArtifact, options: BuildOptions, cache_path: Path | None, weights: Path | None
+    parent: OnnxArtifact, engine: Path, options: BuildOptions, cache_path: Path | None, weights: Path | None
 ) -> BuildRequest:
-    """Return what the process of the builder is told: the bytes that were hashed, not a path that may change."""
+    """Return what the process of the builder is told; what it reads has the hash that was found here."""
     return BuildRequest(
-        content=parent.content(),
+        source=parent,
+        target=engine,
         external=str(weights / parent.path.name) if weights else None,
         options=options,
         profiles=tuple((str(profile), parent.input_shapes(profile)) for profile in options.profiles),

@@ -6,6 +6,7 @@ shapes either. Weights are inside the file, or in `NAME.onnx.data` beside it whe
 
 import copy
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,8 +120,10 @@ def _stage(
     parent: FileReference | None,
 ) -> OnnxArtifact:
     """Stage the graph, what it refers to and its sidecar."""
-    feature_range, findings = audit(subject.head, alone=subject.images is None)
-    graph, shaped = _traced(subject, options)
+    with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write
+        reference = beside.submit(_stage_reference, staging, subject, target)
+        feature_range, findings = audit(subject.head, alone=subject.images is None)
+        graph, shaped = _traced(subject, options)
     external = _stage_weights(staging, graph, target)
     artifact = OnnxArtifact(
         path=target,
@@ -133,7 +136,7 @@ def _stage(
         warnings=(*findings, *subject.warnings, *shaped),
         origin=origin,
         parent=parent,
-        reference=_stage_reference(staging, subject, target),
+        reference=reference.result(),
         preprocessing=subject.preprocessing,
         images=subject.images,
         opset=options.opset,

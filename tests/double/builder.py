@@ -55,14 +55,13 @@ class IProgressMonitor(Overridden):
     kind = "IProgressMonitor"
 
 
-class IHostMemory(Double):
+class IHostMemory(Double, bytearray):
+    """Memory that is read through Python's buffer protocol, as in the binding."""
+
     kind = "IHostMemory"
 
     def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def __bytes__(self) -> bytes:
-        return self._content
+        bytearray.__init__(self, content)
 
 
 class Builder(Refusing):

@@ -1,5 +1,6 @@
 """The fresh process of a build, on a double of the binding that the process imports by its usual name."""
 
+import hashlib
 import logging
 import os
 import signal
@@ -53,8 +54,9 @@ def binding(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def request(graph: OnnxArtifact, **changes: object) -> BuildRequest:
     whole = BuildRequest(
-        content=graph.path.read_bytes(),
+        source=graph,
         external=None,
+        target=graph.path.with_name("built"),
         options=BuildOptions(workspace_mib=7, tf32=True),
         profiles=tuple((str(profile), graph.input_shapes(profile)) for profile in PROFILES),
     )
@@ -64,6 +66,7 @@ def request(graph: OnnxArtifact, **changes: object) -> BuildRequest:
 def test_a_fresh_process_builds_what_this_one_would(graph: OnnxArtifact, binding: Path, open_world: Open) -> None:
     apart = build_apart(request(graph, timing_cache=graph.path.with_name("timings")))
     assert (graph.path.parent / "timings").is_file()
+    assert hashlib.sha256(graph.path.with_name("built").read_bytes()).hexdigest() == apart.sha256
     open_world("10.3")
     here = build_here(request(graph))
 
