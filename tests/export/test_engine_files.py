@@ -1,7 +1,9 @@
 """Files a build refuses before it works: sources that are stale, targets that are in the way."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from netvlad_deploy.errors import (
     OutputError,
     UsageError,
 )
+from netvlad_deploy.export import builder
 from netvlad_deploy.export.engine import build_engine
 from netvlad_deploy.images import ImageProfile
 from netvlad_deploy.runtime import trt_api
@@ -104,6 +107,18 @@ def test_a_graph_that_is_swapped_while_the_builder_works_is_built_as_it_was(
     assert built.parent is not None
     assert built.parent.sha256 == hashlib.sha256(good).hexdigest()
     assert json.loads(built.path.read_bytes())["graph"] == GRAPH
+
+
+def test_an_engine_that_the_disk_does_not_take_leaves_nothing(
+    world: BuilderWorld, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(builder, "write_hashed", full)
+    with pytest.raises(OutputError, match=r"^the engine cannot be written: No space left on device$"):
+        build(world)
+    assert files(tmp_path) == set()
 
 
 def test_an_engine_is_no_source(world: BuilderWorld, build: Build, tmp_path: Path) -> None:
