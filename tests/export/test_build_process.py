@@ -143,7 +143,7 @@ def start(graph: OnnxArtifact, binding: Path) -> "subprocess.Popen[str]":
     ("number", "code", "line"),
     [(signal.SIGINT, 130, "error: interrupted"), (signal.SIGTERM, 143, "error: terminated")],
 )
-def test_a_signal_ends_a_builder_within_a_second_and_leaves_nothing(
+def test_a_signal_ends_a_builder_at_once_and_leaves_nothing(
     graph: OnnxArtifact, binding: Path, tmp_path: Path, number: signal.Signals, code: int, line: str
 ) -> None:
     process = start(graph, binding)
