@@ -25,21 +25,21 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bars: $(INSTALLED)  ## every figure this project promises, measured
-	$(BIN)/python -m tests.bars
+	$(BIN)/python -m tools.bars
 
 mutation: $(INSTALLED)  ## the GPU code under doubles: every line runs, and every CUDA or TensorRT call deleted is noticed
-	$(BIN)/python -m tests.mutation
+	$(BIN)/python -m tools.mutation
 
 hostile: $(INSTALLED)  ## damaged files for every parser, verbs killed at random moments, heads with extreme weights
-	$(BIN)/python -m tests.fuzz
-	$(BIN)/python -m tests.kills
-	$(BIN)/python -m tests.random_heads
+	$(BIN)/python -m tools.fuzz
+	$(BIN)/python -m tools.kills
+	$(BIN)/python -m tools.random_heads
 
 gpu-check: $(INSTALLED)  ## all that only a GPU can show, into gpu-check.json; MODELS names ONNX files exported elsewhere
-	$(BIN)/python -m tests.gpu_check $(MODELS)
+	$(BIN)/python -m tools.gpu_check $(MODELS)
 
 figure: $(INSTALLED)  ## the README's picture of what FP16 costs, plain and ours
-	$(BIN)/python -m tests.figure $(FIGURE)
+	$(BIN)/python -m tools.figure $(FIGURE)
 
 wheel:  ## a wheel of this package, in dist: it can be installed alone, and is made without the rest
 	rm -rf build/lib  # what an earlier build left there would be packed, too

@@ -14,14 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.photos import packaged, write_photos
-from netvlad_deploy.build_options import RTX, BuildOptions
-from netvlad_deploy.deployment import deploy
-from netvlad_deploy.files import write_text
-from netvlad_deploy.fitting import FitOptions, fit
-from netvlad_deploy.images import ImageChanges, Resize
-from netvlad_deploy.measurement.candidate import Candidate
-from netvlad_deploy.report.deployment import Deployment, step_rows
-from netvlad_deploy.report.evaluation import (
+from netvlad_deploy.report.deploy import Deployment, step_rows
+from netvlad_deploy.report.evaluate import (
     AGREEMENT_HEADER,
     EvaluationReport,
     agreement_rows,
@@ -30,10 +24,16 @@ from netvlad_deploy.report.evaluation import (
 )
 from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.text import table
-from netvlad_deploy.retrieval import MATCHES_PICTURE, evaluate
-from netvlad_deploy.source import Source
-from netvlad_deploy.spec import GraphOptions, Verdict
-from netvlad_deploy.workflow import export
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.build_options import RTX, BuildOptions
+from netvlad_deploy.spec.images import ImageChanges, Resize
+from netvlad_deploy.spec.layer import GraphOptions, Verdict
+from netvlad_deploy.support.files import write_text
+from netvlad_deploy.workflow.deploy import deploy
+from netvlad_deploy.workflow.evaluate import MATCHES_PICTURE, evaluate
+from netvlad_deploy.workflow.export import export
+from netvlad_deploy.workflow.fit import FitOptions, fit
+from netvlad_deploy.workflow.source import Source
 
 DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BACKBONE, SIZE, CLUSTERS, SEED = "efficientnet-lite0", ImageChanges(resize=Resize(size=(240, 320))), 64, 0

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netvlad_deploy.artifact import load_artifact
-    from netvlad_deploy.build_options import BuildOptions
-    from netvlad_deploy.export.engine import build_engine
     from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.measurement.candidate import Candidate, open_runner
-    from netvlad_deploy.measurement.latency import measure
-    from netvlad_deploy.measurement.parity import compare
+    from netvlad_deploy.latency.timing import measure
     from netvlad_deploy.models.checkpoints import load_checkpoint
     from netvlad_deploy.models.netvlad import NetVLAD
-    from netvlad_deploy.oracle import load_reference
-    from netvlad_deploy.shapes import Profile
-    from netvlad_deploy.spec import GraphOptions, Verdict
+    from netvlad_deploy.oracle.equations import load_reference
+    from netvlad_deploy.parity.heads import compare
+    from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+    from netvlad_deploy.spec.build_options import BuildOptions
+    from netvlad_deploy.spec.layer import GraphOptions, Verdict
+    from netvlad_deploy.spec.profiles import Profile
+    from netvlad_deploy.tensorrt.engine import build_engine
 
 _HOMES = {
     "BuildOptions": "build_options",

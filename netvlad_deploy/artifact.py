@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError
-from netvlad_deploy.external_data import check_names
-from netvlad_deploy.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file
-from netvlad_deploy.formats import no_artifact
-from netvlad_deploy.images import IMAGES, AnyProfile, ImageInput, ImageProfile
-from netvlad_deploy.records import from_record
-from netvlad_deploy.shapes import Profile
-from netvlad_deploy.sidecar import AGAIN, LARGEST_BYTES, seal, unseal
-from netvlad_deploy.spec import FEATURES, MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.images import IMAGES, AnyProfile, ImageInput, ImageProfile
+from netvlad_deploy.spec.layer import FEATURES, MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.external_data import check_names
+from netvlad_deploy.support.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file
+from netvlad_deploy.support.formats import no_artifact
+from netvlad_deploy.support.records import from_record
+from netvlad_deploy.support.sidecar import AGAIN, LARGEST_BYTES, seal, unseal
 
 REFERENCE_SUFFIX = ".reference.npz"
 REMAKE: Final = "export and build again"

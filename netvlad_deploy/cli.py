@@ -16,13 +16,13 @@ import typer
 
 from netvlad_deploy.commands.export import build, deploy, export, precision
 from netvlad_deploy.commands.fit import fit
+from netvlad_deploy.commands.flags import checked
 from netvlad_deploy.commands.measure import bench, doctor, inspect, validate
 from netvlad_deploy.commands.output import flush_errors, standard_streams
 from netvlad_deploy.commands.retrieve import embed, evaluate
 from netvlad_deploy.errors import NetVLADDeployError
-from netvlad_deploy.flags import checked
 from netvlad_deploy.report.escape import printable
-from netvlad_deploy.scratch import sweep
+from netvlad_deploy.support.scratch import sweep
 
 VERBS = (export, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
 

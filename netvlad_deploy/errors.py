@@ -78,3 +78,7 @@ class OutputError(NetVLADDeployError):
     """A file could not be written: permission, disk full, or a folder in the way."""
 
     exit_code = 73
+
+
+UNAVAILABLE = (DeviceUnavailableError, MissingDependencyError)
+"""What makes a step NOT_RUN instead of an error."""

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from netvlad_deploy.arrays import Array, Arrays
-from netvlad_deploy.build_options import fitting_profile
 from netvlad_deploy.errors import InputError, RunError
-from netvlad_deploy.images import CHANNELS, IMAGES, AnyProfile
-from netvlad_deploy.shapes import Profile
-from netvlad_deploy.spec import MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.build_options import fitting_profile
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile
+from netvlad_deploy.spec.layer import MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.arrays import Array, Arrays
 
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
-from netvlad_deploy.files import stage_files
-from netvlad_deploy.images import IMAGES, ImageInput, Resize
-from netvlad_deploy.spec import DESCRIPTOR, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.images import IMAGES, ImageInput, Resize
+from netvlad_deploy.spec.layer import DESCRIPTOR, FeatureRange, NetVLADSpec
+from netvlad_deploy.support.arrays import Array, Float64
+from netvlad_deploy.support.files import stage_files
 
 BANDS = 4
 """The descriptor is the mean of each channel in each of this many bands of height, less the mean grey, normalised."""

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from netvlad_deploy.arrays import Float32
-from netvlad_deploy.measurement.cases import unit_rows
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.parity.cases import unit_rows
+from netvlad_deploy.support.arrays import Float32
 
 CENTROID_NORM = 0.9
 

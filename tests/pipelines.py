@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from netvlad_deploy.goldens import golden_image
-from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.models.vocabulary import head_module, head_state, local_descriptors, sharpness
+from netvlad_deploy.oracle.goldens import golden_image
+from netvlad_deploy.spec.images import ImageInput, Resize
 
 WIDTH = 8
 

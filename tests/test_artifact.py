@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from netvlad_deploy import sidecar
 from netvlad_deploy.artifact import (
     BuildFigures,
     EngineArtifact,
@@ -18,11 +17,12 @@ from netvlad_deploy.artifact import (
     sidecar_path,
     stage_artifact,
 )
-from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
-from netvlad_deploy.files import stage_files, write_text
-from netvlad_deploy.shapes import Profile
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support import sidecar
+from netvlad_deploy.support.files import stage_files, write_text
 from tests.modules import RANGE
 
 SPEC = NetVLADSpec(num_clusters=6, feature_size=16, num_ghost_clusters=2)

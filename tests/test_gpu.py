@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.measurement.candidate import Candidate
-from netvlad_deploy.require import installed_version
-from netvlad_deploy.runtime.trt_api import MODULES
-from netvlad_deploy.shapes import Profile
-from netvlad_deploy.spec import Verdict
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.require import installed_version
+from netvlad_deploy.tensorrt.api import MODULES
+from netvlad_deploy.workflow.build import build
+from netvlad_deploy.workflow.validate import validate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.export]
 
@@ -20,5 +21,5 @@ pytestmark = [pytest.mark.gpu, pytest.mark.export]
 def test_an_engine_is_built_and_equals_the_oracle(flavor: str, exported: OnnxArtifact, tmp_path: Path) -> None:
     if installed_version(flavor) is None:
         pytest.skip(f"{flavor} is not installed")
-    engine = workflow.build(exported.path, tmp_path / "m.engine", BuildOptions(flavor=flavor, profiles=(Profile(),)))
-    assert workflow.validate(Candidate(path=engine.path)).verdict is Verdict.PASS
+    engine = build(exported.path, tmp_path / "m.engine", BuildOptions(flavor=flavor, profiles=(Profile(),)))
+    assert validate(Candidate(path=engine.path)).verdict is Verdict.PASS

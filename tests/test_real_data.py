@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from netvlad_deploy import workflow
-from netvlad_deploy.arrays import Array
-from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.measurement.candidate import Candidate
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import load_reference
-from netvlad_deploy.retrieval import embed
+from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.shapes import AxisRange, Profile
-from netvlad_deploy.source import Source
-from netvlad_deploy.spec import FEATURES, GraphOptions, Verdict
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.layer import FEATURES, GraphOptions, Verdict
+from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.workflow.build import build
+from netvlad_deploy.workflow.embed import embed
+from netvlad_deploy.workflow.export import export
+from netvlad_deploy.workflow.source import Source
+from netvlad_deploy.workflow.validate import validate
 from tests.heads import adapt_soccernet
 from tests.modules import features
 
@@ -27,14 +29,14 @@ pytestmark = [pytest.mark.data, pytest.mark.export, pytest.mark.ort]
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     checkpoint = adapt_soccernet(data / "heads" / "soccernet_netvlad_v1.pth.tar", folder / "head.pth")
-    workflow.export(
+    export(
         Source(checkpoint=checkpoint, dialect="collaborative-experts"), folder / "head.onnx", GraphOptions(probe=True)
     )
     return folder / "head.onnx"
 
 
 def test_the_trained_head_passes_every_case(trained: Path) -> None:
-    report = workflow.validate(Candidate(path=trained))
+    report = validate(Candidate(path=trained))
     assert report.verdict is Verdict.PASS
     assert report.candidate == "head.onnx"
     assert {case.name for case in report.cases} >= {"typical", "L2-normalised", "empty clusters"}
@@ -56,7 +58,7 @@ def test_the_trained_head_is_within_the_bar_at_its_own_scale(trained: Path, tmp_
 @pytest.mark.rtx
 def test_the_trained_head_builds(trained: Path) -> None:
     options = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile(batch=AxisRange.parse("1")),))
-    artifact = workflow.build(trained, trained.with_suffix(".engine"), options)
+    artifact = build(trained, trained.with_suffix(".engine"), options)
     assert artifact.origin == "head.pth"
     assert artifact.figures.weight_bytes
     assert artifact.figures.weight_bytes >= 2 * 64 * 512 * 4
@@ -80,8 +82,8 @@ def test_ragged_sequences_through_the_mask(data: Path, tmp_path: Path) -> None:
     assert (len(train), len(test), train["0"].shape[1]) == (270, 370, 12)
     assert len({len(sequence) for sequence in test.values()}) > 10
     torch.save(vowel_layer(np.concatenate(list(train.values()))).state_dict(), tmp_path / "vowels.pt")
-    onnx = workflow.export(Source(checkpoint=tmp_path / "vowels.pt"), tmp_path / "m.onnx", GraphOptions(masked=True))
-    assert workflow.validate(Candidate(path=onnx.path)).verdict is Verdict.PASS
+    onnx = export(Source(checkpoint=tmp_path / "vowels.pt"), tmp_path / "m.onnx", GraphOptions(masked=True))
+    assert validate(Candidate(path=onnx.path)).verdict is Verdict.PASS
     banks = []
     for name, sequences in (("train", train), ("test", test)):
         np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **sequences)

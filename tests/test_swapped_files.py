@@ -14,12 +14,12 @@ import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.files import private_copy
-from netvlad_deploy.images import ImageChanges, ImageInput
-from netvlad_deploy.measurement import candidate as candidates
-from netvlad_deploy.measurement.candidate import Candidate, open_runner
-from netvlad_deploy.oracle import load_reference
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.runtime import open_runner as candidates
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.images import ImageChanges, ImageInput
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.support.files import private_copy
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -63,13 +63,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[OnnxArtifact, OnnxAr
 
 def exported_pipeline(folder: Path, resize: str) -> Path:
     """Return the ONNX file of a small pipeline that takes images of this size."""
-    from netvlad_deploy import workflow
-    from netvlad_deploy.source import Source
+    from netvlad_deploy.workflow.export import export
+    from netvlad_deploy.workflow.source import Source
 
     changes = ImageChanges.parse(resize, None, None, None)
     source = Source(num_clusters=3, backbone="tests.pipelines:tiny_backbone", changes=changes)
     folder.mkdir()
-    return workflow.export(source, folder / "m.onnx", GraphOptions()).path
+    return export(source, folder / "m.onnx", GraphOptions()).path
 
 
 @pytest.fixture
@@ -147,7 +147,9 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
     """Another pipeline stands there for a moment, whose images are of another size: it is not asked for them."""
     from PIL import Image
 
-    from netvlad_deploy import retrieval
+    from netvlad_deploy.workflow import evaluate as retrieval
+    from netvlad_deploy.workflow.embed import embed
+    from netvlad_deploy.workflow.evaluate import evaluate
 
     for number in range(2):
         Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / f"{number}.png")
@@ -168,10 +170,8 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
     monkeypatch.setattr(retrieval, "embed_images", embed_images)
     candidate = Candidate(path=tmp_path / "m.onnx", expect_sha256=load_artifact(large).sha256)
     act: dict[str, Callable[[], object]] = {
-        "embed": lambda: retrieval.embed(candidate, [tmp_path], tmp_path / "y.npz"),
-        "evaluate": lambda: retrieval.evaluate(
-            [candidate], tmp_path / "report", queries=tmp_path, database=tmp_path, within=1
-        ),
+        "embed": lambda: embed(candidate, [tmp_path], tmp_path / "y.npz"),
+        "evaluate": lambda: evaluate([candidate], tmp_path / "report", queries=tmp_path, database=tmp_path, within=1),
     }
     with pytest.raises(InputError, match="seen"):
         act[verb]()
@@ -182,7 +182,7 @@ def test_a_checkpoint_that_changes_while_it_is_read_has_no_hash(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from netvlad_deploy.models import checkpoints
-    from netvlad_deploy.source import Source, load_module
+    from netvlad_deploy.workflow.source import Source, load_module
 
     assert load_module(Source(checkpoint=checkpoint))[2] is not None
     read_head = checkpoints.read_head

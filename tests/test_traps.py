@@ -14,24 +14,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from netvlad_deploy import workflow
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import BuildError, ExportError, UsageError
-from netvlad_deploy.export import engine
-from netvlad_deploy.export.builder import build_here
-from netvlad_deploy.export.engine import build_engine
-from netvlad_deploy.export.fold import FoldedNetVLAD
+from netvlad_deploy.export.fold_head import FoldedNetVLAD
 from netvlad_deploy.export.graph import FORBIDDEN_OPS, SHAPE_OPS, wide_extremes
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.measurement.candidate import Candidate, open_runner
-from netvlad_deploy.measurement.cases import default_cases
-from netvlad_deploy.measurement.parity import OutputParity, ParityReport, compare
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle import assignment_logits, load_reference, soft_assignment
-from netvlad_deploy.runtime.trt_api import open_tensorrt
-from netvlad_deploy.shapes import AxisRange, Profile
-from netvlad_deploy.spec import GraphOptions, Verdict
+from netvlad_deploy.oracle.equations import assignment_logits, load_reference, soft_assignment
+from netvlad_deploy.parity.cases import default_cases
+from netvlad_deploy.parity.heads import OutputParity, ParityReport, compare
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.layer import GraphOptions, Verdict
+from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.tensorrt import engine
+from netvlad_deploy.tensorrt.api import open_tensorrt
+from netvlad_deploy.tensorrt.builder import build_here
+from netvlad_deploy.tensorrt.engine import build_engine
+from netvlad_deploy.workflow.build import build
+from netvlad_deploy.workflow.validate import validate
 from tests.heads import sharp_head
 from tests.modules import make_module
 
@@ -68,7 +69,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     @cache
     def export(head: Callable[[], NetVLAD], options: GraphOptions) -> OnnxArtifact:
         artifact = export_onnx(head(), tmp_path_factory.mktemp("sound") / "m.onnx", options)
-        assert workflow.validate(Candidate(path=artifact.path)).verdict is Verdict.PASS
+        assert validate(Candidate(path=artifact.path)).verdict is Verdict.PASS
         return artifact
 
     return export
@@ -89,7 +90,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: Plant) -> Pl
 
 def failure(artifact: OnnxArtifact, tensor: str, case: str) -> ParityReport:
     """Return the report of a failure that first shows in this tensor of this case."""
-    report = workflow.validate(Candidate(path=artifact.path))
+    report = validate(Candidate(path=artifact.path))
     assert report.verdict is Verdict.FAIL
     assert report.departure is not None
     assert (report.departure.tensor, report.departure.case) == (tensor, case)
@@ -177,7 +178,7 @@ def test_trap_c_assignments_in_fp16_without_the_mean_form_are_flushed(planted: P
 
 def test_trap_c_is_the_rounding_and_not_the_missing_mean_form(planted: Plant) -> None:
     unrounded = planted("forward", without_mean_form(torch.float32, torch.float32))
-    assert workflow.validate(Candidate(path=unrounded.path)).verdict is Verdict.PASS
+    assert validate(Candidate(path=unrounded.path)).verdict is Verdict.PASS
 
 
 def test_trap_d_a_product_in_fp16_without_the_mean_form_overflows(planted: Plant) -> None:
@@ -312,9 +313,7 @@ def test_trap_j_tf32_that_stays_on_is_refused(sound: Plant, tmp_path: Path, monk
 
 def test_trap_j_an_fp16_graph_takes_no_tf32(sound: Plant, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"TF32 is for FP32 graphs, .* is fp16: leave --tf32 out"):
-        workflow.build(
-            sound(sharp, HALF).path, tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(SMALL,), tf32=True)
-        )
+        build(sound(sharp, HALF).path, tmp_path / "m.engine", BuildOptions(flavor=RTX, profiles=(SMALL,), tf32=True))
 
 
 @rtx

@@ -5,10 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netvlad_deploy.build_options import BuildOptions
-from netvlad_deploy.commands.output import leave, render
-from netvlad_deploy.errors import UsageError
-from netvlad_deploy.flags import (
+from netvlad_deploy.commands.flags import (
     AllowNotRun,
     BuildFlags,
     Duration,
@@ -22,12 +19,15 @@ from netvlad_deploy.flags import (
     SourceFlags,
     flags,
 )
-from netvlad_deploy.images import NO_CHANGES, ImageChanges
-from netvlad_deploy.limits import check_limit
-from netvlad_deploy.spec import GraphOptions
+from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
+from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.support.limits import check_limit
 
 if TYPE_CHECKING:
-    from netvlad_deploy.source import Source
+    from netvlad_deploy.workflow.source import Source
 
 
 @flags
@@ -45,11 +45,12 @@ def export(
     with an image backbone becomes one graph from image to descriptor; --input features takes its head.
     Without a checkpoint the weights are untrained. The target is CHECKPOINT.onnx, or netvlad.onnx, in this folder.
     """
-    from netvlad_deploy import workflow
     from netvlad_deploy.report.text import artifact_lines
+    from netvlad_deploy.support.files import stem_of
+    from netvlad_deploy.workflow.export import export as run
 
-    target = output or Path((workflow.stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
-    artifact = workflow.export(_source(source, images.changes), target, GraphOptions(**vars(graph)), force=force)
+    target = output or Path((stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
+    artifact = run(_source(source, images.changes), target, GraphOptions(**vars(graph)), force=force)
     render("export", artifact, artifact_lines, as_json)
 
 
@@ -68,12 +69,12 @@ def build(
     It is for one or several optimization profiles: ranges of batch sizes and of features, or of image sizes. The target
     is MODEL.engine beside the ONNX file; the builder's log is MODEL.engine.log.
     """
-    from netvlad_deploy import workflow
-    from netvlad_deploy.export.trtexec import trtexec_line
     from netvlad_deploy.report.text import artifact_lines
+    from netvlad_deploy.tensorrt.trtexec import trtexec_line
+    from netvlad_deploy.workflow.build import build as run
 
     target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
-    artifact = workflow.build(
+    artifact = run(
         source,
         target,
         tuning.options(engine),
@@ -102,9 +103,9 @@ def deploy(
 
     It gets report.json and report.md, too.
     """
-    from netvlad_deploy.deployment import deploy as deploy_all
-    from netvlad_deploy.report.deployment import step_rows
+    from netvlad_deploy.report.deploy import step_rows
     from netvlad_deploy.report.text import table
+    from netvlad_deploy.workflow.deploy import deploy as deploy_all
 
     deployment = deploy_all(
         _source(source, images.changes),
@@ -132,15 +133,15 @@ def precision(
 
     The folder gets report.json, report.md and a picture.
     """
-    from netvlad_deploy import workflow
     from netvlad_deploy.report.precision import precision_lines
+    from netvlad_deploy.workflow.precision import precision as run
 
-    report = workflow.precision(_source(source), output, feature_norm=feature_norm, force=force)
+    report = run(_source(source), output, feature_norm=feature_norm, force=force)
     render("precision", report, precision_lines, as_json)
 
 
 def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
-    from netvlad_deploy.source import DEFAULT_SPEC, Source
+    from netvlad_deploy.workflow.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
         if given.checkpoint is None and value:

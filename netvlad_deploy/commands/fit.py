@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from netvlad_deploy.commands.flags import BackboneName, Force, ImageFlags, Json, flags
 from netvlad_deploy.commands.output import render
-from netvlad_deploy.flags import BackboneName, Force, ImageFlags, Json, flags
 
 if TYPE_CHECKING:
-    from netvlad_deploy.fitting import Vocabulary
+    from netvlad_deploy.workflow.fit import Vocabulary
 
 
 @flags
@@ -36,7 +36,7 @@ def fit(
 
     It holds the backbone and a head. Exit 1 if an image was skipped.
     """
-    from netvlad_deploy import fitting
+    from netvlad_deploy.workflow import fit as fitting
 
     options = fitting.FitOptions(
         backbone=backbone,
@@ -54,7 +54,7 @@ def fit(
 
 def _lines(done: "Vocabulary") -> list[str]:
     """Return what `fit` prints."""
-    from netvlad_deploy.runtime.images import count_reasons
+    from netvlad_deploy.retrieval.image_files import count_reasons
 
     record = done.record
     return [

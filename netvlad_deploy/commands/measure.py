@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from netvlad_deploy.commands.output import leave, render
-from netvlad_deploy.errors import UsageError
-from netvlad_deploy.flags import (
+from netvlad_deploy.commands.flags import (
     TIMED_BACKENDS,
     AllowNotRun,
     BackboneName,
@@ -18,6 +16,8 @@ from netvlad_deploy.flags import (
     Json,
     Prefix,
 )
+from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.errors import UsageError
 
 
 def validate(
@@ -41,14 +41,14 @@ def validate(
 
     Exit 1 if it does not or if nothing could be judged, 69 if it cannot run on this machine.
     """
-    from netvlad_deploy import workflow
-    from netvlad_deploy.measurement.candidate import Candidate
     from netvlad_deploy.report.text import parity_lines
-    from netvlad_deploy.source import Source
+    from netvlad_deploy.runtime.open_runner import Candidate
+    from netvlad_deploy.workflow.source import Source
+    from netvlad_deploy.workflow.validate import validate as run
 
     candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
     read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
-    report = workflow.validate(candidate, against=against, read_as=read_as, bank=bank, queries=queries, junit=junit)
+    report = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, junit=junit)
     render("validate", report, parity_lines, as_json)
     leave(report.verdict, allow_not_run)
 
@@ -72,12 +72,13 @@ def bench(
 
     All are compared round by round with the first.
     """
-    from netvlad_deploy import workflow
-    from netvlad_deploy.images import parse_size
     from netvlad_deploy.report.text import latency_lines
+    from netvlad_deploy.runtime.open_runner import candidates_of
+    from netvlad_deploy.spec.images import parse_size
+    from netvlad_deploy.workflow.bench import bench as run
 
-    report = workflow.bench(
-        workflow.candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
+    report = run(
+        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
         batch=batch,
         num_features=num_features,
         image_size=None if image_size is None else parse_size(image_size),
@@ -102,9 +103,9 @@ def inspect(
     Of an artifact: tensors, versions, profiles, flags, and how to build an engine again. Of a checkpoint: dialect,
     sizes, conventions, backbone, and what else is in it.
     """
-    from netvlad_deploy import inspection
-    from netvlad_deploy.formats import is_checkpoint
-    from netvlad_deploy.report.inspection import checkpoint_lines, inspection_lines
+    from netvlad_deploy.report.inspect import checkpoint_lines, inspection_lines
+    from netvlad_deploy.support.formats import is_checkpoint
+    from netvlad_deploy.workflow import inspect as inspection
 
     if not is_checkpoint(file):
         if prefix or dialect:
@@ -124,8 +125,8 @@ def doctor(as_json: Json = False) -> None:
 
     Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.
     """
-    from netvlad_deploy.doctor import diagnose
     from netvlad_deploy.report.doctor import diagnosis_lines
+    from netvlad_deploy.workflow.doctor import diagnose
 
     diagnosis = diagnose()
     render("doctor", diagnosis, diagnosis_lines, as_json)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from netvlad_deploy.commands.flags import Backend, ExpectSha256, Force, Json
 from netvlad_deploy.commands.output import render
-from netvlad_deploy.flags import Backend, ExpectSha256, Force, Json
 
 
 def embed(
@@ -32,12 +32,12 @@ def embed(
 
     Exit 1 if a file was skipped.
     """
-    from netvlad_deploy import retrieval
-    from netvlad_deploy.measurement.candidate import Candidate
-    from netvlad_deploy.runtime.images import count_reasons
+    from netvlad_deploy.retrieval.image_files import count_reasons
+    from netvlad_deploy.runtime.open_runner import Candidate
+    from netvlad_deploy.workflow.embed import embed as run
 
     candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
-    result = retrieval.embed(candidate, inputs, output, batch=batch, runtime_cache=runtime_cache, force=force)
+    result = run(candidate, inputs, output, batch=batch, runtime_cache=runtime_cache, force=force)
     line = f"{result.output}  {result.descriptors} x {result.descriptor_size}"
     if result.skipped:
         line += f", {len(result.skipped)} skipped: {count_reasons(result.skipped)}"
@@ -77,11 +77,11 @@ def evaluate(
 
     The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped.
     """
-    from netvlad_deploy import retrieval
-    from netvlad_deploy.report.evaluation import evaluation_lines
-    from netvlad_deploy.workflow import candidates_of
+    from netvlad_deploy.report.evaluate import evaluation_lines
+    from netvlad_deploy.runtime.open_runner import candidates_of
+    from netvlad_deploy.workflow.evaluate import evaluate as run
 
-    report = retrieval.evaluate(
+    report = run(
         candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
         output,
         queries=queries,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.errors import FoldError
-from netvlad_deploy.export.fold import ASSIGNMENT_FLOOR, FoldedNetVLAD
-from netvlad_deploy.require import require
-from netvlad_deploy.shapes import Profile
-from netvlad_deploy.spec import COARSE_STEP, FEATURES, FeatureRange, OperatorTypes
+from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, FoldedNetVLAD
+from netvlad_deploy.spec.layer import COARSE_STEP, FEATURES, FeatureRange, OperatorTypes
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.require import require
 
 LARGEST_FEATURE = 65440.0
 """Largest absolute value of FP16 features. A weighted mean is at most max|x| times the sum of the rounded weights,

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import ExportError
-from netvlad_deploy.export.backbone import hooked, run
+from netvlad_deploy.export.fold_backbone import hooked, run
 from netvlad_deploy.models.affine import is_finite
 
 LARGEST_HALF = 65504.0

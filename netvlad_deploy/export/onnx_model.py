@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from netvlad_deploy.arrays import Array, write_npz
 from netvlad_deploy.artifact import (
     FileReference,
     OnnxArtifact,
@@ -24,9 +23,9 @@ from netvlad_deploy.artifact import (
 )
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.audit import audit
-from netvlad_deploy.export.backbone import check_backbone
-from netvlad_deploy.export.fold import FoldedNetVLAD, fold
-from netvlad_deploy.export.golden import make_goldens
+from netvlad_deploy.export.fold_backbone import check_backbone
+from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
+from netvlad_deploy.export.fold_pipeline import FOLD_SIZE, fold_pipeline
 from netvlad_deploy.export.graph import (
     SHAPE_OPS,
     Axes,
@@ -38,16 +37,17 @@ from netvlad_deploy.export.graph import (
     keep_outputs,
     trace,
 )
-from netvlad_deploy.export.pipeline import FOLD_SIZE, fold_pipeline
-from netvlad_deploy.files import Staging, check_suffix, stage_files
-from netvlad_deploy.goldens import doubts, golden_arrays
-from netvlad_deploy.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
+from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.dialects.base import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
-from netvlad_deploy.oracle import reference_arrays
-from netvlad_deploy.require import installed_version
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.oracle.equations import reference_arrays
+from netvlad_deploy.oracle.goldens import doubts, golden_arrays
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.support.arrays import Array, write_npz
+from netvlad_deploy.support.files import Staging, check_suffix, stage_files
+from netvlad_deploy.support.require import installed_version
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
 from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head, unwrapped
@@ -22,6 +21,7 @@ from netvlad_deploy.models.dialects.base import BackboneState
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.models.weights_file import read_tensors
+from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, ImageInput
 
 LOG = logging.getLogger(__name__)
 

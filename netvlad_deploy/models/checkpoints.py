@@ -20,10 +20,10 @@ from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, Place, find_head_in, places
 from netvlad_deploy.models.dialects.base import BACKBONES, LOSSES, PROJECTION, BackboneState, names
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.models.record import VocabularyRecord
+from netvlad_deploy.models.vocabulary_record import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
-from netvlad_deploy.require import require
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.support.require import require
 
 LOG = logging.getLogger(__name__)
 

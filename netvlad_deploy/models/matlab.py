@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.formats import reading
 from netvlad_deploy.models.matlab_file import read_variable
+from netvlad_deploy.support.formats import reading
 
 ASSIGNMENT, ASSIGNMENT_BIAS, NEGATED_CENTRES = "vlad.assignment", "vlad.assignment_bias", "vlad.negated_centres"
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"

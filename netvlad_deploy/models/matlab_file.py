@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from netvlad_deploy.arrays import LARGEST_RATIO, Array
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.support.arrays import LARGEST_RATIO, Array
 
 HEADER_BYTES: Final = 128
 VERSION: Final = 0x0100

@@ -2,7 +2,7 @@
 
 Constructor and parameter names are those of the collaborative-experts module (also shipped by towhee), so that
 its checkpoints load with `strict=True` and give the same descriptors. It stays close to the equations; what makes
-it fast on a GPU happens in `netvlad_deploy.export.fold`.
+it fast on a GPU happens in `netvlad_deploy.export.fold_head`.
 
 Source: Arandjelovic et al. 2016 (NetVLAD); Miech et al. 2017 (BatchNorm instead of a bias on the assignment);
 Zhong et al. 2018 (ghost clusters).
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netvlad_deploy.models.affine import AffineMap
-from netvlad_deploy.projection import BATCH_NORM, BIAS, Projection
-from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
+from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
+from netvlad_deploy.spec.projection import BATCH_NORM, BIAS, Projection
 
 
 def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":

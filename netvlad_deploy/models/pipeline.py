@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from netvlad_deploy.images import CHANNELS, ImageInput
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.spec.images import CHANNELS, ImageInput
 
 
 class Pipeline(nn.Module):

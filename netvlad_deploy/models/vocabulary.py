@@ -9,13 +9,13 @@ import math
 import numpy as np
 import torch
 
-from netvlad_deploy.arrays import Array, Arrays, Float32, Float64
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
-from netvlad_deploy.oracle import ASSIGNMENT_BIAS, NORMALIZE_INPUT, PROJECTION_L2
-from netvlad_deploy.require import require
+from netvlad_deploy.oracle.equations import ASSIGNMENT_BIAS, NORMALIZE_INPUT, PROJECTION_L2
+from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64
+from netvlad_deploy.support.require import require
 
 BATCH_SIZE, STARTS = 4096, 3
 """Local descriptors in a step of mini-batch k-means, and how many starts it chooses from."""

@@ -2,10 +2,10 @@
 
 from xml.etree import ElementTree as ET
 
-from netvlad_deploy.measurement.parity import OutputParity, ParityReport
+from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.report.escape import xml_text
 from netvlad_deploy.report.text import departure_line
-from netvlad_deploy.spec import Verdict
+from netvlad_deploy.spec.layer import Verdict
 
 
 def parity_junit(report: ParityReport) -> str:

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from netvlad_deploy.images import ImageInput
-from netvlad_deploy.measurement.recall import SHOWN, Match, QueryResult
 from netvlad_deploy.report.escape import printable
-from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport
-from netvlad_deploy.require import require
-from netvlad_deploy.runtime.images import ImageFile, load_images
+from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
+from netvlad_deploy.retrieval.image_files import ImageFile, load_images
+from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
+from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.support.require import require
 
 ROWS: Final = 8
 MISSES: Final = 6

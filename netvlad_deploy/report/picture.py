@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from netvlad_deploy.measurement.precision import CasePrecision
+from netvlad_deploy.parity.precisions import CasePrecision
 from netvlad_deploy.report.escape import printable
-from netvlad_deploy.require import require
+from netvlad_deploy.support.require import require
 
 LIMIT, NOT_FINITE = 1e-16, 100.0
 """Where a distance of zero is drawn, and NaN."""

@@ -14,6 +14,8 @@ VERSION = 1
 DERIVED = ("verdict", "not_judged")
 """Properties of a result that stand in its JSON beside its fields."""
 
+REPORT_JSON, REPORT_PAGE = "report.json", "report.md"
+
 
 def to_json(verb: str, result: Any) -> str:
     """Return a result dataclass as JSON text; `schema` names the verb and the version of the layout."""

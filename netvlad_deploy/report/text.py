@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
-from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport
-from netvlad_deploy.measurement.localise import Departure
-from netvlad_deploy.measurement.parity import OutputParity, ParityReport
-from netvlad_deploy.spec import COARSE_STEP, NetVLADSpec, Verdict
+from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport
+from netvlad_deploy.parity.heads import OutputParity, ParityReport
+from netvlad_deploy.parity.localise import Departure
+from netvlad_deploy.spec.layer import COARSE_STEP, NetVLADSpec, Verdict
 
 MIB = 2**20
 LISTED = 12

@@ -20,9 +20,9 @@ from typing import Any, Final
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, OutputError, RunError, UsageError
-from netvlad_deploy.files import check_private
-from netvlad_deploy.images import AnyProfile
-from netvlad_deploy.require import install_line, installed_version, pip_line, require
+from netvlad_deploy.spec.images import AnyProfile
+from netvlad_deploy.support.files import check_private
+from netvlad_deploy.support.require import install_line, installed_version, pip_line, require
 
 CPU: Final = "onnxruntime"
 CUDA: Final = "onnxruntime-cuda"

@@ -6,11 +6,8 @@ One runner may be used by several threads at once: a session may, and the runner
 import importlib.util
 from typing import Any
 
-from netvlad_deploy.arrays import Arrays
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import RunError
-from netvlad_deploy.images import LOCAL_DESCRIPTORS, AnyProfile
-from netvlad_deploy.require import install_line, require
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import (
     CPU,
@@ -22,6 +19,9 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
+from netvlad_deploy.spec.images import LOCAL_DESCRIPTORS, AnyProfile
+from netvlad_deploy.support.arrays import Arrays
+from netvlad_deploy.support.require import install_line, require
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's entry for where a model that is given as bytes has its external data."""

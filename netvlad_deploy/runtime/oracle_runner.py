@@ -1,7 +1,6 @@
 """Run the float64 oracle as a runner."""
 
-from netvlad_deploy.arrays import Arrays
-from netvlad_deploy.oracle import (
+from netvlad_deploy.oracle.equations import (
     ReferenceParameters,
     aggregate,
     assignment_logits,
@@ -11,7 +10,8 @@ from netvlad_deploy.oracle import (
     soft_assignment,
 )
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
+from netvlad_deploy.support.arrays import Arrays
 
 
 class OracleRunner(Runner):

@@ -10,8 +10,8 @@ product in less than FP32; that shows only on the GPU.
 from typing import Any
 
 from netvlad_deploy.errors import RunError
-from netvlad_deploy.require import require
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from netvlad_deploy.support.require import require
 
 
 class StrictRunner(OnnxRuntimeRunner):

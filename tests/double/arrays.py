@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from netvlad_deploy.runtime.device_array import _Tensor
+from netvlad_deploy.tensorrt.device_array import _Tensor
 from tests.double.cuda import CudaDouble
 from tests.double.runtime import from_address
 

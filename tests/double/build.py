@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from netvlad_deploy.artifact import Gpu
-from netvlad_deploy.export import builder, engine
-from netvlad_deploy.export.engine import build_engine
-from netvlad_deploy.files import Staging
+from netvlad_deploy.support.files import Staging
+from netvlad_deploy.tensorrt import builder, engine
+from netvlad_deploy.tensorrt.engine import build_engine
 from tests.double.builder import BuilderWorld
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="12.6")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from netvlad_deploy.build_options import RTX, TENSORRT
+from netvlad_deploy.spec.build_options import RTX, TENSORRT
 from tests.double.bound import Overridden, Refusing, bound
 from tests.double.config import IBuilderConfig
 from tests.double.core import TABLES, Double, World

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference, Gpu
-from netvlad_deploy.build_options import RTX, TENSORRT, BuildOptions
-from netvlad_deploy.runtime import cuda, engine_loader
-from netvlad_deploy.runtime.trt_api import TensorRT
-from netvlad_deploy.shapes import Profile
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.build_options import RTX, TENSORRT, BuildOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.tensorrt import cuda
+from netvlad_deploy.tensorrt import loader as engine_loader
+from netvlad_deploy.tensorrt.api import TensorRT
 from tests.double.core import World
 from tests.double.cuda import CudaDouble
 from tests.double.runtime import binding, engine_bytes

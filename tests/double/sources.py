@@ -4,25 +4,25 @@ import ast
 import re
 from typing import Final
 
-BUILD_TESTS: Final = ("tests/export/test_engine_double.py", "tests/export/test_engine_files.py")
+BUILD_TESTS: Final = ("tests/tensorrt/test_engine_double.py", "tests/tensorrt/test_engine_files.py")
 RUN_TESTS: Final = (
-    "tests/runtime/test_tensorrt_runner.py",
-    "tests/runtime/test_lane.py",
-    "tests/runtime/test_engine_loader.py",
-    "tests/runtime/test_cuda.py",
-    "tests/runtime/test_device_array.py",
+    "tests/tensorrt/test_tensorrt_runner.py",
+    "tests/tensorrt/test_execution_slot.py",
+    "tests/tensorrt/test_loader.py",
+    "tests/tensorrt/test_cuda.py",
+    "tests/tensorrt/test_device_array.py",
 )
 GPU_MODULES: Final = {
-    "netvlad_deploy.export.builder": BUILD_TESTS,
-    "netvlad_deploy.export.engine": BUILD_TESTS,
-    "netvlad_deploy.export.progress": BUILD_TESTS,
-    "netvlad_deploy.export.timing_cache": BUILD_TESTS,
-    "netvlad_deploy.runtime.cuda": RUN_TESTS,
-    "netvlad_deploy.runtime.device_array": RUN_TESTS,
-    "netvlad_deploy.runtime.engine_loader": RUN_TESTS,
-    "netvlad_deploy.runtime.lane": RUN_TESTS,
-    "netvlad_deploy.runtime.tensorrt_runner": RUN_TESTS,
-    "netvlad_deploy.runtime.trt_api": (*BUILD_TESTS, *RUN_TESTS),
+    "netvlad_deploy.tensorrt.builder": BUILD_TESTS,
+    "netvlad_deploy.tensorrt.engine": BUILD_TESTS,
+    "netvlad_deploy.tensorrt.progress": BUILD_TESTS,
+    "netvlad_deploy.tensorrt.timing_cache": BUILD_TESTS,
+    "netvlad_deploy.tensorrt.cuda": RUN_TESTS,
+    "netvlad_deploy.tensorrt.device_array": RUN_TESTS,
+    "netvlad_deploy.tensorrt.loader": RUN_TESTS,
+    "netvlad_deploy.tensorrt.execution_slot": RUN_TESTS,
+    "netvlad_deploy.tensorrt.tensorrt_runner": RUN_TESTS,
+    "netvlad_deploy.tensorrt.api": (*BUILD_TESTS, *RUN_TESTS),
 }
 """Every module that talks to a GPU or its builder, and its tests, which need no GPU, torch or onnx."""
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.artifact import load_artifact
-from netvlad_deploy.build_options import BuildOptions
 from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.audit import LARGEST_FEATURE, SMALLEST_NORM, audit
-from netvlad_deploy.export.engine import build_engine
-from netvlad_deploy.export.fold import FoldedNetVLAD, fold
+from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.projection import BIAS, Projection
-from netvlad_deploy.shapes import AxisRange, Profile
-from netvlad_deploy.spec import COARSE_STEP, FeatureRange, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.layer import COARSE_STEP, FeatureRange, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.spec.projection import BIAS, Projection
+from netvlad_deploy.tensorrt.engine import build_engine
 from tests.modules import make_module, make_projected
 
 pytestmark = pytest.mark.export

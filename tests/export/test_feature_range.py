@@ -9,10 +9,10 @@ import pytest
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.measurement.candidate import open_runner
 from netvlad_deploy.models.netvlad import initialize
-from netvlad_deploy.runtime.embed import embed_array
-from netvlad_deploy.spec import GraphOptions
+from netvlad_deploy.retrieval.embed_features import embed_array
+from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.spec.layer import GraphOptions
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

@@ -11,11 +11,11 @@ from torch.nn import functional
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.audit import LARGEST_FEATURE
-from netvlad_deploy.export.fold import FoldedNetVLAD, centre_logits, fold, scale_columns
+from netvlad_deploy.export.fold_head import FoldedNetVLAD, centre_logits, fold, scale_columns
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.runtime.strict_runner import StrictRunner
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export

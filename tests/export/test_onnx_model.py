@@ -16,7 +16,7 @@ from netvlad_deploy.errors import ExportError, FoldError, OutputError, UsageErro
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec import GraphOptions
+from netvlad_deploy.spec.layer import GraphOptions
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export
@@ -74,7 +74,7 @@ import sys
 from pathlib import Path
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import initialize
-from netvlad_deploy.spec import GraphOptions, NetVLADSpec
+from netvlad_deploy.spec.layer import GraphOptions, NetVLADSpec
 spec = NetVLADSpec(num_clusters=3, feature_size=8, num_ghost_clusters=1)
 export_onnx(initialize(spec, 0), Path(sys.argv[1]), GraphOptions(masked=True, probe=True))
 """
@@ -98,7 +98,7 @@ def test_the_file_carries_no_trace_of_the_machine(exported: OnnxArtifact) -> Non
     del model.graph.initializer[:]
     text = model.SerializeToString().decode("latin-1")
     assert not re.search(r"\.py|site-packages|/home|/root|/tmp|stack_trace|torch", text)
-    assert {entry.key for entry in model.metadata_props} == {"netvlad_deploy.spec", "netvlad_deploy.parent"}
+    assert {entry.key for entry in model.metadata_props} == {"netvlad_deploy.spec.layer", "netvlad_deploy.parent"}
 
 
 def test_weights_are_inside(exported: OnnxArtifact) -> None:

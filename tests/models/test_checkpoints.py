@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.checkpoints import check_options, load_checkpoint
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec.layer import NetVLADSpec
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export

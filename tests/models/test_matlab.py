@@ -9,10 +9,10 @@ import scipy.io
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.formats import is_checkpoint
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
 from netvlad_deploy.models.matlab import average_image, read_matlab
-from netvlad_deploy.spec import ADD
+from netvlad_deploy.spec.layer import ADD
+from netvlad_deploy.support.formats import is_checkpoint
 from tests.models.dialects.samples import SAMPLES
 from tests.models.dialects.test_dialects import errors, expected_of, local_descriptors
 

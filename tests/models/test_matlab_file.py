@@ -10,8 +10,8 @@ import pytest
 import scipy.io
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.formats import DAMAGE
 from netvlad_deploy.models.matlab_file import Unread, read_variable
+from netvlad_deploy.support.formats import DAMAGE
 
 
 def saved(path: Path, value: Any, *, compress: bool = False) -> Path:

@@ -3,7 +3,7 @@ import torch
 
 from netvlad_deploy.models import NetVLAD
 from netvlad_deploy.models.netvlad import initialize
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec.layer import NetVLADSpec
 from tests.modules import StraightNetVLAD, make_module
 
 pytestmark = pytest.mark.export

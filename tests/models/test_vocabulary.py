@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from netvlad_deploy.arrays import Float32, Float64
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.vocabulary import (
     PROJECTION_BIAS,
@@ -16,6 +15,7 @@ from netvlad_deploy.models.vocabulary import (
     head_state,
     sharpness,
 )
+from netvlad_deploy.support.arrays import Float32, Float64
 
 pytestmark = pytest.mark.export
 

@@ -10,17 +10,17 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.measurement.precision import CasePrecision
-from netvlad_deploy.measurement.recall import Recall
-from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown
+from netvlad_deploy.parity.precisions import CasePrecision
+from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.escape import markdown_text, printable, unicode_text
-from netvlad_deploy.report.evaluation import CandidateRecall, EvaluationReport, evaluation_markdown
+from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_markdown
 from netvlad_deploy.report.serialize import to_json
-from netvlad_deploy.runtime.images import Skipped
-from netvlad_deploy.spec import Verdict
+from netvlad_deploy.retrieval.image_files import Skipped
+from netvlad_deploy.retrieval.recall import Recall
+from netvlad_deploy.spec.layer import Verdict
 from tests.command import Command, error_of
 from tests.report.test_reports import FAILED, LATENCY, OUTPUT, parity
 from tests.test_artifact import onnx_artifact

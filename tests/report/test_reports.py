@@ -5,14 +5,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from netvlad_deploy.measurement.latency import CandidateLatency, LatencyReport, Ratio
-from netvlad_deploy.measurement.localise import Departure
-from netvlad_deploy.measurement.parity import CaseParity, OutputParity, ParityReport
-from netvlad_deploy.report.deployment import Deployment, Step, deployment_markdown, step_rows
+from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport, Ratio
+from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport
+from netvlad_deploy.parity.localise import Departure
+from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown, step_rows
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.serialize import plain, to_json
 from netvlad_deploy.report.text import artifact_lines, departure_line, latency_lines, parity_lines
-from netvlad_deploy.spec import Verdict
+from netvlad_deploy.spec.layer import Verdict
 from tests.test_artifact import engine_artifact, onnx_artifact
 
 OUTPUT = OutputParity(

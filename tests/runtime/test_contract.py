@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from netvlad_deploy.runtime.trt_api import TensorRT
+from netvlad_deploy.tensorrt.api import TensorRT
 from tests.double.core import TABLES
 from tests.double.sources import GPU_MODULES, TENSORRT_OBJECTS, owner
 

@@ -8,8 +8,6 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
-from netvlad_deploy.measurement.candidate import open_runner
-from netvlad_deploy.require import installed_version
 from netvlad_deploy.runtime import execution_providers
 from netvlad_deploy.runtime.execution_providers import (
     DISTRIBUTIONS,
@@ -17,8 +15,10 @@ from netvlad_deploy.runtime.execution_providers import (
     check_distributions,
     installed_distributions,
 )
-from netvlad_deploy.shapes import Profile
-from netvlad_deploy.spec import FEATURES, MASK
+from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.spec.layer import FEATURES, MASK
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.require import installed_version
 from tests.command import Command, error_of
 from tests.double.onnxruntime import CUDA, RTX, OnnxRuntime
 from tests.modules import features

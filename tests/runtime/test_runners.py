@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netvlad_deploy.arrays import Array
 from netvlad_deploy.artifact import OnnxArtifact, sidecar_path
 from netvlad_deploy.errors import (
     ArtifactError,
@@ -18,11 +17,12 @@ from netvlad_deploy.errors import (
     RunError,
     UsageError,
 )
-from netvlad_deploy.measurement.candidate import BACKENDS, Candidate, open_runner
 from netvlad_deploy.runtime.execution_providers import PROVIDERS
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from netvlad_deploy.shapes import AxisRange, Profile
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, MASK
+from netvlad_deploy.runtime.open_runner import BACKENDS, Candidate, open_runner
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
+from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.support.arrays import Array
 from tests.modules import features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

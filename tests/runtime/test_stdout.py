@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.measurement.candidate import Candidate
-from netvlad_deploy.runtime.trt_api import stdout_to_stderr
-from netvlad_deploy.spec import Verdict
-from netvlad_deploy.workflow import validate
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.workflow.validate import validate
 
 THREADS = 8
 

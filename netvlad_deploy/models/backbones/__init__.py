@@ -4,11 +4,11 @@
 """
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.backbones.base import Backbone
 from netvlad_deploy.models.backbones.custom import SEPARATOR, custom_backbone
 from netvlad_deploy.models.backbones.efficientnet import efficientnet_lite0
 from netvlad_deploy.models.backbones.networks import alexnet, resnet, resnet_width, vgg16
+from netvlad_deploy.spec.images import ImageInput, Resize
 
 __all__ = ["BACKBONES", "Backbone", "find_backbone", "is_custom"]
 

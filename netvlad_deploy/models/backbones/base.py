@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from netvlad_deploy.images import ImageInput
+from netvlad_deploy.spec.images import ImageInput
 
 
 @dataclass(frozen=True, kw_only=True)

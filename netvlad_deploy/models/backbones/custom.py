@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.images import ImageInput
 from netvlad_deploy.models.backbones.base import Backbone
+from netvlad_deploy.spec.images import ImageInput
 
 SEPARATOR = ":"
 IMAGES_ATTRIBUTE = "images"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from netvlad_deploy.require import require
+from netvlad_deploy.support.require import require
 
 LAST_BLOCK = 10
 """The last block at stride 16, of 112 channels; later blocks retrieve worse."""

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.images import CHANNELS, ImageInput
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.backbones.base import Backbone
 from netvlad_deploy.models.backbones.custom import FAULTS
 from netvlad_deploy.models.dialects.base import BackboneState, names
+from netvlad_deploy.spec.images import CHANNELS, ImageInput
 
 Shapes = Mapping[str, tuple[int, ...]]
 

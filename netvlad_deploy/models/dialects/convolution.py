@@ -7,8 +7,8 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import Dialect, Head
-from netvlad_deploy.projection import Projection
-from netvlad_deploy.spec import CLUSTERS_FIRST, NetVLADSpec
+from netvlad_deploy.spec.layer import CLUSTERS_FIRST, NetVLADSpec
+from netvlad_deploy.spec.projection import Projection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py, n
 resizes tensors: with the torchvision of its time, before 0.17, that takes four pixels however much an image shrinks.
 """
 
-from netvlad_deploy.images import ALIASED, ImageInput, Resize
 from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
+from netvlad_deploy.spec.images import ALIASED, ImageInput, Resize
 
 DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     name="deep-visual-geo-localization",

@@ -3,11 +3,11 @@
 Source: cvg/Hierarchical-Localization, hloc/extractors/netvlad.py.
 """
 
-from netvlad_deploy.images import AREA, ImageInput, Resize
 from netvlad_deploy.models.dialects.base import BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
 from netvlad_deploy.models.dialects.pytorch_netvlad import VGG16
-from netvlad_deploy.spec import CLUSTERS_LAST
+from netvlad_deploy.spec.images import AREA, ImageInput, Resize
+from netvlad_deploy.spec.layer import CLUSTERS_LAST
 
 MATCONVNET = BackboneKeys(
     roots=("backbone.",),

@@ -3,9 +3,9 @@
 Source: yxgeee/OpenIBL, ibl/models/netvlad.py, and ibl/utils/data/, which resizes images of Pillow.
 """
 
-from netvlad_deploy.images import ImageInput, Resize
 from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys
 from netvlad_deploy.models.dialects.convolution import Convolution
+from netvlad_deploy.spec.images import ImageInput, Resize
 
 ROOTS = ("net_vlad.", "")
 MEAN = (0.48501960784313836, 0.4579568627450961, 0.4076039215686255)

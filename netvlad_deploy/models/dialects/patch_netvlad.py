@@ -5,10 +5,10 @@ Source: QVPR/Patch-NetVLAD, models_generic.py, netvlad.py and datasets.py, which
 
 from dataclasses import replace
 
-from netvlad_deploy.images import Resize
 from netvlad_deploy.models.dialects.base import AS_STORED
 from netvlad_deploy.models.dialects.convolution import Convolution
 from netvlad_deploy.models.dialects.pytorch_netvlad import ENCODER, ROOTS, VGG16, WPCA
+from netvlad_deploy.spec.images import Resize
 
 PATCH_NETVLAD = Convolution(
     name="patch-netvlad",

@@ -22,8 +22,8 @@ from netvlad_deploy.models.matlab import (
     PCA_WEIGHT,
     average_image,
 )
-from netvlad_deploy.projection import Projection
-from netvlad_deploy.spec import ADD, NetVLADSpec
+from netvlad_deploy.spec.layer import ADD, NetVLADSpec
+from netvlad_deploy.spec.projection import Projection
 
 
 class MatlabBackbone(BackboneKeys):

@@ -15,7 +15,7 @@ from torch import Tensor
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, Head, columns
 from netvlad_deploy.models.dialects.convolution import Convolution
-from netvlad_deploy.spec import NetVLADSpec
+from netvlad_deploy.spec.layer import NetVLADSpec
 
 FRAMES = (
     "local descriptors (batch, num_features, D): a window of SoccerNet's frame features, after feature_extractor.* "

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from netvlad_deploy.arrays import Float64
-from netvlad_deploy.images import IMAGENET_MEAN, IMAGENET_STD, ImageInput, Resize
 from netvlad_deploy.models.assembly import read_pipeline
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.spec.images import IMAGENET_MEAN, IMAGENET_STD, ImageInput, Resize
+from netvlad_deploy.support.arrays import Float64
 from tests.models.backbones import networks
 from tests.models.backbones.networks import Maker, State
 from tests.models.dialects import formulas

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from netvlad_deploy.arrays import Float64
+from netvlad_deploy.support.arrays import Float64
 
 State = Mapping[str, Float64]
 Formula = Callable[[State, Float64], Float64]

@@ -11,8 +11,8 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.checkpoints import find_head, read_head
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
-from netvlad_deploy.source import Source, load_module
-from netvlad_deploy.spec import FEATURES
+from netvlad_deploy.spec.layer import FEATURES
+from netvlad_deploy.workflow.source import Source, load_module
 from tests.models.backbones import networks
 from tests.models.dialects import formulas
 from tests.models.dialects.samples import SAMPLES, State, projection

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from netvlad_deploy.arrays import Float64
 from netvlad_deploy.models.checkpoints import load_checkpoint, module_of, read_head, unwrapped
 from netvlad_deploy.models.dialects import DIALECTS, Head, find_head_in, places
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST
+from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST
+from netvlad_deploy.support.arrays import Float64
 from tests.models.dialects import formulas
 from tests.models.dialects.formulas import Formula
 from tests.models.dialects.samples import SAMPLES, Sample

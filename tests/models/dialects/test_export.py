@@ -6,13 +6,14 @@ import numpy as np
 import onnx
 import pytest
 
-from netvlad_deploy import workflow
-from netvlad_deploy.arrays import Array, Float64
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.measurement.candidate import Candidate, open_runner
 from netvlad_deploy.models.dialects import DIALECTS
-from netvlad_deploy.source import Source
-from netvlad_deploy.spec import DESCRIPTOR, FEATURES, GraphOptions, Verdict
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions, Verdict
+from netvlad_deploy.support.arrays import Array, Float64
+from netvlad_deploy.workflow.export import export
+from netvlad_deploy.workflow.source import Source
+from netvlad_deploy.workflow.validate import validate
 from tests.models.dialects.samples import SAMPLES, Sample
 from tests.models.dialects.test_dialects import expected_of, local_descriptors
 
@@ -25,7 +26,7 @@ MOST_NODES = {"fp32": 40, "fp16": 60}
 def exported(sample: Sample, folder: Path, precision: str) -> OnnxArtifact:
     options = sample.options
     source = Source(checkpoint=sample.save(folder), takes=FEATURES, **options)
-    return workflow.export(source, folder / f"{precision}.onnx", GraphOptions(precision=precision, probe=True))
+    return export(source, folder / f"{precision}.onnx", GraphOptions(precision=precision, probe=True))
 
 
 def distance(got: Array, expected: Float64) -> float:
@@ -48,7 +49,7 @@ def test_the_graph_equals_the_formula_of_its_dialect(
         x = x.astype(runner.dtype)
         got = runner.run({FEATURES: x})[DESCRIPTOR].astype(np.float64)
     assert distance(got, expected_of(sample, x.astype(np.float64))) < limit
-    report = workflow.validate(Candidate(path=artifact.path))
+    report = validate(Candidate(path=artifact.path))
     assert report.verdict is Verdict.PASS, report.departure
 
 

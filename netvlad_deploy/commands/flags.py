@@ -1,0 +1,283 @@
+"""The options that several commands share, and how a command takes a group of them."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.images import USUAL_IMAGES, AnyProfile, ImageChanges, ImageProfile, parse_profile
+from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.support.limits import LIMITS, check_limit, check_path, range_words
+
+TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
+
+Backend = Annotated[str | None, typer.Option(help=f"{TIMED_BACKENDS} or strict.  [default: the file's own]")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")]
+Dialect = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Whose keys the checkpoint has.  [default: found by the keys]")
+]
+BackboneName = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", metavar="NAME", help="Image backbone, or package.module:callable.  [default: the checkpoint's]"
+    ),
+]
+ExpectSha256 = Annotated[
+    str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse a file of another hash.")
+]
+AllowNotRun = Annotated[
+    bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
+]
+Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate.")]
+
+
+@dataclass(frozen=True)
+class ImageFlags:
+    """What is done to an image otherwise than the checkpoint's or the backbone's own code does."""
+
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE[,FILTER]",
+            help="HxW, N (the longer side at most), shorter:N, cover:HxW or none.  [default: the backbone's]",
+        ),
+    ] = None
+    crop: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Cut out the middle after the resize.  [default: the backbone's]")
+    ] = None
+    orient: Annotated[
+        bool | None,
+        typer.Option("--orient/--no-orient", help="Turn photos upright by EXIF, or not.  [default: the backbone's]"),
+    ] = None
+    depth: Annotated[
+        int | None, typer.Option(metavar="BITS", help="Bits of grey in files of 16 or 32.  [default: 16]")
+    ] = None
+
+    @property
+    def changes(self) -> ImageChanges:
+        """Return the options that were given as one object.
+
+        Raises: UsageError if a text has another form.
+        """
+        return ImageChanges.parse(self.resize, self.crop, self.orient, self.depth)
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """Where the weights come from."""
+
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed."),
+    ] = None
+    clusters: Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")] = (
+        None
+    )
+    feature_size: Annotated[
+        int | None, typer.Option(help="Width D of a local descriptor.  [default: the checkpoint's, or 512]")
+    ] = None
+    ghost_clusters: Annotated[
+        int | None, typer.Option(help="Number of ghost clusters G.  [default: the checkpoint's, or 0]")
+    ] = None
+    batch_norm: Annotated[
+        bool | None, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm on assignments.  [default: yes]")
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of untrained weights.  [default: 0]")] = None
+    prefix: Prefix = ""
+    dialect: Dialect = None
+    head_only: Annotated[
+        bool,
+        typer.Option("--head-only", help="Leave out a projection after the head: descriptors are those before it."),
+    ] = False
+    takes: Annotated[
+        str | None,
+        typer.Option("--input", metavar="KIND", help="images or features.  [default: images if there is a backbone]"),
+    ] = None
+    backbone: BackboneName = None
+
+
+@dataclass(frozen=True)
+class GraphFlags:
+    """What the exported graph takes and gives, field by field those of GraphOptions."""
+
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32"
+    wide_logits: Annotated[
+        bool, typer.Option("--wide-logits", help="FP32 logits in an FP16 graph, for features of large norm.")
+    ] = False
+    feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0
+    input_dtype: Annotated[str | None, typer.Option(help="float32 or float16.  [default: the precision's own]")] = None
+    output_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32"
+    masked: Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")] = False
+    probe: Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")] = False
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")] = 18
+
+
+@dataclass(frozen=True)
+class EngineFlags:
+    """Which TensorRT builds the engine, and for which shapes."""
+
+    flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")] = "tensorrt"
+    batch: Annotated[
+        str | None, typer.Option(metavar="MIN:OPT:MAX", help=f"Batch sizes.  [default: {Profile().batch}]")
+    ] = None
+    num_features: Annotated[
+        str | None,
+        typer.Option(metavar="MIN:OPT:MAX", help=f"Features per image.  [default: {Profile().num_features}]"),
+    ] = None
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW[,HxW,HxW]", help="Height and width of images.  [default: as they are resized, or the usual]"
+        ),
+    ] = None
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BxN,BxN,BxN", help="Smallest, usual and largest shape, BxHxW of images; repeat for several."
+        ),
+    ] = None
+
+    @property
+    def profiles(self) -> tuple[AnyProfile, ...]:
+        """Return the optimization profiles, none for the usual one of what is built.
+
+        Raises: UsageError if they are given in two ways.
+        """
+        if self.profile:
+            if self.batch or self.num_features or self.image_size:
+                raise UsageError("--profile says all axes: leave --batch, --num-features and --image-size out")
+            return tuple(parse_profile(text) for text in self.profile)
+        if self.image_size:
+            if self.num_features:
+                raise UsageError("--image-size is for images, --num-features for features: leave one of them out")
+            return (_image_profile(AxisRange.parse(self.batch) if self.batch else USUAL_IMAGES.batch, self.image_size),)
+        if not self.batch and not self.num_features:
+            return ()
+        batch, num_features = self.batch or str(Profile().batch), self.num_features or str(Profile().num_features)
+        return (Profile(batch=AxisRange.parse(batch), num_features=AxisRange.parse(num_features)),)
+
+
+def _image_profile(batch: AxisRange, sizes: str) -> ImageProfile:
+    """Return the profile of a batch and of `HxW` or `HxW,HxW,HxW`."""
+    listed = sizes.split(",")
+    bounds = (batch.min, batch.opt, batch.max)
+    return ImageProfile.parse(",".join(f"{bound}x{size}" for bound, size in zip(bounds, listed * 3, strict=False)))
+
+
+@dataclass(frozen=True)
+class BuildFlags:
+    """What the builder may do, and the file of timings it shares with other builds."""
+
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32, which costs about 1e-3 of accuracy.")] = False
+    workspace_mib: Annotated[
+        int | None, typer.Option(help="Most scratch memory of a kernel, in MiB.  [default: the GPU's memory]")
+    ] = None
+    optimization_level: Annotated[
+        int | None, typer.Option(help="0 builds fastest, 5 tries most.  [default: TensorRT's own, 3]")
+    ] = None
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="One engine for GPUs since Ampere, at the price of speed.")
+    ] = False
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="One engine for later versions of the same major version.")
+    ] = False
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SMxx", help="GPU architecture of a tensorrt-rtx engine; repeat for several."),
+    ] = None
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kernel timings to use and add to, shared by all builds.")
+    ] = None
+
+    def options(self, engine: EngineFlags) -> BuildOptions:
+        """Return all options of the builder as one object.
+
+        Raises: UsageError if two of them contradict each other.
+        """
+        return BuildOptions(
+            flavor=engine.flavor,
+            profiles=engine.profiles,
+            tf32=self.tf32,
+            workspace_mib=self.workspace_mib,
+            optimization_level=self.optimization_level,
+            hardware_compatible=self.hardware_compatible,
+            version_compatible=self.version_compatible,
+            compute_capabilities=tuple(self.compute_capability or ()),
+        )
+
+
+def flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn each parameter that is a dataclass into an option for each of its fields: Typer has no groups."""
+    own = inspect.signature(command).parameters.values()
+    groups: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+    parameters: list[inspect.Parameter] = []
+    for each in own:
+        parameters += inspect.signature(groups[each.name]).parameters.values() if each.name in groups else [each]
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        built = {
+            name: group(**{key.name: values.pop(key.name) for key in fields(group)}) for name, group in groups.items()
+        }
+        command(**built, **values)
+
+    return _signed(expanded, parameters)
+
+
+def _signed(command: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> Callable[..., None]:
+    """Return a command with another signature, from which Typer reads its options."""
+
+    @functools.wraps(command)
+    def signed(**values: Any) -> None:
+        command(**values)
+
+    keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters]
+    signed.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    signed.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    return signed
+
+
+def checked(command: Callable[..., None]) -> Callable[..., None]:
+    """Have every number and path of a command checked against `limits` before it begins, and say so in its help."""
+    parameters = inspect.signature(command).parameters.values()
+    return _signed(command, [each.replace(annotation=_checked(each.name, each.annotation)) for each in parameters])
+
+
+def _checked(name: str, annotation: Any) -> Any:
+    """Return the annotation of an option with its check."""
+    kind, info = get_args(annotation)
+    kinds = {kind, *get_args(kind)}
+    info = copy(info)
+    if Path in kinds:
+        info.parser = _path_parser(name)
+    elif name in LIMITS and kinds & {int, float}:
+        info.callback = _limiter(name)
+        info.help = f"{info.help}  [{range_words(name)}]"
+    return Annotated[kind, info]
+
+
+def _path_parser(name: str) -> Callable[[str | Path], Path]:
+    def path(text: str | Path) -> Path:  # Typer shows its name, and reads defaults by it, too
+        check_path(name, str(text))
+        return Path(text)
+
+    return path
+
+
+def _limiter(name: str) -> Callable[[Any], Any]:
+    def callback(value: float | None) -> float | None:
+        if value is not None:
+            check_limit(name, value)
+        return value
+
+    return callback

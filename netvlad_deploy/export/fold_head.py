@@ -1,0 +1,229 @@
+"""Fold BatchNorm away, rewrite the layer in the mean form, and round it to the precision of the export.
+
+    s  = gamma / sqrt(var + eps)            BatchNorm in eval mode is affine:
+    W' = W * s,  b' = beta - mean * s       x W' + b' = BatchNorm(x W)
+
+    A_k = sum_n a_nk                        the sum of a cluster's assignments
+    V_k = A_k (sum_n (a_nk / A_k) x_n - c_k) = A_k V'_k
+
+Intra-normalisation cancels A_k, so the graph computes V'_k: the weighted mean of the features less the centre. The
+weights of a cluster sum to 1, so nothing overflows that was not infinite before, and no product of two sums is
+left. The clamp max(|V_k|, 1e-12) becomes max(|V'_k|, 1e-12 / A_k), which for an empty cluster (A_k = 0) divides
+by infinity and gives exactly 0. After intra-normalisation the squared norm of the descriptor is the sum of
+r_k^2 = (|V'_k| / max(|V'_k|, 1e-12 / A_k))^2: K numbers for each image instead of D*K.
+
+In the epsilon mode `add` the divisor of V'_k is sqrt(|V'_k|^2 + (1e-6 / A_k)^2), and r_k^2 = |V'_k|^2 / divisor^2.
+
+FP16 changes the matrix products alone; softmax, sums, norms and the residual stay FP32.
+
+    W'_k, b'_k  less their mean over k      softmax ignores what all clusters share; logits are smallest about it
+    W'_k / 2^s_k, and 2^s_k times x W'_k    |W'_k|_1 <= 1, so |x W'_k| <= max|x|: no logit overflows
+    V'_k = sum_n w_nk x_n - (sum_n w_nk) c_k    with the weights w as rounded: half the error near a centre
+"""
+
+import torch
+from torch import Tensor, nn
+
+from netvlad_deploy.errors import FoldError
+from netvlad_deploy.export.fold_projection import FoldedMap, affine_of
+from netvlad_deploy.models.affine import is_finite
+from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.spec.layer import ADD, CLUSTERS_LAST, NORM_FLOORS, GraphOptions, NetVLADSpec
+
+ASSIGNMENT_FLOOR = 1e-37
+"""Smallest divisor for an assignment: below every sum that the clamp of the norm leaves visible, and normal in FP32."""
+
+
+def fold(module: NetVLAD, options: GraphOptions | None = None) -> "FoldedNetVLAD":
+    """Return the module in the mean form, with BatchNorm in the assignment projection.
+
+    The fold is computed in float64 and rounded once, to what `options.precision` asks for.
+
+    Raises: FoldError if the module is in training mode, a variance is negative or a value is not finite.
+    Source: Ioffe & Szegedy 2015, algorithm 2.
+    """
+    _check_foldable(module)
+    weight = module.clusters.detach().double()
+    bias = None
+    if module.batch_norm is not None:
+        scale, bias = affine_of(module.batch_norm, "batch_norm")
+        weight = weight * scale
+    elif module.assignment_bias is not None:
+        bias = module.assignment_bias.detach().double()
+    folded = FoldedNetVLAD(weight, bias, module.clusters2.detach().double()[0].T, module.spec, options)
+    if module.projection is not None:
+        folded.projection = FoldedMap(module.projection, "projection", half=folded.options.half)
+    if module.gating is not None:
+        folded.gating = FoldedMap(module.gating, "gating")
+    for name, tensor in folded.named_buffers():
+        if not is_finite(tensor):
+            raise FoldError(f"folded {name} is not finite: a running_var of BatchNorm is too small for FP32")
+    return folded.eval()
+
+
+def _check_foldable(module: NetVLAD) -> None:
+    for name, part in module.named_modules():
+        if part.training:
+            raise FoldError(f"{name or 'the module'} is in training mode, with batch statistics: call eval() first")
+    for name, tensor in module.state_dict().items():
+        if not is_finite(tensor):
+            raise FoldError(f"{name} is not finite: the checkpoint is damaged or training diverged")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise FoldError(f"{name} has a negative value: the checkpoint is damaged")
+
+
+def centre_logits(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Subtract from weight (D,K+G) and bias (K+G,) their mean over the columns, which no softmax sees.
+
+    A single column stays as it is: its mean is itself.
+    """
+    if weight.shape[1] == 1:
+        return weight, bias
+    return weight - weight.mean(1, keepdim=True), None if bias is None else bias - bias.mean()
+
+
+def scale_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (D,K+G) in FP16 and its scale (K+G,): powers of two, and no column's L1 norm above 1.
+
+    The norm is that of the rounded column, since rounding up could take it over 1. A zero column has the scale 1.
+    """
+    norm = weight.abs().sum(0)
+    exponent = torch.where(norm > 0, norm.log2().ceil(), 0)
+    rounded = (weight * torch.exp2(-exponent)).half()
+    exponent += rounded.double().abs().sum(0) > 1
+    scale = torch.exp2(exponent)
+    return (weight / scale).half(), scale
+
+
+class FoldedNetVLAD(nn.Module):
+    """The layer as it is exported: features (B,N,D) to descriptor, and what led to it.
+
+    Args: assignment_weight (D,K+G); assignment_bias (K+G,) or None; centroids (K,D), in float64 and rounded here.
+    """
+
+    projection: FoldedMap | None
+    gating: FoldedMap | None
+
+    assignment_weight: Tensor
+    assignment_bias: Tensor | None
+    assignment_scale: Tensor | None
+    centroids: Tensor
+    norm_floor: Tensor
+    added_square: Tensor | None
+    assignment_floor: Tensor
+
+    def __init__(
+        self,
+        assignment_weight: Tensor,
+        assignment_bias: Tensor | None,
+        centroids: Tensor,
+        spec: NetVLADSpec,
+        options: GraphOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.options = options or GraphOptions()
+        scale = None
+        if self.options.half:
+            assignment_weight, assignment_bias = centre_logits(assignment_weight, assignment_bias)
+        if self.options.half_logits:
+            assignment_weight, scale = scale_columns(assignment_weight)
+        else:
+            assignment_weight = assignment_weight.float()
+        self.register_buffer("assignment_weight", assignment_weight)
+        self.register_buffer("assignment_bias", None if assignment_bias is None else assignment_bias.float())
+        self.register_buffer("assignment_scale", None if scale is None else scale.float())
+        self.register_buffer("centroids", centroids.float().contiguous())
+        self.projection = self.gating = None
+        # Buffers, not literals: the exporter's optimiser takes 1e-12 for zero and drops it.
+        floor = NORM_FLOORS[spec.epsilon]
+        self.register_buffer("norm_floor", torch.tensor([floor]))
+        self.register_buffer("added_square", torch.tensor([floor**2]) if spec.epsilon == ADD else None)
+        self.register_buffer("assignment_floor", torch.tensor([ASSIGNMENT_FLOOR]))
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the stages: (B,N,K+G), (B,N,K), twice (B,K,D), the aggregate (B, D*K) and the projected descriptor."""
+        features = self._local_descriptors(features)
+        narrow = features.half() if self.options.half else features
+        logits = self._logits(features, narrow)
+        assignment = self._soft_assignment(logits, mask)
+        assignment_sum = assignment.sum(1, keepdim=True)  # (B,1,K)
+        weights = (assignment / torch.maximum(assignment_sum, self.assignment_floor)).to(narrow.dtype)
+        mean = (weights.transpose(1, 2) @ narrow).to(assignment.dtype)  # (B,K,N) x (B,N,D)
+        mean_residual = mean - self._centre(weights)  # (B,K,D)
+        assignment_sum = assignment_sum.transpose(1, 2)  # (B,K,1)
+        aggregate = self._normalize(mean_residual, assignment_sum)
+        stages = logits, assignment, mean_residual, mean_residual * assignment_sum
+        if self.projection is None:
+            return *stages, self._stored(aggregate)
+        return *stages, aggregate, self._stored(self._project(self.projection(aggregate)))
+
+    def _local_descriptors(self, features: Tensor) -> Tensor:
+        """L2-normalise (B,N,D) in FP32, if the layer does that."""
+        if not self.spec.normalize_input:
+            return features
+        return self._l2_normalize(features.to(self.norm_floor.dtype))
+
+    def _logits(self, features: Tensor, narrow: Tensor) -> Tensor:
+        wide = self.norm_floor.dtype
+        if self.assignment_scale is None:
+            logits = features.to(wide) @ self.assignment_weight  # (B,N,D) x (D,K+G)
+        else:
+            logits = (narrow @ self.assignment_weight).to(wide) * self.assignment_scale
+        return logits if self.assignment_bias is None else logits + self.assignment_bias
+
+    def _soft_assignment(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        if self.options.half:  # written out: TensorRT then keeps no second copy of the logits
+            exponentials = (logits - logits.amax(-1, keepdim=True)).exp()
+            assignment = exponentials / exponentials.sum(-1, keepdim=True)
+        else:
+            assignment = logits.softmax(-1)
+        if self.spec.num_ghost_clusters:
+            assignment = assignment[..., : self.spec.num_clusters]
+        return assignment if mask is None else assignment * mask.unsqueeze(-1).to(assignment.dtype)
+
+    def _centre(self, weights: Tensor) -> Tensor:
+        """Return what to subtract from the weighted mean: the centroids times the sum of the weights as rounded."""
+        if not self.options.half:
+            return self.centroids  # (K,D)
+        return weights.to(self.centroids.dtype).sum(1, keepdim=True).transpose(1, 2) * self.centroids  # (B,K,1) * (K,D)
+
+    def _normalize(self, mean_residual: Tensor, assignment_sum: Tensor) -> Tensor:
+        """Intra-normalise and L2-normalise (B,K,D) in one division, then flatten as the layer does."""
+        squares = (mean_residual * mean_residual).sum(-1, keepdim=True)  # (B,K,1)
+        floor = self.norm_floor / assignment_sum
+        if self.spec.epsilon == ADD:
+            squared_divisor = squares + floor * floor
+            divisor, ratio_square = squared_divisor.sqrt(), squares / squared_divisor
+        else:
+            norm = squares.sqrt()
+            divisor = torch.maximum(norm, floor)
+            ratio = norm / divisor
+            ratio_square = ratio * ratio
+        global_divisor = self._divisor(ratio_square.sum(1, keepdim=True))  # (B,1,1)
+        normalized = mean_residual / (divisor * global_divisor)
+        if self.spec.flatten == CLUSTERS_LAST:
+            normalized = normalized.transpose(1, 2)
+        return normalized.flatten(1)
+
+    def _divisor(self, squares: Tensor) -> Tensor:
+        """Return what to divide by for a sum of squares, as the layer keeps it from 0."""
+        if self.added_square is not None:
+            return (squares + self.added_square).sqrt()
+        return torch.maximum(squares.sqrt(), self.norm_floor)
+
+    def _l2_normalize(self, values: Tensor) -> Tensor:
+        """L2-normalise over the last axis."""
+        return values / self._divisor((values * values).sum(-1, keepdim=True))
+
+    def _project(self, projected: Tensor) -> Tensor:
+        """L2-normalise and gate a projection (B,P), as the layer does."""
+        following = self.spec.projection
+        if following is not None and following.l2:
+            projected = self._l2_normalize(projected)
+        if self.gating is not None:
+            projected = projected * self.gating(projected).sigmoid()
+        return self._l2_normalize(projected) if following is not None and following.final_l2 else projected
+
+    def _stored(self, descriptor: Tensor) -> Tensor:
+        return descriptor.half() if self.options.output_dtype == "float16" else descriptor

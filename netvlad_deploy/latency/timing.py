@@ -1,0 +1,247 @@
+"""Measure latency fairly: each candidate in a process of its own, one active at a time, in random order.
+
+Candidates in one process disturb each other through their spinning thread pools. So every candidate gets a worker,
+rounds of one block for each worker run in a new random order, and two candidates are compared round by round: the
+ratio of block medians stays fair while the machine's speed drifts. The interval is a bootstrap over the rounds.
+"""
+
+import io
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, NetVLADDeployError, ParityError
+from netvlad_deploy.runner import Feeds, check_finite
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.images import IMAGES
+from netvlad_deploy.spec.layer import FEATURES, Verdict
+from netvlad_deploy.support.arrays import Float64
+from netvlad_deploy.support.children import Child
+from netvlad_deploy.support.machine import available_cores, describe_machine, installed_versions
+
+LOG = logging.getLogger(__name__)
+
+BOOTSTRAP_SAMPLES: Final = 2000
+INTERVAL: Final = (2.5, 97.5)
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Read by NumPy's matrix products when the worker starts."""
+
+WORKER: Final = "netvlad_deploy.latency.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """Time over the first candidate's: median over the rounds, and its 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateLatency:
+    """Latency of one candidate, over all its runs; `reason` says why it has none, or which budget it broke.
+
+    `variation` is the standard deviation over the mean.
+    `h2d_ms`, `compute_ms` and `d2h_ms` are copies in, work and copies out by the GPU's own clock: medians of one run in
+    each round. `conditions` says what the runner does to be fast.
+    """
+
+    name: str
+    verdict: Verdict
+    reason: str = ""
+    warmup_runs: int = 0
+    runs: int = 0
+    mean_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    variation: float | None = None
+    descriptors_per_s: float | None = None
+    h2d_ms: float | None = None
+    compute_ms: float | None = None
+    d2h_ms: float | None = None
+    conditions: str = ""
+    ratio: Ratio | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyReport:
+    """The outcome of `measure`: of heads with `num_features`, or of pipelines with `image_size`, height and width."""
+
+    batch: int
+    num_features: int | None
+    image_size: tuple[int, int] | None = None
+    threads: int
+    rounds: int
+    block_ms: float
+    warmup_ms: float
+    machine: dict[str, str]
+    candidates: tuple[CandidateLatency, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if a budget was broken, NOT_RUN if a candidate could not run."""
+        return Verdict.combine(candidate.verdict for candidate in self.candidates)
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    feeds: Feeds,
+    *,
+    rounds: int = 10,
+    block_ms: float = 300.0,
+    warmup_ms: float = 500.0,
+    threads: int | None = None,
+    budget_p99_ms: float | None = None,
+    seed: int = 0,
+) -> LatencyReport:
+    """Time every candidate on the same feeds, of which each takes the inputs it has, and compare it with the first.
+
+    A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on.
+
+    Raises: ParityError if there is no candidate; RunError if a worker fails.
+    """
+    if not candidates or rounds < 1:
+        raise ParityError("no candidate or no round to measure: a measurement of nothing is none")
+    if FEATURES in feeds:
+        check_finite(feeds[FEATURES])
+    threads = threads or available_cores()
+    with ExitStack() as stack:
+        archive = io.BytesIO()
+        np.savez(archive, allow_pickle=False, **feeds)
+        workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
+        for worker in workers:
+            worker.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
+        running = [worker for worker in workers if not worker.reason]
+        random = np.random.default_rng(seed)
+        for number in range(rounds if running else 0):
+            LOG.info("round %d of %d", number + 1, rounds)
+            for index in random.permutation(len(running)):
+                running[index].run_block(block_ms)
+        images, main = feeds.get(IMAGES), next(iter(feeds.values()))
+        batch = len(main)
+        results = [worker.result(batch, workers[0], random) for worker in workers]
+    return LatencyReport(
+        batch=batch,
+        num_features=main.shape[1] if images is None else None,
+        image_size=None if images is None else (images.shape[1], images.shape[2]),
+        threads=threads,
+        rounds=rounds,
+        block_ms=block_ms,
+        warmup_ms=warmup_ms,
+        machine=describe_machine() | installed_versions(),
+        candidates=tuple(_within_budget(result, budget_p99_ms) for result in results),
+    )
+
+
+class _Worker:
+    """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
+
+    def __init__(self, candidate: Candidate, threads: int) -> None:
+        self.candidate = candidate
+        self.threads = threads
+        self.blocks: list[Float64] = []
+        self.times: list[list[float]] = []
+        self.reason = self.conditions = ""
+        self.warmup_runs = 0
+        self._child = Child(
+            WORKER,
+            "its process",
+            environment=dict.fromkeys(THREAD_VARIABLES, str(threads)),
+        )
+
+    def warm_up(self, feeds: bytes, *, warmup_ms: float) -> None:
+        """Open the runner and run it for `warmup_ms`; `reason` says why it cannot run here, if it cannot.
+
+        `feeds` are those of an `.npz` file.
+        """
+        LOG.info("warming up %s", self.candidate.name)
+        request = {
+            "path": str(self.candidate.path),
+            "backend": self.candidate.backend,
+            "expect_sha256": self.candidate.expect_sha256,
+            "threads": self.threads,
+            "warmup_ms": warmup_ms,
+        }
+        try:
+            answer = self._ask(request, feeds)
+        except (DeviceUnavailableError, MissingDependencyError) as error:
+            self.reason = str(error)
+        else:
+            self.warmup_runs, self.conditions = answer["warmup_runs"], answer["conditions"]
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._child.__exit__(*error)
+
+    def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
+        """Return the answer to a request.
+
+        Raises: what the worker ended with, by the name of its candidate.
+        """
+        try:
+            self._child.send(request, content)
+            return self._child.receive()[0]
+        except (DeviceUnavailableError, MissingDependencyError):
+            raise
+        except NetVLADDeployError as error:
+            raise type(error)(f"{self.candidate.name}: {error}") from error
+
+    def run_block(self, block_ms: float) -> None:
+        """Run for at least `block_ms` and keep each run's time, and what the device's clock said of one run."""
+        answer = self._ask({"block_ms": block_ms})
+        self.blocks.append(np.array(answer["samples_ms"]))
+        self.times += [answer["times_ms"]] if answer["times_ms"] else []
+
+    def result(self, batch: int, first: "_Worker", random: np.random.Generator) -> CandidateLatency:
+        """Return the statistics over all blocks, and the ratio to the first candidate."""
+        if self.reason:
+            return CandidateLatency(name=self.candidate.name, verdict=Verdict.NOT_RUN, reason=self.reason)
+        samples = np.concatenate(self.blocks)
+        h2d, compute, d2h = np.median(self.times, axis=0).tolist() if self.times else (None, None, None)
+        p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
+        return CandidateLatency(
+            name=self.candidate.name,
+            verdict=Verdict.PASS,
+            warmup_runs=self.warmup_runs,
+            runs=len(samples),
+            mean_ms=float(samples.mean()),
+            p50_ms=p50,
+            p90_ms=p90,
+            p95_ms=p95,
+            p99_ms=p99,
+            variation=float(samples.std() / samples.mean()),
+            descriptors_per_s=float(1e3 * batch * len(samples) / samples.sum()),
+            h2d_ms=h2d,
+            compute_ms=compute,
+            d2h_ms=d2h,
+            conditions=self.conditions,
+            ratio=None if self is first or first.reason else bootstrap_ratio(self.blocks, first.blocks, random),
+        )
+
+
+def bootstrap_ratio(
+    blocks: Sequence[Float64],
+    baseline: Sequence[Float64],
+    random: np.random.Generator,
+) -> Ratio:
+    """Return the median over the rounds of the ratio of block medians, with its 95 % bootstrap interval."""
+    ratios = np.array([np.median(own) / np.median(other) for own, other in zip(blocks, baseline, strict=True)])
+    resampled = np.median(random.choice(ratios, size=(BOOTSTRAP_SAMPLES, len(ratios))), axis=1)
+    low, high = np.percentile(resampled, INTERVAL)
+    return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
+
+
+def _within_budget(result: CandidateLatency, budget_p99_ms: float | None) -> CandidateLatency:
+    if budget_p99_ms is None or result.p99_ms is None or result.p99_ms <= budget_p99_ms:
+        return result
+    reason = f"p99 is {result.p99_ms:.3f} ms, the budget is {budget_p99_ms:g} ms"
+    return replace(result, verdict=Verdict.FAIL, reason=reason)

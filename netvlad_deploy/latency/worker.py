@@ -1,0 +1,46 @@
+"""What the process that times one candidate does: open it, warm up, then run a block at each request."""
+
+import io
+import time
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+
+from netvlad_deploy.runner import Feeds, Runner
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.layer import FEATURES
+from netvlad_deploy.support.children import Channel
+
+
+def serve(channel: Channel) -> None:
+    """Open what the first message names, warm up, then run one block for each further message."""
+    request, content = channel.receive()
+    candidate = Candidate(
+        path=Path(request["path"]), backend=request["backend"], expect_sha256=request["expect_sha256"]
+    )
+    with np.load(io.BytesIO(content)) as archive:
+        feeds = {name: archive[name] for name in archive.files}
+    with candidate.open(threads=request["threads"]) as runner:
+        taken = {*runner.inputs, *runner.optional_inputs}
+        feeds = {name: array for name, array in feeds.items() if name in taken}
+        if FEATURES in feeds and feeds[FEATURES].dtype == np.float32:
+            feeds[FEATURES] = feeds[FEATURES].astype(runner.dtype)
+        runs = len(_run_for(runner, feeds, request["warmup_ms"]))
+        channel.send({"warmup_runs": runs, "conditions": runner.conditions})
+        while True:
+            request, _ = channel.receive()
+            times = runner.time(feeds)  # by the device's clock; it also wakes the thread pool
+            samples = _run_for(runner, feeds, request["block_ms"])
+            channel.send({"samples_ms": samples, "times_ms": times and astuple(times)})
+
+
+def _run_for(runner: Runner, feeds: Feeds, duration_ms: float) -> list[float]:
+    """Run for at least `duration_ms`; return each run's milliseconds, inputs checked and outputs owned."""
+    samples: list[float] = []
+    end = time.perf_counter() + duration_ms / 1e3
+    while not samples or time.perf_counter() < end:
+        started = time.perf_counter()
+        runner.run(feeds)
+        samples.append((time.perf_counter() - started) * 1e3)
+    return samples

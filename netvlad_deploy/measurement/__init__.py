@@ -1,1 +1,0 @@
-"""Judge and time artifacts: parity with the oracle, latency against each other."""

@@ -1,0 +1,345 @@
+"""The oracle: NetVLAD in float64, equation by equation, in NumPy.
+
+It reads the unfolded parameters that `export` writes beside an ONNX file and applies BatchNorm itself. It
+shares no code with the torch module, the fold or the graph, so a fault in one of those cannot validate itself.
+
+    x / max(|x|, 1e-12), if the layer normalises its input  local_descriptors   (B,N,D)
+    l = (x W - mean) / sqrt(var + eps) * gamma + beta     assignment_logits   (B,N,K+G)
+    a = softmax(l) over K+G, first K columns, times mask   soft_assignment     (B,N,K)
+    V_k = sum_n a_nk (x_n - c_k)                           residual_sum        (B,K,D)
+    V_k / max(|V_k|, 1e-12), flattened, and again          aggregate v         (B,D*K)
+    y = v P^T + p, or BatchNorm(v P^T); y / max(|y|, 1e-12), if `l2`; z = y * sigmoid(y G^T + g), if `gating`;
+    z / max(|z|, 1e-12), if `final_l2`                     descriptor          (B,P), v itself without a projection
+
+Without BatchNorm, l = x W, plus a bias where there is one. A descriptor is flattened d*K + k or k*D + d. Other epsilon
+modes divide by max(|x|, 1e-6) or by sqrt(|x|^2 + 1e-12). P may be half a gigabyte: it stays as it was read, and its
+product is taken in blocks of rows.
+
+Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from netvlad_deploy.errors import ArtifactError, InputError
+from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
+from netvlad_deploy.spec.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
+
+ASSIGNMENT_BIAS, PROJECTION, GATING = "assignment_bias", "projection", "gating"
+NORMALIZE_INPUT, CLUSTERS_FIRST_MARK = "normalize_input", "clusters_first"
+PROJECTION_L2, FINAL_L2 = "projection_l2", "final_l2"
+EPSILON_MARKS = {f"epsilon_{mode}": mode for mode in NORM_FLOORS if mode != CLAMP}
+REFERENCE_FILE = "reference_file"
+"""In every reference file: two tensors alone, `clusters` and `clusters2`, are also what other dialects save."""
+
+MARKS = (REFERENCE_FILE, NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
+"""Names in a reference file beside those of the reference's own state: conventions, 1 for yes."""
+
+BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
+ROWS = 64
+"""Rows of a projection that are float64 at once: 16 MiB for a descriptor of 32,768 values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm:
+    """BatchNorm over the last axis: four vectors of its length and epsilon."""
+
+    weight: Float64
+    bias: Float64
+    running_mean: Float64
+    running_var: Float64
+    eps: float
+
+    def __call__(self, values: Float64) -> Float64:
+        """Return values (...,C) normalised with the running statistics."""
+        normalised = (values - self.running_mean) / np.sqrt(self.running_var + self.eps)
+        result: Float64 = normalised * self.weight + self.bias
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMap:
+    """A product with `weight` (P,I), in the dtype in which it was read, and BatchNorm or a bias (P,) or neither."""
+
+    weight: Array
+    bias: Float64 | None
+    batch_norm: BatchNorm | None
+
+    def __call__(self, vectors: Float64) -> Float64:
+        """Return what becomes of vectors (B,I)."""
+        products = np.empty((*vectors.shape[:-1], len(self.weight)))
+        for block, rows in self.blocks():
+            products[..., block] = vectors @ rows.T
+        return self.offset(products)
+
+    def offset(self, products: Float64) -> Float64:
+        """Return what becomes of products (B,P): BatchNorm or the bias is applied."""
+        if self.batch_norm is not None:
+            return self.batch_norm(products)
+        return products if self.bias is None else products + self.bias
+
+    def blocks(self) -> Iterator[tuple[slice, Float64]]:
+        """Yield the rows of the weight in float64, a block at a time, and where they stand.
+
+        Write what they give into an array that is there before: a small one that outlives each block would keep the
+        memory of all of them from being used again.
+        """
+        for start in range(0, len(self.weight), ROWS):
+            block = slice(start, start + ROWS)
+            yield block, self.weight[block].astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceParameters:
+    """Unfolded parameters of a NetVLAD layer: clusters (D,K+G), centroids (K,D), BatchNorm or a bias (K+G,) or neither.
+
+    `normalize_input`, `flatten` and `epsilon` are as in `NetVLADSpec`; `projection`, `gating`, `projection_l2` and
+    `final_l2` are what follows.
+    """
+
+    clusters: Float64
+    centroids: Float64
+    batch_norm: BatchNorm | None
+    bias: Float64 | None = None
+    normalize_input: bool = False
+    flatten: str = CLUSTERS_LAST
+    epsilon: str = CLAMP
+    projection: LinearMap | None = None
+    projection_l2: bool = False
+    gating: LinearMap | None = None
+    final_l2: bool = False
+
+    @property
+    def spec(self) -> NetVLADSpec:
+        """Return the sizes these parameters imply."""
+        num_clusters, feature_size = self.centroids.shape
+        projection = None
+        if self.projection is not None:
+            gating = None if self.gating is None else BIAS if self.gating.batch_norm is None else BATCH_NORM
+            projection = Projection(
+                size=len(self.projection.weight),
+                bias=self.projection.bias is not None,
+                batch_norm=self.projection.batch_norm is not None,
+                l2=self.projection_l2,
+                gating=gating,
+                final_l2=self.final_l2,
+            )
+        return NetVLADSpec(
+            num_clusters=num_clusters,
+            feature_size=feature_size,
+            num_ghost_clusters=self.clusters.shape[1] - num_clusters,
+            batch_norm=self.batch_norm is not None,
+            assignment_bias=self.bias is not None,
+            normalize_input=self.normalize_input,
+            flatten=self.flatten,
+            epsilon=self.epsilon,
+            projection=projection,
+        )
+
+    @cached_property
+    def row_norms(self) -> Float64:
+        """Return the norms (P,K) of the parts of each row of the projection's weight that belong to one cluster."""
+        if self.projection is None:
+            raise InputError("the layer has no projection")
+        norms = np.empty((len(self.projection.weight), self.spec.num_clusters))
+        for block, rows in self.projection.blocks():
+            norms[block] = np.linalg.norm(by_cluster(rows, self.spec), axis=-1)
+        return norms
+
+
+def by_cluster(vectors: Array, spec: NetVLADSpec) -> Array:
+    """Return flattened vectors (B, D*K) as (B,K,D)."""
+    if spec.flatten == CLUSTERS_FIRST:
+        return vectors.reshape(-1, spec.num_clusters, spec.feature_size)
+    parts: Array = vectors.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
+    return parts
+
+
+def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
+    """Read the parameters from arrays under the reference's own names: `clusters`, `clusters2`, `batch_norm.*`.
+
+    And where they are, `assignment_bias`, `projection.*`, `gating.*`, and the conventions of MARKS.
+
+    Raises: InputError if an array is missing, has another shape or is not finite.
+    """
+    clusters, clusters2 = (_read(arrays, name) for name in ("clusters", "clusters2"))
+    columns = clusters.shape[-1] if clusters.ndim == 2 else 0
+    if (
+        clusters.ndim != 2
+        or clusters2.ndim != 3
+        or clusters.shape[0] != clusters2.shape[1]
+        or columns < clusters2.shape[2]
+    ):
+        raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
+    marks = {name: bool(_read(arrays, name)) for name in MARKS if name in arrays}
+    projection = _linear_map(arrays, PROJECTION, clusters2.size)
+    return ReferenceParameters(
+        clusters=clusters,
+        centroids=clusters2[0].T.copy(),
+        batch_norm=_batch_norm(arrays, "batch_norm", columns),
+        bias=_vector(arrays, ASSIGNMENT_BIAS, columns) if ASSIGNMENT_BIAS in arrays else None,
+        normalize_input=marks.get(NORMALIZE_INPUT, False),
+        flatten=CLUSTERS_FIRST if marks.get(CLUSTERS_FIRST_MARK) else CLUSTERS_LAST,
+        epsilon=next((mode for name, mode in EPSILON_MARKS.items() if marks.get(name)), CLAMP),
+        projection=projection,
+        projection_l2=marks.get(PROJECTION_L2, False),
+        gating=None if projection is None else _linear_map(arrays, GATING, len(projection.weight)),
+        final_l2=marks.get(FINAL_L2, False),
+    )
+
+
+def _read(arrays: Mapping[str, Array], name: str) -> Float64:
+    if name not in arrays:
+        raise InputError(f"reference parameters lack {name}")
+    return np.asarray(_finite(arrays[name], name), dtype=np.float64)
+
+
+def _finite(values: Array, name: str) -> Array:
+    """Return values, all finite; NaN is its own extreme, so no mask as large as a projection is needed."""
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
+    if values.size and not np.isfinite([values.min(), values.max()]).all():
+        raise InputError(f"reference parameter {name} is not finite")
+    return values
+
+
+def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
+    vector = _read(arrays, name)
+    if vector.shape != (length,):
+        raise InputError(f"{name} has shape {vector.shape}, expected ({length},)")
+    return vector
+
+
+def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchNorm | None:
+    if not any(name.startswith(f"{layer}.") for name in arrays):
+        return None
+    (eps,) = _vector({"eps": np.reshape(_read(arrays, f"{layer}.eps"), -1)}, "eps", 1)
+    vectors = {key: _vector(arrays, f"{layer}.{key}", columns) for key in BATCH_NORM_KEYS if key != "eps"}
+    return BatchNorm(**vectors, eps=float(eps))
+
+
+def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearMap | None:
+    name = f"{layer}.weight"
+    if not any(found.startswith(f"{layer}.") for found in arrays):
+        return None
+    if name not in arrays:
+        raise InputError(f"reference parameters lack {name}")
+    weight, bias = _finite(arrays[name], name), f"{layer}.bias"
+    if weight.ndim != 2 or weight.shape[1] != inputs:
+        raise InputError(f"{name} has shape {weight.shape}, expected (P, {inputs})")
+    return LinearMap(
+        weight=weight,
+        bias=_vector(arrays, bias, len(weight)) if bias in arrays else None,
+        batch_norm=_batch_norm(arrays, f"{layer}.batch_norm", len(weight)),
+    )
+
+
+def load_reference(path: Path | str) -> ReferenceParameters:
+    """Read `NAME.reference.npz`.
+
+    Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
+    """
+    try:
+        arrays = read_arrays(Path(path))
+        return parameters_from_arrays(arrays if isinstance(arrays, dict) else {})
+    except InputError as error:
+        raise ArtifactError(f"no reference file: {error}: export again") from error
+
+
+def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
+    """Return what a reference file holds, in its order: arrays under the reference's own names, and its conventions."""
+    conventions = {
+        REFERENCE_FILE: True,
+        NORMALIZE_INPUT: spec.normalize_input,
+        CLUSTERS_FIRST_MARK: spec.flatten == CLUSTERS_FIRST,
+        PROJECTION_L2: spec.projection is not None and spec.projection.l2,
+        FINAL_L2: spec.projection is not None and spec.projection.final_l2,
+        **{name: spec.epsilon == mode for name, mode in EPSILON_MARKS.items()},
+    }
+    marks = {name: np.ones(()) for name, holds in conventions.items() if holds}
+    return dict(sorted({**arrays, **marks}.items()))
+
+
+def local_descriptors(parameters: ReferenceParameters, features: Array) -> Float64:
+    """Return x (B,N,D) as everything after it sees it: L2-normalised, if the layer does that."""
+    values = features.astype(np.float64)
+    return l2_normalize(values, parameters.epsilon) if parameters.normalize_input else values
+
+
+def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float64:
+    """Return l (B,N,K+G) of local descriptors (B,N,D), BatchNorm applied with its running statistics."""
+    logits: Float64 = local_descriptors(parameters, features) @ parameters.clusters
+    if parameters.batch_norm is not None:
+        logits = parameters.batch_norm(logits)
+    return logits if parameters.bias is None else logits + parameters.bias
+
+
+def assignment_projection(parameters: ReferenceParameters) -> tuple[Float64, Float64]:
+    """Return the weight (D,K+G) and bias (K+G,) of the affine map that `assignment_logits` is of local descriptors."""
+    origin = assignment_logits(parameters, np.zeros((1, parameters.spec.feature_size)))[0]
+    norm = parameters.batch_norm
+    slope = 1.0 if norm is None else norm.weight / np.sqrt(norm.running_var + norm.eps)
+    return parameters.clusters * slope, origin
+
+
+def soft_assignment(logits: Float64, num_clusters: int, mask: Array | None = None) -> Float64:
+    """Return a (B,N,K): softmax over all K+G columns, ghosts dropped, rows outside the mask zero."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    assignment: Float64 = (exponentials / exponentials.sum(axis=-1, keepdims=True))[..., :num_clusters]
+    if mask is not None:
+        assignment = assignment * mask[..., None]
+    return assignment
+
+
+def residual_sum(assignment: Float64, features: Array, centroids: Float64) -> Float64:
+    """Return V (B,K,D): the sum over n of a_nk (x_n - c_k)."""
+    residuals: Float64 = assignment.swapaxes(1, 2) @ features.astype(np.float64)
+    residuals -= assignment.sum(axis=1)[..., None] * centroids
+    return residuals
+
+
+def l2_normalize(values: Float64, epsilon: str = CLAMP) -> Float64:
+    """Divide by the norm over the last axis, kept from 0 as `epsilon` says."""
+    normalised: Float64 = values / divisor((values * values).sum(axis=-1, keepdims=True), epsilon)
+    return normalised
+
+
+def divisor(squares: Float64, epsilon: str) -> Float64:
+    """Return what to divide by for a sum of squares."""
+    floor = NORM_FLOORS[epsilon]
+    result: Float64 = np.sqrt(squares + floor**2) if epsilon == ADD else np.maximum(np.sqrt(squares), floor)
+    return result
+
+
+def aggregate(parameters: ReferenceParameters, residuals: Float64) -> Float64:
+    """Return v (B, D*K) of V (B,K,D): intra-normalise, flatten, L2-normalise."""
+    intra_normalized = l2_normalize(residuals, parameters.epsilon)
+    ordered = intra_normalized if parameters.flatten == CLUSTERS_FIRST else intra_normalized.swapaxes(1, 2)
+    return l2_normalize(ordered.reshape(len(residuals), -1), parameters.epsilon)
+
+
+def project(parameters: ReferenceParameters, vectors: Float64) -> Float64:
+    """Return the descriptor (B,P) of v (B, D*K): v itself, if the layer ends there."""
+    if parameters.projection is None:
+        return vectors
+    return after_projection(parameters, parameters.projection(vectors))
+
+
+def after_projection(parameters: ReferenceParameters, values: Float64) -> Float64:
+    """Return the descriptor (B,P) of what the projection gives (B,P): its L2 norm, gating, and the last L2 norm."""
+    if parameters.projection_l2:
+        values = l2_normalize(values, parameters.epsilon)
+    if parameters.gating is not None:
+        values = values * sigmoid(parameters.gating(values))
+    return l2_normalize(values, parameters.epsilon) if parameters.final_l2 else values
+
+
+def sigmoid(values: Float64) -> Float64:
+    """Return 1 / (1 + exp(-x)), which overflows nowhere as half of 1 + tanh(x/2)."""
+    result: Float64 = (1 + np.tanh(values / 2)) / 2
+    return result

@@ -1,0 +1,243 @@
+"""The inputs of a parity check: ordinary ones, and those where NetVLAD implementations go wrong.
+
+Every case is made from a seed. The constructed ones solve for features with chosen assignment logits, using the
+oracle's own affine map, so that they hit the same regime with any trained weights. They are made in float64, and what
+they claim is checked on the features as the runner gets them: a case that FP32, FP16 or the range of an artifact cannot
+hold says so, instead of being another case than its name says.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.oracle.equations import (
+    ReferenceParameters,
+    assignment_logits,
+    assignment_projection,
+    local_descriptors,
+)
+from netvlad_deploy.runner import Runner, check_finite
+from netvlad_deploy.spec.layer import FEATURES, MASK, FeatureRange
+from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.support.arrays import Array, Arrays, Float32
+
+DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
+"""Shapes to try where no optimization profile limits them."""
+
+SCALES = (1e-4, 1.0, 100.0, 1e4)
+GHOST_MARGINS = (30.0, 60.0, 100.0)
+EMPTY_MARGIN = 200.0
+
+HALF_MAX = float(np.finfo(np.float16).max)
+"""FP16 graphs are compared on features that FP16 can say, whatever they take."""
+
+NEAR = 0.5, 0.05
+"""How far features near a centroid are from it, over its norm, and by how much that may be off after rounding."""
+
+KEPT_MARGIN = 0.5
+"""Share of a constructed margin that must be left after rounding."""
+
+Claim = Callable[[Float32], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One input: features (B,N,D) float32 and optionally a mask (B,N).
+
+    `claim` says of features why they are not what the name says, nothing if they are.
+    """
+
+    name: str
+    features: Float32
+    mask: npt.NDArray[np.bool_] | None = None
+    claim: Claim | None = None
+
+    def rounded(self, dtype: npt.DTypeLike) -> "Case":
+        """Return the case with features that `dtype` can say, so that a runner of any dtype gets the same numbers."""
+        return replace(self, features=narrowed(narrowed(self.features, dtype), np.float32))
+
+    def doubt(self, limits: FeatureRange | None) -> str:
+        """Return why the case cannot be what it claims within the range of an artifact, nothing if it is."""
+        try:
+            check_finite(self.features, limits=limits)
+        except InputError as error:
+            return f"no such features within FP32 and the range of this artifact: {error}"
+        return self.claim(self.features) if self.claim else ""
+
+    def feeds(self, runner: Runner, *, masked: bool) -> Arrays:
+        """Return what a runner takes; an unpadded case gets a mask of all valid rows if one is wanted."""
+        features = self.features.astype(runner.dtype)
+        if not masked:
+            return {FEATURES: features}
+        mask = np.ones(self.features.shape[:2], dtype=np.bool_) if self.mask is None else self.mask
+        return {FEATURES: features, MASK: mask}
+
+
+def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bool = False) -> Iterator[Case]:
+    """Yield the cases of `validate` for a runner: in each of its optimization profiles, where it has several."""
+    largest = min(runner.largest_feature, HALF_MAX) if runner.half and runner.largest_feature else None
+    if len(runner.feature_profiles) < 2:
+        shapes = runner.feature_profiles[0] if runner.feature_profiles else None
+        yield from default_cases(parameters, shapes=shapes, masked=masked, largest=largest)
+        return
+    for profile in runner.feature_profiles:
+        for case in default_cases(parameters, shapes=profile, masked=masked, largest=largest):
+            yield replace(case, name=f"{case.name} in {profile.text}")
+
+
+def default_cases(
+    parameters: ReferenceParameters,
+    *,
+    shapes: Profile | None = None,
+    masked: bool = False,
+    largest: float | None = None,
+    seed: int = 0,
+) -> Iterator[Case]:
+    """Yield the cases of `validate`, one at a time, within the shapes of an optimization profile.
+
+    With `largest`, one case holds nothing but this value and its negative: where it would overflow if anything did.
+    """
+    shapes = shapes or DEFAULT_SHAPES
+    batch, length = shapes.batch, shapes.num_features
+    width, clusters = parameters.spec.feature_size, parameters.spec.num_clusters
+    random = np.random.default_rng(seed)
+
+    def gaussian(items: int, rows: int) -> Float32:
+        return random.standard_normal((items, rows, width), dtype=np.float32)
+
+    usual = (batch.opt, length.opt)
+    yield Case(name="typical", features=gaussian(*usual))
+    yield Case(name="few features", features=few_features(gaussian(batch.max, max(length.min, min(2, length.max)))))
+    yield Case(name="zero rows", features=zero_rows(unit_rows(gaussian(*usual))))
+    yield Case(name=f"num_features {length.min}", features=gaussian(batch.opt, length.min))
+    yield Case(name=f"num_features {length.max}", features=gaussian(batch.min, length.max))
+    yield Case(name=f"batch {batch.min}", features=unit_rows(gaussian(batch.min, length.opt)))
+    yield Case(name=f"batch {batch.max}", features=unit_rows(gaussian(batch.max, length.opt)))
+    for scale in SCALES:
+        name = "L2-normalised" + ("" if scale == 1 else f" x {scale:g}")
+        yield Case(name=name, features=unit_rows(gaussian(*usual)) * np.float32(scale))
+    yield near_centroids(parameters, *usual, random)
+    if largest is not None:
+        features = np.where(gaussian(*usual) > 0, np.float32(largest), -np.float32(largest))
+        yield Case(name=f"largest values, {largest:g}", features=features)
+    features = empty_clusters(parameters, *usual, random)
+    yield _won_case("empty clusters", parameters, features, slice(1), EMPTY_MARGIN)
+    if parameters.spec.num_ghost_clusters:
+        for margin in GHOST_MARGINS:
+            features = ghosts_win(parameters, margin, *usual, random)
+            yield _won_case(f"ghosts win by {margin:g}", parameters, features, slice(clusters, None), margin)
+    if masked:
+        features = unit_rows(gaussian(max(batch.opt, min(2, batch.max)), length.opt))
+        lengths = random.integers(length.min, length.opt + 1, size=len(features))
+        lengths[-1] = 0
+        yield Case(name="padded", features=features, mask=np.arange(length.opt) < lengths[:, None])
+
+
+def _won_case(name: str, parameters: ReferenceParameters, features: Float32, winners: slice, margin: float) -> Case:
+    """Return a constructed case, named with the margin that was reached where D is too small for the wanted one."""
+    if not np.isfinite(features).all():
+        return Case(name=name, features=features)
+    reached = _margin(parameters, features, winners)
+    if not reached > 0.9 * margin:
+        name = f"{name} (reached {reached:.1f})"
+
+    def claim(rounded: Float32) -> str:
+        left = _margin(parameters, rounded, winners)
+        return "" if left >= min(KEPT_MARGIN * reached, reached) else f"rounding leaves a margin of {left:.2g}"
+
+    return Case(name=name, features=features, claim=claim)
+
+
+def _margin(parameters: ReferenceParameters, features: Float32, winners: slice) -> float:
+    """Return by how much the logits of the winners exceed all others, infinity where there are no others."""
+    logits = assignment_logits(parameters, features)
+    won = np.zeros(logits.shape[-1], dtype=np.bool_)
+    won[winners] = True
+    if won.all():
+        return np.inf
+    return float((logits[..., won].min(axis=-1) - logits[..., ~won].max(axis=-1)).min())
+
+
+def narrowed(values: Array, dtype: npt.DTypeLike) -> Array:
+    """Return values in a narrower dtype, infinite where it ends."""
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
+
+
+def unit_rows(features: Array) -> Array:
+    """Return the local descriptors L2-normalised, in their own dtype."""
+    normalised: Array = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    return normalised
+
+
+def few_features(features: Float32) -> Float32:
+    """Return the features with norms from 1 to 30, an image each.
+
+    With two rows an image the error of FP32 is small against what a logit that is slightly off does to the
+    descriptor, so this case sees a wrong epsilon that an image of 300 rows averages away.
+    """
+    norms = np.geomspace(1, 30, len(features), dtype=np.float32)
+    return unit_rows(features) * norms[:, None, None]
+
+
+def zero_rows(features: Float32) -> Float32:
+    """Return the features with every other row zero, as dead image regions give them."""
+    features = features.copy()
+    features[:, ::2] = 0
+    return features
+
+
+def near_centroids(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Case:
+    """Return features close to a quarter of the centroids: the residual is half of the centroid's norm."""
+    centroids = parameters.centroids
+    chosen = centroids[random.integers(0, max(1, len(centroids) // 4), size=(items, rows))]
+    noise = unit_rows(random.standard_normal(chosen.shape))
+    norms = np.linalg.norm(chosen, axis=-1, keepdims=True)
+    features: Float32 = narrowed(chosen + NEAR[0] * noise * norms, np.float32)
+
+    def claim(rounded: Float32) -> str:
+        apart = np.linalg.norm(local_descriptors(parameters, rounded) - chosen, axis=-1)
+        share = apart / np.maximum(norms[..., 0], np.finfo(np.float64).tiny)
+        if parameters.normalize_input:  # only the direction can be chosen
+            return "" if share.max() < 1 - NEAR[1] else "local descriptors of length 1 are near none of the centroids"
+        off = np.abs(share - NEAR[0])[norms[..., 0] > 0].max(initial=0.0)
+        return "" if off < NEAR[1] else "rounding takes the features away from the centroids"
+
+    return Case(name="near centroids", features=features, claim=claim)
+
+
+def empty_clusters(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Float32:
+    """Return features of which cluster 0 wins every row, so that all the others stay empty."""
+    target = np.zeros(parameters.clusters.shape[1])
+    target[0] = EMPTY_MARGIN
+    return with_logits(parameters, target, items, rows, random)
+
+
+def ghosts_win(
+    parameters: ReferenceParameters, margin: float, items: int, rows: int, random: np.random.Generator
+) -> Float32:
+    """Return features whose ghost logits exceed all others by `margin` in every row."""
+    target = np.zeros(parameters.clusters.shape[1])
+    target[parameters.spec.num_clusters :] = margin
+    return with_logits(parameters, target, items, rows, random)
+
+
+def with_logits(
+    parameters: ReferenceParameters, target: Array, items: int, rows: int, random: np.random.Generator
+) -> Float32:
+    """Return features (items, rows, D) whose assignment logits are near `target`, up to what all columns share.
+
+    The least-squares solution is exact where D >= K+G and the columns are independent; rows differ by noise of a
+    tenth of a logit.
+    """
+    weight, bias = assignment_projection(parameters)
+    centred = weight - weight.mean(axis=1, keepdims=True)
+    wanted = target - bias
+    inverse = np.linalg.pinv(centred)  # (K+G, D)
+    solution = (wanted - wanted.mean()) @ inverse
+    noise = random.standard_normal((items, rows, len(target)))
+    features: Float32 = narrowed(solution + 0.1 * noise @ inverse, np.float32)
+    return features

@@ -1,0 +1,310 @@
+"""How far a correct runner may be from the oracle: a rounding-error model of the layer, evaluated case by case.
+
+One fixed tolerance is too wide for well-conditioned input, where it would pass a wrong epsilon, and too tight for
+features of large norm, where logits themselves are coarse. So the tolerance of every cluster follows from the oracle's
+values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums over n written S_n:
+
+    logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
+      FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dv_nk = x_n.(round(W'_k) - W'_k)    W' centred, of scale 2^s_k
+      L2-normalised input, besides  dl_nk += 4 u32 |x_n| |W_k| + g |x_n.W_k|        g = 4 u32 (sqrt(D)/2 + 2)
+      and FP16       dv_nk = round(x_n).round(W'_k) - x_n.W'_k,  dh_nk += 2 u16 max_d |x_nd| max_d |W'_dk|
+    assignment       rho_nk = f_nk + h_nk + |v_nk|,  a_nk between a e^-rho and min(a e^rho, 1)  z_nk = exp(rho_nk) - 1
+                     f_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  v_nk = dv_nk - S_j a_nj dv_nj
+    mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                        w_nk = a_nk / A_k
+                     P_k^2 = S_n w_nk (exp(f_nk) - 1)^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
+      FP16, besides  |across V'_k of S_n w_nk v_nk (x_n - m_k) + S_n (round(w_nk) - w_nk) (x_n - c_k)| + 2 R_k^2 T_k
+                     + LAMBDA sqrt(S_n mu_n (w_nk h_nk |x_n - m_k|)^2) + S_n min(w_nk, q) |x_n - c_k|
+                     + LAMBDA u16 sqrt(S_n mu_n (w_nk |x_n - c_k|)^2) + u16 |m_k| + q sqrt(D)  mu_n rows equal x_n
+      L2-normalised input, besides  4 u32 Q_k + g S_n w_nk |x_n|, and in FP16 S_n w_nk (round(x_n) - x_n) across V'_k
+    residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e + u16 if FP16) |V_k|              R_k^2 = S_n w_nk z_nk^2
+    intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
+    descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                      d_k = r_k / g
+
+FP16 graphs are centred, in dl too. What is along V'_k counts in E_k, and in its direction only where it could turn it.
+Where R_k > 1/2, or the a_nk can grow to twice A_k, nothing is known of the assignments: E_k is at least
+max_n |x_n - m_k|, the residual sum's error N (max |x| + |c_k|), s_k = 2. The partial sums of a dot product are a drift
+towards its value plus a random walk; independent roundings of them add up as sqrt(D) |x.W| and |x| |W|. An assignment
+under 1e-37 may be lost (FP32 is normal down to 1.2e-38), which adds N 1e-37 (max |x| + |c|). The derivation is in
+docs/error-model.md. Source of the bound: Higham & Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis".
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from netvlad_deploy.oracle.equations import (
+    ReferenceParameters,
+    aggregate,
+    assignment_logits,
+    assignment_projection,
+    divisor,
+    local_descriptors,
+    soft_assignment,
+)
+from netvlad_deploy.parity.projection_error import projection_error
+from netvlad_deploy.parity.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, PRECISIONS, TINY, Rounding
+from netvlad_deploy.spec.layer import (
+    ADD,
+    AGGREGATE,
+    ASSIGNMENT_LOGITS,
+    DESCRIPTOR,
+    FEATURES,
+    MASK,
+    MEAN_RESIDUAL,
+    NORM_FLOORS,
+    RESIDUAL_SUM,
+    SOFT_ASSIGNMENT,
+)
+from netvlad_deploy.support.arrays import Array, Arrays, Float64
+
+SMALLEST_ASSIGNMENT = 1e-37
+LOST_SUM = 1e-25
+"""Sum of assignments below which a cluster may be lost where its square is needed: 1e-12 / A^2 ends at 3e38 in FP32."""
+
+UNKNOWN = 0.5
+"""Relative error from which nothing is known of a cluster's assignments but that they are between 0 and 1."""
+
+LARGEST_EXPONENT = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Logits:
+    """Errors of the logits (B,N,K+G): of FP32, of rounding them to FP16, and the known one of the FP16 weights."""
+
+    wide: Float64
+    half: Float64
+    weights: Float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Means:
+    """Weighted means of an image's local descriptors, all (B,K).
+
+    `error` is that of the mean residual V', `direction_error` that of its direction alone, as a length. Where `unknown`
+    is set, nothing is known of the assignments.
+    """
+
+    assignment: Float64
+    relative_error: Float64
+    error: Float64
+    direction_error: Float64
+    unknown: Array
+
+
+def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expected: Arrays, precision: str) -> Arrays:
+    """Return the tolerated error of every stage against the oracle's `expected` outputs.
+
+    The error of `descriptor`, `residual_sum` and `mean_residual` is the norm over D of each cluster's part (B,K); that
+    of `soft_assignment` is absolute (B,N,K), and that of `assignment_logits` too (B,N,K+G), less the row's mean. Of a
+    layer with a projection the parts are those of `aggregate`, and the error of `descriptor` is absolute (B,P).
+    """
+    rounding = PRECISIONS[precision]
+    error = LAMBDA * rounding.unit
+    features, assignment = local_descriptors(parameters, feeds[FEATURES]), expected[SOFT_ASSIGNMENT]
+    narrow = features  # as the products of an FP16 graph see them
+    if parameters.normalize_input and rounding.half_mean:
+        narrow = features.astype(np.float16).astype(np.float64)
+    logits = _logit_errors(parameters, features, narrow, rounding)
+    rho = _relative_errors(parameters, features, logits, 4 * error)
+    growth = _growth(parameters, features, rho)
+    if MASK in feeds:
+        rho = _Logits(**{name: values * feeds[MASK][..., None] for name, values in vars(rho).items()})
+        growth = growth * feeds[MASK][..., None]
+    means = _mean_errors(parameters, features, narrow, assignment, rho, growth, rounding)
+    rows = features.shape[1]
+    centroid_norm = np.linalg.norm(parameters.centroids, axis=-1)
+    residual_norm = np.linalg.norm(expected[RESIDUAL_SUM], axis=-1)
+    reach = np.linalg.norm(features, axis=-1).max(axis=1, keepdims=True) + centroid_norm
+    flushed = rows * SMALLEST_ASSIGNMENT * reach
+    residual_error = means.assignment * (means.error + error * np.sqrt(rows) * centroid_norm)
+    scale_error = HALF if rounding.half_mean else 0.0  # of the weights' sum: intra-normalisation cancels it
+    residual_error = residual_error + (means.relative_error + error + scale_error) * residual_norm + flushed
+    logit_error = _total(logits)
+    parts = _descriptor_error(parameters.epsilon, residual_norm, means, flushed, error)
+    vectors = aggregate(parameters, expected[RESIDUAL_SUM])
+    return {
+        ASSIGNMENT_LOGITS: logit_error + logit_error.mean(axis=-1, keepdims=True),
+        SOFT_ASSIGNMENT: growth + SMALLEST_ASSIGNMENT,
+        MEAN_RESIDUAL: means.error + (scale_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
+        RESIDUAL_SUM: np.where(means.unknown, rows * reach, residual_error),
+        AGGREGATE: parts,
+        DESCRIPTOR: projection_error(parameters, vectors, parts, rounding),
+    }
+
+
+def _total(errors: _Logits) -> Float64:
+    total: Float64 = errors.wide + errors.half + np.abs(errors.weights)
+    return total
+
+
+def _growth(parameters: ReferenceParameters, features: Float64, rho: _Logits) -> Float64:
+    """Return by how much a soft assignment (B,N,K) can be off: it lies between a e^-rho and min(a e^rho, 1).
+
+    It is computed from the logarithm of a, which may be 0 in float64 where an honest runner has more.
+    """
+    logits = assignment_logits(parameters, features)
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    logarithm = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    logarithm = logarithm[..., : parameters.spec.num_clusters]
+    total, assignment = _total(rho), np.exp(logarithm)
+    grown = np.exp(np.minimum(logarithm + total, 0)) - assignment
+    off: Float64 = np.where(total < 1, assignment * _relative_growth(total), np.maximum(grown, assignment))
+    return off
+
+
+def _relative_growth(rho: Float64) -> Float64:
+    growth: Float64 = np.expm1(np.minimum(rho, LARGEST_EXPONENT))
+    return growth
+
+
+def _input_error(parameters: ReferenceParameters, width: int) -> float:
+    """Return the relative error of an L2-normalised local descriptor's length: half that of its sum of squares."""
+    return LAMBDA * FP32 * (np.sqrt(width) / 2 + 2) if parameters.normalize_input else 0.0
+
+
+def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Float64, rounding: Rounding) -> _Logits:
+    weight, bias = assignment_projection(parameters)
+    logits = assignment_logits(parameters, features)
+    if rounding.half_mean and weight.shape[1] > 1:  # FP16 graphs are centred
+        weight, bias, logits = (values - values.mean(axis=-1, keepdims=True) for values in (weight, bias, logits))
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
+    drift = np.sqrt(features.shape[-1]) * np.abs(logits - bias)
+    wide = norms * np.linalg.norm(weight, axis=0) + drift + np.abs(bias) + np.abs(logits)
+    wide = LAMBDA * rounding.unit * wide
+    if parameters.normalize_input:
+        product = np.abs(logits - bias)
+        wide = wide + LAMBDA * FP32 * norms * np.linalg.norm(weight, axis=0)
+        wide = wide + _input_error(parameters, features.shape[-1]) * product
+    if not rounding.half_logits:
+        return _Logits(wide=wide, half=np.zeros_like(wide), weights=np.zeros_like(wide))
+    scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(weight).sum(axis=0), TINY))))
+    rounded = (weight / scale).astype(np.float16) * scale
+    half = HALF * np.abs(narrow @ weight) + HALF_QUANTUM * 2 * scale
+    if parameters.normalize_input:  # FP32's own error may turn how one value is rounded
+        half = half + 2 * HALF * np.abs(narrow).max(axis=-1, keepdims=True) * np.abs(weight).max(axis=0)
+    return _Logits(wide=wide, half=half, weights=narrow @ rounded - features @ weight)
+
+
+def _relative_errors(
+    parameters: ReferenceParameters, features: Float64, logits: _Logits, softmax_error: float
+) -> _Logits:
+    """Return the relative errors (B,N,K) of the soft assignments, by their origin; that of the weights has a sign.
+
+    A softmax over one column is 1, whatever the logit.
+    """
+    if logits.wide.shape[-1] == 1:
+        none = np.zeros_like(logits.wide)
+        return _Logits(wide=none + softmax_error, half=none, weights=none)
+    everything = soft_assignment(assignment_logits(parameters, features), logits.wide.shape[-1])
+    kept = np.s_[..., : parameters.spec.num_clusters]
+
+    def shared(errors: Float64) -> Float64:
+        summed: Float64 = (everything * errors).sum(axis=-1, keepdims=True)
+        return summed
+
+    return _Logits(
+        wide=(logits.wide + shared(logits.wide) + softmax_error)[kept],
+        half=(logits.half + shared(logits.half))[kept],
+        weights=(logits.weights - shared(logits.weights))[kept],
+    )
+
+
+def _mean_errors(
+    parameters: ReferenceParameters,
+    features: Float64,
+    narrow: Float64,
+    assignment: Float64,
+    rho: _Logits,
+    growth: Float64,
+    rounding: Rounding,
+) -> _Means:
+    centroids = parameters.centroids
+    total = assignment.sum(axis=1)
+    weights = assignment / np.maximum(total, TINY)[:, None]  # (B,N,K)
+    means = weights.swapaxes(1, 2) @ features  # (B,K,D)
+    mean_norm = np.linalg.norm(means, axis=-1)
+    deviation = _distances(features, means)  # (B,N,K)
+    spread = np.sqrt((weights * deviation**2).sum(axis=1))
+    relative_error = np.sqrt((weights * _relative_growth(_total(rho)) ** 2).sum(axis=1))
+    unknown = (relative_error > UNKNOWN) | (growth.sum(axis=1) > np.maximum(total, SMALLEST_ASSIGNMENT))
+    wide = np.sqrt((weights * _relative_growth(rho.wide) ** 2).sum(axis=1))
+    walk = np.sqrt(np.einsum("bnk,bnd->bk", weights**2, features**2))
+    drift = np.sqrt(features.shape[1]) * mean_norm
+    error = 2 * wide * spread + LAMBDA * rounding.unit * (walk + drift + np.linalg.norm(centroids, axis=-1))
+    if parameters.normalize_input:
+        length = (weights * np.linalg.norm(features, axis=-1)[..., None]).sum(axis=1)
+        error += LAMBDA * FP32 * walk + _input_error(parameters, features.shape[-1]) * length
+    along = np.zeros_like(error)
+    if rounding.half_mean:
+        # Equal local descriptors round alike: their errors add up.
+        repeated = weights * np.sqrt(_multiplicity(features))[..., None]
+        shifted = weights * rho.weights
+        known = shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * means
+        shifted = weights.astype(np.float16) - weights
+        known = known + shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * centroids
+        known = known + weights.swapaxes(1, 2) @ (narrow - features)
+        across = _across(known, means - centroids)
+        along = np.linalg.norm(known, axis=-1) - across
+        error = error + across + 2 * relative_error**2 * spread
+        error = error + LAMBDA * np.linalg.norm(repeated * rho.half * deviation, axis=1)
+        error = error + _half_mean_error(_distances(features, centroids), weights, repeated)
+        error = error + HALF * mean_norm + HALF_QUANTUM * np.sqrt(features.shape[-1])
+    error = np.where(unknown, np.maximum(error, deviation.max(axis=1)), error)
+    # What is along V' cancels in its direction, unless it is as long as V' itself.
+    turned = along > np.linalg.norm(means - centroids, axis=-1) / 2
+    return _Means(
+        assignment=total,
+        relative_error=relative_error,
+        error=error + along,
+        direction_error=np.where(turned, error + along, error),
+        unknown=unknown,
+    )
+
+
+def _half_mean_error(distances: Float64, weights: Float64, repeated: Float64) -> Float64:
+    """Return what rounding the weights of the mean to FP16 does to V' (B,K); tiny ones are lost altogether."""
+    lost = (np.minimum(weights, HALF_QUANTUM) * distances).sum(axis=1)
+    error: Float64 = lost + LAMBDA * HALF * np.linalg.norm(repeated * distances, axis=1)
+    return error
+
+
+def _across(vectors: Float64, direction: Float64) -> Float64:
+    """Return the norms over D of vectors less their part along `direction`, which intra-normalisation cancels."""
+    along = (vectors * direction).sum(axis=-1) / np.maximum((direction**2).sum(axis=-1), TINY)
+    norms: Float64 = np.linalg.norm(vectors - along[..., None] * direction, axis=-1)
+    return norms
+
+
+def _distances(features: Float64, centres: Float64) -> Float64:
+    """Return |x_n - m_k| (B,N,K) of features (B,N,D) and centres (K,D) or (B,K,D)."""
+    squares = (features**2).sum(axis=-1)[..., None] - 2 * features @ centres.swapaxes(-1, -2)
+    squares = squares + (centres**2).sum(axis=-1)[..., None, :]
+    distances: Float64 = np.sqrt(np.maximum(squares, 0))
+    return distances
+
+
+def _multiplicity(features: Float64) -> Float64:
+    """Return how often each local descriptor occurs in its image (B,N)."""
+    keys = [[row.tobytes() for row in image] for image in features]
+    return np.array([[counts[key] for key in image] for image in keys for counts in (Counter(image),)], dtype=float)
+
+
+def _descriptor_error(epsilon: str, residual_norm: Float64, means: _Means, flushed: Float64, error: float) -> Float64:
+    floor = NORM_FLOORS[epsilon]
+    ratio = residual_norm / divisor(residual_norm**2, epsilon)  # r_k
+    if epsilon == ADD:
+        scaled, flushed = 1 - ratio**2, flushed * LOST_SUM / SMALLEST_ASSIGNMENT
+    else:
+        scaled = (residual_norm < 2 * floor).astype(float)
+    mean_residual_norm = residual_norm / np.maximum(means.assignment, TINY)
+    length = means.direction_error
+    direction = length / np.maximum(np.maximum(mean_residual_norm, length / 2), TINY)  # 2 at most
+    part = ratio * (direction + error + scaled * means.relative_error) + np.minimum(1.0, flushed / floor)
+    part = np.where(means.unknown, 2.0, part)
+    global_norm = divisor((ratio**2).sum(axis=-1, keepdims=True), epsilon)
+    share = ratio / global_norm  # d_k
+    shared_error = (share * part).sum(axis=-1, keepdims=True) / global_norm + error
+    allowed: Float64 = part / global_norm + share * shared_error
+    return allowed

@@ -1,0 +1,303 @@
+"""Compare a runner with the oracle, case by case and cluster by cluster.
+
+A case passes if every value is finite and the error of every cluster, or of every value of a projected descriptor, is
+within what the error model allows for this input. Where the oracle's descriptor is shorter than 0.5 (ghosts won nearly
+every row) a cosine means nothing; there the descriptor must match to 1e-6 absolute, and the report counts those rows
+apart. Descriptors that the layer does not L2-normalise may have any length. Intra-normalisation hides a uniform fault,
+so the probe outputs are compared too where the artifact has them. A case whose tolerance would hide a fault that counts
+in it, or that cannot be made, is NOT_JUDGED (`visibility`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from netvlad_deploy.errors import ParityError
+from netvlad_deploy.oracle.equations import ReferenceParameters
+from netvlad_deploy.parity.cases import Case, profile_cases
+from netvlad_deploy.parity.error_model import tolerances
+from netvlad_deploy.parity.localise import Departure, cluster_errors, localise, stored_rounding
+from netvlad_deploy.parity.ranks import Bank, RetrievalParity, compare_retrieval
+from netvlad_deploy.parity.visibility import SHORT, UNKNOWN_LENGTH, Visibility, unseen, visibility
+from netvlad_deploy.runner import Feeds, Runner
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec, Verdict
+from netvlad_deploy.support.arrays import Array, Arrays, Float64
+
+COSINE_NORM = SHORT
+"""A cosine counts only where the oracle's norm exceeds this."""
+
+SHORT_TOLERANCE = 1e-6
+"""Absolute tolerance of FP32 where it does not, unless nothing is known; in other precisions the error model judges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputParity:
+    """How one output of one case differs from the reference.
+
+    `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`; of a projected descriptor that is a
+    value, and there are no `cluster_errors`. `cosine_min` and `cosine_p1` are over the `cosine_rows` batch items whose
+    reference norm exceeds 0.5, None if there is none.
+    """
+
+    output: str
+    verdict: Verdict
+    max_abs: float
+    cosine_min: float | None
+    cosine_p1: float | None
+    cosine_rows: int
+    short_rows: int
+    norm_error: float
+    non_finite: int
+    worst_cluster: int | None
+    worst_error: float
+    tolerance: float
+    worst_ratio: float
+    cluster_errors: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseParity:
+    """All compared outputs of one case; `logit_step` is how coarse the candidate's logits are at its largest norm.
+
+    A golden image has no `num_features`, and its descriptor, judged as a whole, no `worst_cluster`. A case that proves
+    nothing is NOT_JUDGED and says why in `reason`: it could not be made, and has no outputs, or a fault would be within
+    its tolerance. `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be over
+    the tolerance of this case. A `part` is a case of the head of a pipeline.
+    """
+
+    name: str
+    batch: int
+    num_features: int | None
+    logit_step: float
+    outputs: tuple[OutputParity, ...]
+    reason: str = ""
+    smallest_fault: float | None = None
+    part: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if any output failed, NOT_JUDGED if there was none to judge."""
+        return Verdict.combine(output.verdict for output in self.outputs) if self.outputs else Verdict.NOT_JUDGED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """The outcome of `compare`: where it first departs, if it fails, and why nothing ran, if nothing did.
+
+    `unseen` says which fault no case would reveal, though it changes the descriptor of some: then nothing passes. It is
+    empty after a projection, whose values each see a little of every cluster: there every case answers for itself.
+    """
+
+    candidate: str
+    reference: str
+    precision: str
+    cases: tuple[CaseParity, ...]
+    departure: Departure | None = None
+    retrieval: tuple[RetrievalParity, ...] = ()
+    reason: str = ""
+    unseen: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything.
+
+        A part that passed does not pass for the whole.
+        """
+        verdict = Verdict.combine(case.verdict for case in self.cases)
+        if verdict is not Verdict.PASS:
+            return verdict
+        whole = Verdict.combine(case.verdict for case in self.cases if not case.part)
+        return Verdict.NOT_JUDGED if self.unseen else whole
+
+    @property
+    def not_judged(self) -> int:
+        """Return how many cases prove nothing."""
+        return sum(case.verdict is Verdict.NOT_JUDGED for case in self.cases)
+
+
+def compare(
+    candidate: Runner,
+    parameters: ReferenceParameters,
+    *,
+    against: Runner | None = None,
+    cases: Iterable[Case] | None = None,
+    banks: Iterable[Bank] = (),
+) -> ParityReport:
+    """Run every case through `candidate` and the reference (the oracle, or `against`), and judge the difference.
+
+    The retrieval agreement on `banks` is reported beside the verdict and has no part in it; where a case is not finite
+    there is nothing to rank.
+
+    Raises: ParityError if the two have different shapes, or there is nothing to compare; InputError, RunError.
+    """
+    masked = _check_pair(candidate, parameters, against)
+    if cases is None:
+        cases = profile_cases(parameters, candidate, masked=masked)
+    results, sights, failed = [], [], None
+    with OracleRunner(parameters) as oracle:
+        for given in cases:
+            case = given.rounded(np.float16) if candidate.half or (against is not None and against.half) else given
+            if reason := case.doubt(candidate.range) or (case.doubt(against.range) if against else ""):
+                results.append(_left_out(case, reason))
+                continue
+            result, sight = _compare_case(case, candidate, oracle, against)
+            results.append(result)
+            sights.append(sight)
+            if failed is None and results[-1].verdict is Verdict.FAIL:
+                failed = case
+        departure = None if failed is None else _localise(failed, candidate, oracle)
+        finite = not any(output.non_finite for case in results for output in case.outputs)
+        reference = against or oracle
+        retrieval = [each for bank in banks if finite for each in compare_retrieval(candidate, reference, bank)]
+    if not results:
+        raise ParityError("no case to compare: a comparison of nothing is not a pass")
+    return ParityReport(
+        candidate=candidate.name,
+        reference=(against or oracle).name,
+        precision=candidate.precision,
+        cases=tuple(results),
+        departure=departure,
+        retrieval=tuple(retrieval),
+        unseen=unseen(sights) if parameters.projection is None else "",
+    )
+
+
+def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Runner | None) -> bool:
+    """Return whether the candidate takes a mask; raise ParityError if the two cannot be compared."""
+    if candidate.spec != parameters.spec:
+        raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
+    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
+        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
+        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
+    masked = MASK in candidate.inputs
+    if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
+        raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
+    return masked
+
+
+def _localise(case: Case, candidate: Runner, oracle: OracleRunner) -> Departure:
+    masked = MASK in candidate.inputs
+    runner = candidate.tapped()
+    got = runner.run(case.feeds(runner, masked=masked))
+    if runner is not candidate:
+        runner.close()
+    return localise(case.name, got, oracle, case.feeds(oracle, masked=masked), candidate.precision)
+
+
+def _compare_case(
+    case: Case, candidate: Runner, oracle: OracleRunner, against: Runner | None
+) -> tuple[CaseParity, Visibility]:
+    masked = MASK in candidate.inputs
+    feeds = case.feeds(oracle, masked=masked)
+    got = candidate.run(case.feeds(candidate, masked=masked))
+    computed = expected = oracle.run(feeds)
+    allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)
+    if against is not None:  # both sides round
+        theirs = against.run(case.feeds(against, masked=masked or MASK in against.inputs))
+        theirs_allowed = tolerances(oracle.parameters, feeds, expected, against.precision)
+        for name, output in theirs.items():
+            allowed[name] = allowed[name] + theirs_allowed[name] + stored_rounding(output, oracle.spec)
+        expected = {**expected, **theirs}  # what the reference does not give is judged by the oracle
+    shared = [name for name in got if name in expected]
+    if not shared:
+        raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
+    precise = candidate.precision == "fp32" and (against is None or against.precision == "fp32")
+    limit = SHORT_TOLERANCE if precise and candidate.spec.projection is None else np.inf
+    outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec, limit) for name in shared)
+    sight = _sight(oracle, feeds, computed, allowed[DESCRIPTOR], got[DESCRIPTOR], limit)
+    return _case(case.name, case.features, candidate, outputs, sight), sight
+
+
+def _left_out(case: Case, reason: str) -> CaseParity:
+    batch, num_features, _ = case.features.shape
+    return CaseParity(name=case.name, batch=batch, num_features=num_features, logit_step=0.0, outputs=(), reason=reason)
+
+
+def _sight(
+    oracle: OracleRunner, feeds: Feeds, expected: Arrays, allowed: Float64, got: Array, limit: float
+) -> Visibility:
+    allowed = allowed + stored_rounding(got, oracle.spec)
+    return visibility(oracle.parameters, feeds, expected, allowed, limit)
+
+
+def _case(
+    name: str, features: Array, candidate: Runner, outputs: tuple[OutputParity, ...], sight: Visibility
+) -> CaseParity:
+    """Return the case, where a fault would be hidden NOT_JUDGED in place of PASS."""
+    batch, num_features, _ = features.shape
+    norm = float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
+    if reason := sight.reason:
+        passed = {output: replace(output, verdict=Verdict.NOT_JUDGED) for output in outputs}
+        outputs = tuple(passed[each] if each.verdict is Verdict.PASS else each for each in outputs)
+    return CaseParity(
+        name=name,
+        batch=batch,
+        num_features=num_features,
+        logit_step=candidate.range.step_at(norm) if candidate.range else 0.0,
+        outputs=outputs,
+        reason=reason,
+        smallest_fault=sight.smallest_fault,
+    )
+
+
+def _judge(
+    name: str, got: Array, expected: Array, allowed: Float64, spec: NetVLADSpec, short_limit: float
+) -> OutputParity:
+    if got.shape != expected.shape:
+        raise ParityError(f"{name} has shape {got.shape}, the reference has {expected.shape}")
+    allowed = allowed + stored_rounding(got, spec)
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(got)
+    difference = np.where(finite, got - expected, np.inf)
+    got = np.where(finite, got, 0)
+    errors = cluster_errors(name, difference, spec)
+    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
+    worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
+    flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
+    norms = np.linalg.norm(flat_expected, axis=1)
+    projected = name == DESCRIPTOR and spec.projection is not None
+    counted = norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
+    similar = cosines(flat[counted], flat_expected[counted])
+    known = allowed.reshape(len(allowed), -1).max(axis=1) < UNKNOWN_LENGTH
+    short_error = np.abs(difference[~counted & known]).max(initial=0.0) if name == DESCRIPTOR else 0.0
+    passed = finite.all() and ratios[worst] <= 1 and short_error < short_limit
+    return OutputParity(
+        output=name,
+        verdict=Verdict.PASS if passed else Verdict.FAIL,
+        max_abs=float(np.abs(difference).max()),
+        cosine_min=float(similar.min()) if len(similar) else None,
+        cosine_p1=float(np.percentile(similar, 1)) if len(similar) else None,
+        cosine_rows=int(counted.sum()),
+        short_rows=int((~counted).sum()),
+        norm_error=float(np.abs(np.linalg.norm(flat, axis=1) - norms).max()),
+        non_finite=int((~finite).sum()),
+        worst_cluster=int(worst[-1]),
+        worst_error=float(errors[worst]),
+        tolerance=float(allowed[worst]),
+        worst_ratio=float(ratios[worst]),
+        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
+    )
+
+
+def judge_head(name: str, got: Arrays, oracle: OracleRunner, feeds: Feeds, candidate: Runner) -> CaseParity:
+    """Judge the descriptor that `candidate`, a pipeline, gave for local descriptors of its own."""
+    expected = oracle.run(feeds)
+    allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)[DESCRIPTOR]
+    limit = SHORT_TOLERANCE if candidate.precision == "fp32" else np.inf
+    output = _judge(DESCRIPTOR, got[DESCRIPTOR], expected[DESCRIPTOR], allowed, candidate.spec, limit)
+    sight = _sight(oracle, feeds, expected, allowed, got[DESCRIPTOR], limit)
+    return _case(name, feeds[FEATURES], candidate, (output,), sight)
+
+
+def cosines(got: Float64, expected: Float64) -> Float64:
+    """Return the cosine of each row of one array with the same row of the other."""
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    values: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return values
+
+
+def outputs_of(report: ParityReport) -> Iterable[tuple[CaseParity, OutputParity]]:
+    """Yield every case with each of its outputs, in order."""
+    return ((case, output) for case in report.cases for output in case.outputs)

@@ -1,0 +1,171 @@
+"""Compare a pipeline with the golden images of its export, or with another pipeline on them.
+
+A golden image passes if its descriptor is as near to the unfolded module's, in float64, as its measured sensitivity to
+rounding allows (`goldens`). Where that would pass what can go wrong, it is NOT_JUDGED, unless it fails even so.
+
+Where the runner shows its local descriptors, the oracle computes the head on them, so that the head is judged by its
+own error model, cluster by cluster. A head that passes says nothing of the backbone: without a golden image that was
+judged, the report is NOT_JUDGED. Where no head was judged, the golden images answer for it too: one whose tolerance
+would hide that two clusters changed places is NOT_JUDGED.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from netvlad_deploy.errors import ParityError
+from netvlad_deploy.oracle.equations import ReferenceParameters, by_cluster
+from netvlad_deploy.oracle.goldens import Golden, distances
+from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport, cosines, judge_head
+from netvlad_deploy.parity.localise import Departure, localise
+from netvlad_deploy.parity.visibility import CERTAIN, COUNTS
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec, Verdict
+from netvlad_deploy.support.arrays import Array
+
+
+def compare_goldens(
+    candidate: Runner,
+    goldens: Sequence[Golden],
+    parameters: ReferenceParameters,
+    *,
+    against: Runner | None = None,
+    against_goldens: Sequence[Golden] = (),
+) -> ParityReport:
+    """Run every golden image through `candidate`, and judge its descriptor, and its head where that shows.
+
+    The reference is the golden descriptor, or that of `against` for the same image: then both may round. How much
+    `against` may is what its own export measured on that image, where it has one.
+
+    Raises: ParityError if descriptors have different sizes; ArtifactError if a precision was not measured; InputError,
+        RunError.
+    """
+    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
+        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
+        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
+    cases = []
+    for golden in goldens:
+        tolerance = golden.tolerance(candidate.precision)
+        if against is not None:
+            theirs = (other for other in against_goldens if np.array_equal(other.image, golden.image))
+            tolerance += next(theirs, golden).tolerance(against.precision)
+        case = _golden_case(golden, candidate, against, tolerance)
+        doubt = golden.doubt(tolerance, goldens)
+        cases.append(_unjudged(case, doubt) if doubt and case.verdict is Verdict.PASS else case)
+    heads, departure = _heads(goldens, candidate, parameters)
+    if not {case.verdict for case in heads} & {Verdict.PASS, Verdict.FAIL}:
+        cases = [_without_swap(case, golden, parameters.spec) for case, golden in zip(cases, goldens, strict=True)]
+    return ParityReport(
+        candidate=candidate.name,
+        reference=against.name if against else "golden images",
+        precision=candidate.precision,
+        cases=(*cases, *heads),
+        departure=departure,
+    )
+
+
+def _batch(runner: Runner, golden: Golden) -> int:
+    """Return how often a runner must be given an image at once, 0 if it cannot take it."""
+    if not runner.profiles:
+        return 1
+    batches = [profile.axes["batch"].min for profile in runner.profiles]
+    size = golden.image.shape[:2]
+    holding = zip(runner.profiles, batches, strict=True)
+    return min((batch for profile, batch in holding if profile.holds(batch, *size)), default=0)
+
+
+def _run(runner: Runner, golden: Golden) -> dict[str, Array]:
+    images = np.repeat(golden.image[None], _batch(runner, golden), axis=0)
+    return runner.run({IMAGES: images})
+
+
+def _golden_case(golden: Golden, candidate: Runner, against: Runner | None, tolerance: float) -> CaseParity:
+    case = CaseParity(name=golden.name, batch=_batch(candidate, golden), num_features=None, logit_step=0.0, outputs=())
+    for runner in (candidate, *([against] if against else [])):
+        if not _batch(runner, golden):
+            profiles = "; ".join(map(str, runner.profiles))
+            return _unjudged(case, f"{runner.name} takes {profiles}: build with a profile that holds this size")
+    expected = golden.descriptor[None] if against is None else _run(against, golden)[DESCRIPTOR][:1]
+    got = _run(candidate, golden)[DESCRIPTOR]
+    if got.shape[1:] != expected.shape[1:]:
+        raise ParityError(f"{DESCRIPTOR} has shape {got.shape}, the golden one {expected.shape}")
+    return replace(case, outputs=(_judge(got, expected.astype(np.float64), tolerance),))
+
+
+def _unjudged(case: CaseParity, reason: str) -> CaseParity:
+    return replace(case, outputs=(), reason=reason)
+
+
+def _without_swap(case: CaseParity, golden: Golden, spec: NetVLADSpec) -> CaseParity:
+    """Return the case, not judged if it passed by a tolerance that would hide two clusters in each other's place.
+
+    A swap counts if it moves the descriptor at least half as far as the one that moves it most, as in `visibility`.
+    After a projection the descriptor shows no clusters, so nothing is said of them.
+    """
+    if case.verdict is not Verdict.PASS or spec.projection is not None:
+        return case
+    parts = by_cluster(golden.descriptor[None], spec)[0]  # (K,D)
+    squares = (parts**2).sum(axis=1)
+    moved = np.sqrt(np.maximum(2 * (squares[:, None] + squares - 2 * parts @ parts.T), 0))  # (K,K)
+    least = moved[moved >= COUNTS * moved.max()].min()
+    tolerance = max(output.tolerance for output in case.outputs)
+    if not 0 < least <= CERTAIN * tolerance:
+        return case
+    said = f"two clusters in each other's place may move it by {least:.2g} alone, and no head was judged"
+    return _unjudged(case, f"rounding may move the descriptor by {tolerance:.2g}: {said}")
+
+
+def _judge(got: Array, expected: Array, tolerance: float) -> OutputParity:
+    """Judge descriptors (B,P) by their distance from one (1,P)."""
+    found = distances(got, expected)
+    finite = np.isfinite(got)
+    values = np.where(finite, got, 0).astype(np.float64)
+    similar = cosines(values, expected)
+    norms = np.linalg.norm(values, axis=1) - np.linalg.norm(expected)
+    worst = float(found.max())
+    return OutputParity(
+        output=DESCRIPTOR,
+        verdict=Verdict.PASS if finite.all() and worst <= tolerance else Verdict.FAIL,
+        max_abs=float(np.abs(np.where(finite, values - expected, np.inf)).max()),
+        cosine_min=float(similar.min()),
+        cosine_p1=float(np.percentile(similar, 1)),
+        cosine_rows=len(got),
+        short_rows=0,
+        norm_error=float(np.abs(norms).max()),
+        non_finite=int((~finite).sum()),
+        worst_cluster=None,
+        worst_error=worst,
+        tolerance=tolerance,
+        worst_ratio=worst / tolerance,
+        cluster_errors=(),
+    )
+
+
+def _heads(
+    goldens: Sequence[Golden], candidate: Runner, parameters: ReferenceParameters
+) -> tuple[list[CaseParity], Departure | None]:
+    """Judge the head on the runner's own local descriptors, where it shows them, and find where it first departs."""
+    runner = candidate.tapped()
+    cases, departure = [], None
+    try:
+        with OracleRunner(parameters) as oracle:
+            for golden in goldens:
+                if not _batch(candidate, golden):
+                    continue
+                name = f"head on {golden.name}"
+                if LOCAL_DESCRIPTORS not in runner.outputs:
+                    empty = CaseParity(name=name, batch=0, num_features=None, logit_step=0.0, outputs=(), part=True)
+                    cases.append(_unjudged(empty, f"its local descriptors do not show: {runner.hidden}"))
+                    continue
+                got = _run(runner, golden)
+                feeds = {FEATURES: got[LOCAL_DESCRIPTORS].astype(np.float32)}
+                cases.append(replace(judge_head(name, got, oracle, feeds, candidate), part=True))
+                if departure is None and cases[-1].verdict is Verdict.FAIL:
+                    departure = localise(name, got, oracle, feeds, candidate.precision)
+    finally:
+        if runner is not candidate:
+            runner.close()
+    return cases, departure

@@ -1,0 +1,85 @@
+"""A deployment: what each step of it came to, and the page that shows it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
+from netvlad_deploy.latency.timing import LatencyReport
+from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.report.escape import markdown_text, printable
+from netvlad_deploy.report.markdown import markdown_table
+from netvlad_deploy.report.text import (
+    LATENCY_HEADER,
+    PARITY_HEADER,
+    RETRIEVAL_HEADER,
+    artifact_lines,
+    departure_line,
+    device_lines,
+    latency_rows,
+    latency_title,
+    not_judged_lines,
+    parity_rows,
+    retrieval_rows,
+)
+from netvlad_deploy.spec.layer import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a deployment; `reason` says why it did not run, or which cases failed."""
+
+    name: str
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Every artifact and report of a deployment, and a verdict for each step."""
+
+    steps: tuple[Step, ...]
+    onnx: OnnxArtifact
+    engine: EngineArtifact | None
+    parity: tuple[ParityReport, ...]
+    latency: LatencyReport
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if any step failed, NOT_RUN if any could not run."""
+        return Verdict.combine(step.verdict for step in self.steps)
+
+
+def step_rows(steps: Sequence[Step]) -> list[tuple[str, str, str]]:
+    """Return a row for each step, what did not run last."""
+    ordered = sorted(steps, key=lambda step: step.verdict is Verdict.NOT_RUN)
+    return [(step.verdict.value, step.name, step.reason) for step in ordered]
+
+
+def deployment_markdown(deployment: Deployment) -> str:
+    """Return the report page: verdict, steps, artifacts, parity and latency, most important first."""
+    lines = [
+        f"# {deployment.verdict.value}: {markdown_text(deployment.onnx.path.name)}",
+        "",
+        *markdown_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
+        "",
+        "## Artifacts",
+        "",
+        "```",
+        *(printable(line) for one in (deployment.onnx, deployment.engine) if one for line in artifact_lines(one)),
+        "```",
+    ]
+    for report in deployment.parity:
+        lines += ["", "## Parity: " + markdown_text(f"{report.candidate} against {report.reference}"), ""]
+        lines += (
+            [f"Not run: {markdown_text(report.reason)}"]
+            if report.reason
+            else markdown_table(PARITY_HEADER, parity_rows(report))
+        )
+        lines += [text for line in not_judged_lines(report) for text in ("", f"{markdown_text(line)}.")]
+        lines += ["", markdown_text(departure_line(report.departure)) + "."] if report.departure else []
+        lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
+    lines += ["", "## Latency", "", markdown_text(latency_title(deployment.latency)) + ".", ""]
+    lines += markdown_table(LATENCY_HEADER, latency_rows(deployment.latency))
+    lines += [f"\n{markdown_text(line)}." for line in device_lines(deployment.latency)]
+    lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""An inspection: what a file is, whether what it was made from stands beside it, and what TensorRT shows of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from netvlad_deploy.artifact import Artifact, EngineArtifact
+from netvlad_deploy.report.text import artifact_lines, mebibytes, shape_words
+from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec
+from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.tensorrt.loader import EngineTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A file that an artifact refers to; `state` is unchanged, changed, or not here."""
+
+    role: str
+    name: str
+    sha256: str
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a file is. `tensors` and `memory_bytes` are an engine's as TensorRT shows them, `reason` why it cannot."""
+
+    artifact: Artifact
+    relatives: tuple[Relative, ...]
+    rebuild_command: str | None = None
+    tensors: tuple[EngineTensor, ...] = ()
+    memory_bytes: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInspection:
+    """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on.
+
+    `backbone` is the name of its image backbone, or why `export` refuses it, and `images` what that takes; `unplaced`
+    are the tensors of which nothing says where they stand, and `assumed` is what the file leaves open.
+    """
+
+    path: Path
+    dialect: str
+    spec: NetVLADSpec
+    preprocessing: str
+    ignored: tuple[str, ...]
+    projections: tuple[str, ...]
+    unplaced: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    backbone: str = ""
+    images: ImageInput | None = None
+
+
+def checkpoint_lines(found: CheckpointInspection) -> list[str]:
+    """Return what `inspect` prints of a checkpoint."""
+    spec = found.spec
+    conventions = {
+        "BatchNorm on the assignments": spec.batch_norm,
+        "a bias on the assignments": spec.assignment_bias,
+        "input L2-normalised": spec.normalize_input,
+        f"norms kept from 0 by {spec.epsilon}": spec.epsilon != CLAMP,
+    }
+    said = ", ".join(word for word, true in conventions.items() if true) or "no bias"
+    lines = [
+        f"{found.path}  a checkpoint in the dialect {found.dialect}",
+        f"  {shape_words(spec)}: {said}",
+        f"  input: {found.preprocessing}",
+    ]
+    if spec.projection is not None:
+        lines.append(f"  then {_projection_words(spec.projection)}")
+    if found.backbone:
+        lines.append(f"  backbone: {found.backbone}" + (f"; images: {found.images}" if found.images else ""))
+    if found.projections:
+        unknown = ", ".join(found.projections)
+        lines.append(
+            f"  a projection after the head that {found.dialect} does not have, which is not exported: {unknown}"
+        )
+    if found.unplaced:
+        somewhere = ", ".join(found.unplaced)
+        lines.append(f"  before the head or after it, left out by --input features or --head-only: {somewhere}")
+    lines += [f"  assumed: {each}" for each in found.assumed]
+    others = [name for name in found.ignored if name not in (*found.projections, *found.unplaced)]
+    return lines + ([f"  beside it: {', '.join(others)}"] if others else [])
+
+
+def _projection_words(projection: Projection) -> str:
+    """Return what follows a head."""
+    offset = "BatchNorm" if projection.batch_norm else "a bias" if projection.bias else "no bias"
+    words = [f"a projection to {projection.size} values with {offset}"]
+    words += ["L2-normalised"] if projection.l2 else []
+    words += ["context gating"] if projection.gating else []
+    words += ["L2-normalised at last"] if projection.final_l2 else []
+    return ", ".join(words)
+
+
+def inspection_lines(inspection: Inspection) -> list[str]:
+    """Return what `inspect` prints."""
+    artifact = inspection.artifact
+    lines = artifact_lines(artifact)
+    lines += [f"  SHA-256 {artifact.sha256}", f"  preprocessing {artifact.preprocessing}"]
+    lines += [f"  {one.role} {one.name}, SHA-256 {one.sha256[:16]}: {one.state}" for one in inspection.relatives]
+    lines += ["  versions " + ", ".join(f"{name} {version}" for name, version in sorted(artifact.versions.items()))]
+    if isinstance(artifact, EngineArtifact):
+        lines += list(_engine_lines(artifact, inspection))
+    return lines
+
+
+def _engine_lines(artifact: EngineArtifact, inspection: Inspection) -> Iterator[str]:
+    if (gpu := artifact.gpu) is not None:
+        yield f"  built on {gpu.name} ({gpu.compute_capability}), driver for CUDA {gpu.driver}"
+    yield "  built with " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in artifact.machine.items())
+    for kernel in artifact.figures.kernels:
+        yield f"  kernel {kernel.name} ({kernel.kind}): {', '.join(kernel.inputs)} -> {', '.join(kernel.outputs)}"
+    if inspection.reason:
+        yield f"  tensors: {inspection.reason}"
+    for tensor in inspection.tensors:
+        profiles = "; ".join(" / ".join("x".join(map(str, shape)) for shape in profile) for profile in tensor.profiles)
+        shape = "x".join(map(str, tensor.shape))
+        yield f"  {tensor.mode} {tensor.name} {tensor.dtype} {shape}, {tensor.format}" + (profiles and f": {profiles}")
+    for number, size_bytes in enumerate(inspection.memory_bytes):
+        yield f"  an execution context takes {mebibytes(size_bytes)} in profile {number}"
+    yield f"  build it again: {inspection.rebuild_command}"

@@ -1,0 +1,157 @@
+"""Turn feature files into descriptors: one (B,N,D) array, or ragged sequences through the mask."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from netvlad_deploy.errors import InputError, RunError, UsageError
+from netvlad_deploy.runner import Runner, check_features, check_finite
+from netvlad_deploy.spec.layer import COARSE_STEP, DESCRIPTOR, FEATURES, MASK
+from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
+
+LOG = logging.getLogger(__name__)
+
+SUFFIXES = (".npy", ".npz")
+
+
+def load_features(path: Path) -> Array | Arrays:
+    """Read one array (B,N,D) from `.npy`, or named sequences (N_i,D) from `.npz`; pickles are refused.
+
+    Raises: InputError if the file is missing, unreadable or holds something else.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} is no feature file: expected {' or '.join(SUFFIXES)}")
+    return read_arrays(path)
+
+
+def check_target(source: Path, target: Path) -> None:
+    """Raise UsageError unless the target is another file of the source's kind: array to array, or sequences to them."""
+    if source.suffix != target.suffix:
+        raise UsageError(f"{source.name} becomes a {source.suffix} file, the target is {target.name}")
+    if source.exists() and target.exists() and source.samefile(target):
+        raise UsageError(f"{target} holds the features, it cannot be the target too: name another file")
+
+
+def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
+    """Return the descriptors (B, D*K) of features (B,N,D), computed `batch` at a time.
+
+    Raises: InputError naming the first item that is wrong.
+    """
+    features = _readable(features, runner)
+    parts, warned = [], False
+    batch = _largest_batch(runner, batch, features.shape[1])
+    for start in range(0, len(features), batch):
+        part = features[start : start + batch]
+        check_finite(part, first_item=start, limits=runner.range)
+        warned = warned or _warn_of_coarse_logits(runner, part, start)
+        items = [f"batch item {start + index}" for index in range(len(part))]
+        parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_), items))
+    return np.concatenate(parts)
+
+
+def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: int) -> Arrays:
+    """Return a descriptor (D*K,) for each sequence (N_i,D): sorted by length, padded with zeros, masked.
+
+    Raises: InputError if the artifact takes no mask, there is no sequence, or naming the sequence that is wrong.
+    """
+    if MASK not in (*runner.inputs, *runner.optional_inputs):
+        raise InputError(
+            f"sequences of different length need a mask, which {runner.name} does not take: export with --masked"
+        )
+    if not sequences:
+        raise InputError("no sequence to embed")
+    for name, sequence in sequences.items():
+        try:
+            check_finite(_readable(sequence[None], runner), limits=runner.range)
+        except InputError as error:
+            raise InputError(f"sequence {name}: {error}") from error
+    longest = max(sequences, key=lambda name: float(_norms(sequences[name]).max()))
+    _warn_of_coarse_logits(runner, sequences[longest][None], longest)
+    by_length = sorted(sequences, key=lambda name: len(sequences[name]), reverse=True)
+    results: Arrays = {}
+    while by_length:
+        length = len(sequences[by_length[0]])
+        names = by_length[: _largest_batch(runner, batch, length)]
+        del by_length[: len(names)]
+        shortest = _padded_shape(runner, len(names), length, masked=True)[1]
+        padded, mask = pad([sequences[name] for name in names], shortest=shortest)
+        results.update(zip(names, _run(runner, padded, mask, names), strict=True))
+    return {name: results[name] for name in sequences}
+
+
+def _readable(features: Array, runner: Runner) -> Array:
+    """Return features (B,N,D) of a file as float32, which says every FP16 number exactly.
+
+    Raises: InputError if they are no features of this runner's width, or neither float32 nor float16.
+    """
+    if features.dtype == np.float16:
+        features = features.astype(np.float32)
+    check_features(features, runner.spec.feature_size)
+    return features
+
+
+def _warn_of_coarse_logits(runner: Runner, features: Array, first: int | str) -> bool:
+    """Say which local descriptor of (B,N,D) is so long that its logits are too coarse; return whether one is."""
+    norms = _norms(features)
+    item, row = np.unravel_index(int(norms.argmax()), norms.shape)
+    step = runner.range.step_at(float(norms[item, row])) if runner.range else 0.0
+    if step <= COARSE_STEP:
+        return False
+    where = f"batch item {first + int(item)}" if isinstance(first, int) else f"sequence {first}"
+    cure = "L2-normalise it" + (" or export with --wide-logits" if runner.precision == "fp16" else "")
+    LOG.warning(
+        "%s, row %d has norm %.4g: %s logits are %g apart there, %s",
+        where, row, norms[item, row], runner.precision, step, cure,
+    )  # fmt: skip
+    return True
+
+
+def _norms(features: Array) -> Float64:
+    norms: Float64 = np.linalg.norm(features.astype(np.float64), axis=-1)
+    return norms
+
+
+def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
+    """Return sequences (N_i,D) as one zero-padded array (B,N,D) and its mask (B,N), N at least `shortest`."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    longest = max(int(lengths.max()), shortest)
+    padded = np.zeros((len(sequences), longest, sequences[0].shape[1]), dtype=sequences[0].dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded, np.arange(longest) < lengths[:, None]
+
+
+def _largest_batch(runner: Runner, asked: int, num_features: int) -> int:
+    """Return how many items of this length to run at once: what was asked, within a profile that takes the length."""
+    fitting = [profile.batch.max for profile in runner.feature_profiles if num_features <= profile.num_features.max]
+    return min(asked, max(fitting, default=asked))
+
+
+def _padded_shape(runner: Runner, batch: int, num_features: int, *, masked: bool) -> tuple[int, int]:
+    """Return the smallest shape some profile takes that holds this one; only a mask lets `num_features` grow."""
+    shapes = [
+        (max(batch, profile.batch.min), max(num_features, profile.num_features.min))
+        for profile in runner.feature_profiles
+        if batch <= profile.batch.max and num_features <= profile.num_features.max
+    ]
+    allowed = [shape for shape in shapes if masked or shape[1] == num_features]
+    return min(allowed, key=lambda shape: shape[0] * shape[1], default=(batch, num_features))
+
+
+def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> Array:
+    """Return one descriptor for each name; where every profile wants more items, the last one is repeated."""
+    short = _padded_shape(runner, *features.shape[:2], masked=False)[0] - len(names)
+    if short > 0:
+        features, mask = (np.concatenate([array, *[array[-1:]] * short]) for array in (features, mask))
+    masked = MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all())
+    feeds = {FEATURES: features.astype(runner.dtype, copy=False)}
+    if masked:
+        feeds[MASK] = mask
+    descriptors = runner.run(feeds)[DESCRIPTOR][: len(names)]
+    finite = np.isfinite(descriptors).all(axis=1)
+    if not finite.all():
+        first = names[int(np.argmin(finite))]
+        raise RunError(f"{runner.name} gave a descriptor that is not finite for {first}: scale its features down")
+    return descriptors

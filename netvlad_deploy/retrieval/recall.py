@@ -1,0 +1,216 @@
+"""How well descriptors find the right place again: recall@N and mean average precision, by exact search.
+
+Every query ranks the whole database by Euclidean distance, which for descriptors of norm 1 is the order of the dot
+product. Where two images are equally near, the one that comes first in the database wins.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.retrieval.ground_truth import Positives
+from netvlad_deploy.support.arrays import Float32, Float64
+
+DEPTHS: Final = (1, 5, 10)
+SHOWN: Final = 5
+"""How many best matches of a query are kept; the first right image is always kept."""
+
+BLOCK: Final = 256
+"""Queries whose distances to the whole database are computed at once."""
+
+SHORTEST: Final = 1e-30
+"""Keeps the cosine of a descriptor of zeros from being 0/0."""
+
+Order = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """A database image that a query was given, its rank from 1, its cosine with the query, and whether it is right."""
+
+    name: str
+    rank: int
+    similarity: float
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryResult:
+    """What one query found: the rank of the first right image from 1, average precision, and the best matches."""
+
+    query: str
+    first_right: int
+    average_precision: float
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """What all queries found.
+
+    Args:
+        recall: by N, the share of all queries with a right image among the first N; one that has none is a miss. This
+            is the figure to compare with published ones.
+            Source: Arandjelovic et al. 2016, section 5.1; what is divided by in Nanne/pytorch-NetVlad, main.py,
+            QVPR/Patch-NetVLAD, feature_match.py, and gmberton/deep-visual-geo-localization-benchmark, test.py.
+        recall_answerable: the same of the queries that have a right image.
+        mean_average_precision: mean over the queries of the average precision, which is the mean, over the query's
+            right images, of the share of right ones among all images up to and including that one.
+        queries: each query that has a right image, in order.
+        num_queries: how many were asked, those without one as well.
+    """
+
+    recall: Mapping[int, float]
+    recall_answerable: Mapping[int, float]
+    mean_average_precision: float
+    queries: tuple[QueryResult, ...]
+    num_queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """Descriptors (N,P) of named images."""
+
+    names: tuple[str, ...]
+    descriptors: Float32
+
+    def only(self, names: AbstractSet[str]) -> "Described":
+        """Return those of these names, in their order."""
+        kept = [place for place, name in enumerate(self.names) if name in names]
+        if len(kept) == len(self.names):
+            return self
+        return Described(names=tuple(self.names[place] for place in kept), descriptors=self.descriptors[kept])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Two artifacts on the same images.
+
+    Args:
+        top1: share of all queries with the same best match.
+        differing: the queries whose best match differs.
+        distance: largest 1 - cosine of the two descriptors of one image, None if they differ in length.
+        image: the image with that distance.
+    """
+
+    candidate: str
+    reference: str
+    top1: float
+    differing: tuple[str, ...]
+    distance: float | None
+    image: str | None
+
+
+def measure_recall(queries: Described, database: Described, positives: Positives, *, alone: bool) -> Recall:
+    """Return what the queries find in the database; those without a right image in it are misses, and no results.
+
+    `alone` says that both are the same images: a query then never matches itself.
+
+    Raises: InputError if no query has a right image.
+    """
+    index = {name: place for place, name in enumerate(database.names)}
+    results = []
+    check_answerable(queries.names, database.names, positives, alone=alone)
+    for place, order in rank(queries, database, alone=alone):
+        query = queries.names[place]
+        if right := {index[name] for name in _right(query, index, positives, alone=alone)}:
+            hits = np.isin(order, list(right))  # (N,) by rank
+            results.append(_result(query, queries.descriptors[place], database, order, hits))
+    hit = {depth: sum(one.first_right <= depth for one in results) for depth in DEPTHS}
+    return Recall(
+        recall={depth: count / len(queries.names) for depth, count in hit.items()},
+        recall_answerable={depth: count / len(results) for depth, count in hit.items()},
+        mean_average_precision=float(np.mean([one.average_precision for one in results])),
+        queries=tuple(results),
+        num_queries=len(queries.names),
+    )
+
+
+def check_answerable(queries: Iterable[str], database: Collection[str], positives: Positives, *, alone: bool) -> None:
+    """Raise InputError if no query has a right image in the database, itself left out if `alone`."""
+    known = frozenset(database)
+    if not any(_right(query, known, positives, alone=alone) for query in queries):
+        raise InputError("no query has a right image in the database: nothing to evaluate")
+
+
+def _right(query: str, database: Collection[str], positives: Positives, *, alone: bool) -> list[str]:
+    """Return the names of a query's right images that are in the database."""
+    return [name for name in positives.get(query, ()) if name in database and not (alone and name == query)]
+
+
+def rank(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Order]]:
+    """Yield each query's place and its database images from the nearest to the farthest, itself left out if `alone`."""
+    for start, nearness in _nearness(queries, database, alone=alone):
+        orders = np.argsort(-nearness, axis=1, kind="stable")
+        yield from enumerate(orders[:, :-1] if alone else orders, start)
+
+
+def agree(
+    names: tuple[str, str], queries: tuple[Described, Described], database: tuple[Described, Described], *, alone: bool
+) -> Agreement:
+    """Return how far a candidate, the first of each pair, agrees with a reference on the same images."""
+    best = [
+        np.concatenate([block.argmax(axis=1) for _, block in _nearness(*pair, alone=alone)])
+        for pair in zip(queries, database, strict=True)
+    ]
+    differing = tuple(queries[0].names[place] for place in np.flatnonzero(best[0] != best[1]))
+    distance, image = None, None
+    if queries[0].descriptors.shape[1] == queries[1].descriptors.shape[1]:
+        distances = [_distances(*pair) for pair in ((database,) if alone else (database, queries))]
+        images = database[0].names + (() if alone else queries[0].names)
+        worst = int(np.concatenate(distances).argmax())
+        distance, image = float(np.concatenate(distances)[worst]), images[worst]
+    return Agreement(
+        candidate=names[0],
+        reference=names[1],
+        top1=1 - len(differing) / len(queries[0].names),
+        differing=differing,
+        distance=distance,
+        image=image,
+    )
+
+
+def _nearness(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Float32]]:
+    """Yield the first place of each block of queries, and q.d - |d|^2 / 2 (Q,N), which falls as distance grows."""
+    halves = np.array([0.5 * np.linalg.norm(row.astype(np.float64)) ** 2 for row in database.descriptors], np.float32)
+    for start in range(0, len(queries.names), BLOCK):
+        nearness = queries.descriptors[start : start + BLOCK] @ database.descriptors.T - halves
+        if alone:
+            rows = np.arange(len(nearness))
+            nearness[rows, start + rows] = -np.inf
+        yield start, nearness
+
+
+def _result(
+    query: str, descriptor: Float32, database: Described, order: Order, hits: npt.NDArray[np.bool_]
+) -> QueryResult:
+    right = np.flatnonzero(hits)  # places in the ranking, from 0
+    return QueryResult(
+        query=query,
+        first_right=int(right[0]) + 1,
+        average_precision=float(np.mean(np.arange(1, len(right) + 1) / (right + 1))),
+        matches=tuple(
+            Match(
+                name=database.names[order[place]],
+                rank=place + 1,
+                similarity=float(_cosines(descriptor[None], database.descriptors[order[place]][None])[0]),
+                right=bool(hits[place]),
+            )
+            for place in sorted({*range(min(SHOWN, len(order))), int(right[0])})
+        ),
+    )
+
+
+def _distances(got: Described, expected: Described) -> Float64:
+    return 1 - _cosines(got.descriptors, expected.descriptors)
+
+
+def _cosines(left: Float32, right: Float32) -> Float64:
+    """Return the cosine of each pair of rows (N,P), in float64."""
+    pairs = ((a.astype(np.float64), b.astype(np.float64)) for a, b in zip(left, right, strict=True))
+    return np.array([np.vdot(a, b) / max(np.linalg.norm(a) * np.linalg.norm(b), SHORTEST) for a, b in pairs])

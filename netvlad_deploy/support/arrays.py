@@ -1,0 +1,103 @@
+"""Names for NumPy arrays, and the one way to read them from files: without pickles, and with the file closed."""
+
+import io
+import math
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.support.formats import reading
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+BLOCK_BYTES = 1 << 24
+LARGEST_RATIO = 1032
+"""How much deflate can make of a byte. Source: zlib, Maximum Compression Factor."""
+MOST_ARRAYS, INFLATED_BYTES, INFLATED_RATIO = 50_000, 1 << 28, 32
+"""Bounds of an `.npz` file: its arrays may take 256 MiB, or 32 times its size where that is more."""
+
+
+def read_arrays(path: Path, prefix: str | tuple[str, ...] = "") -> Array | Arrays:
+    """Return the array of a `.npy` file, or the named arrays of an `.npz` file, those whose names start so.
+
+    What the headers claim is compared with the size of the file before memory is taken for it.
+
+    Raises: InputError if the file is missing, damaged, or holds anything but plain arrays.
+    """
+    with reading(path), path.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        start = stream.read(2)
+        stream.seek(0)
+        if start != b"PK":
+            return _read_array(stream, size)
+        with zipfile.ZipFile(stream) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            wanted = {name: info for name, info in members.items() if name.startswith(prefix)}
+            if other := next((info.filename for info in wanted.values() if not info.filename.endswith(".npy")), None):
+                raise InputError(f"{path} holds {other}, which is no array: keep arrays alone in it")
+            if len(wanted) > MOST_ARRAYS:
+                raise InputError(f"{path} holds {len(wanted)} arrays, expected {MOST_ARRAYS} at most")
+            claimed = sum(info.file_size for info in wanted.values())
+            if claimed > max(INFLATED_BYTES, INFLATED_RATIO * size):
+                raise InputError(f"{path} has {size} bytes and would inflate to {claimed}: write it with numpy.savez")
+            return {name: _read_member(archive, info) for name, info in wanted.items()}
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: LARGEST_RATIO}.get(info.compress_type, 0)
+    if info.file_size > ratio * info.compress_size:
+        raise ValueError(f"{info.filename} claims {info.file_size} bytes of {info.compress_size} compressed ones")
+    with archive.open(info) as stream:
+        return _read_array(stream, info.file_size)
+
+
+def _read_array(stream: IO[bytes], size: int) -> Array:
+    """Return the array of a stream of so many bytes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote, or that are damaged
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version} of the format is for records, which are no plain array")
+        first = version == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject or not dtype.itemsize:
+        raise ValueError(f"an array of {dtype} holds no numbers")
+    claimed, left = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if min(shape, default=0) < 0 or claimed > left:
+        raise EOFError(f"an array of {dtype} {shape} has {claimed} bytes, {left} are left")
+    if not claimed:
+        return np.empty(shape, dtype)
+    values = memoryview(bytearray(claimed))
+    for at in range(0, claimed, BLOCK_BYTES):
+        block = values[at : at + BLOCK_BYTES]
+        if stream.readinto(block) != len(block):  # type: ignore[attr-defined]
+            raise EOFError(f"an array of {claimed} bytes ends before")
+    array: Array = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
+    return array
+
+
+def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """Write an `.npz` file, array by array: under any names, and the same bytes for the same arrays in this order."""
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
+def npz_content(arrays: Mapping[str, Array]) -> bytes:
+    """Return the bytes of an `.npz` file."""
+    stream = io.BytesIO()
+    write_npz(stream, arrays)
+    return stream.getvalue()

@@ -1,0 +1,242 @@
+"""What the builder does, in the process that `build_process` starts for it."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netvlad_deploy.artifact import Gpu, OnnxArtifact
+from netvlad_deploy.errors import BuildError, DeviceUnavailableError, OutputError, UsageError
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.support.files import write_hashed
+from netvlad_deploy.support.machine import peak_memory_bytes
+from netvlad_deploy.tensorrt.api import (
+    EXTRAS,
+    LogLine,
+    TensorRT,
+    last_error,
+    members,
+    open_tensorrt,
+    parse_onnx,
+    stdout_to_stderr,
+)
+from netvlad_deploy.tensorrt.cuda import describe_gpu, use_device
+from netvlad_deploy.tensorrt.progress import Progress, make_monitor
+from netvlad_deploy.tensorrt.timing_cache import load_timing_cache, save_timing_cache
+
+LOG = logging.getLogger(__name__)
+
+RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120 and later")
+"""Where an RTX engine runs if no compute capability is named. Source: TensorRT-RTX documentation, CPU-only AOT."""
+
+NO_TARGETS = frozenset(("NONE", "CURRENT"))
+"""Compute capabilities of the binding that are no GPU architecture."""
+
+MIB = 2**20
+
+Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
+"""The smallest, usual and largest shape of every input under one optimization profile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What to build: everything the process of the builder needs to know.
+
+    Args:
+        source: the ONNX file, whose bytes are compared with their hash where they are read.
+        external: a path in the folder of the graph's external data, None if it has none.
+        target: the file to write the engine into, which its user has reserved.
+        options: what to build it with, less its profiles.
+        profiles: each in words, with its shapes.
+        timing_cache: the file of kernel timings, None for none.
+        device: the number of the GPU to build on, None for whichever there is.
+    """
+
+    source: OnnxArtifact
+    external: str | None
+    target: Path
+    options: BuildOptions
+    profiles: tuple[tuple[str, Shapes], ...]
+    timing_cache: Path | None = None
+    device: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What the builder wrote, and what it was set to; `host_bytes` is the most memory that its process has taken."""
+
+    sha256: str
+    size_bytes: int
+    version: str
+    flags: tuple[str, ...]
+    gpu: Gpu | None
+    targets: tuple[str, ...]
+    build_ms: float
+    host_bytes: int
+    lines: tuple[LogLine, ...]
+
+
+def build_here(request: BuildRequest) -> Built:
+    """Build in this process, which is not fit for another build if this one fails.
+
+    Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
+        TensorRT's own words; UsageError for an option that this flavor does not have; ArtifactError if the source is
+        another file now; OutputError if the engine cannot be written.
+    """
+    options = request.options
+    tensorrt = open_tensorrt(options.flavor)
+    if request.timing_cache is not None and not tensorrt.has_timing_cache:
+        raise UsageError(f"{tensorrt.name} keeps no timings, its kernels are compiled at run time: no --timing-cache")
+    if request.device is not None:
+        use_device(EXTRAS[options.flavor], request.device)
+    content = request.source.content()
+    with stdout_to_stderr():
+        return _build(tensorrt, request, content)
+
+
+def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
+    trt, options, cache_path = tensorrt.module, request.options, request.timing_cache
+    logger = tensorrt.logger()
+    builder = tensorrt.builder(logger)
+    gpu = _gpu(tensorrt, options)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = tensorrt.accepted(builder.create_network(typed), "a network", logger)
+    parse_onnx(tensorrt, network, logger, content, request.external)
+    config = tensorrt.accepted(builder.create_builder_config(), "a configuration", logger)
+    flags = _configure(tensorrt, config, options, logger)
+    for text, shapes in request.profiles:
+        index = config.add_optimization_profile(_profile(builder, shapes, tensorrt, logger))
+        tensorrt.accepted(index, f"the profile {text}", logger)
+    monitor = make_monitor(tensorrt, Progress())
+    config.progress_monitor = monitor
+    cache = None if cache_path is None else load_timing_cache(tensorrt, config, cache_path, logger)
+    started = time.perf_counter()
+    engine = builder.build_serialized_network(network, config)
+    build_ms = (time.perf_counter() - started) * 1e3
+    if engine is None:
+        raise BuildError(f"{tensorrt.name} built no engine: {last_error(logger) or 'no reason given'}")
+    if cache_path is not None:
+        _keep_timings(tensorrt, config, cache_path, cache, logger)
+    sha256, size_bytes = _write(request.target, memoryview(engine))
+    return Built(
+        sha256=sha256,
+        size_bytes=size_bytes,
+        version=tensorrt.version,
+        flags=flags,
+        gpu=gpu,
+        targets=_targets(tensorrt, config, options),
+        build_ms=build_ms,
+        host_bytes=peak_memory_bytes(),
+        lines=tuple(logger.lines),
+    )
+
+
+def _write(target: Path, engine: memoryview) -> tuple[str, int]:
+    """Write an engine from where it lies, and return its SHA-256 and its size in bytes."""
+    try:
+        return write_hashed(target, (engine,))
+    except OSError as error:
+        raise OutputError(f"the engine cannot be written: {error.strerror or error}") from error
+
+
+def _keep_timings(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logger: Any) -> None:
+    """Save what the build measured; an engine is not thrown away because that cannot be kept."""
+    try:
+        save_timing_cache(tensorrt, config, path, cache, logger)
+    except (BuildError, OutputError) as error:
+        LOG.warning("the timings of this build are not kept: %s", error)
+
+
+def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:
+    """Return the GPU an engine is built on, None where it is built for named architectures or without one."""
+    if options.compute_capabilities:
+        return None
+    try:
+        return describe_gpu(EXTRAS[options.flavor])
+    except DeviceUnavailableError:
+        if not tensorrt.builds_without_gpu:
+            raise
+        return None
+
+
+def _configure(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> tuple[str, ...]:
+    """Set what the options say, read all of it back, and return the names of all flags that are set.
+
+    Raises: BuildError if TensorRT does not keep a setting; UsageError for an unknown compute capability.
+    """
+    trt = tensorrt.module
+    detailed = trt.ProfilingVerbosity.DETAILED
+    config.profiling_verbosity = detailed
+    _kept(tensorrt, "profiling verbosity", config.profiling_verbosity, detailed)
+    if options.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    _kept(tensorrt, "TF32", config.get_flag(trt.BuilderFlag.TF32), options.tf32)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        _kept(tensorrt, "VERSION_COMPATIBLE", config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE), True)
+    if options.hardware_compatible:
+        ampere = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        config.hardware_compatibility_level = ampere
+        _kept(tensorrt, "hardware compatibility", config.hardware_compatibility_level, ampere)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+        _kept(tensorrt, "optimization level", config.builder_optimization_level, options.optimization_level)
+    if options.workspace_mib is not None:
+        workspace, limit_bytes = trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB
+        config.set_memory_pool_limit(workspace, limit_bytes)
+        _kept(tensorrt, "workspace in bytes", config.get_memory_pool_limit(workspace), limit_bytes)
+    if options.compute_capabilities:
+        _choose_capabilities(tensorrt, config, options, logger)
+    return tuple(sorted(name for name, flag in members(trt.BuilderFlag).items() if config.get_flag(flag)))
+
+
+def _kept(tensorrt: TensorRT, what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise BuildError(f"{tensorrt.name} did not keep {what}: got {found}, expected {expected}")
+
+
+def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> None:
+    listed = members(tensorrt.module.ComputeCapability)
+    known = {name: value for name, value in listed.items() if name not in NO_TARGETS}
+    for name in options.compute_capabilities:
+        if name not in known:
+            raise UsageError(f"{tensorrt.name} has no compute capability {name}: choose from {', '.join(known)}")
+    config.num_compute_capabilities = len(options.compute_capabilities)
+    for index, name in enumerate(options.compute_capabilities):
+        answer = config.set_compute_capability(known[name], index)
+        tensorrt.accepted(answer, f"compute capability {name}", logger)
+    _kept(tensorrt, "compute capabilities", _capabilities(config), options.compute_capabilities)
+
+
+def _capabilities(config: Any) -> tuple[str, ...]:
+    return tuple(config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
+
+
+def _profile(builder: Any, shapes: Shapes, tensorrt: TensorRT, logger: Any) -> Any:
+    """Return TensorRT's optimization profile for the dynamic axes of every input."""
+    optimization_profile = tensorrt.accepted(builder.create_optimization_profile(), "an optimization profile", logger)
+    for name, bounds in shapes.items():
+        asked = tuple(tuple(shape) for shape in bounds)
+        try:
+            optimization_profile.set_shape(name, *asked)
+        except (RuntimeError, ValueError) as error:
+            raise BuildError(f"{tensorrt.name} refused the shapes {asked} of {name}: {error}") from error
+        found = tuple(tuple(shape) for shape in optimization_profile.get_shape(name))
+        _kept(tensorrt, f"the shapes of {name}", found, asked)
+    return optimization_profile
+
+
+def _targets(tensorrt: TensorRT, config: Any, options: BuildOptions) -> tuple[str, ...]:
+    """Return the architectures an RTX engine is for; another engine is for the GPU it was built on.
+
+    Raises: BuildError if it was built for others than those asked for.
+    """
+    if not tensorrt.builds_without_gpu:
+        return ()
+    found = _capabilities(config)
+    _kept(tensorrt, "compute capabilities", found, options.compute_capabilities)
+    return found or RTX_TARGETS

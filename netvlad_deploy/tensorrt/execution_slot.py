@@ -1,0 +1,283 @@
+"""What one run needs for itself: an execution context with a stream, buffers, events and CUDA graphs of its own.
+
+Host arrays go through pinned memory that is kept from run to run; arrays on the GPU are read where they lie. Work that
+has come twice with the same shapes at the same addresses is captured as a CUDA graph after the second time, when the
+context has just run it, and replayed from then on. TensorRT-RTX captures by itself, since it compiles kernels for a
+shape while it runs.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from netvlad_deploy.errors import InputError, RunError
+from netvlad_deploy.runner import EventTimes
+from netvlad_deploy.spec.build_options import fitting_profile
+from netvlad_deploy.support.arrays import Array, Arrays
+from netvlad_deploy.tensorrt.device_array import DeviceArray
+from netvlad_deploy.tensorrt.loader import LoadedEngine
+
+LOG = logging.getLogger(__name__)
+
+MOST_BINDINGS: Final = 32
+"""Shapes and addresses that are kept with their graphs; the one not used for longest goes first."""
+
+RUNS_BEFORE_CAPTURE: Final = 2
+
+Inputs = Mapping[str, Array | DeviceArray]
+Key = tuple[tuple[str, tuple[int, ...], int], ...]
+
+
+@dataclass
+class _Buffer:
+    """Memory of one tensor on the GPU, and as much pinned memory on the host."""
+
+    address: int
+    host: Array
+
+
+@dataclass
+class _Binding:
+    """Inputs of certain shapes at certain addresses: the shapes of the outputs, and the graph once there is one."""
+
+    outputs: dict[str, tuple[int, ...]]
+    runs: int = 0
+    graph: Any = None
+
+
+class Lane:
+    """Run an engine, one run at a time.
+
+    Args:
+        loaded: the engine; it must outlive the lane.
+        context: an execution context that nobody else uses.
+        cuda_graphs: replay what comes again from a CUDA graph; `replays` counts how often.
+
+    Raises: RunError if CUDA or TensorRT refuses; a lane that raised it must be closed.
+    """
+
+    def __init__(self, loaded: LoadedEngine, context: Any, *, cuda_graphs: bool) -> None:
+        self._loaded, self._context, self.cuda = loaded, context, loaded.cuda
+        self._cuda_graphs = cuda_graphs
+        self.replays = 0
+        self._profile: int | None = None
+        self._buffers: dict[str, _Buffer] = {}
+        self._bindings: dict[Key, _Binding] = {}
+        with contextlib.ExitStack() as undo:
+            self._stream = self.cuda.create_stream()
+            undo.callback(self.cuda.destroy_stream, self._stream)
+            self._events = []
+            for _ in range(5):
+                self._events.append(self.cuda.create_event())
+                undo.callback(self.cuda.destroy_event, self._events[-1])
+            self._undo = undo.pop_all()
+
+    @property
+    def device(self) -> int:
+        """Return the number of the engine's GPU."""
+        return self._loaded.device
+
+    @property
+    def stream(self) -> int:
+        """Return the handle of the stream, for a producer of arrays on the GPU to wait for."""
+        return int(self._stream)
+
+    def close(self) -> None:
+        """Release graphs, context, buffers, events and stream, in this order, each even if another one fails."""
+        with self._loaded.quiet, self._undo:
+            self._undo.callback(self._free_buffers)
+            self._undo.callback(self._drop_context)
+            self._undo.callback(self._drop_bindings)
+            self._undo.callback(self.cuda.synchronize, self._stream)  # a run that failed may have left work behind
+
+    def run(self, inputs: Inputs) -> Arrays:
+        """Return a fresh array for each output."""
+        return {name: self._host(name, shape).copy() for name, shape in self._queue(inputs).items()}
+
+    def time(self, inputs: Inputs) -> EventTimes:
+        """Run once and return the GPU's own times of the copies and the work."""
+        self._queue(inputs, timed=True)
+        return EventTimes(*(self.cuda.elapsed_ms(*self._events[index : index + 2]) for index in range(3)))
+
+    def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
+        """Copy in, compute, copy out, wait; return the shapes of the outputs, which lie in pinned memory then."""
+        cuda, stream = self.cuda, self._stream
+        self._select_profile(*inputs[self._loaded.artifact.inputs[0]].shape[:-1])
+        self._await(inputs)
+        binding = self._bind(inputs)
+        self._mark(0, timed)
+        for name, value in inputs.items():
+            if not isinstance(value, DeviceArray):
+                cuda.copy_to_device(self._buffers[name].address, self._host(name, value.shape), stream)
+        self._mark(1, timed)
+        self._execute(binding)
+        self._mark(2, timed)
+        for name, shape in binding.outputs.items():
+            cuda.copy_to_host(self._host(name, shape), self._buffers[name].address, stream)
+        self._mark(3, timed)
+        cuda.synchronize(stream)
+        if self._cuda_graphs and binding.graph is None and binding.runs >= RUNS_BEFORE_CAPTURE:
+            self._capture(binding)
+        return binding.outputs
+
+    def _select_profile(self, *shape: int) -> None:
+        """Switch to the profile for this shape. Graphs go: they hold the addresses of the other profile's memory."""
+        profile = fitting_profile(self._loaded.artifact.profiles, *shape)
+        if profile == self._profile:
+            return
+        with self._loaded.quiet:
+            self._drop_bindings()
+            if not self._context.set_optimization_profile_async(profile, self.stream):
+                self._fail(f"optimization profile {profile}")
+            self.cuda.synchronize(self._stream)
+        self._profile = profile
+
+    def _await(self, inputs: Inputs) -> None:
+        """Let the stream wait for the producers of arrays on the GPU, which must be the engine's own."""
+        for name, value in inputs.items():
+            if not isinstance(value, DeviceArray):
+                continue
+            where, own = self.cuda.device_of(value.address), self._loaded.device
+            if where != own:
+                raise InputError(f"{name} is on GPU {where}, the engine on GPU {own}: move one of them")
+            if value.stream is not None:
+                self.cuda.record(self._events[4], value.stream)
+                self.cuda.wait(self._events[4], self._stream)
+
+    def _bind(self, inputs: Inputs) -> _Binding:
+        """Copy host arrays to pinned memory, and tell the context shapes and addresses unless a graph knows them."""
+        for name, value in inputs.items():
+            if not isinstance(value, DeviceArray):
+                self._reserve(name, self._size_bytes(name, value.shape))
+                np.copyto(self._host(name, value.shape), value)
+        addresses = {
+            name: value.address if isinstance(value, DeviceArray) else self._buffers[name].address
+            for name, value in inputs.items()
+        }
+        key = tuple((name, tuple(value.shape), addresses[name]) for name, value in inputs.items())
+        binding = self._bindings.pop(key, None)
+        if binding is not None:
+            self._bindings[key] = binding  # the last to be dropped now
+            if binding.graph is not None:
+                return binding
+        for name, value in inputs.items():
+            if not self._context.set_input_shape(name, tuple(value.shape)):
+                self._fail(f"shape {tuple(value.shape)} of {name}")
+            if not self._context.set_tensor_address(name, addresses[name]):
+                self._fail(f"address of {name}")
+        outputs = self._bind_outputs()
+        if key not in self._bindings:  # asked again: a buffer that grew has dropped them all
+            while len(self._bindings) >= MOST_BINDINGS:
+                self._drop(next(iter(self._bindings)))
+            self._bindings[key] = _Binding(outputs)
+        return self._bindings[key]
+
+    def _bind_outputs(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the outputs, after giving each memory."""
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise RunError(f"{self._name} cannot infer shapes: {error}") from error
+        if missing:
+            self._fail(f"inputs without a shape: {', '.join(missing)}")
+        shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._loaded.artifact.outputs}
+        for name, shape in shapes.items():
+            self._reserve(name, self._size_bytes(name, shape))
+            if not self._context.set_tensor_address(name, self._buffers[name].address):
+                self._fail(f"address of {name}")
+        return shapes
+
+    def _execute(self, binding: _Binding) -> None:
+        """Queue the work, from its graph if there is one."""
+        if binding.graph is not None:
+            self.cuda.launch(binding.graph, self._stream)
+            self.replays += 1
+        else:
+            self._enqueue()
+        binding.runs += 1
+
+    def _capture(self, binding: _Binding) -> None:
+        """Record the work that has just run, for the next time; a lane whose work cannot be recorded goes on without.
+
+        Nothing else may wait for the whole GPU meanwhile, as memory and contexts that come and go may do.
+        """
+        try:
+            with self._loaded.quiet:
+                binding.graph = self.cuda.capture(self._stream, self._enqueue)
+        except RunError as error:
+            self._cuda_graphs = False
+            LOG.warning("no CUDA graphs for %s: %s", self._name, error)
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self.stream):
+            self._fail("execution")
+
+    def _reserve(self, name: str, size_bytes: int) -> None:
+        """Give a tensor at least this much memory. Where it grows, graphs go: they hold the old address."""
+        held = self._buffers.get(name)
+        if held is not None and held.host.nbytes >= size_bytes:
+            return
+        with self._loaded.quiet:
+            self._drop_bindings()
+            if held is not None:
+                self._free(name)
+            address = self.cuda.allocate(size_bytes)
+            try:
+                self._buffers[name] = _Buffer(address, self.cuda.allocate_pinned(size_bytes))
+            except RunError:
+                self.cuda.free(address)
+                raise
+
+    def _host(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Return a tensor's pinned memory as an array."""
+        view: Array = self._buffers[name].host[: self._size_bytes(name, shape)].view(self._dtype(name)).reshape(shape)
+        return view
+
+    def _size_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape)) * self._dtype(name).itemsize
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(self._loaded.artifact.dtypes[name])
+
+    def _mark(self, index: int, timed: bool) -> None:
+        if timed:
+            self.cuda.record(self._events[index], self._stream)
+
+    def _drop_bindings(self) -> None:
+        _each(self._drop, list(self._bindings))
+
+    def _drop(self, key: Key) -> None:
+        binding = self._bindings.pop(key)
+        if binding.graph is not None:
+            self.cuda.destroy_graph(binding.graph)
+
+    def _drop_context(self) -> None:
+        self._context = None
+
+    def _free_buffers(self) -> None:
+        _each(self._free, list(self._buffers))
+
+    def _free(self, name: str) -> None:
+        buffer = self._buffers.pop(name)
+        try:
+            self.cuda.free(buffer.address)
+        finally:
+            self.cuda.free_pinned(buffer.host)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._loaded.artifact.path.name} on {self._loaded.artifact.flavor}"
+
+    def _fail(self, what: str) -> Any:
+        raise RunError(f"{self._name} refused {what}: {self._loaded.last_error}")
+
+
+def _each(release: Callable[[Any], None], things: Iterable[Any]) -> None:
+    """Release each thing even if another one fails."""
+    with contextlib.ExitStack() as undo:
+        for thing in things:
+            undo.callback(release, thing)

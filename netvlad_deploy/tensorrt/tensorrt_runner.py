@@ -1,0 +1,206 @@
+"""Run an engine with TensorRT or TensorRT-RTX on the GPU: NumPy, cuda-bindings and TensorRT alone.
+
+One runner serves any number of threads. Each run takes a lane from a pool, an execution context with all that a run
+changes, and gives it back; so there are as many lanes as runs have been under way at once, each with its own memory.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from netvlad_deploy.artifact import EngineArtifact, log_path, sidecar_path
+from netvlad_deploy.errors import InputError, RunError, UsageError
+from netvlad_deploy.runner import EventTimes, Runner
+from netvlad_deploy.spec.build_options import RTX
+from netvlad_deploy.support.arrays import Arrays
+from netvlad_deploy.support.files import Staging, check_apart, locked, read_private, stage_files
+from netvlad_deploy.tensorrt.device_array import device_array
+from netvlad_deploy.tensorrt.execution_slot import Lane
+from netvlad_deploy.tensorrt.loader import LoadedEngine
+
+LOG = logging.getLogger(__name__)
+
+
+class TensorRTRunner(Runner):
+    """Run an engine, from any number of threads at once.
+
+    Feeds may lie on the GPU already: anything with `__dlpack__` or `__cuda_array_interface__`, such as tensors of torch
+    and arrays of CuPy, is read without a copy, and must stay as it is until the run returns. Padded rows there are not
+    looked at: they must be finite.
+
+    Args:
+        artifact: the engine.
+        cuda_graphs: replay a shape that comes again from a CUDA graph.
+        runtime_cache: file of the kernels that TensorRT-RTX compiles for this GPU, read now and written on closing. It
+            is executable code: keep it where nobody else writes.
+
+    Raises: DeviceUnavailableError without a GPU; ArtifactError if another TensorRT version or GPU built the engine, or
+        the file has changed; UsageError for a runtime cache where TensorRT keeps none; OutputError for one that
+        cannot be written.
+    """
+
+    def __init__(
+        self, artifact: EngineArtifact, *, cuda_graphs: bool = True, runtime_cache: Path | None = None
+    ) -> None:
+        super().__init__(
+            artifact.flavor,
+            artifact.spec,
+            inputs=artifact.inputs,
+            outputs=artifact.outputs,
+            dtype=artifact.dtypes[artifact.inputs[0]],
+            profiles=artifact.profiles,
+            precision=artifact.precision,
+            feature_range=artifact.range,
+        )
+        if runtime_cache is not None and artifact.flavor != RTX:
+            raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
+        if runtime_cache is not None:
+            own = artifact.path, sidecar_path(artifact.path), log_path(artifact.path), artifact.reference_path
+            check_apart(runtime_cache, own, "runtime cache")
+            Staging(force=True).check(runtime_cache)
+        self._lock = threading.Lock()
+        self._idle: list[Lane] = []
+        self._busy = 0
+        self._cuda_graphs, self._cache_path = cuda_graphs, runtime_cache
+        self._loaded: LoadedEngine | None = LoadedEngine(artifact)
+        self._runtime_config: Any = None
+        self._runtime_cache: Any = None
+        if self._loaded.tensorrt.has_runtime_cache:
+            self._configure(self._loaded)
+        with self._lane():  # what cannot run says so now
+            pass
+
+    @property
+    def conditions(self) -> str:
+        """Return whether runs are replayed from CUDA graphs, how many were, and when TensorRT-RTX compiles kernels."""
+        graphs = f"CUDA graphs {'on' if self._cuda_graphs else 'off'}"
+        if self._runtime_config is None and self._cuda_graphs:
+            graphs += f", {self.replays} replays"
+        return graphs if self._runtime_config is None else f"{graphs}, kernels compiled eagerly"
+
+    @property
+    def replays(self) -> int:
+        """Return how many runs of the lanes in the pool came from a CUDA graph."""
+        with self._lock:
+            return sum(lane.replays for lane in self._idle)
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        """Return a fresh array for each output, on the host.
+
+        Raises: InputError if the feeds are not what the engine takes; RunError if it was closed or failed.
+        """
+        return self._run(feeds)  # checked there, on the stream that arrays on the GPU must arrive on
+
+    def time(self, feeds: Mapping[str, Any]) -> EventTimes:
+        """Run once and return what the GPU's own clock says of the copies and the work."""
+        with self._lane() as lane:
+            return lane.time(self._views(feeds, lane))
+
+    def close(self) -> None:
+        """Release everything. A run under way in another thread ends first, and the last one of them releases."""
+        with self._lock:
+            super().close()
+            idle, self._idle = self._idle, []
+            last = not self._busy
+        with contextlib.ExitStack() as undo:
+            if last:
+                undo.callback(self._release)
+            for lane in idle:
+                undo.callback(_close, lane, sound=True)
+
+    def _run(self, feeds: Mapping[str, Any]) -> Arrays:
+        with self._lane() as lane:
+            return lane.run(self._views(feeds, lane))
+
+    def _views(self, feeds: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
+        """Return checked feeds, those on the GPU as arrays there."""
+        return self.check_feeds(
+            {name: device_array(value, lane.stream, lane.device) or value for name, value in feeds.items()}
+        )
+
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """Lend a lane of the pool, or a new one where none is idle. One that failed is not lent again."""
+        with self._lock:
+            loaded = self._loaded
+            if not self._open or loaded is None:
+                raise RunError(f"{self.name} is closed: open it again before running it")
+            lane = self._idle.pop() if self._idle else None
+            self._busy += 1
+        sound = False
+        try:
+            with loaded.cuda.using(loaded.device):
+                lane = lane or self._new_lane(loaded)
+                yield lane
+            sound = True
+        except InputError:  # refused before anything was queued
+            sound = True
+            raise
+        finally:
+            self._take_back(lane, sound=sound)
+
+    def _take_back(self, lane: Lane | None, *, sound: bool) -> None:
+        with self._lock:
+            self._busy -= 1
+            last = not self._open and not self._busy
+            keep = self._open and sound and lane is not None
+            if keep and lane is not None:
+                self._idle.append(lane)
+        with contextlib.ExitStack() as undo:
+            if last:
+                undo.callback(self._release)
+            if lane is not None and not keep:
+                undo.callback(_close, lane, sound=sound)
+
+    def _new_lane(self, loaded: LoadedEngine) -> Lane:
+        trt = loaded.tensorrt.module
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE  # memory of one profile, not of the largest
+        with loaded.quiet:
+            context = loaded.engine.create_execution_context(self._runtime_config or strategy)
+        if context is None:
+            raise RunError(f"{loaded.artifact.path} gives no execution context: {loaded.last_error}")
+        return Lane(loaded, context, cuda_graphs=self._cuda_graphs and self._runtime_config is None)
+
+    def _configure(self, loaded: LoadedEngine) -> None:
+        """Let TensorRT-RTX compile a shape's kernels before its first run ends, capture by itself, and keep kernels."""
+        trt = loaded.tensorrt.module
+        runtime_config = loaded.engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        )
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        graphs = trt.CudaGraphStrategy
+        runtime_config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._cuda_graphs else graphs.DISABLED
+        if self._cache_path is not None:
+            self._runtime_cache = runtime_config.create_runtime_cache()
+            content = read_private(self._cache_path)
+            if content and not self._runtime_cache.deserialize(content):
+                LOG.warning("%s is of another GPU, driver or version: kernels are compiled anew", self._cache_path)
+            if not runtime_config.set_runtime_cache(self._runtime_cache):
+                raise RunError(f"{self.name} refused the runtime cache {self._cache_path}: {loaded.last_error}")
+        self._runtime_config = runtime_config
+
+    def _release(self) -> None:
+        """Read the runtime cache, let go of the engine, and write the cache."""
+        kernels = self._runtime_cache and self._runtime_cache.serialize()
+        content = bytes(kernels) if kernels is not None else b""
+        self._runtime_cache = self._runtime_config = self._loaded = None
+        if content and self._cache_path is not None:
+            with locked(self._cache_path), stage_files(force=True) as staging:
+                staging.write(self._cache_path, content, private=True)
+
+
+def _close(lane: Lane, *, sound: bool) -> None:
+    """Close a lane; what fails after a failure is logged, so that the first one is what the caller hears of."""
+    try:
+        with lane.cuda.using(lane.device):
+            lane.close()
+    except RunError as error:
+        if sound:
+            raise
+        LOG.warning("cleaning up: %s", error)

@@ -1,0 +1,55 @@
+"""The command of NVIDIA's own tool that builds the same engine, to compare with and to report a fault by."""
+
+import shlex
+from pathlib import Path
+
+from netvlad_deploy.artifact import EngineArtifact
+from netvlad_deploy.spec.build_options import RTX
+from netvlad_deploy.spec.images import AnyProfile
+from netvlad_deploy.tensorrt.api import MODULES
+
+
+def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> str:
+    """Return the line of `trtexec`, or of TensorRT-RTX's own tool, that builds an engine with the same options.
+
+    For TensorRT-RTX it has files, shapes and compute capabilities only: no public page lists the tool's other options.
+
+    Source: TensorRT documentation, trtexec; TensorRT-RTX documentation, CPU-only AOT and dynamic shapes.
+    """
+    options = artifact.options
+    parent = artifact.path.parent / artifact.parent.name if artifact.parent else Path("MODEL.onnx")
+    tool = MODULES[RTX] if options.flavor == RTX else "trtexec"  # RTX's tool has the name of its package
+    words = [tool, f"--onnx={parent}", f"--saveEngine={artifact.path}", "--skipInference"]
+    if options.flavor != RTX:
+        words += _tuning(artifact, timing_cache)
+    for index, profile in enumerate(options.profiles):
+        words += [f"--profile={index}"] if len(options.profiles) > 1 else []
+        words += _shapes(artifact, profile)
+    if options.compute_capabilities:
+        words.append("--computeCapabilities=" + ",".join(name[2:] for name in options.compute_capabilities))
+    return shlex.join(words)
+
+
+def _tuning(artifact: EngineArtifact, timing_cache: Path | None) -> list[str]:
+    options = artifact.options
+    major = int(artifact.versions[options.flavor].partition(".")[0])
+    chosen = {
+        "--stronglyTyped": major < 11,  # the only kind of network from 11 on
+        "--noTF32": not options.tf32,
+        "--profilingVerbosity=detailed": True,
+        f"--memPoolSize=workspace:{options.workspace_mib}": options.workspace_mib is not None,
+        f"--builderOptimizationLevel={options.optimization_level}": options.optimization_level is not None,
+        "--hardwareCompatibilityLevel=ampere+": options.hardware_compatible,
+        "--versionCompatible": options.version_compatible,
+        f"--timingCacheFile={timing_cache}": timing_cache is not None,
+    }
+    return [word for word, wanted in chosen.items() if wanted]
+
+
+def _shapes(artifact: EngineArtifact, profile: AnyProfile) -> list[str]:
+    """Return the shapes of every input, smallest, usual and largest."""
+    shapes = artifact.input_shapes(profile)
+    return [
+        f"--{bound}Shapes=" + ",".join(f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in shapes)
+        for index, bound in enumerate(("min", "opt", "max"))
+    ]

@@ -1,0 +1,34 @@
+"""The verb `bench`: artifacts timed against each other."""
+
+from collections.abc import Sequence
+
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.latency.random_feeds import random_feeds
+from netvlad_deploy.latency.timing import LatencyReport, measure
+from netvlad_deploy.runtime.open_runner import Candidate
+
+
+def bench(
+    candidates: Sequence[Candidate],
+    *,
+    batch: int = 1,
+    num_features: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    duration_s: float = 3.0,
+    threads: int | None = None,
+    budget_p99_ms: float | None = None,
+    seed: int = 0,
+) -> LatencyReport:
+    """Time artifacts against each other on the same random input: L2-normalised features, or images.
+
+    `num_features` is 300 by default; `image_size`, height and width, is as the first pipeline's images are resized.
+    """
+    if any(candidate.backend == "strict" for candidate in candidates):
+        raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
+    block_ms = 300.0
+    candidates = [candidate.pinned() for candidate in candidates]  # each is opened again, in a process of its own
+    feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
+    rounds = max(5, round(duration_s * 1e3 / block_ms))
+    return measure(
+        candidates, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
+    )

@@ -1,0 +1,96 @@
+"""Export, build, validate and measure in one go, with one report."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from netvlad_deploy.artifact import log_path, reference_path, sidecar_path
+from netvlad_deploy.errors import UNAVAILABLE
+from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
+from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, to_json
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.images import AnyProfile
+from netvlad_deploy.spec.layer import GraphOptions, Verdict
+from netvlad_deploy.support.files import make_folder, stage_files, stem_of
+from netvlad_deploy.workflow.bench import bench
+from netvlad_deploy.workflow.build import build
+from netvlad_deploy.workflow.export import export
+from netvlad_deploy.workflow.source import Source
+from netvlad_deploy.workflow.validate import validate
+
+LOG = logging.getLogger(__name__)
+
+
+def deploy(
+    source: Source,
+    folder: Path,
+    options: GraphOptions,
+    *,
+    engine_options: BuildOptions,
+    duration_s: float = 3.0,
+    force: bool = False,
+) -> Deployment:
+    """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
+
+    What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
+    """
+    flavor = engine_options.flavor
+    stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
+    onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
+    onnx_files = onnx_path, sidecar_path(onnx_path), reference_path(onnx_path)
+    engine_files = engine_path, sidecar_path(engine_path), log_path(engine_path)
+    make_folder(folder, (*onnx_files, *engine_files, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
+    LOG.info("export %s", onnx_path)
+    onnx = export(source, onnx_path, options, force=force)
+    LOG.info("validate %s", onnx_path)
+    parity = [validate(Candidate(path=onnx_path, expect_sha256=onnx.sha256))]
+    steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
+    exported = Candidate(path=onnx_path, expect_sha256=onnx.sha256)
+    candidates = [*([replace(exported, backend="torch")] if onnx.images is None else []), exported]
+    engine = None
+    LOG.info("build %s with %s", engine_path, flavor)
+    try:
+        engine = build(onnx_path, engine_path, engine_options, expect_sha256=onnx.sha256, force=force)
+    except UNAVAILABLE as error:
+        for leftover in engine_files:  # of an earlier deployment
+            leftover.unlink(missing_ok=True)
+        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
+    else:
+        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
+        LOG.info("validate %s", engine_path)
+        parity.append(validate(Candidate(path=engine_path, expect_sha256=engine.sha256)))
+        steps.append(_parity_step("parity of the engine", parity[1]))
+        candidates.append(Candidate(path=engine_path, expect_sha256=engine.sha256))
+    profile = (engine_options.profiles or (onnx.usual_profile,))[0]
+    latency = bench(candidates, **_usual_input(profile), duration_s=duration_s)
+    steps += [
+        Step(name=f"latency of {result.name}", verdict=result.verdict, reason=result.reason)
+        for result in latency.candidates
+    ]
+    deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
+    _write(folder, deployment, force=force)
+    return deployment
+
+
+def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:
+    with stage_files(force=force) as staging:
+        staging.write(folder / REPORT_PAGE, deployment_markdown(deployment).encode())
+        staging.write(folder / REPORT_JSON, to_json("deploy", deployment).encode())
+
+
+def _usual_input(profile: AnyProfile) -> dict[str, Any]:
+    """Return what `bench` is to measure: the usual input of a profile, as few at once as it takes."""
+    axes = profile.axes
+    if "num_features" in axes:
+        return {"batch": axes["batch"].min, "num_features": axes["num_features"].opt}
+    return {"batch": axes["batch"].min, "image_size": (axes["height"].opt, axes["width"].opt)}
+
+
+def _parity_step(name: str, report: ParityReport) -> Step:
+    failed = [case.name for case in report.cases if case.verdict is Verdict.FAIL]
+    doubts = dict.fromkeys(case.reason for case in report.cases) if report.verdict is Verdict.NOT_JUDGED else ()
+    reason = report.reason or ", ".join(failed) or report.unseen or "; ".join(doubts)
+    return Step(name=name, verdict=report.verdict, reason=reason)

@@ -1,0 +1,143 @@
+"""What is installed, what can run on this machine, and why not. What can be tried is tried, not concluded.
+
+A package that is missing is a fact. A package that is installed and cannot be imported, and packages that break each
+other, are faults.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from netvlad_deploy.artifact import Gpu
+from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
+from netvlad_deploy.report.doctor import Check, Diagnosis, Extra
+from netvlad_deploy.runtime.execution_providers import (
+    CPU,
+    DISTRIBUTIONS,
+    PROVIDERS,
+    RTX,
+    RTX_PLUGIN,
+    check_distributions,
+    installed_distributions,
+    probe,
+)
+from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT
+from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.support.machine import describe_machine
+from netvlad_deploy.support.require import install_line, installed_version, optional_packages, require
+from netvlad_deploy.tensorrt.api import EXTRAS, open_tensorrt, stdout_to_stderr
+from netvlad_deploy.tensorrt.cuda import describe_gpu
+
+NEEDED = ("netvlad-deploy", "numpy", "typer")
+"""Packages that every installation has."""
+
+DEVELOPMENT = "dev"
+ONE_OF = ("cpu", "gpu")
+"""Optional dependency groups of which one must be missing."""
+
+RTX_PLUGINS = (RTX_PLUGIN, f"{RTX_PLUGIN}-cu12", f"{RTX_PLUGIN}-cu13")
+CUDA_PACKAGES = ("cuda-bindings",)
+BROKEN = (BuildError, RunError, AttributeError, RuntimeError, TypeError, ValueError)
+"""What a provider raises that is there and fails, and what an import of a damaged or foreign package may raise."""
+
+Step = tuple[Callable[[], object], tuple[str, ...]]
+"""Something to try, and the packages that are broken if it cannot import them although they are installed."""
+
+
+def diagnose(root: Path = Path("/")) -> Diagnosis:
+    """Try what this package can do on this machine; `root` is where the system's own files stand."""
+    with stdout_to_stderr():  # the libraries that are tried say what they like there
+        gpu, check = _gpu()
+        checks = [
+            _check("packages that bring onnxruntime", (check_distributions, DISTRIBUTIONS)),
+            check,
+            *(_check(f"build engines with {flavor}", (partial(_build, flavor), (flavor,))) for flavor in FLAVORS),
+            *(_check(f"backend {name}", *steps) for name, steps in _backends().items()),
+        ]
+    return Diagnosis(
+        machine=describe_machine(root),
+        packages=_packages(),
+        extras=_extras(),
+        gpu=gpu,
+        checks=tuple(checks),
+        broken=tuple(check.name for check in checks if check.verdict is Verdict.FAIL),
+    )
+
+
+def _gpu() -> tuple[Gpu | None, Check]:
+    found: list[Gpu] = []
+    check = _check("GPU", (lambda: found.append(describe_gpu(EXTRAS[TENSORRT])), CUDA_PACKAGES))
+    if not found:
+        return None, check
+    (gpu,) = found
+    detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
+    return gpu, replace(check, detail=detail)
+
+
+def _backends() -> dict[str, list[Step]]:
+    """Return what each backend needs."""
+    backends: dict[str, list[Step]] = {
+        name: [(partial(probe, name), RTX_PLUGINS if name == RTX else DISTRIBUTIONS)] for name in PROVIDERS
+    }
+    backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
+    for flavor in FLAVORS:
+        gpu = partial(describe_gpu, EXTRAS[flavor])
+        backends[f"tensorrt, {flavor} engines"] = [
+            (partial(open_tensorrt, flavor), (flavor,)),
+            (gpu, CUDA_PACKAGES),
+            (partial(_run, flavor), (flavor,)),
+        ]
+    backends["torch"] = [(partial(require, "torch", extra="export"), ("torch",))]
+    backends["oracle"] = []
+    return backends
+
+
+def _build(flavor: str) -> str:
+    """Make a builder, for which the standard TensorRT needs a driver; return what it is."""
+    tensorrt = open_tensorrt(flavor)
+    tensorrt.builder(tensorrt.logger())
+    return f"{tensorrt.version}: {tensorrt.capabilities}"
+
+
+def _run(flavor: str) -> None:
+    """Make a runtime, on a machine that has a GPU."""
+    tensorrt = open_tensorrt(flavor)
+    tensorrt.runtime(tensorrt.logger())
+
+
+def _check(name: str, *steps: Step) -> Check:
+    """Return PASS if every step can be done, with what the last one says, else why the first that cannot cannot."""
+    said: object = ""
+    for action, packages in steps:
+        try:
+            said = action()
+        except DeviceUnavailableError as error:
+            return Check(name=name, verdict=Verdict.NOT_RUN, detail=_line(error))
+        except (MissingDependencyError, OSError) as error:
+            installed = any(installed_version(package) for package in packages)
+            return Check(name=name, verdict=Verdict.FAIL if installed else Verdict.NOT_RUN, detail=_line(error))
+        except BROKEN as error:
+            return Check(name=name, verdict=Verdict.FAIL, detail=_line(error))
+    return Check(name=name, verdict=Verdict.PASS, detail=said if isinstance(said, str) else "")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _packages() -> dict[str, str | None]:
+    """Return the version of every package that this one can use, None for those that are missing."""
+    optional = [name for extra, names in optional_packages().items() if extra != DEVELOPMENT for name in names]
+    return {name: installed_version(name) for name in (*NEEDED, *optional, RTX_PLUGIN, *installed_distributions())}
+
+
+def _extras() -> dict[str, Extra]:
+    """Return what is missing of every optional dependency group."""
+    extras = {}
+    for extra, names in optional_packages().items():
+        missing = tuple(name for name in names if installed_version(name) is None)
+        instead = extra in ONE_OF and missing and installed_distributions()
+        cure = f"in place of {', '.join(instead)}, never beside it" if instead else install_line(extra)
+        extras[extra] = Extra(packages=tuple(names), missing=missing, cure=cure if missing else "")
+    return {extra: found for extra, found in extras.items() if extra != DEVELOPMENT}

@@ -1,0 +1,100 @@
+"""The verb `embed`: descriptors of feature files or images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.retrieval import embed_features as features
+from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
+from netvlad_deploy.retrieval.image_files import SUFFIXES, Skipped, find_images
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.support.arrays import npz_content, write_npz
+from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
+from netvlad_deploy.tensorrt.api import stdout_to_stderr
+
+FEATURE_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedResult:
+    """What `embed` wrote, and which files gave no descriptor."""
+
+    output: Path
+    descriptors: int
+    descriptor_size: int
+    duration_ms: float
+    skipped: tuple[Skipped, ...] = ()
+
+
+def embed(
+    candidate: Candidate,
+    sources: Sequence[Path],
+    target: Path,
+    *,
+    batch: int | None = None,
+    runtime_cache: Path | None = None,
+    force: bool = False,
+) -> EmbedResult:
+    """Write the descriptors of one feature file, or of folders and images for a pipeline.
+
+    The target is complete or not there. For images it is an `.npz` file with `names` (N,), each the image's path from
+    the folder that was given, and `descriptors` (N,P) float32. `batch` is how many items run at once, by default 32
+    items of features or 8 images.
+
+    Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
+    """
+    candidate = candidate.pinned()
+    if runtime_cache is not None:
+        check_apart(runtime_cache, (*sources, target), "runtime cache")
+    images = None if candidate.artifact is None else candidate.artifact.images
+    if images is None:
+        return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
+    for source in sources:
+        if source.suffix in features.SUFFIXES:
+            raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
+    check_suffix(target, ".npz")
+    with stage_files(force=force) as staging:
+        staging.check(target)
+        files, skipped = find_images(sources)
+        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
+            started = time.perf_counter()
+            done = embed_images(runner, images, files, batch=batch or BATCH, skipped=skipped)
+            duration_ms = (time.perf_counter() - started) * 1e3
+        with staging.open(target) as stream:
+            write_npz(stream, {"names": np.array(done.names), "descriptors": done.descriptors})
+    return EmbedResult(
+        output=target,
+        descriptors=len(done.names),
+        descriptor_size=done.descriptors.shape[1],
+        duration_ms=duration_ms,
+        skipped=done.skipped,
+    )
+
+
+def _embed_features(
+    candidate: Candidate, sources: Sequence[Path], target: Path, batch: int, runtime_cache: Path | None, force: bool
+) -> EmbedResult:
+    """Write the descriptors of a feature file: array to array, sequences to sequences."""
+    if len(sources) != 1 or sources[0].is_dir() or sources[0].suffix.lower() in SUFFIXES:
+        raise UsageError(
+            f"{candidate.name} takes one file of local descriptors, got {' '.join(map(str, sources))}: "
+            "for images export with --input images"
+        )
+    features.check_target(sources[0], target)
+    with stage_files(force=force) as staging:
+        staging.check(target)
+        loaded = features.load_features(sources[0])
+        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
+            started = time.perf_counter()
+            if isinstance(loaded, dict):
+                staging.write(target, npz_content(features.embed_sequences(runner, loaded, batch=batch)))
+            else:
+                with staging.open(target) as stream:
+                    np.save(stream, features.embed_array(runner, loaded, batch=batch), allow_pickle=False)
+            duration_ms = (time.perf_counter() - started) * 1e3
+            size = runner.spec.descriptor_size
+    return EmbedResult(output=target, descriptors=len(loaded), descriptor_size=size, duration_ms=duration_ms)

@@ -1,0 +1,31 @@
+"""The verb `export`: a checkpoint, or a seeded module, to an ONNX artifact."""
+
+from pathlib import Path
+
+from netvlad_deploy.artifact import OnnxArtifact, reference_path, sidecar_path
+from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.support.files import check_suffix, check_targets
+from netvlad_deploy.support.require import require
+from netvlad_deploy.workflow.source import Source, load_module
+
+
+def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
+    """Export a checkpoint, or a seeded module, to ONNX: image to descriptor where there is a backbone.
+
+    What is missing, and a target that cannot be written, is said before the checkpoint is read.
+    """
+    check_targets(check_suffix(target, ".onnx"), sidecar_path(target), reference_path(target), force=force)
+    for package in ("torch", "onnx", "onnxscript"):  # torch alone takes seconds to import
+        require(package, extra="export")
+    module, origin, parent, preprocessing = load_module(source)
+    from netvlad_deploy.export.onnx_model import export_onnx
+
+    return export_onnx(
+        module,
+        target,
+        options,
+        origin=origin,
+        parent=parent,
+        preprocessing=preprocessing,
+        force=force,
+    )

@@ -1,0 +1,222 @@
+"""The verb `fit`: a vocabulary from folders of images, in a checkpoint that `export` takes.
+
+Local descriptors of every image are sampled, clustered, and become a head under the backbone that made them. With
+whitening the images are seen a second time, by the head.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images
+from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, ImageInput
+from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.support.arrays import Array, Arrays, Float32
+from netvlad_deploy.support.files import check_suffix, check_targets, stage_files
+from netvlad_deploy.support.require import installed_version, require
+
+if TYPE_CHECKING:
+    from netvlad_deploy.models.pipeline import Pipeline
+    from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+
+LOG = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+LEAST_CLUSTERS = 2
+SAMPLES = 300
+"""Local descriptors of one image, unless more is asked for: all of a 240x320 image at stride 16."""
+
+MOST_DESCRIPTORS = 200_000
+"""Local descriptors of all images together, so that many images do not fill the memory."""
+
+MOST_WHITENED = 8192
+"""Images that whitening is fitted on: of more, as many are drawn."""
+
+AHEAD = 16
+"""Images that are decoded while others are in use."""
+
+PIXELS = 1 << 20
+"""Of the images that a backbone sees at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How a vocabulary is fitted.
+
+    Args:
+        backbone: a name of `models.backbones`, `package.module:callable`, or None for that of the checkpoint.
+        checkpoint: where the backbone's weights are, None for those that it brings.
+        clusters: K, at least 2.
+        whitening: how many values a descriptor has after whitening, None for no whitening.
+        seed: of the samples and of k-means.
+        samples: most local descriptors of one image.
+        changes: what is done to an image otherwise than is usual for the backbone.
+
+    Raises: UsageError if a number is out of range.
+    """
+
+    backbone: str | None = None
+    checkpoint: Path | None = None
+    clusters: int = 64
+    whitening: int | None = None
+    seed: int = 0
+    samples: int = SAMPLES
+    changes: ImageChanges = NO_CHANGES
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("clusters", self.clusters, LEAST_CLUSTERS),
+            ("whitening", self.whitening, 1),
+            ("samples", self.samples, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} is {value}, expected at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What `fit` wrote, and its record of it."""
+
+    output: Path
+    record: "VocabularyRecord"
+    clusters: int
+    descriptor_size: int
+    skipped: tuple[Skipped, ...]
+
+
+def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bool = False) -> Vocabulary:
+    """Fit a vocabulary on the images of folders, and write it with its backbone; the file is complete or not there.
+
+    Raises: InputError if there are no usable images or too few; UsageError if the target exists, or nothing says which
+        backbone; MissingDependencyError.
+    """
+    check_targets(check_suffix(target, SUFFIX), force=force)
+    for package, extra in (("torch", "export"), ("safetensors", "export"), ("sklearn", "fit"), ("PIL", "images")):
+        require(package, extra=extra)
+    from netvlad_deploy.models import vocabulary
+    from netvlad_deploy.models.assembly import read_backbone
+    from netvlad_deploy.models.netvlad import initialize
+    from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+
+    with stage_files(force=force) as staging:
+        files, skipped = _find(folders)
+        ready = read_backbone(options.backbone, options.checkpoint, changes=options.changes)
+        blank = ready.under(initialize(NetVLADSpec(num_clusters=1, feature_size=ready.width), options.seed))
+        points, used = _sample(blank, files, options, skipped)
+        LOG.info("k-means: %d local descriptors of %d images, %d clusters", len(points), len(used), options.clusters)
+        centroids = vocabulary.fit_clusters(points, options.clusters, options.seed)
+        alpha = vocabulary.sharpness(points, centroids)
+        state = vocabulary.head_state(centroids, alpha)
+        pipeline = ready.under(vocabulary.head_module(state))
+        if options.whitening is not None:
+            state |= _whitening(pipeline, used, options.whitening, options.seed)
+        record = VocabularyRecord(
+            backbone=ready.name,
+            images=ready.images,
+            num_images=len(used),
+            num_descriptors=len(points),
+            seed=options.seed,
+            alpha=alpha,
+            versions={name: installed_version(name) or "" for name in ("scikit-learn", "torch", "netvlad-deploy")},
+        )
+        staging.write(target, _content({**state, **vocabulary.backbone_state(pipeline)}, record))
+    return Vocabulary(
+        output=target,
+        record=record,
+        clusters=options.clusters,
+        descriptor_size=options.whitening or pipeline.head.spec.descriptor_size,
+        skipped=tuple(skipped),
+    )
+
+
+def _content(tensors: Arrays, record: "VocabularyRecord") -> bytes:
+    """Return the bytes of a safetensors file, which takes the memory of arrays as it is: rows first."""
+    rows_first = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    content: bytes = require("safetensors.numpy", extra="export").save(rows_first, metadata=record.metadata())
+    return content
+
+
+def _find(folders: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
+    """Return the images of folders, of which two may have the same name, and what else is there."""
+    found = [find_images([folder]) for folder in folders]
+    skipped = [one for _, others in found for one in others]
+    files = [file for images, _ in found for file in images]
+    if not files:
+        raise InputError(f"no image in {', '.join(map(str, folders))}: {count_reasons(skipped) or 'none was found'}")
+    return files, skipped
+
+
+def _sample(
+    pipeline: "Pipeline", files: Sequence[ImageFile], options: FitOptions, skipped: list[Skipped]
+) -> tuple[Float32, list[ImageFile]]:
+    """Return some L2-normalised local descriptors (M,D) of every image, and the images that have been used."""
+    from netvlad_deploy.models.vocabulary import local_descriptors
+
+    most = max(1, min(options.samples, MOST_DESCRIPTORS // len(files)))
+    points: list[Float32] = []
+    used: list[ImageFile] = []
+    for names, rows in _by_batches(pipeline, files, local_descriptors, "local descriptors", skipped):
+        for name, own in zip(names, rows, strict=True):
+            random = np.random.default_rng((options.seed, len(used)))
+            points.append(own[random.permutation(len(own))[:most]])
+            used.append(name)
+    if not used:
+        raise InputError(f"no image to fit a vocabulary on: {count_reasons(skipped) or 'none was found'}")
+    return np.concatenate(points), used
+
+
+def _whitening(pipeline: "Pipeline", files: Sequence[ImageFile], size: int, seed: int) -> Arrays:
+    """Return the projection fitted on the descriptors of the images."""
+    from netvlad_deploy.models.vocabulary import descriptors, fit_whitening
+
+    if len(files) > MOST_WHITENED:
+        drawn = np.random.default_rng(seed).choice(len(files), MOST_WHITENED, replace=False)
+        files = [files[index] for index in sorted(drawn)]
+    if len(files) <= size:
+        raise InputError(f"whitening to {size} values needs more than {size} images, got {len(files)}: ask for fewer")
+    rows = [each for _, each in _by_batches(pipeline, files, descriptors, "descriptors", [])]
+    LOG.info("whitening: %d descriptors to %d values", len(files), size)
+    return fit_whitening(np.concatenate(rows), size)
+
+
+def _by_batches(
+    pipeline: "Pipeline",
+    files: Sequence[ImageFile],
+    compute: Callable[["Pipeline", Array], Float32],
+    what: str,
+    skipped: list[Skipped],
+) -> Iterator[tuple[list[ImageFile], Float32]]:
+    """Yield what is computed of images of one shape at once, and say how far it is."""
+    done, said = 0, 0
+    for names, images in _batches(files, pipeline.images, skipped):
+        yield names, compute(pipeline, images)
+        done += len(names)
+        if 10 * (done - said) >= len(files) or done + len(skipped) == len(files):
+            said = done
+            LOG.info("%s: %d of %d images", what, done, len(files))
+
+
+def _batches(
+    files: Sequence[ImageFile], prepared: ImageInput, skipped: list[Skipped]
+) -> Iterator[tuple[list[ImageFile], Array]]:
+    """Yield neighbouring images of one shape together, as many as PIXELS allows."""
+    group: list[ImageFile] = []
+    images: list[Array] = []
+    with load_images(files, prepared, ahead=AHEAD) as loaded:
+        for file, image in loaded:
+            if isinstance(image, Skipped):
+                LOG.warning("skipped %s", image)
+                skipped.append(image)
+                continue
+            if images and (image.shape != images[0].shape or (len(images) + 1) * image[..., 0].size > PIXELS):
+                yield group, np.stack(images)
+                group, images = [], []
+            group.append(file)
+            images.append(image)
+    if images:
+        yield group, np.stack(images)

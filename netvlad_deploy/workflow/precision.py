@@ -1,0 +1,61 @@
+"""The verb `precision`: what each precision costs some weights."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.parity.precisions import measure_precisions
+from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_markdown
+from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, to_json
+from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.support.files import make_folder, stage_files
+from netvlad_deploy.support.require import require
+from netvlad_deploy.support.scratch import scratch_folder
+from netvlad_deploy.workflow.source import Source, load_head
+
+LOG = logging.getLogger(__name__)
+
+
+PRECISION_PICTURE = "precision.svg"
+
+
+def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force: bool = False) -> PrecisionReport:
+    """Measure what each precision costs these weights, into a folder with `report.json`, `report.md` and a picture.
+
+    The layer exported after `module.half()` is measured beside them, to show what the typed graph is for.
+    """
+    for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
+        require(package, extra=extra)
+    module, origin = load_head(source)
+    from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
+    from netvlad_deploy.export.onnx_model import export_onnx, export_plain
+
+    make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE)), force=force)
+    with scratch_folder() as scratch, contextlib.ExitStack() as stack:
+        artifacts = {}
+        for name, wide in (("fp32", False), ("fp16", False), ("fp16", True)):
+            options = GraphOptions(precision=name, wide_logits=wide, feature_norm=feature_norm)
+            LOG.info("export %s", options.precision_name)
+            target = scratch / f"{options.precision_name}.onnx"
+            artifacts[options.precision_name] = export_onnx(module, target, options)
+        LOG.info("export plain fp16")
+        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], scratch / "plain.onnx")
+        runners = {
+            name: stack.enter_context(open_runner(artifact, backend="strict")) for name, artifact in artifacts.items()
+        }
+        LOG.info("run every case in every precision")
+        parameters = load_reference(artifacts["fp16"].reference_path)
+        report = PrecisionReport(
+            origin=origin,
+            precisions=tuple(artifacts),
+            operators=operator_types(artifacts["fp16"].path),
+            cases=tuple(measure_precisions(runners, parameters, largest=LARGEST_FEATURE)),
+            warnings=artifacts["fp16"].warnings,
+        )
+    with stage_files(force=force) as staging:
+        staging.write(folder / PRECISION_PICTURE, draw_precisions(report))
+        staging.write(folder / REPORT_PAGE, precision_markdown(report, PRECISION_PICTURE).encode())
+        staging.write(folder / REPORT_JSON, to_json("precision", report).encode())
+    return report

@@ -1,0 +1,133 @@
+"""Where the weights of an export come from: a checkpoint, or a seed; a head alone, or one under its backbone.
+
+Nothing heavy is imported until a module is made.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from netvlad_deploy.artifact import FileReference
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
+from netvlad_deploy.spec.layer import FEATURES, NetVLADSpec
+from netvlad_deploy.support.files import sha256_file
+from netvlad_deploy.support.require import require
+
+if TYPE_CHECKING:
+    from netvlad_deploy.models.netvlad import NetVLAD
+    from netvlad_deploy.models.pipeline import Pipeline
+
+LOG = logging.getLogger(__name__)
+
+DEFAULT_SPEC = NetVLADSpec(num_clusters=64, feature_size=512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the weights come from: a checkpoint, or a seed. Sizes left None come from the checkpoint.
+
+    Args:
+        takes: `images` or `features`, None for images where there is a backbone.
+        backbone: a name of `models.backbones`, or `package.module:callable`; None for the checkpoint's own.
+        changes: what is done to an image otherwise than the checkpoint's or the backbone's own code does.
+
+    Raises: UsageError if two of them contradict each other.
+    """
+
+    checkpoint: Path | None = None
+    prefix: str = ""
+    dialect: str | None = None
+    head_only: bool = False
+    num_clusters: int | None = None
+    feature_size: int | None = None
+    num_ghost_clusters: int | None = None
+    batch_norm: bool | None = None
+    seed: int = 0
+    takes: str | None = None
+    backbone: str | None = None
+    changes: ImageChanges = NO_CHANGES
+
+    def __post_init__(self) -> None:
+        if self.takes not in (None, IMAGES, FEATURES):
+            raise UsageError(f"input {self.takes!r} is unknown: choose {IMAGES} or {FEATURES}")
+        if self.takes == FEATURES and (self.backbone is not None or self.changes):
+            raise UsageError(
+                "a backbone, a resize, a crop, orient and depth are for images: leave them out with --input features"
+            )
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes that were given."""
+        names = ("num_clusters", "feature_size", "num_ghost_clusters", "batch_norm")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReference | None, str]:
+    """Return the reference module, its origin in words, the file it came from, and what its input must be.
+
+    It is a pipeline if the source takes images, which it does by default where there is a backbone.
+
+    Raises: InputError for an unusable checkpoint; UsageError if an option contradicts it.
+    """
+    require("torch", extra="export")
+    from netvlad_deploy.models.assembly import pipeline_of
+    from netvlad_deploy.models.checkpoints import check_options, module_of, read_head
+
+    if source.checkpoint is None:
+        module, preprocessing = _untrained(source)
+        return module, f"untrained, seed {source.seed}", None, preprocessing
+    sha256 = sha256_file(source.checkpoint) if source.checkpoint.is_file() else ""
+    head = read_head(
+        source.checkpoint,
+        prefix=source.prefix,
+        dialect=source.dialect,
+        head_only=source.head_only,
+        with_backbone=source.takes != FEATURES,
+    )
+    check_options(head.spec, source.checkpoint, **source.sizes)
+    parent = FileReference(name=source.checkpoint.name, sha256=sha256_file(source.checkpoint))
+    if parent.sha256 != sha256:
+        raise InputError(f"{source.checkpoint} changed while it was read: export it again when it is complete")
+    if source.takes == IMAGES or source.backbone or (source.takes is None and head.backbone is not None):
+        pipeline = pipeline_of(head, source.checkpoint, backbone=source.backbone, changes=source.changes)
+        return pipeline, source.checkpoint.name, parent, _preparation(pipeline)
+    if source.changes:
+        raise UsageError(
+            f"{source.checkpoint} has no image backbone: leave --resize and the other options for images out, or pass "
+            "--backbone"
+        )
+    return module_of(head, source.checkpoint), source.checkpoint.name, parent, head.preprocessing
+
+
+def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
+    """Return a module initialised from the seed, and what its input must be."""
+    from netvlad_deploy.models.assembly import read_backbone
+    from netvlad_deploy.models.dialects.base import PREPROCESSING
+    from netvlad_deploy.models.netvlad import initialize
+
+    LOG.info("no checkpoint given: the weights are initialised from seed %d, untrained", source.seed)
+    if source.backbone is None:
+        if source.takes == IMAGES or source.changes:
+            raise UsageError("there is no checkpoint and no backbone to take images: pass --backbone")
+        return initialize(replace(DEFAULT_SPEC, **source.sizes), source.seed), PREPROCESSING
+    ready = read_backbone(source.backbone, changes=source.changes, seed=source.seed)
+    sizes = {"feature_size": ready.width, **source.sizes}
+    pipeline = ready.under(initialize(replace(DEFAULT_SPEC, normalize_input=True, **sizes), source.seed))
+    return pipeline, _preparation(pipeline)
+
+
+def _preparation(pipeline: "Pipeline") -> str:
+    return f"images (batch, height, width, 3), uint8, RGB: {pipeline.images.preparation}; the graph does the rest"
+
+
+def load_head(source: Source) -> tuple["NetVLAD", str]:
+    """Return the reference module of the head alone, and its origin in words.
+
+    Raises: as `load_module`; UsageError if the source takes images.
+    """
+    if source.takes == IMAGES or source.backbone is not None:
+        raise UsageError("this measures the head alone, on local descriptors: leave --input images and --backbone out")
+    module, origin, _, _ = load_module(replace(source, takes=FEATURES))
+    return cast("NetVLAD", module), origin

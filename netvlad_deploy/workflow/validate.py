@@ -1,0 +1,148 @@
+"""The verb `validate`: an artifact against the oracle, its golden images or another artifact."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact
+from netvlad_deploy.errors import UNAVAILABLE, ArtifactError, UsageError
+from netvlad_deploy.oracle.equations import ReferenceParameters, load_reference
+from netvlad_deploy.oracle.goldens import Golden, load_goldens
+from netvlad_deploy.parity.heads import ParityReport, compare
+from netvlad_deploy.parity.pipelines import compare_goldens
+from netvlad_deploy.parity.ranks import Bank, near_ties
+from netvlad_deploy.report.junit import parity_junit
+from netvlad_deploy.retrieval.embed_features import load_features
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
+from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
+from netvlad_deploy.spec.layer import FEATURES
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.files import check_targets, write_text
+from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.workflow.source import Source, load_module
+
+LOG = logging.getLogger(__name__)
+
+
+def validate(
+    candidate: Candidate,
+    *,
+    against: Path | None = None,
+    read_as: Source | None = None,
+    bank: Path | None = None,
+    queries: Path | None = None,
+    junit: Path | None = None,
+) -> ParityReport:
+    """Compare an artifact with the oracle, a pipeline with its golden images, or either with another one.
+
+    `against` is an artifact, or a checkpoint to run in torch; `read_as` says how its names are read, and which
+    backbone it has, where the export was told: the rest the artifact knows. `bank` and `queries` are feature files
+    of the user's own images to rank, beside a synthetic bank of near ties.
+
+    NOT_RUN, with its reason, where the artifact cannot run on this machine.
+
+    Raises: ArtifactError if a file is damaged or stale; ParityError if there is nothing to compare.
+    """
+    path = candidate.path
+    _check_junit(junit)
+    artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
+    parameters, goldens = _read_reference(artifact)
+    if goldens and (bank or queries):
+        raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
+    if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
+        raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
+    other = None if against is None else Candidate(path=against).pinned()
+    _check_against(artifact, other, read_as)
+    candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact), artifact=artifact)
+    reference = against.name if against else "golden images" if goldens else "oracle"
+    try:
+        with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
+            theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
+            if goldens:
+                # a checkpoint brings none: torch computes it in FP32
+                their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
+                report = compare_goldens(runner, goldens, parameters, against=theirs, against_goldens=their_goldens)
+            else:
+                banks = [near_ties(parameters, shapes=_feature_profile(artifact)), *_own_bank(bank, queries)]
+                report = compare(runner, parameters, against=theirs, banks=banks)
+        report = replace(report, candidate=candidate.name, reference=reference)
+    except UNAVAILABLE as error:
+        report = ParityReport(
+            candidate=candidate.name, reference=reference, precision=artifact.precision, cases=(), reason=str(error)
+        )
+    if junit is not None:
+        write_text(junit, parity_junit(report))
+    return report
+
+
+def _check_junit(junit: Path | None) -> None:
+    if junit is None:
+        return
+    if junit.suffix != ".xml":
+        raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
+    check_targets(junit, force=True)
+
+
+def _feature_profile(artifact: OnnxArtifact | EngineArtifact) -> Profile | None:
+    """Return the first optimization profile of an engine that takes local descriptors."""
+    profiles = artifact.profiles if isinstance(artifact, EngineArtifact) else ()
+    return next((profile for profile in profiles if isinstance(profile, Profile)), None)
+
+
+def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
+    if bank is None and queries is not None:
+        raise UsageError(f"queries {queries} have no images to rank: pass --bank too")
+    if bank is not None:
+        yield Bank(name=bank.name, images=load_features(bank), queries=load_features(queries) if queries else None)
+
+
+def _open_reference(artifact: OnnxArtifact | EngineArtifact, other: Candidate, read_as: Source | None) -> Runner:
+    """Open what an artifact is compared with: another one, or what it has of a checkpoint, in torch."""
+    if other.artifact is not None:
+        return replace(other, backend=parity_backend(other.artifact)).open()
+    source = replace(
+        read_as or Source(),
+        checkpoint=other.path,
+        head_only=artifact.spec.projection is None,
+        takes=FEATURES if artifact.images is None else IMAGES,
+        changes=NO_CHANGES if artifact.images is None else ImageChanges.to(artifact.images),
+    )
+    module, _, file, _ = load_module(source)
+    from netvlad_deploy.runtime.torch_runner import TorchRunner
+
+    exported_from = None if isinstance(artifact, EngineArtifact) else artifact.parent
+    if file is not None and exported_from is not None:
+        same = "the file" if file.sha256 == exported_from.sha256 else "another file than the one"
+        LOG.info("%s is %s that %s was exported from", other.path, same, artifact.path)
+    return TorchRunner(module)
+
+
+def _read_reference(artifact: OnnxArtifact | EngineArtifact) -> tuple[ReferenceParameters, tuple[Golden, ...]]:
+    """Return the oracle's parameters of an artifact, and the golden images of a pipeline: none of a head."""
+    with copied(artifact.path.parent, artifact.reference) as file:
+        return load_reference(file), () if artifact.images is None else load_goldens(file)
+
+
+def _check_against(artifact: OnnxArtifact | EngineArtifact, other: Candidate | None, read_as: Source | None) -> None:
+    """Compare what an artifact is and comes from with what it is to be compared with.
+
+    Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
+        if one takes images and the other does not, or there is no checkpoint to be read as is said.
+    """
+    compared = None if other is None else other.artifact
+    if read_as not in (None, Source()) and (other is None or compared is not None):
+        raise UsageError("--prefix, --dialect and --backbone say how a checkpoint is read: name it with --against")
+    if compared is not None and (compared.images is None) != (artifact.images is None):
+        raise UsageError(f"{artifact.path} takes {artifact.inputs[0]}, {compared.path} does not: compare two that do")
+    if not isinstance(artifact, EngineArtifact):
+        return
+    if artifact.parent is None:
+        raise ArtifactError(f"{artifact.path} names no parent: build it again")
+    check_lineage(artifact)
+    if isinstance(compared, OnnxArtifact) and compared.sha256 != artifact.parent.sha256:
+        raise ArtifactError(
+            f"{artifact.path} was not built from {compared.path}: build it again, or compare with its own"
+        )

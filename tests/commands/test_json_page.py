@@ -1,0 +1,85 @@
+"""docs/json.md lists every field of every object that `--json` prints, and no other."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final, get_args, get_type_hints
+
+import pytest
+
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
+from netvlad_deploy.latency.timing import LatencyReport
+from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.report.deploy import Deployment
+from netvlad_deploy.report.doctor import Diagnosis
+from netvlad_deploy.report.evaluate import EvaluationReport
+from netvlad_deploy.report.inspect import CheckpointInspection, Inspection
+from netvlad_deploy.report.precision import PrecisionReport
+from netvlad_deploy.report.serialize import DERIVED
+from netvlad_deploy.workflow.embed import EmbedResult
+from netvlad_deploy.workflow.fit import Vocabulary
+
+PRINTED: Final[dict[str, type]] = {
+    "export": OnnxArtifact,
+    "build": EngineArtifact,
+    "validate": ParityReport,
+    "bench": LatencyReport,
+    "precision": PrecisionReport,
+    "embed": EmbedResult,
+    "evaluate": EvaluationReport,
+    "fit": Vocabulary,
+    "inspect of an artifact": Inspection,
+    "inspect of a checkpoint": CheckpointInspection,
+    "doctor": Diagnosis,
+    "deploy": Deployment,
+}
+"""What each verb prints."""
+
+
+def rows() -> dict[str, set[str]]:
+    """Return the fields that the page lists, by the first cell of their row; words in brackets are explanations."""
+    page = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
+    cells = [re.split(r" ?\| ?", line)[1:3] for line in page.splitlines() if line.startswith("| `")]
+    named = {re.sub(r"netvlad-deploy/(\w+)/1", r"\1", name).replace("`", ""): text for name, text in cells}
+    assert len(named) == len(cells), "no row stands twice"
+    return {name: set(re.findall(r"`(\w+)`", text)) for name, text in named.items()}
+
+
+def kinds(annotation: Any) -> Iterator[type]:
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        yield annotation
+    for part in get_args(annotation):
+        yield from kinds(part)
+
+
+def objects() -> dict[str, type]:
+    """Return every object of the JSON, by its row: those inside by where they first stand."""
+    from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+
+    found = dict(PRINTED)
+
+    def walk(kind: type, where: str) -> None:
+        for name, annotation in get_type_hints(kind, localns={"VocabularyRecord": VocabularyRecord}).items():
+            inside = [each for each in kinds(annotation) if not issubclass(OnnxArtifact, each)]
+            for each in inside:
+                if each not in found.values():
+                    takes = {"Profile": " for features", "ImageProfile": " for images"}.get(each.__name__, "")
+                    found[f"{where}.{name}{takes}"] = each
+                    walk(each, f"{where}.{name}")
+
+    for verb, kind in PRINTED.items():
+        walk(kind, verb.split()[0])
+    return found
+
+
+@pytest.mark.parametrize("name", objects())
+def test_the_fields_of_an_object_are_the_documented_ones(name: str) -> None:
+    kind = objects()[name]
+    printed = {field.name for field in fields(kind)} | {each for each in DERIVED if hasattr(kind, each)}
+    (listed,) = (given for row, given in rows().items() if row.split(",")[0] == name)
+    assert listed == printed
+
+
+def test_no_row_is_of_an_object_that_is_gone() -> None:
+    assert {row.split(",")[0] for row in rows()} == set(objects())

@@ -1,0 +1,180 @@
+"""Every command in the README and on the page on machines is run here, and every file they link to exists."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples.photos import packaged, write_photos
+from netvlad_deploy.models.backbones import find_backbone
+from tests.modules import features, make_module
+
+pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MACHINES = (ROOT / "docs" / "machines.md").read_text()
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README + MACHINES, re.DOTALL)
+COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+IN_FOLDER = [line for line in COMMANDS if line.startswith("netvlad-deploy ")]
+IN_CHECKOUT = [line for line in COMMANDS if not line.startswith("netvlad-deploy ")]
+KINDS = {
+    "netvlad-deploy": {"model_best.onnx": "images"},
+    "A backbone and its head": {"place.onnx": "images", "place.engine": "images"},
+    "A head alone": {
+        "its_head.onnx": "features",
+        "head.onnx": "features",
+        "fp16.onnx": "features",
+        "rtx.engine": "features",
+    },
+    "No checkpoint yet": {"vocabulary.onnx": "images", "netvlad.onnx": "features"},
+}
+"""What the artifacts of each section of the README take, by the file that they are made of."""
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of the README in this test's environment; its comment may name further exit codes."""
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    arguments = ["bash", "-c", command]
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def allowed_codes(command: str) -> set[int]:
+    """Return the exit codes that a line's own comment names, by default 0 alone."""
+    comment = command.partition("#")[2]
+    return {int(code) for code in re.findall(r"\b(?:exit|or) (\d+)(?= |,|$)", comment)} | {0}
+
+
+def sections() -> dict[str, list[str]]:
+    """Return the user's commands of each section of the README, then those of the page on machines."""
+    parts = HEADING.split(re.sub(r"```python.*?```", "", README, flags=re.DOTALL))
+    named = dict(zip(parts[1::2], parts[2::2], strict=True)) | {"Machines": MACHINES}
+    commands = {name: re.findall(r"^netvlad-deploy .*$", text, re.MULTILINE) for name, text in named.items()}
+    return {name: lines for name, lines in commands.items() if lines}
+
+
+def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
+    torch.save({"state_dict": make_module(16, 64, 4).state_dict()}, tmp_path / "head.pth.tar")
+    np.save(tmp_path / "x.npy", features(2, 30, 64))
+    np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
+    write_backbone(tmp_path / "model_best.pth.tar")
+    queries, photos, _ = write_photos(tmp_path, packaged()[:6])
+    assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 34
+    for section, commands in sections().items():
+        for command in commands:
+            outcome = run(command, tmp_path)
+            codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
+            assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
+        for name, takes in KINDS.get(section, {}).items():
+            sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+            assert sidecar["inputs"][0] == takes, f"{section}: {name}"
+    assert np.load(tmp_path / "y.npy").shape == (2, 16 * 64)
+    with np.load(tmp_path / "photos.npz") as embedded:
+        assert embedded["descriptors"].shape == (6, 8 * 256)
+    assert (tmp_path / "evaluation" / "matches.png").exists()
+    assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/1"
+
+
+def test_two_commands_from_a_trained_checkpoint_to_a_validated_artifact() -> None:
+    first = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert first is not None
+    export, validate = first[1].splitlines()
+    assert shlex.split(export, comments=True) == ["netvlad-deploy", "export", "model_best.pth.tar"]
+    assert shlex.split(validate, comments=True) == ["netvlad-deploy", "validate", "model_best.onnx"]
+
+
+def write_backbone(path: Path) -> None:
+    """Write a checkpoint of a ResNet-18 with a head, as the benchmark saves it: random weights, measured statistics."""
+    torch.manual_seed(0)
+    backbone = find_backbone("resnet18-conv4").build().train()
+    with torch.no_grad():
+        for _ in range(20):  # else activations are flat, and every image looks the same
+            backbone(torch.nn.functional.interpolate(torch.randn(4, 3, 12, 16), size=(96, 128)))
+    state = {f"backbone.{name}": tensor for name, tensor in backbone.eval().state_dict().items()}
+    state |= {"aggregation.conv.weight": torch.randn(8, 256, 1, 1), "aggregation.centroids": torch.randn(8, 256)}
+    torch.save({"model_state_dict": state, "best_r5": 91.5}, path)
+
+
+def test_the_commands_in_a_checkout() -> None:
+    assert [shlex.split(command, comments=True) for command in IN_CHECKOUT] == [
+        ["make", "demo"],
+        ["make", "test"],
+        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images]"],
+        ["make", "wheel"],
+        ["python3", "-m", "pip", "install", "dist/netvlad_deploy-0.1.0-py3-none-any.whl[export,cpu,images]"],
+        ["python3", "-m", "venv", "--system-site-packages", ".venv"],
+        [".venv/bin/python", "-m", "pip", "install", "-e", ".", "cuda-bindings>=12,<13"],
+        ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
+    ]
+    assert "make test" in (ROOT / ".ci" / "run").read_text(), "the one command a test cannot run: it runs the tests"
+    assert (
+        "netvlad_deploy-"
+        + re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
+        + "-py3"
+        in README
+    ), "make wheel, of tests/docs/test_wheel.py, names the file so"
+
+
+def test_make_demo(tmp_path: Path) -> None:
+    """The corridor and the street, of the shared data, are measured by `make bars`."""
+    environment = f"VENV={shlex.quote(sys.prefix)} INSTALLED= DEMO={shlex.quote(str(tmp_path / 'demo'))}"
+    outcome = run(f"NETVLAD_DATA=none make demo {environment}", ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "PASS     parity of the ONNX file" in outcome.stdout
+    page = (tmp_path / "demo" / "report.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert pictures == ["photos/matches.png"]
+    assert (tmp_path / "demo" / pictures[0]).stat().st_size > 100_000
+
+
+def test_make_figure_draws_the_picture_of_the_readme(tmp_path: Path) -> None:
+    assert "`make figure`" in README
+    target = tmp_path / "figure.svg"
+    outcome = run(f"make figure VENV={shlex.quote(sys.prefix)} INSTALLED= FIGURE={shlex.quote(str(target))}", ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+    drawn, committed = (texts_of(path) for path in (target, ROOT / "docs" / "precision.svg"))
+    assert drawn == committed
+
+
+def texts_of(picture: Path) -> list[str]:
+    """Return what a picture says: its coordinates may differ in the last digit from machine to machine."""
+    return re.findall(r">([^<>]+)</text>", picture.read_text())
+
+
+@pytest.mark.parametrize("command", [line for line in IN_CHECKOUT if "pip install" in line and ".whl" not in line])
+def test_every_install_line_resolves(command: str) -> None:
+    """TensorRT's libraries come from NVIDIA's package index, so that line is read without its dependencies."""
+    command = command.replace(".venv/bin/python", "python3") + " --dry-run --no-build-isolation --quiet"
+    outcome = run(command + (" --no-deps" if "tensorrt]" in command else ""), ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "does not provide the extra" not in outcome.stderr
+
+
+def test_an_environment_that_sees_the_systems_packages(tmp_path: Path) -> None:
+    (command,) = (line for line in IN_CHECKOUT if "-m venv" in line)
+    assert run(command, tmp_path).returncode == 0
+    assert "include-system-site-packages = true" in (tmp_path / ".venv" / "pyvenv.cfg").read_text()
+
+
+def test_the_python_example(tmp_path: Path) -> None:
+    (example,) = (text for language, text in BLOCKS if language == "python")
+    (tmp_path / "example.py").write_text(example)
+    outcome = run("python example.py", tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith("(2, 32768) PASS\n")
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,0 +1,74 @@
+"""Builds on the double of the binding."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netvlad_deploy.artifact import EngineArtifact, Gpu
+from netvlad_deploy.errors import DeviceUnavailableError
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.tensorrt import api as trt_api
+from netvlad_deploy.tensorrt import builder, engine
+from netvlad_deploy.tensorrt.api import MODULES
+from netvlad_deploy.tensorrt.engine import build_engine
+from tests.double.builder import BuilderWorld
+from tests.double.core import VERSIONS
+from tests.double.graph import write_graph
+
+ORIN = Gpu(name="Orin", compute_capability="8.7", driver="12.6")
+PROFILES = (Profile.parse("1x1,2x5,4x9"), Profile.parse("1x7"))
+
+Build = Callable[..., EngineArtifact]
+Open = Callable[..., BuilderWorld]
+
+
+def files(folder: Path) -> set[str]:
+    """Return what a build left in the folder, beside its sources and the lock of a timing cache."""
+    sources = {"m.onnx", "m.onnx.json", "m.reference.npz", ".timings.lock"}
+    return {path.name for path in folder.iterdir()} - sources
+
+
+@pytest.fixture
+def open_world(monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Return what installs a binding for builds in this process, with a GPU for the standard package, none for RTX."""
+
+    def opened(version: str, **arguments: Any) -> BuilderWorld:
+        world = BuilderWorld(version, **arguments)
+        monkeypatch.setitem(sys.modules, MODULES[world.flavor], world.binding)
+
+        def describe(extra: str) -> Gpu:
+            if world.rtx:
+                raise DeviceUnavailableError("no GPU")
+            assert extra == "tensorrt"
+            return ORIN
+
+        for module in (builder, trt_api):
+            monkeypatch.setattr(module, "describe_gpu", describe)
+        monkeypatch.setattr(builder, "use_device", lambda _, device: world.devices.append(device))
+        monkeypatch.setattr(engine, "current_device", lambda extra: 2 if describe(extra) else 0)
+        monkeypatch.setattr(engine, "build_apart", builder.build_here)
+        return world
+
+    return opened
+
+
+@pytest.fixture(params=VERSIONS)
+def world(request: pytest.FixtureRequest, open_world: Open) -> BuilderWorld:
+    return open_world(request.param)
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Return a function that builds the graph in the test's folder."""
+    graph = write_graph(tmp_path)
+
+    def built(world: BuilderWorld, *, cache: bool = False, force: bool = False, **options: Any) -> EngineArtifact:
+        chosen = BuildOptions(flavor=world.flavor, **{"profiles": PROFILES, **options})
+        timing_cache = tmp_path / "timings" if cache else None
+        return build_engine(graph, tmp_path / "m.engine", chosen, timing_cache=timing_cache, force=force)
+
+    return built

@@ -1,0 +1,248 @@
+"""Every figure that this project promises, measured and printed: `make bars`. Exit 1 if one does not hold.
+
+A timing bar fails if the whole 95 % interval of its ratio lies on the wrong side three times: machines are noisy.
+"""
+
+import functools
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.latency.timing import measure
+from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.parity.cases import ghosts_win, unit_rows
+from netvlad_deploy.parity.heads import COSINE_NORM
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
+from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.files import stage_files
+from netvlad_deploy.tensorrt.engine import build_engine
+from netvlad_deploy.workflow.source import DEFAULT_SPEC
+from tests.modules import RANGE, features, make_module
+from tools import half_bars, image_bars
+from tools.bar import MIB, Bar, fastest
+
+SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
+"""Scale of the L2-normalised features, and the bar of the largest absolute error."""
+
+MARGINS = (0, 30, 50, 55, 60, 64, 100)
+SPEED_SHAPES = ((1, 1200, 512, 64), (8, 300, 1024, 256), (32, 100, 512, 64))
+TORCH_BAR, GEMM_BAR = 1.6, 1.7
+GEMM_BARS = {(1, 1200, 512, 64): GEMM_BAR, (1, 4096, 1024, 64): 1.3}
+RTX_VERSION = "1.7.1"
+WIDE = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile.parse("1x1,8x300,64x4096"),))
+
+
+def accuracy(folder: Path) -> Iterator[Bar]:
+    """ONNX Runtime on the CPU against the oracle, over sizes, BatchNorm, lengths and scales."""
+    worst: dict[float, tuple[float, float, str]] = dict.fromkeys(SCALES, (0.0, 0.0, ""))
+    for clusters, ghosts, batch_norm in itertools.product((1, 8, 64, 256), (0, 1, 8), (True, False)):
+        module = make_module(clusters, 512, ghosts, batch_norm)
+        artifact = export_onnx(module, folder / "m.onnx", force=True)
+        with open_runner(artifact) as runner, open_runner(artifact, backend="oracle") as oracle:
+            for rows, scale in itertools.product((1, 7, 300, 4096), SCALES):
+                x = unit_rows(features(2, rows, 512, seed=rows)) * np.float32(scale)
+                got, expected = (each.run({FEATURES: x})[DESCRIPTOR].astype(np.float64) for each in (runner, oracle))
+                largest = float(np.abs(got - expected).max())
+                long = np.linalg.norm(expected, axis=1) > COSINE_NORM
+                lengths = np.linalg.norm(got[long], axis=1) * np.linalg.norm(expected[long], axis=1)
+                distance = float((1 - (got[long] * expected[long]).sum(axis=1) / lengths).max(initial=0.0))
+                assert np.isfinite(got).all()
+                where = f"K={clusters} G={ghosts} N={rows} BatchNorm {'on' if batch_norm else 'off'}"
+                previous = worst[scale]
+                worst[scale] = (
+                    max(distance, previous[0]),
+                    max(largest, previous[1]),
+                    where if largest > previous[1] else previous[2],
+                )
+    for scale, (distance, largest, where) in worst.items():
+        text = f"1-cos {distance:.1e}, max abs {largest:.1e} ({where})"
+        yield Bar(
+            f"FP32 at scale {scale:g}: 1-cos < 1e-6, max abs < {SCALES[scale]:g}",
+            text,
+            distance < 1e-6 and largest < SCALES[scale],
+        )
+
+
+def ghosts(folder: Path) -> Iterator[Bar]:
+    """Ghost clusters that win every row, to where the right descriptor is zero."""
+    artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", force=True)
+    parameters = load_reference(artifact.reference_path)
+    with open_runner(artifact) as runner, open_runner(artifact, backend="oracle") as oracle:
+        for margin in MARGINS:
+            x = ghosts_win(parameters, margin, 2, 300, np.random.default_rng(0))
+            got, expected = (each.run({FEATURES: x})[DESCRIPTOR].astype(np.float64) for each in (runner, oracle))
+            norms = [np.linalg.norm(values, axis=1) for values in (got, expected)]
+            error = max(float(np.abs(got - expected).max()), float(np.abs(norms[0] - norms[1]).max()))
+            text = f"{error:.1e} (norm {norms[1].min():.3g})"
+            yield Bar(f"ghosts win every row by {margin}: norm and values to 1e-6", text, error < 1e-6)
+
+
+def speed(folder: Path) -> Iterator[Bar]:
+    """Time against the original's forward and against the layer's two matrix products alone."""
+    for shape in SPEED_SHAPES:
+        yield steady(functools.partial(against_torch, folder, shape))
+    for shape in GEMM_BARS:
+        yield steady(functools.partial(against_gemms, folder, shape))
+
+
+def steady(bar: Callable[[], Bar]) -> Bar:
+    """Measure a bar of time, up to three times where it does not hold: machines are noisy for a while."""
+    for _ in range(2):
+        if (found := bar()).holds:
+            return found
+        time.sleep(20)
+    return bar()
+
+
+def against_torch(folder: Path, shape: tuple[int, int, int, int]) -> Bar:
+    """Where the two products alone are not 1.6 * 1.7 times as fast as torch, no graph around them is 1.6 times."""
+    layer, torch_layer, gemms, feeds = speed_candidates(folder, shape)
+    report = measure([torch_layer, layer, gemms], feeds, rounds=12, threads=2)
+    ratio, room = (candidate.ratio for candidate in report.candidates[1:])
+    assert ratio is not None
+    assert room is not None
+    promised = min(TORCH_BAR, 1 / (GEMM_BAR * room.median))
+    return Bar(
+        f"against torch at (B,N,D,K) = {shape}: {TORCH_BAR} times as fast, or what {GEMM_BAR} times its GEMMs leave",
+        f"{1 / ratio.median:.2f} times [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] of {promised:.2f}, "
+        f"its GEMMs alone {1 / room.median:.2f}",
+        1 / ratio.low >= promised,
+    )
+
+
+def against_gemms(folder: Path, shape: tuple[int, int, int, int]) -> Bar:
+    layer, _, gemms, feeds = speed_candidates(folder, shape)
+    ratio = measure([gemms, layer], feeds, rounds=20, threads=2).candidates[1].ratio
+    assert ratio is not None
+    return Bar(
+        f"against its two GEMMs at {shape}: at most {GEMM_BARS[shape]} times their time",
+        f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+        ratio.low <= GEMM_BARS[shape],
+    )
+
+
+def speed_candidates(
+    folder: Path, shape: tuple[int, int, int, int]
+) -> tuple[Candidate, Candidate, Candidate, dict[str, np.ndarray]]:
+    """Return the exported layer, the original's forward in torch, the two GEMMs alone, and what to feed them."""
+    batch, rows, width, clusters = shape
+    layer = export_onnx(make_module(clusters, width), folder / "speed.onnx", force=True).path
+    assignment = np.random.default_rng(0).random((batch, clusters, rows), dtype=np.float32)
+    gemms = export_gemms(folder / "gemms.onnx", width, assignment)
+    feeds = {FEATURES: unit_rows(features(batch, rows, width))}
+    return Candidate(path=layer), Candidate(path=layer, backend="torch"), Candidate(path=gemms), feeds
+
+
+def export_gemms(path: Path, width: int, assignment: np.ndarray) -> Path:
+    """Write `features @ W` and `assignment @ features`, of an assignment (B,K,N), as an artifact of its own."""
+    clusters = assignment.shape[1]
+    weight = onnx.numpy_helper.from_array(np.ones((width, clusters), np.float32), "W")
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["features", "W"], ["l"]),
+            onnx.helper.make_node("MatMul", ["assignment", "features"], ["v"]),
+        ],
+        "gemms",
+        [tensor("features", 1, ["b", "n", width])],
+        [tensor("l", 1, ["b", "n", clusters]), tensor("v", 1, ["b", clusters, width])],
+        [weight, onnx.numpy_helper.from_array(assignment, "assignment")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    artifact = OnnxArtifact(
+        path=path,
+        spec=replace(DEFAULT_SPEC, num_clusters=clusters, feature_size=width),
+        precision="fp32",
+        inputs=("features",),
+        outputs=("l", "v"),
+        dtypes={"features": "float32", "l": "float32", "v": "float32"},
+        range=RANGE,
+        origin="ones",
+        parent=None,
+        reference=FileReference(name="none", sha256=""),
+        preprocessing="none",
+        opset=18,
+    )
+    with stage_files(force=True) as staging:
+        stage_artifact(staging, artifact, model.SerializeToString())
+    return path
+
+
+def engine(folder: Path) -> Iterator[Bar]:
+    """Activation memory and kernels of the FP32 engine, at the profile 1x1 / 8x300 / 64x4096."""
+    artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", force=True)
+    nodes = len(onnx.load(artifact.path).graph.node)
+    yield Bar("nodes of the graph, K=64, G=8, no mask: at most 28", str(nodes), nodes <= 28)
+    built = build_engine(artifact, folder / "m.engine", WIDE, force=True)
+    version = built.versions["tensorrt-rtx"]
+    assert version.startswith(RTX_VERSION), f"the figures are of TensorRT-RTX {RTX_VERSION}, installed is {version}"
+    mebibytes = (built.figures.activation_bytes or 0) / MIB
+    kernels = len(built.figures.kernels)
+    yield Bar(f"TensorRT-RTX {RTX_VERSION} activations: at most 152 MiB", f"{mebibytes:.2f} MiB", 0 < mebibytes <= 152)
+    yield Bar(f"TensorRT-RTX {RTX_VERSION} kernels: at most 8", str(kernels), 0 < kernels <= 8)
+
+
+def command_line(folder: Path) -> Iterator[Bar]:
+    """Start-up of `--help` and of what runs engines, and a whole `export --clusters 64`."""
+    for bar in (help_time, import_time, export_time):
+        yield steady(functools.partial(bar, folder))
+
+
+def help_time(folder: Path) -> Bar:
+    help_s, imports_s = (
+        fastest([sys.executable, *arguments], folder)
+        for arguments in (["-m", "netvlad_deploy", "--help"], ["-c", "import typer, numpy"])
+    )
+    limit_s = max(0.15, 1.3 * imports_s)
+    return Bar(
+        "--help: at most the larger of 150 ms and 1.3 times `import typer, numpy`",
+        f"{help_s * 1e3:.0f} ms of {limit_s * 1e3:.0f} ms",
+        help_s <= limit_s,
+    )
+
+
+def import_time(folder: Path) -> Bar:
+    numpy_s, package_s, runner_s = (
+        fastest([sys.executable, "-c", f"import {module}"], folder)
+        for module in ("numpy", "netvlad_deploy.runtime", "netvlad_deploy.tensorrt.tensorrt_runner")
+    )
+    return Bar(
+        "import netvlad_deploy.runtime, and of its TensorRT runner what is beyond NumPy: at most 100 ms each",
+        f"{package_s * 1e3:.0f} ms, {(runner_s - numpy_s) * 1e3:.0f} ms",
+        package_s <= 0.1 and runner_s - numpy_s <= 0.1,
+    )
+
+
+def export_time(folder: Path) -> Bar:
+    export_s = fastest([sys.executable, "-m", "netvlad_deploy", "export", "--clusters", "64", "--force"], folder, 2)
+    return Bar("export --clusters 64: at most 8 s", f"{export_s:.1f} s", export_s <= 8)
+
+
+def main() -> None:
+    """Print a line for each bar as it is measured."""
+    if not half_bars.DATA.is_dir():
+        raise SystemExit(f"make bars needs the shared data, there is no {half_bars.DATA}: set NETVLAD_DATA")
+    torch.set_num_threads(2)
+    failed = 0
+    with tempfile.TemporaryDirectory() as name:
+        for group in (accuracy, ghosts, engine, command_line, *half_bars.GROUPS, *image_bars.GROUPS, speed):
+            for bar in group(Path(name)):
+                failed += not bar.holds
+                print(f"{'PASS' if bar.holds else 'FAIL'}  {bar.name}: {bar.measured}", flush=True)
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Give parsers damaged files: each must end with one of our own errors, in time, and within bounds of memory."""
+
+import contextlib
+import random
+import resource
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from netvlad_deploy.errors import NetVLADDeployError
+from tools.fuzz.mutations import mutated
+from tools.fuzz.parsers import Parser
+
+LONGEST_S = 5.0
+ADDRESS_SPACE_BYTES = 4 << 30
+"""How much more address space: an allocation that is never touched is one, too."""
+
+
+class HangError(BaseException):
+    """A file took too long."""
+
+
+@dataclass
+class Outcome:
+    """What came of many files: how many were read and refused, and what went wrong, once for each place."""
+
+    read: int = 0
+    refused: int = 0
+    slowest_s: float = 0.0
+    grown_kib: int = 0
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+def fuzz(parser: Parser, folder: Path, *, seed: int = 0, cases: int | None = None, seconds: float = 1e9) -> Outcome:
+    """Read damaged files until so many were read, or so long; the file of a fault stays in the folder."""
+    rng, seeds, outcome = random.Random(seed), parser.seeds(), Outcome()
+    path = folder / f"case{parser.suffix}"
+    for content in seeds:
+        path.write_bytes(content)
+        with contextlib.suppress(NetVLADDeployError):
+            parser.read(path)
+    start_kib, end = _peak_kib(), time.monotonic() + seconds
+    while time.monotonic() < end and (cases is None or outcome.read + outcome.refused < cases):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path.write_bytes(mutated(rng, seeds))
+        began = time.monotonic()
+        fault = _fault(parser, path, outcome)
+        outcome.slowest_s = max(outcome.slowest_s, time.monotonic() - began)
+        outcome.grown_kib = _peak_kib() - start_kib
+        if fault is None and outcome.grown_kib > parser.largest_mib << 10:
+            fault, start_kib = "takes too much memory", _peak_kib()
+        if fault is not None and fault not in outcome.faults:
+            kept = folder / f"fault-{len(outcome.faults)}{parser.suffix}"
+            kept.write_bytes(path.read_bytes())
+            outcome.faults[fault] = str(kept)
+    return outcome
+
+
+def _fault(parser: Parser, path: Path, outcome: Outcome) -> str | None:
+    """Read one file; return what went wrong."""
+    outcome.refused += 1
+    try:
+        with _in_time(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parser.read(path)
+    except NetVLADDeployError as error:
+        if "\n" in str(error):
+            return f"several lines: {error!r}"
+        return "asks for too much memory" if isinstance(error.__cause__, MemoryError) else None
+    except HangError:
+        return f"takes longer than {LONGEST_S} s"
+    except Exception as error:  # noqa: BLE001 - finding these is the point
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} at {where.filename}:{where.lineno}: {str(error)[:100]}"
+    outcome.refused, outcome.read = outcome.refused - 1, outcome.read + 1
+    return None
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    def stop(_: int, __: FrameType | None) -> None:
+        raise HangError
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def limit_memory() -> None:
+    """Bound the address space of this process, so that no file can take the machine's memory."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE_BYTES, resource.RLIM_INFINITY))
+
+
+def _peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

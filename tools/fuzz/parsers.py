@@ -1,0 +1,171 @@
+"""The parsers that are fuzzed: how a sound file of each is made, and what reads it.
+
+Another parser is another entry of PARSERS.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
+from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.retrieval.ground_truth import load_positives
+from netvlad_deploy.retrieval.image_files import find_images, load_images
+from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.support.arrays import Array, npz_content, read_arrays
+from netvlad_deploy.support.sidecar import seal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parser:
+    """Something that reads files of one kind, and how much more memory than sound files a damaged one may take."""
+
+    suffix: str
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[Path], object]
+    largest_mib: int = 256
+
+
+def _written(suffix: str, write: Callable[[Path], object]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"seed{suffix}"
+        write(path)
+        return path.read_bytes()
+
+
+def _contents() -> list[dict[str, Any]]:
+    """Return what trainers save: weights alone, and beside numbers of NumPy, an optimizer and their own objects."""
+    import torch
+
+    from tests.modules import make_module
+
+    state = make_module(3, 4, 1).state_dict()
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(3, 2))])
+    beside = {"recalls": {1: np.float64(0.5)}, "best": np.arange(3.0), "args": argparse.Namespace(lr=0.1, k=(1, 2))}
+    views = {"a": torch.ones(6)[2:5], "b": torch.ones(2, 3).mT, "c": torch.ones(1).expand(3), "d": torch.tensor(3)}
+    return [state, {"epoch": 1, "state_dict": state, "optimizer": optimizer.state_dict(), **beside}, {**state, **views}]
+
+
+def _torch(*, row: bool) -> list[bytes]:
+    import torch
+
+    def write(content: object, path: Path) -> None:
+        torch.save(content, path, _use_new_zipfile_serialization=not row)
+
+    return [_written(".pt", partial(write, content)) for content in _contents()]
+
+
+def _safetensors() -> list[bytes]:
+    import torch
+    from safetensors.torch import save
+
+    from tests.modules import make_module
+
+    return [save(make_module(3, 4, 1).state_dict(), {"format": "pt"}), save({"a": torch.ones(2, 3).half()})]
+
+
+def _mat() -> list[bytes]:
+    import scipy.io
+
+    cells = np.empty((1, 2), dtype=object)
+    cells[0, :] = [{"name": "conv1", "type": "conv", "weights": np.ones((3, 3), np.float32)}, {"name": "vlad:core"}]
+    net = {"net": {"layers": cells, "meta": {"normalization": {"averageImage": np.ones((1, 1, 3))}}}, "x": np.ones(3)}
+    return [
+        _written(".mat", partial(scipy.io.savemat, mdict=net, do_compression=compress)) for compress in (False, True)
+    ]
+
+
+def _npy() -> list[bytes]:
+    arrays: list[Array] = [
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.asfortranarray(np.ones((2, 3))),
+        np.array(["a", "bc"]),
+    ]
+    return [_written(".npy", partial(np.save, arr=array)) for array in arrays]
+
+
+def _npz() -> list[bytes]:
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, a=np.ones((3, 4), np.float32), b=np.arange(3))
+    return [npz_content({"c": np.ones((2, 3)), "d": np.array("text")}), packed.getvalue()]
+
+
+def _reference() -> list[bytes]:
+    from tests.modules import make_module
+
+    state = {name: tensor.numpy() for name, tensor in make_module(3, 4, 1).state_dict().items()}
+    return [npz_content({**state, "batch_norm.eps": np.float64(1e-5)})]
+
+
+def _weights(path: Path) -> object:
+    from netvlad_deploy.models.checkpoints import load_checkpoint
+
+    return load_checkpoint(path)
+
+
+def _sidecars() -> list[bytes]:
+    from tests.test_artifact import engine_artifact, onnx_artifact, write
+
+    def write_artifact(make: Callable[[Path], OnnxArtifact | EngineArtifact], sidecar: Path) -> None:
+        write(make(sidecar.with_suffix("")))
+
+    return [_written(".onnx.json", partial(write_artifact, make)) for make in (onnx_artifact, engine_artifact)]
+
+
+def _artifact(sidecar: Path) -> object:
+    """Read an artifact by its sidecar, to which its own hash is given anew where it is JSON still."""
+    path = sidecar.with_suffix("")
+    path.write_bytes(b"content")
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(sidecar.read_bytes())
+        if isinstance(record, dict):
+            sidecar.write_bytes(seal({name: record[name] for name in record if name != "sidecar_sha256"}))
+    return load_artifact(path)
+
+
+def _pictures() -> list[bytes]:
+    from PIL import Image
+
+    pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+    return [
+        _written(".png", partial(Image.fromarray(pixels).save, format=kind))
+        for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")
+    ]
+
+
+def _image(path: Path) -> object:
+    files, _ = find_images([path])
+    with load_images(files, ImageInput()) as loaded:
+        return list(loaded)
+
+
+def _ground_truth(path: Path) -> object:
+    return load_positives(path, ["q0.jpg", "q1.jpg"], ["a.jpg", "b/c.jpg"])
+
+
+PARSERS: dict[str, Parser] = {
+    "torch": Parser(suffix=".pt", seeds=lambda: _torch(row=False), read=_weights),
+    "legacy torch": Parser(suffix=".pth", seeds=lambda: _torch(row=True), read=_weights),
+    "safetensors": Parser(suffix=".safetensors", seeds=_safetensors, read=_weights),
+    "weights npz": Parser(suffix=".npz", seeds=_reference, read=_weights),
+    "mat": Parser(suffix=".mat", seeds=_mat, read=_weights),
+    "npy": Parser(suffix=".npy", seeds=_npy, read=read_arrays),
+    "npz": Parser(suffix=".npz", seeds=_npz, read=read_arrays),
+    "reference": Parser(suffix=".reference.npz", seeds=_reference, read=load_reference),
+    "sidecar": Parser(suffix=".onnx.json", seeds=_sidecars, read=_artifact),
+    "image": Parser(suffix=".png", seeds=_pictures, read=_image, largest_mib=2048),
+    "ground truth": Parser(
+        suffix=".json",
+        seeds=lambda: [b'{"positives": {"q0.jpg": ["a.jpg"], "q1.jpg": ["a.jpg", "b/c.jpg"]}}', b'{"q0.jpg": []}'],
+        read=_ground_truth,
+    ),
+}
