@@ -22,12 +22,12 @@ from netvlad_deploy.report.evaluate import (
     recall_header,
     recall_rows,
 )
-from netvlad_deploy.report.markdown import markdown_table
-from netvlad_deploy.report.text import table
+from netvlad_deploy.report.text import markdown_table, table
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import RTX, BuildOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageChanges, Resize
-from netvlad_deploy.spec.layer import GraphOptions, Verdict
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.files import write_text
 from netvlad_deploy.workflow.deploy import deploy
 from netvlad_deploy.workflow.evaluate import MATCHES_PICTURE, evaluate

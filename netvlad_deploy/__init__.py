@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from netvlad_deploy.latency.timing import measure
     from netvlad_deploy.models.checkpoints import load_checkpoint
     from netvlad_deploy.models.netvlad import NetVLAD
-    from netvlad_deploy.oracle.equations import load_reference
+    from netvlad_deploy.oracle.reference_file import load_reference
     from netvlad_deploy.parity.heads import compare
     from netvlad_deploy.runtime.open_runner import Candidate, open_runner
     from netvlad_deploy.spec.build_options import BuildOptions
-    from netvlad_deploy.spec.layer import GraphOptions, Verdict
+    from netvlad_deploy.spec.graph_options import GraphOptions
     from netvlad_deploy.spec.profiles import Profile
+    from netvlad_deploy.spec.verdict import Verdict
     from netvlad_deploy.tensorrt.engine import build_engine
 
 _HOMES = {

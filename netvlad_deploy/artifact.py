@@ -15,8 +15,9 @@ from typing import Final, TypeVar
 
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import IMAGES, AnyProfile, ImageInput, ImageProfile
-from netvlad_deploy.spec.layer import FEATURES, MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.external_data import check_names
 from netvlad_deploy.support.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.spec.build_options import fitting_profile
+from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile
-from netvlad_deploy.spec.layer import MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.layer import MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays
 

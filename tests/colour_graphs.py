@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
+from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import IMAGES, ImageInput, Resize
-from netvlad_deploy.spec.layer import DESCRIPTOR, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Float64
 from netvlad_deploy.support.files import stage_files
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from tests.command import Command, run_command
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.models.netvlad import NetVLAD, initialize
-from netvlad_deploy.spec.layer import FeatureRange, NetVLADSpec
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.spec.graph_options import FeatureRange
+from netvlad_deploy.spec.layer import NetVLADSpec, Projection
 
 RANGE = FeatureRange(norm=1, largest=None, logit_slope=2, logit_step=2.0**-22)
 """What an artifact needs to say where a test does not care."""

@@ -7,8 +7,8 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.layer import Verdict
 from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.require import installed_version
 from netvlad_deploy.tensorrt.api import MODULES
 from netvlad_deploy.workflow.build import build

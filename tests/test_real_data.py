@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.layer import FEATURES, GraphOptions, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.workflow.build import build
 from netvlad_deploy.workflow.embed import embed

@@ -14,11 +14,12 @@ import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runtime import open_runner as candidates
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageChanges, ImageInput
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.support.files import private_copy
 from tests.modules import features, make_module
 

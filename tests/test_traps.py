@@ -20,13 +20,15 @@ from netvlad_deploy.export.fold_head import FoldedNetVLAD
 from netvlad_deploy.export.graph import FORBIDDEN_OPS, SHAPE_OPS, wide_extremes
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle.equations import assignment_logits, load_reference, soft_assignment
+from netvlad_deploy.oracle.equations import assignment_logits, soft_assignment
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import default_cases
 from netvlad_deploy.parity.heads import OutputParity, ParityReport, compare
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.layer import GraphOptions, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.tensorrt import engine
 from netvlad_deploy.tensorrt.api import open_tensorrt
 from netvlad_deploy.tensorrt.builder import build_here

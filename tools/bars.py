@@ -19,7 +19,7 @@ import torch
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.latency.timing import measure
-from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import ghosts_win, unit_rows
 from netvlad_deploy.parity.heads import COSINE_NORM
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner

@@ -26,8 +26,10 @@ from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.report.text import table
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import FLAVORS, RTX, BuildOptions
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import write_text
 from netvlad_deploy.tensorrt.api import EXTRAS

@@ -24,8 +24,9 @@ from netvlad_deploy.parity.cases import unit_rows
 from netvlad_deploy.retrieval.embed_images import embed_images
 from netvlad_deploy.retrieval.image_files import find_images, load_images
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES, ImageChanges, Resize
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
 from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source
 from netvlad_deploy.workflow.validate import validate
@@ -176,8 +177,8 @@ from pathlib import Path
 import torch
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec.projection import Projection
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.layer import Projection
+from netvlad_deploy.spec.graph_options import GraphOptions
 
 def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 export_onnx(NetVLAD(4, 8, projection=Projection(size=4)).eval(), "small.onnx", force=True)

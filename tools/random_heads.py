@@ -33,7 +33,8 @@ from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold_head import fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD, initialize
-from netvlad_deploy.oracle.equations import ReferenceParameters, aggregate, by_cluster, load_reference, reference_arrays
+from netvlad_deploy.oracle.equations import ReferenceParameters, aggregate, by_cluster
+from netvlad_deploy.oracle.reference_file import load_reference, reference_arrays
 from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.heads import ParityReport, compare
@@ -43,18 +44,20 @@ from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.runtime.strict_runner import StrictRunner
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import (
     ADD,
+    BATCH_NORM,
+    BIAS,
     DESCRIPTOR,
     FLATTENINGS,
     NORM_FLOORS,
     RESIDUAL_SUM,
-    GraphOptions,
     NetVLADSpec,
-    Verdict,
+    Projection,
 )
 from netvlad_deploy.spec.profiles import AxisRange, Profile
-from netvlad_deploy.spec.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Arrays, npz_content
 from netvlad_deploy.support.files import stage_files
 from tools.head_faults import FAULTS, PLANTED

@@ -22,8 +22,8 @@ from netvlad_deploy.commands.flags import (
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
-from netvlad_deploy.spec.layer import GraphOptions
 from netvlad_deploy.support.limits import check_limit
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 
 from netvlad_deploy.errors import NetVLADDeployError, OutputError
 from netvlad_deploy.report.escape import printable
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 
 _Result = TypeVar("_Result")
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, FoldedNetVLAD
-from netvlad_deploy.spec.layer import COARSE_STEP, FEATURES, FeatureRange, OperatorTypes
+from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, OperatorTypes
+from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.require import require
 

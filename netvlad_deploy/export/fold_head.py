@@ -28,7 +28,8 @@ from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.fold_projection import FoldedMap, affine_of
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec.layer import ADD, CLUSTERS_LAST, NORM_FLOORS, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import ADD, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
 
 ASSIGNMENT_FLOOR = 1e-37
 """Smallest divisor for an assignment: below every sum that the clamp of the norm leaves visible, and normal in FP32."""

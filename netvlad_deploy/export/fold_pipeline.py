@@ -14,7 +14,7 @@ from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.half_backbone import activation_peaks, check_half, half_backbone
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import Golden, golden_image
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.support.arrays import Array
 
 FOLD_SIZE = (96, 128)

@@ -21,7 +21,7 @@ import torch
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ExportError, UsageError
-from netvlad_deploy.spec.layer import OLDEST_OPSET, GraphOptions
+from netvlad_deploy.spec.graph_options import OLDEST_OPSET, GraphOptions
 from netvlad_deploy.support.require import require
 
 FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "If", "ReduceLogSumExp"))

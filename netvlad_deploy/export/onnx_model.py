@@ -41,10 +41,11 @@ from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.dialects.base import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
-from netvlad_deploy.oracle.equations import reference_arrays
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays
+from netvlad_deploy.oracle.reference_file import reference_arrays
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.support.arrays import Array, write_npz
 from netvlad_deploy.support.files import Staging, check_suffix, stage_files
 from netvlad_deploy.support.require import installed_version

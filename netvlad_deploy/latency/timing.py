@@ -18,7 +18,8 @@ from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.images import IMAGES
-from netvlad_deploy.spec.layer import FEATURES, Verdict
+from netvlad_deploy.spec.layer import FEATURES
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Float64
 from netvlad_deploy.support.children import Child
 from netvlad_deploy.support.machine import available_cores, describe_machine, installed_versions

@@ -15,8 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netvlad_deploy.models.affine import AffineMap
-from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
-from netvlad_deploy.spec.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.spec.layer import (
+    ADD,
+    BATCH_NORM,
+    BIAS,
+    CLAMP,
+    CLUSTERS_FIRST,
+    CLUSTERS_LAST,
+    NORM_FLOORS,
+    NetVLADSpec,
+    Projection,
+)
 
 
 def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":

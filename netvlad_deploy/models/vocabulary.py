@@ -13,7 +13,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
-from netvlad_deploy.oracle.equations import ASSIGNMENT_BIAS, NORMALIZE_INPUT, PROJECTION_L2
+from netvlad_deploy.oracle.reference_file import ASSIGNMENT_BIAS, NORMALIZE_INPUT, PROJECTION_L2
 from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64
 from netvlad_deploy.support.require import require
 

@@ -20,7 +20,8 @@ from netvlad_deploy.oracle.equations import (
     local_descriptors,
 )
 from netvlad_deploy.runner import Runner, check_finite
-from netvlad_deploy.spec.layer import FEATURES, MASK, FeatureRange
+from netvlad_deploy.spec.graph_options import FeatureRange
+from netvlad_deploy.spec.layer import FEATURES, MASK
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.arrays import Array, Arrays, Float32
 

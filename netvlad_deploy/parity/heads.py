@@ -22,7 +22,8 @@ from netvlad_deploy.parity.ranks import Bank, RetrievalParity, compare_retrieval
 from netvlad_deploy.parity.visibility import SHORT, UNKNOWN_LENGTH, Visibility, unseen, visibility
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec, Verdict
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Arrays, Float64
 
 COSINE_NORM = SHORT

@@ -23,7 +23,8 @@ from netvlad_deploy.parity.visibility import CERTAIN, COUNTS
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec, Verdict
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array
 
 

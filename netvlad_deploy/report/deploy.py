@@ -7,7 +7,6 @@ from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.escape import markdown_text, printable
-from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.text import (
     LATENCY_HEADER,
     PARITY_HEADER,
@@ -17,11 +16,12 @@ from netvlad_deploy.report.text import (
     device_lines,
     latency_rows,
     latency_title,
+    markdown_table,
     not_judged_lines,
     parity_rows,
     retrieval_rows,
 )
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.report.text import table
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.markdown import markdown_table
-from netvlad_deploy.report.text import table
+from netvlad_deploy.report.text import markdown_table, table
 from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from netvlad_deploy.artifact import Artifact, EngineArtifact
 from netvlad_deploy.report.text import artifact_lines, mebibytes, shape_words
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec, Projection
 from netvlad_deploy.tensorrt.loader import EngineTensor
 
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.report.escape import xml_text
 from netvlad_deploy.report.text import departure_line
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 
 
 def parity_junit(report: ParityReport) -> str:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from netvlad_deploy.parity.precisions import CasePrecision
 from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.picture import draw_distances
-from netvlad_deploy.report.text import table
-from netvlad_deploy.spec.layer import OperatorTypes
+from netvlad_deploy.report.text import markdown_table, table
+from netvlad_deploy.spec.graph_options import OperatorTypes
 
 REASONS: Mapping[str, str] = {
     "MatMul": "both products: columns of L1 norm at most 1, and weights that sum to 1, cannot overflow",

@@ -1,12 +1,15 @@
 """Results for a person at a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport
 from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
-from netvlad_deploy.spec.layer import COARSE_STEP, NetVLADSpec, Verdict
+from netvlad_deploy.report.escape import markdown_text
+from netvlad_deploy.spec.graph_options import COARSE_STEP
+from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.spec.verdict import Verdict
 
 MIB = 2**20
 LISTED = 12
@@ -212,3 +215,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (header, *rows)
     ]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table's lines."""
+    return [_row(header), "| " + " | ".join("---" for _ in header) + " |", *(_row(row) for row in rows)]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"

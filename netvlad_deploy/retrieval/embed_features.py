@@ -8,7 +8,8 @@ import numpy as np
 
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.runner import Runner, check_features, check_finite
-from netvlad_deploy.spec.layer import COARSE_STEP, DESCRIPTOR, FEATURES, MASK
+from netvlad_deploy.spec.graph_options import COARSE_STEP
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 
 LOG = logging.getLogger(__name__)

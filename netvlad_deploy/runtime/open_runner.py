@@ -15,7 +15,7 @@ from netvlad_deploy.artifact import (
     load_artifact,
 )
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.oracle_runner import OracleRunner

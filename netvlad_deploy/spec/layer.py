@@ -3,15 +3,62 @@
 Standard library only, so that every floor can speak these words.
 """
 
-import enum
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.errors import InputError
+
+BIAS: Final = "bias"
+BATCH_NORM: Final = "batch_norm"
+GATINGS: Final = (None, BIAS, BATCH_NORM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """Shape and conventions of what follows a head.
+
+    Args:
+        size: P, how many values come out.
+        bias: add a bias (P,) to the product.
+        batch_norm: normalise the product instead.
+        l2: L2-normalise the result.
+        gating: multiply each value by a sigmoid of a square map of all; the map has a `bias` or `batch_norm`.
+        final_l2: L2-normalise what the gating gives.
+
+    Raises: InputError if the size is out of range, the gating is unknown, both a bias and BatchNorm are asked for, or
+        nothing is gated and `final_l2` is asked for.
+
+    Source of the gating: Miech et al. 2017, "Learnable pooling with Context Gating for video classification".
+    """
+
+    size: int
+    bias: bool = True
+    batch_norm: bool = False
+    l2: bool = True
+    gating: str | None = None
+    final_l2: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"the projection's size is {self.size}, expected at least 1")
+        if self.gating not in GATINGS:
+            raise InputError(f"gating is {self.gating!r}, expected {BIAS}, {BATCH_NORM} or None")
+        if self.bias and self.batch_norm:
+            raise InputError("a projection has BatchNorm or a bias, not both")
+        if self.final_l2 and self.gating is None:
+            raise InputError("a projection without gating has no final_l2: l2 normalises its result")
+
+    @property
+    def bounded(self) -> bool:
+        """Return whether no value that comes out is larger than 1."""
+        return self.l2 or self.final_l2
+
+    @property
+    def unit_length(self) -> bool:
+        """Return whether what comes out has the length 1."""
+        return self.final_l2 or (self.l2 and self.gating is None)
+
 
 FEATURES: Final = "features"
 MASK: Final = "mask"
@@ -39,30 +86,6 @@ CLUSTERS_LAST: Final = "d*K+k"
 CLUSTERS_FIRST: Final = "k*D+d"
 FLATTENINGS: Final = (CLUSTERS_LAST, CLUSTERS_FIRST)
 """Index of value d of cluster k in a descriptor."""
-
-
-class Verdict(str, enum.Enum):
-    """Outcome of a check.
-
-    NOT_RUN is never a pass, and neither is NOT_JUDGED: the check ran, but nothing it saw could have failed it.
-    """
-
-    PASS = "PASS"
-    FAIL = "FAIL"
-    NOT_RUN = "NOT_RUN"
-    NOT_JUDGED = "NOT_JUDGED"
-
-    @staticmethod
-    def combine(verdicts: "Iterable[Verdict]") -> "Verdict":
-        """Return the verdict of several checks.
-
-        FAIL if any failed, else NOT_RUN if any did not run or there were none, else PASS if any passed, and
-        NOT_JUDGED if none of them proves anything.
-        """
-        seen = set(verdicts)
-        if not seen:
-            return Verdict.NOT_RUN
-        return next(each for each in (Verdict.FAIL, Verdict.NOT_RUN, Verdict.PASS, Verdict.NOT_JUDGED) if each in seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,146 +144,3 @@ class NetVLADSpec:
     def stages(self) -> tuple[str, ...]:
         """Return the named tensors of the layer's graph, in the order in which they are computed."""
         return STAGES if self.projection is None else (*STAGES[:-1], AGGREGATE, DESCRIPTOR)
-
-
-COARSE_STEP: Final = 0.5
-"""Largest unsuspicious logit step: rounding by half of it changes an assignment by e^0.25 - 1 = 28 %."""
-
-PRECISIONS: Final = ("fp32", "fp16")
-DTYPES: Final = ("float32", "float16")
-OLDEST_OPSET: Final = 17
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphOptions:
-    """What an exported graph takes and gives, and in which precision it computes.
-
-    Args:
-        masked: add the input `mask` (batch, num_features) bool.
-        probe: add the outputs `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
-        opset: ONNX operator set, 17 or newer.
-        precision: fp32; or fp16, where both matrix products are FP16, and softmax, sums and norms FP32.
-        wide_logits: compute the logits of an FP16 graph in FP32, for features of large norm.
-        input_dtype: float32 or float16, None for that of the precision.
-        output_dtype: float32 or float16.
-        feature_norm: norm of a usual local descriptor, for which the logit step is judged.
-
-    Raises: UsageError if two of them contradict each other.
-    """
-
-    masked: bool = False
-    probe: bool = False
-    opset: int = 18
-    precision: str = "fp32"
-    wide_logits: bool = False
-    input_dtype: str | None = None
-    output_dtype: str = "float32"
-    feature_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, choices in (("precision", PRECISIONS), ("input_dtype", (None, *DTYPES)), ("output_dtype", DTYPES)):
-            if (value := getattr(self, name)) not in choices:
-                raise UsageError(f"{name} {value!r} is unknown: choose {' or '.join(filter(None, choices))}")
-        if not 0 < self.feature_norm < math.inf:
-            raise UsageError(f"feature_norm is {self.feature_norm}, expected a positive number")
-        if not self.half and (self.wide_logits or "float16" in (self.input_dtype, self.output_dtype)):
-            raise UsageError("wide logits and float16 tensors belong to --precision fp16")
-
-    @property
-    def half(self) -> bool:
-        """Return whether the weighted mean is computed in FP16."""
-        return self.precision == "fp16"
-
-    @property
-    def half_logits(self) -> bool:
-        """Return whether the logits are computed in FP16."""
-        return self.half and not self.wide_logits
-
-    @property
-    def precision_name(self) -> str:
-        """Return what reports call the precision: fp32, fp16 or fp16-wide-logits."""
-        return f"{self.precision}-wide-logits" if self.wide_logits else self.precision
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Return the names of the graph's inputs."""
-        return (FEATURES, MASK) if self.masked else (FEATURES,)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Return the names of the graph's outputs."""
-        return (DESCRIPTOR, *PROBES) if self.probe else (DESCRIPTOR,)
-
-    @property
-    def dtypes(self) -> dict[str, str]:
-        """Return the dtype of every input and output."""
-        features = self.input_dtype or ("float16" if self.half else "float32")
-        known = {FEATURES: features, MASK: "bool", DESCRIPTOR: self.output_dtype}
-        return {name: known.get(name, "float32") for name in (*self.inputs, *self.outputs)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureRange:
-    """How large and how small local descriptors may be.
-
-    Args:
-        norm: that of a usual local descriptor, as the export was told.
-        largest: largest absolute value that overflows nowhere, None if any FP32 number may come.
-        smallest: least norm of a local descriptor that is not zero, None if it may be any.
-        logit_slope: largest change of a logit for a change of the features by 1: the largest norm of a weight column.
-        logit_step: distance of neighbouring representable logits at `norm`, where they are largest.
-        normalized: the layer L2-normalises its input, so that a logit never sees another norm than 1.
-    """
-
-    norm: float
-    largest: float | None
-    logit_slope: float
-    logit_step: float
-    normalized: bool = False
-    smallest: float | None = None
-
-    @classmethod
-    def at(
-        cls,
-        norm: float,
-        logit_slope: float,
-        *,
-        significant_bits: int,
-        largest: float | None,
-        normalized: bool = False,
-        smallest: float | None = None,
-    ) -> "FeatureRange":
-        """Return the range of logits with this many significant bits (11 in FP16, 24 in FP32)."""
-        norm = 1.0 if normalized else norm
-        step = 2.0 ** (_exponent(logit_slope * norm) - significant_bits + 1) if logit_slope else 0.0
-        return cls(
-            norm=norm,
-            largest=largest,
-            logit_slope=logit_slope,
-            logit_step=step,
-            normalized=normalized,
-            smallest=smallest,
-        )
-
-    def step_at(self, norm: float) -> float:
-        """Return the logit step for local descriptors of another norm."""
-        if not self.logit_step or not norm:
-            return 0.0
-        norm = 1.0 if self.normalized else norm
-        return float(
-            self.logit_step * 2.0 ** (_exponent(self.logit_slope * norm) - _exponent(self.logit_slope * self.norm))
-        )
-
-
-def _exponent(value: float) -> int:
-    """Return the largest e with 2^e <= value."""
-    return math.frexp(value)[1] - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperatorTypes:
-    """How often an operator of a graph gives FP16, and how often FP32."""
-
-    operator: str
-    half: int
-    single: int

@@ -12,8 +12,9 @@ from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, to_json
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import AnyProfile
-from netvlad_deploy.spec.layer import GraphOptions, Verdict
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.files import make_folder, stage_files, stem_of
 from netvlad_deploy.workflow.bench import bench
 from netvlad_deploy.workflow.build import build

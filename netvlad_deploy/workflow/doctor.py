@@ -23,7 +23,7 @@ from netvlad_deploy.runtime.execution_providers import (
     probe,
 )
 from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.machine import describe_machine
 from netvlad_deploy.support.require import install_line, installed_version, optional_packages, require
 from netvlad_deploy.tensorrt.api import EXTRAS, open_tensorrt, stdout_to_stderr

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from netvlad_deploy.artifact import OnnxArtifact, reference_path, sidecar_path
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.support.files import check_suffix, check_targets
 from netvlad_deploy.support.require import require
 from netvlad_deploy.workflow.source import Source, load_module

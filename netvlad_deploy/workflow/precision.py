@@ -4,12 +4,12 @@ import contextlib
 import logging
 from pathlib import Path
 
-from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.precisions import measure_precisions
 from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_markdown
 from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, to_json
 from netvlad_deploy.runtime.open_runner import open_runner
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.support.files import make_folder, stage_files
 from netvlad_deploy.support.require import require
 from netvlad_deploy.support.scratch import scratch_folder

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact
 from netvlad_deploy.errors import UNAVAILABLE, ArtifactError, UsageError
-from netvlad_deploy.oracle.equations import ReferenceParameters, load_reference
+from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.goldens import Golden, load_goldens
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.parity.ranks import Bank, near_ties

@@ -16,7 +16,8 @@ from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold_head import fold
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.parity.heads import ParityReport
-from netvlad_deploy.spec.layer import GraphOptions, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.workflow import validate
 from tests.command import Command, error_of
 from tests.modules import features, make_module

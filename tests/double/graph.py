@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.graph_options import FeatureRange
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.support.files import stage_files
 
 GRAPH = {"inputs": [FEATURES, MASK]}

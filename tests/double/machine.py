@@ -9,7 +9,8 @@ import pytest
 
 from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference, Gpu
 from netvlad_deploy.spec.build_options import RTX, TENSORRT, BuildOptions
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, FeatureRange, NetVLADSpec
+from netvlad_deploy.spec.graph_options import FeatureRange
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.tensorrt import cuda
 from netvlad_deploy.tensorrt import loader as engine_loader

@@ -13,9 +13,9 @@ from netvlad_deploy.export.audit import LARGEST_FEATURE, SMALLEST_NORM, audit
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.layer import COARSE_STEP, FeatureRange, GraphOptions, NetVLADSpec
+from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, GraphOptions
+from netvlad_deploy.spec.layer import BIAS, NetVLADSpec, Projection
 from netvlad_deploy.spec.profiles import AxisRange, Profile
-from netvlad_deploy.spec.projection import BIAS, Projection
 from netvlad_deploy.tensorrt.engine import build_engine
 from tests.modules import make_module, make_projected
 

@@ -12,7 +12,7 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import initialize
 from netvlad_deploy.retrieval.embed_features import embed_array
 from netvlad_deploy.runtime.open_runner import open_runner
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

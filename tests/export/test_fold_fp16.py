@@ -15,7 +15,8 @@ from netvlad_deploy.export.fold_head import FoldedNetVLAD, centre_logits, fold, 
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.runtime.strict_runner import StrictRunner
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export

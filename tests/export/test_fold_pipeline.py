@@ -20,8 +20,8 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import golden_image, golden_sizes, load_goldens
 from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageInput, Resize
-from netvlad_deploy.spec.layer import GraphOptions
 from tests.pipelines import WIDTH, tiny_pipeline
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

@@ -16,9 +16,9 @@ from netvlad_deploy.export.fold_head import fold
 from netvlad_deploy.export.fold_projection import FoldedMap
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.affine import AffineMap, in_float64
-from netvlad_deploy.oracle.equations import load_reference
-from netvlad_deploy.spec.layer import ADD, GraphOptions, NetVLADSpec
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.oracle.reference_file import load_reference
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import ADD, NetVLADSpec, Projection
 from tests.modules import make_module, make_projected
 
 pytestmark = pytest.mark.export

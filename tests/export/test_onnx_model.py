@@ -16,7 +16,7 @@ from netvlad_deploy.errors import ExportError, FoldError, OutputError, UsageErro
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export
@@ -74,7 +74,8 @@ import sys
 from pathlib import Path
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import initialize
-from netvlad_deploy.spec.layer import GraphOptions, NetVLADSpec
+from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.spec.graph_options import GraphOptions
 spec = NetVLADSpec(num_clusters=3, feature_size=8, num_ghost_clusters=1)
 export_onnx(initialize(spec, 0), Path(sys.argv[1]), GraphOptions(masked=True, probe=True))
 """

@@ -11,7 +11,8 @@ from netvlad_deploy.latency import worker
 from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport, _Worker, bootstrap_ratio, measure
 from netvlad_deploy.report.text import device_lines
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.spec.layer import FEATURES, MASK, Verdict
+from netvlad_deploy.spec.layer import FEATURES, MASK
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.children import Channel
 from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 from tests.double.machine import install

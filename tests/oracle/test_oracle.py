@@ -7,6 +7,7 @@ import pytest
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.oracle import equations as oracle
 from netvlad_deploy.oracle.equations import BatchNorm, LinearMap, ReferenceParameters
+from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays, reference_arrays
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.layer import (
     DESCRIPTOR,
@@ -135,20 +136,20 @@ def test_a_reference_file_keeps_the_conventions(
     values = {name: value for name, value in arrays().items() if not name.startswith("batch_norm.")}
     values |= {"assignment_bias": np.arange(K + G)} if bias else {}
     spec = replace(SPEC, batch_norm=False, assignment_bias=bias, normalize_input=normalize_input, flatten=flatten)
-    (tmp_path / "m.reference.npz").write_bytes(npz_content(oracle.reference_arrays(values, spec)))
-    assert oracle.load_reference(tmp_path / "m.reference.npz").spec == spec
+    (tmp_path / "m.reference.npz").write_bytes(npz_content(reference_arrays(values, spec)))
+    assert load_reference(tmp_path / "m.reference.npz").spec == spec
 
 
 def test_a_bias_of_another_length_is_refused() -> None:
     with pytest.raises(InputError, match=r"assignment_bias has shape \(3,\), expected"):
-        oracle.parameters_from_arrays({**arrays(), "assignment_bias": np.ones(3)})
+        parameters_from_arrays({**arrays(), "assignment_bias": np.ones(3)})
 
 
 def test_reference_file_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
-    content = npz_content(oracle.reference_arrays(arrays(), SPEC))
-    assert content == npz_content(oracle.reference_arrays(arrays(), SPEC))
+    content = npz_content(reference_arrays(arrays(), SPEC))
+    assert content == npz_content(reference_arrays(arrays(), SPEC))
     (tmp_path / "m.reference.npz").write_bytes(content)
-    assert oracle.load_reference(tmp_path / "m.reference.npz").spec.num_ghost_clusters == G
+    assert load_reference(tmp_path / "m.reference.npz").spec.num_ghost_clusters == G
 
 
 @pytest.mark.parametrize(
@@ -168,13 +169,13 @@ def test_bad_parameters_are_refused_by_name(name: str, value: np.ndarray | None,
     else:
         content[name] = value
     with pytest.raises(InputError, match=message):
-        oracle.parameters_from_arrays(content)
+        parameters_from_arrays(content)
 
 
 def test_an_unreadable_reference_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "m.reference.npz").write_bytes(b"not a zip")
     with pytest.raises(ArtifactError, match="export again"):
-        oracle.load_reference(tmp_path / "m.reference.npz")
+        load_reference(tmp_path / "m.reference.npz")
 
 
 def linear(outputs: int, inputs: int, *, offset: str, seed: int) -> LinearMap:
@@ -248,10 +249,10 @@ def test_a_bad_projection_is_refused_by_name(name: str, value: np.ndarray | None
     content = arrays() | {"projection.weight": np.ones((5, D * K), np.float32), "projection.bias": np.ones(5)}
     norm = {f"gating.batch_norm.{key}": np.ones(5) for key in ("weight", "bias", "running_mean", "running_var")}
     content |= {"gating.weight": np.ones((5, 5)), "gating.batch_norm.eps": np.array(1e-5)} | norm
-    assert oracle.parameters_from_arrays(content).spec.projection is not None
+    assert parameters_from_arrays(content).spec.projection is not None
     if value is None:
         del content[name]
     else:
         content[name] = value
     with pytest.raises(InputError, match=message):
-        oracle.parameters_from_arrays(content)
+        parameters_from_arrays(content)

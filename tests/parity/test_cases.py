@@ -3,12 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from netvlad_deploy.oracle.equations import (
-    ReferenceParameters,
-    assignment_logits,
-    parameters_from_arrays,
-    soft_assignment,
-)
+from netvlad_deploy.oracle.equations import ReferenceParameters, assignment_logits, soft_assignment
+from netvlad_deploy.oracle.reference_file import parameters_from_arrays
 from netvlad_deploy.parity.cases import default_cases, empty_clusters, ghosts_win
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.runtime.oracle_runner import OracleRunner

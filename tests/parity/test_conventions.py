@@ -11,10 +11,13 @@ import torch
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle.equations import by_cluster, load_reference, reference_arrays
+from netvlad_deploy.oracle.equations import by_cluster
+from netvlad_deploy.oracle.reference_file import load_reference, reference_arrays
 from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
-from netvlad_deploy.spec.layer import CLUSTERS_FIRST, CLUSTERS_LAST, FLATTENINGS, GraphOptions, NetVLADSpec, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import CLUSTERS_FIRST, CLUSTERS_LAST, FLATTENINGS, NetVLADSpec
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import npz_content
 from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.workflow.validate import validate

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from netvlad_deploy.oracle.equations import ReferenceParameters, assignment_projection, parameters_from_arrays
+from netvlad_deploy.oracle.equations import ReferenceParameters, assignment_projection
+from netvlad_deploy.oracle.reference_file import parameters_from_arrays
 from netvlad_deploy.parity.cases import Case, default_cases, unit_rows
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.runtime.oracle_runner import OracleRunner

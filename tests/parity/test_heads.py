@@ -13,15 +13,16 @@ from netvlad_deploy.oracle.equations import (
     ReferenceParameters,
     aggregate,
     assignment_logits,
-    load_reference,
     residual_sum,
     soft_assignment,
 )
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import Case
 from netvlad_deploy.parity.heads import compare, outputs_of
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT, Verdict
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Arrays
 from tests.modules import features
 

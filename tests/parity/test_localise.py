@@ -11,13 +11,14 @@ from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.heads import compare
 from netvlad_deploy.parity.localise import ADVICE, AGREES, HIDDEN, Departure
 from netvlad_deploy.report.text import departure_line
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
-from netvlad_deploy.spec.layer import AGGREGATE, STAGES, GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import AGGREGATE, STAGES
 from netvlad_deploy.support.arrays import Arrays
 from tests.modules import make_module
 

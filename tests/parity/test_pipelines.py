@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ArtifactError, UsageError
 from netvlad_deploy.models.pipeline import Pipeline
-from netvlad_deploy.oracle.equations import load_reference
 from netvlad_deploy.oracle.goldens import Golden, distances, load_goldens
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.images import ImageProfile
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.workflow import validate as workflow
 from netvlad_deploy.workflow.validate import validate

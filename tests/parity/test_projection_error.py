@@ -14,12 +14,8 @@ from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold_head import FoldedNetVLAD
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle.equations import (
-    ReferenceParameters,
-    load_reference,
-    parameters_from_arrays,
-    reference_arrays,
-)
+from netvlad_deploy.oracle.equations import ReferenceParameters
+from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays, reference_arrays
 from netvlad_deploy.parity.cases import Case, default_cases, unit_rows
 from netvlad_deploy.parity.heads import ParityReport, compare, outputs_of
 from netvlad_deploy.parity.localise import NORMS, OR_PROJECTED, PROJECTED
@@ -27,8 +23,9 @@ from netvlad_deploy.parity.ranks import near_ties
 from netvlad_deploy.report.text import departure_line
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, DESCRIPTOR, RSQRT, GraphOptions, Verdict
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, DESCRIPTOR, RSQRT, Projection
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array
 from tests.modules import features, make_module, make_projected
 

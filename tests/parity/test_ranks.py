@@ -7,14 +7,17 @@ import pytest
 
 from netvlad_deploy.errors import InputError, ParityError
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.oracle.equations import ReferenceParameters, load_reference
+from netvlad_deploy.oracle.equations import ReferenceParameters
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.heads import compare
 from netvlad_deploy.parity.ranks import Bank, RetrievalParity, compare_retrieval, near_ties
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, GraphOptions, NetVLADSpec, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Arrays
 from tests.heads import sharp_head
 from tests.modules import features

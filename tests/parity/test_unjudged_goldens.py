@@ -14,15 +14,17 @@ from torch import nn
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.pipeline import Pipeline
-from netvlad_deploy.oracle.equations import load_reference
 from netvlad_deploy.oracle.goldens import Golden, doubts, load_goldens
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.runtime.torch_runner import TorchRunner
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES
-from netvlad_deploy.spec.layer import DESCRIPTOR, GraphOptions, NetVLADSpec, Verdict
+from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.workflow import validate as workflow
 from netvlad_deploy.workflow.validate import validate

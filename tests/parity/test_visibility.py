@@ -21,8 +21,10 @@ from netvlad_deploy.parity.visibility import (
     visibility,
 )
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.layer import ADD, CLAMP, DESCRIPTOR, RSQRT, GraphOptions, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import ADD, CLAMP, DESCRIPTOR, RSQRT
 from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Float64
 from tests.modules import features
 from tests.parity.test_error_model import parameters
@@ -190,7 +192,7 @@ def test_near_zero_the_fault_is_a_descriptor_that_is_not() -> None:
 def test_a_head_whose_logits_fp32_cannot_tell_apart_does_not_fail_where_ghosts_win(tmp_path: Path) -> None:
     """The oracle sees ghosts win by millions, of logits of 1e15 whose steps are larger than that."""
     from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.oracle.equations import load_reference
+    from netvlad_deploy.oracle.reference_file import load_reference
     from netvlad_deploy.parity.heads import compare
     from netvlad_deploy.runtime.open_runner import open_runner
     from tests.modules import make_module
@@ -235,7 +237,7 @@ def test_clusters_of_a_million_judge_nothing_in_fp16(tmp_path: Path, precision: 
 
     from netvlad_deploy.export.onnx_model import export_onnx
     from netvlad_deploy.models.netvlad import initialize
-    from netvlad_deploy.oracle.equations import load_reference
+    from netvlad_deploy.oracle.reference_file import load_reference
     from netvlad_deploy.parity.heads import compare
     from netvlad_deploy.runtime.open_runner import open_runner
     from tests.modules import make_module
@@ -262,7 +264,7 @@ def test_clusters_of_a_million_judge_nothing_in_fp16(tmp_path: Path, precision: 
 @pytest.mark.ort
 def test_one_cluster_of_huge_weights_is_judged_by_the_sign_of_its_centroid(tmp_path: Path) -> None:
     from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.oracle.equations import load_reference
+    from netvlad_deploy.oracle.reference_file import load_reference
     from netvlad_deploy.parity.heads import compare
     from netvlad_deploy.runtime.open_runner import open_runner
     from tests.modules import make_module

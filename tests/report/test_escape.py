@@ -15,12 +15,12 @@ from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.escape import markdown_text, printable, unicode_text
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.junit import parity_junit
-from netvlad_deploy.report.markdown import markdown_table
 from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_markdown
 from netvlad_deploy.report.serialize import to_json
+from netvlad_deploy.report.text import markdown_table
 from netvlad_deploy.retrieval.image_files import Skipped
 from netvlad_deploy.retrieval.recall import Recall
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 from tests.command import Command, error_of
 from tests.report.test_reports import FAILED, LATENCY, OUTPUT, parity
 from tests.test_artifact import onnx_artifact

@@ -12,7 +12,7 @@ from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown, 
 from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.serialize import plain, to_json
 from netvlad_deploy.report.text import artifact_lines, departure_line, latency_lines, parity_lines
-from netvlad_deploy.spec.layer import Verdict
+from netvlad_deploy.spec.verdict import Verdict
 from tests.test_artifact import engine_artifact, onnx_artifact
 
 OUTPUT = OutputParity(

@@ -23,6 +23,7 @@ from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.runtime.open_runner import open_runner, parity_backend
 from netvlad_deploy.runtime.strict_runner import StrictRunner, strict_model
 from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import (
     ASSIGNMENT_LOGITS,
     DESCRIPTOR,
@@ -31,7 +32,6 @@ from netvlad_deploy.spec.layer import (
     MEAN_RESIDUAL,
     RESIDUAL_SUM,
     SOFT_ASSIGNMENT,
-    GraphOptions,
 )
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.spec.layer import NetVLADSpec, Verdict
+from netvlad_deploy.spec.layer import NetVLADSpec, Projection
 from netvlad_deploy.spec.profiles import AxisRange
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.spec.verdict import Verdict
 
 PASS, FAIL, NOT_RUN = Verdict.PASS, Verdict.FAIL, Verdict.NOT_RUN
 

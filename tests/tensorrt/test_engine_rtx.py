@@ -11,9 +11,9 @@ from netvlad_deploy.errors import BuildError, UsageError
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import Projection
 from netvlad_deploy.spec.profiles import Profile
-from netvlad_deploy.spec.projection import Projection
 from netvlad_deploy.tensorrt import engine
 from netvlad_deploy.tensorrt.api import open_tensorrt
 from netvlad_deploy.tensorrt.engine import build_engine

@@ -9,9 +9,9 @@ from netvlad_deploy.artifact import Kernel
 from netvlad_deploy.errors import BuildError
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.layer import GraphOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import Projection
 from netvlad_deploy.spec.profiles import AxisRange, Profile
-from netvlad_deploy.spec.projection import Projection
 from netvlad_deploy.tensorrt.build_log import check_types
 from netvlad_deploy.tensorrt.engine import build_engine
 from tests.modules import make_module, make_projected

@@ -12,7 +12,8 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, RunError, UsageError
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.spec.layer import DESCRIPTOR, Verdict
+from netvlad_deploy.spec.layer import DESCRIPTOR
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 from tests.double.machine import install
 from tools import gpu_check

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
-from netvlad_deploy.oracle.equations import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.retrieval.ground_truth import load_positives
 from netvlad_deploy.retrieval.image_files import find_images, load_images
 from netvlad_deploy.spec.images import ImageInput

@@ -11,17 +11,20 @@ from torch import Tensor
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.dialects.base import Dialect, Head, Place, convention_words, conventions, names
 from netvlad_deploy.models.dialects.collaborative_experts import COLLABORATIVE_EXPERTS
-from netvlad_deploy.models.dialects.deep_visual_geo_localization import DEEP_VISUAL_GEO_LOCALIZATION
-from netvlad_deploy.models.dialects.hloc import HLOC
-from netvlad_deploy.models.dialects.lyakaap import LYAKAAP
+from netvlad_deploy.models.dialects.convolution import (
+    DEEP_VISUAL_GEO_LOCALIZATION,
+    HLOC,
+    LYAKAAP,
+    OPENIBL,
+    OPENPLACERECOGNITION,
+    PATCH_NETVLAD,
+    PYTORCH_NETVLAD,
+    SOCCERNET,
+)
 from netvlad_deploy.models.dialects.mixture_of_embedding_experts import MIXTURE_OF_EMBEDDING_EXPERTS
-from netvlad_deploy.models.dialects.openibl import OPENIBL
-from netvlad_deploy.models.dialects.openplacerecognition import OPENPLACERECOGNITION
-from netvlad_deploy.models.dialects.patch_netvlad import PATCH_NETVLAD
 from netvlad_deploy.models.dialects.pointnetvlad import OVERLAPNETVLAD, OVERLAPTRANSFORMER, POINTNETVLAD
-from netvlad_deploy.models.dialects.pytorch_netvlad import PYTORCH_NETVLAD
 from netvlad_deploy.models.dialects.relja import RELJA
-from netvlad_deploy.models.dialects.soccernet import SOCCERNET, SOCCERNET_TEMPORALLY_AWARE
+from netvlad_deploy.models.dialects.soccernet import SOCCERNET_TEMPORALLY_AWARE
 
 __all__ = ["DIALECTS", "Dialect", "Head", "Place", "find_head_in", "places"]
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec, Projection
 
 PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
 NORMALIZES = "the layer L2-normalises them itself"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 from torch import Tensor
 
 from netvlad_deploy.models.dialects.base import FOLLOWING, PROJECTION, BackboneKeys, Dialect, Head, columns
-from netvlad_deploy.oracle.equations import (
+from netvlad_deploy.oracle.reference_file import (
     ASSIGNMENT_BIAS,
     CLUSTERS_FIRST_MARK,
     EPSILON_MARKS,
@@ -14,8 +14,7 @@ from netvlad_deploy.oracle.equations import (
     NORMALIZE_INPUT,
     PROJECTION_L2,
 )
-from netvlad_deploy.spec.layer import CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
-from netvlad_deploy.spec.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec, Projection
 
 BACKBONE = "backbone."
 """Before the names of a backbone in a vocabulary file, whose own record says which it is."""

@@ -1,14 +1,18 @@
-"""The family of lyakaap's layer: a 1x1 convolution gives the logits, local descriptors are L2-normalised first."""
+"""Eight dialects of one layer: a 1x1 convolution gives the logits, and local descriptors are L2-normalised first.
+
+The class knows how such a layer is saved; the table below it says, dialect by dialect, under which names, with which
+projection, and what the original's own code does to an image.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import Dialect, Head
-from netvlad_deploy.spec.layer import CLUSTERS_FIRST, NetVLADSpec
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.models.dialects.base import AS_STORED, NORMALIZES, BackboneKeys, Dialect, Head
+from netvlad_deploy.spec.images import ALIASED, AREA, ImageInput, Resize
+from netvlad_deploy.spec.layer import CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec, Projection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +77,176 @@ class Convolution(Dialect):
             layout = "(D, K)" if self.centroids_by_column else "(K, D)"
             raise InputError(f"{weight} {first} and {centroids} {second} are not {kernels} and {layout}")
         return first[0], first[1]
+
+
+VGG16_FEATURES = (
+    f"local descriptors (batch, num_features, D): the last convolution of {{}}, before its ReLU; {NORMALIZES}"
+)
+FEATURE_MAP = f"local descriptors (batch, num_features, D): every position of the {{}}'s feature map; {NORMALIZES}"
+
+SOCCERNET_FRAMES = (
+    "local descriptors (batch, num_features, D): a window of SoccerNet's frame features, after feature_extractor.* "
+    "where there is one"
+)
+
+WHITENING = "WPCA.0.weight"
+"""The key that tells Patch-NetVLAD's files with a whitening from pytorch-netvlad's, which never have one."""
+
+OPENIBL_MEAN = (0.48501960784313836, 0.4579568627450961, 0.4076039215686255)
+"""Mean of RGB values from 0 to 1, which its code divides by 1/255 afterwards. Source: README of yxgeee/OpenIBL."""
+
+PYTORCH_NETVLAD_ENCODER = BackboneKeys(
+    roots=("encoder.",),
+    candidates=("vgg16", "alexnet"),
+    assumed="images stay as large as they are (Patch-NetVLAD's files without whitening have the same keys, and it "
+    "resizes to 480x640: --dialect patch-netvlad)",
+)
+"""ImageNet's normalisation, and images as large as they are and as stored. Source: pittsburgh.py."""
+
+MATCONVNET = BackboneKeys(
+    roots=("backbone.",),
+    candidates=("vgg16",),
+    images=ImageInput(
+        mean=(123.68, 116.779, 103.939),
+        std=(1.0, 1.0, 1.0),
+        resize=Resize(longest=1024, filter=AREA),
+        orient=False,
+    ),
+)
+"""VGG16 of matconvnet, on RGB values from 0 to 255 less the mean image's: `averageImage` of vgg-verydeep-16.
+
+Images are those of hloc's `extract_features.py`, which reads them as stored, and shrinks with OpenCV's area filter.
+"""
+
+PYTORCH_NETVLAD = Convolution(
+    name="pytorch-netvlad",
+    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), pool.conv.bias (K,) or none",
+    roots=("pool.",),
+    absent=(WHITENING,),
+    preprocessing=VGG16_FEATURES.format("VGG16 or AlexNet"),
+    backbone=PYTORCH_NETVLAD_ENCODER,
+)
+"""Source: Nanne/pytorch-NetVlad, netvlad.py and main.py; its `vladv2` has a bias."""
+
+PATCH_NETVLAD = Convolution(
+    name="patch-netvlad",
+    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.weight (P,K*D,1,1), WPCA.0.bias (P,)",
+    roots=("pool.",),
+    projection="WPCA.0.",
+    present=(WHITENING,),
+    preprocessing=VGG16_FEATURES.format("VGG16"),
+    backbone=replace(PYTORCH_NETVLAD_ENCODER, images=replace(AS_STORED, resize=Resize(size=(480, 640))), assumed=""),
+)
+"""Without its whitening, its keys and its layer are pytorch-netvlad's.
+
+Source: QVPR/Patch-NetVLAD, models_generic.py, netvlad.py and datasets.py, which resizes images of Pillow.
+"""
+
+DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
+    name="deep-visual-geo-localization",
+    keys="aggregation.conv.weight (K,D,1,1) or (K,D,1), aggregation.centroids (K,D); with an fc "
+    "aggregation.0.* and aggregation.1.weight (P,K*D), aggregation.1.bias (P,)",
+    roots=("aggregation.", "aggregation.0."),
+    kernel_axes=(2, 1),
+    projection="aggregation.1.",
+    preprocessing="local descriptors (batch, num_features, D): every position of the backbone's feature map, or every "
+    f"token but the class token; {NORMALIZES}",
+    backbone=BackboneKeys(
+        roots=("backbone.",),
+        candidates=("resnet18-conv4", "resnet18-conv5", "resnet50-conv4", "resnet50-conv5", "vgg16", "alexnet"),
+        images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
+    ),
+)
+"""For feature maps and for tokens.
+
+Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py, network.py and datasets_ws.py, which
+resizes tensors: with the torchvision of its time, before 0.17, that takes four pixels however much an image shrinks.
+"""
+
+OPENIBL = Convolution(
+    name="openibl",
+    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.; and "
+    "pca_layer.weight (P,K*D,1,1), pca_layer.bias (P,) or none",
+    roots=("net_vlad.", ""),
+    lacks=("conv.bias", "out_projection.weight"),
+    projection="pca_layer.",
+    preprocessing="local descriptors (batch, num_features, D): every position of the base model's feature map, of "
+    f"OpenIBL's VGG16 the last convolution before its ReLU; {NORMALIZES}",
+    backbone=BackboneKeys(
+        roots=("base_model.base.",),
+        candidates=("vgg16",),
+        images=ImageInput(
+            mean=(255 * OPENIBL_MEAN[0], 255 * OPENIBL_MEAN[1], 255 * OPENIBL_MEAN[2]),
+            std=(1.0, 1.0, 1.0),
+            resize=Resize(size=(480, 640)),
+            orient=False,
+        ),
+    ),
+)
+"""Also the bare layer of this family without a bias.
+
+Source: yxgeee/OpenIBL, ibl/models/netvlad.py, and ibl/utils/data/, which resizes images of Pillow.
+"""
+
+LYAKAAP = Convolution(
+    name="lyakaap",
+    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.conv.bias (K,), net_vlad.centroids (K,D), also without net_vlad.",
+    roots=("net_vlad.", ""),
+    needs=("conv.weight", "centroids", "conv.bias"),
+    lacks=("out_projection.weight",),
+    preprocessing=FEATURE_MAP.format("base model"),
+    backbone=BackboneKeys(
+        roots=("base_model.",),
+        candidates=(
+            *(f"resnet{depth}-{last}" for depth in (18, 50) for last in ("conv3", "conv4", "conv5")),
+            "vgg16",
+            "alexnet",
+        ),
+    ),
+)
+"""The layer always has a bias. Source: lyakaap/NetVLAD-pytorch, netvlad.py."""
+
+SOCCERNET = Convolution(
+    name="soccernet",
+    keys="pool_layer.conv.weight (K,D,1,1), pool_layer.centroids (K,D), pool_layer.conv.bias (K,) or none",
+    roots=("pool_layer.",),
+    unused=("fc.",),
+    preprocessing=f"{SOCCERNET_FRAMES}; {NORMALIZES}",
+)
+"""The pooling of SoccerNet's baseline, with a classifier `fc` on its descriptors.
+
+Source: SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting, Pooling/src/model.py, which builds its layer with
+normalize_input=True and vladv2=False, and netvlad.py, which flattens (K,D).
+"""
+
+HLOC = Convolution(
+    name="hloc",
+    keys="netvlad.score_proj.weight (K,D,1), netvlad.centers (D,K); and whiten.weight (P,D*K), whiten.bias "
+    "(P,) or none",
+    needs=("score_proj.weight", "centers"),
+    roots=("netvlad.",),
+    kernel_axes=(1,),
+    centroids_by_column=True,
+    flatten=CLUSTERS_LAST,
+    projection="whiten.",
+    preprocessing=VGG16_FEATURES.format("VGG16"),
+    backbone=MATCONVNET,
+)
+"""The torch module of hloc, whose centres are already those of the residual x - c, on matconvnet's VGG16.
+Source: cvg/Hierarchical-Localization, hloc/extractors/netvlad.py.
+"""
+
+OPENPLACERECOGNITION = Convolution(
+    name="openplacerecognition",
+    keys="head.conv.weight (K,D,1,1), head.centroids (K,D), head.out_projection.weight (D,K*D), "
+    "head.out_projection.bias (D,), head.conv.bias (K,) or none, also without head.",
+    needs=("conv.weight", "centroids", "out_projection.weight"),
+    roots=("head.", ""),
+    projection="{root}out_projection.",
+    projection_l2=False,
+    preprocessing=FEATURE_MAP.format("backbone"),
+)
+"""Pytorch-netvlad's layer with a linear one in it, whose result is the descriptor as it comes.
+
+Source: OPR-Project/OpenPlaceRecognition, src/opr/modules/netvlad.py.
+"""

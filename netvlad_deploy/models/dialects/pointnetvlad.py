@@ -14,8 +14,7 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, Head, columns
-from netvlad_deploy.spec.layer import NetVLADSpec
-from netvlad_deploy.spec.projection import BATCH_NORM, BIAS, Projection
+from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, NetVLADSpec, Projection
 
 WEIGHTS, WEIGHTS2, BIASES, FIRST_NORM = "cluster_weights", "cluster_weights2", "cluster_biases", "bn1."
 HIDDEN, SECOND_NORM, GATING = "hidden1_weights", "bn2.", "context_gating."

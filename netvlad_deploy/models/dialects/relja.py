@@ -11,8 +11,7 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import BackboneKeys, BackboneState, Dialect, Head
-from netvlad_deploy.models.dialects.hloc import MATCONVNET
-from netvlad_deploy.models.dialects.pytorch_netvlad import VGG16
+from netvlad_deploy.models.dialects.convolution import MATCONVNET, VGG16_FEATURES
 from netvlad_deploy.models.matlab import (
     ASSIGNMENT,
     ASSIGNMENT_BIAS,
@@ -22,8 +21,7 @@ from netvlad_deploy.models.matlab import (
     PCA_WEIGHT,
     average_image,
 )
-from netvlad_deploy.spec.layer import ADD, NetVLADSpec
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.spec.layer import ADD, NetVLADSpec, Projection
 
 
 class MatlabBackbone(BackboneKeys):
@@ -76,6 +74,6 @@ RELJA = Relja(
     "(D*K,P), (P,) or none",
     needs=(ASSIGNMENT, NEGATED_CENTRES),
     unused=(AVERAGE_IMAGE,),  # by the head: it is taken from what the backbone is given
-    preprocessing=VGG16,
+    preprocessing=VGG16_FEATURES.format("VGG16"),
     backbone=MatlabBackbone(**vars(MATCONVNET)),
 )

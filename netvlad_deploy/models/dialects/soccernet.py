@@ -1,11 +1,10 @@
-"""SoccerNet's poolings, with a classifier `fc` on their descriptors: the baseline, and the temporally aware one.
+"""SoccerNet's temporally aware pooling: MoEE's layer, in which `add_batch_norm` L2-normalises the local descriptors.
 
-The first is lyakaap's layer, the second MoEE's, in which `add_batch_norm` became L2-normalising the local descriptors.
-NetVLAD++ has two of it, for the frames before an action and for those after it, and joins their descriptors.
+NetVLAD++ has two of it, for the frames before an action and for those after it, and joins their descriptors. A
+classifier `fc` stands on them.
 
-Source: SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting: Pooling/src/model.py, which builds its layer with
-normalize_input=True and vladv2=False, and netvlad.py, which flattens (K,D); TemporallyAwarePooling/inference/model.py
-and netvlad.py, which flattens (D,K).
+Source: SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting, TemporallyAwarePooling/inference/model.py and
+netvlad.py, which flattens (D,K).
 """
 
 from collections.abc import Mapping
@@ -14,21 +13,8 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, Head, columns
-from netvlad_deploy.models.dialects.convolution import Convolution
+from netvlad_deploy.models.dialects.convolution import SOCCERNET_FRAMES
 from netvlad_deploy.spec.layer import NetVLADSpec
-
-FRAMES = (
-    "local descriptors (batch, num_features, D): a window of SoccerNet's frame features, after feature_extractor.* "
-    "where there is one"
-)
-
-SOCCERNET = Convolution(
-    name="soccernet",
-    keys="pool_layer.conv.weight (K,D,1,1), pool_layer.centroids (K,D), pool_layer.conv.bias (K,) or none",
-    roots=("pool_layer.",),
-    unused=("fc.",),
-    preprocessing=f"{FRAMES}; {NORMALIZES}",
-)
 
 
 class TemporallyAware(Dialect):
@@ -57,5 +43,5 @@ SOCCERNET_TEMPORALLY_AWARE = TemporallyAware(
     needs=("clusters", "clusters2"),
     roots=("pool_layer.", "pool_layer_before.", "pool_layer_after.", ""),
     unused=("fc.",),
-    preprocessing=f"{FRAMES}; {NORMALIZES}",
+    preprocessing=f"{SOCCERNET_FRAMES}; {NORMALIZES}",
 )

@@ -9,7 +9,9 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, GraphOptions, Verdict
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
+from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Float64
 from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source

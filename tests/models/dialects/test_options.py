@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.artifact import load_artifact
-from netvlad_deploy.spec.projection import Projection
+from netvlad_deploy.spec.layer import Projection
 from tests.command import Command, error_of
 from tests.models.dialects.samples import SAMPLES
 

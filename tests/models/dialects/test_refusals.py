@@ -12,9 +12,8 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.export import onnx_model
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_head, unwrapped
 from netvlad_deploy.models.dialects import DIALECTS
-from netvlad_deploy.oracle.equations import reference_arrays
-from netvlad_deploy.spec.layer import CLUSTERS_FIRST, NORM_FLOORS
-from netvlad_deploy.spec.projection import GATINGS, Projection
+from netvlad_deploy.oracle.reference_file import reference_arrays
+from netvlad_deploy.spec.layer import CLUSTERS_FIRST, GATINGS, NORM_FLOORS, Projection
 from netvlad_deploy.support.arrays import npz_content
 from tests.models.dialects.samples import SAMPLES, Sample, State, projection
 from tests.models.dialects.samples import Source as Random

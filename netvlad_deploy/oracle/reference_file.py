@@ -1,0 +1,128 @@
+"""The file of a layer's unfolded parameters that `export` writes beside an ONNX file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from netvlad_deploy.errors import ArtifactError, InputError
+from netvlad_deploy.oracle.equations import BatchNorm, LinearMap, ReferenceParameters
+from netvlad_deploy.spec.layer import CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
+from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
+
+ASSIGNMENT_BIAS, PROJECTION, GATING = "assignment_bias", "projection", "gating"
+NORMALIZE_INPUT, CLUSTERS_FIRST_MARK = "normalize_input", "clusters_first"
+PROJECTION_L2, FINAL_L2 = "projection_l2", "final_l2"
+EPSILON_MARKS = {f"epsilon_{mode}": mode for mode in NORM_FLOORS if mode != CLAMP}
+REFERENCE_FILE = "reference_file"
+"""In every reference file: two tensors alone, `clusters` and `clusters2`, are also what other dialects save."""
+
+MARKS = (REFERENCE_FILE, NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
+"""Names in a reference file beside those of the reference's own state: conventions, 1 for yes."""
+
+BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
+
+
+def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
+    """Read the parameters from arrays under the reference's own names: `clusters`, `clusters2`, `batch_norm.*`.
+
+    And where they are, `assignment_bias`, `projection.*`, `gating.*`, and the conventions of MARKS.
+
+    Raises: InputError if an array is missing, has another shape or is not finite.
+    """
+    clusters, clusters2 = (_read(arrays, name) for name in ("clusters", "clusters2"))
+    columns = clusters.shape[-1] if clusters.ndim == 2 else 0
+    if (
+        clusters.ndim != 2
+        or clusters2.ndim != 3
+        or clusters.shape[0] != clusters2.shape[1]
+        or columns < clusters2.shape[2]
+    ):
+        raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
+    marks = {name: bool(_read(arrays, name)) for name in MARKS if name in arrays}
+    projection = _linear_map(arrays, PROJECTION, clusters2.size)
+    return ReferenceParameters(
+        clusters=clusters,
+        centroids=clusters2[0].T.copy(),
+        batch_norm=_batch_norm(arrays, "batch_norm", columns),
+        bias=_vector(arrays, ASSIGNMENT_BIAS, columns) if ASSIGNMENT_BIAS in arrays else None,
+        normalize_input=marks.get(NORMALIZE_INPUT, False),
+        flatten=CLUSTERS_FIRST if marks.get(CLUSTERS_FIRST_MARK) else CLUSTERS_LAST,
+        epsilon=next((mode for name, mode in EPSILON_MARKS.items() if marks.get(name)), CLAMP),
+        projection=projection,
+        projection_l2=marks.get(PROJECTION_L2, False),
+        gating=None if projection is None else _linear_map(arrays, GATING, len(projection.weight)),
+        final_l2=marks.get(FINAL_L2, False),
+    )
+
+
+def _read(arrays: Mapping[str, Array], name: str) -> Float64:
+    if name not in arrays:
+        raise InputError(f"reference parameters lack {name}")
+    return np.asarray(_finite(arrays[name], name), dtype=np.float64)
+
+
+def _finite(values: Array, name: str) -> Array:
+    """Return values, all finite; NaN is its own extreme, so no mask as large as a projection is needed."""
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
+    if values.size and not np.isfinite([values.min(), values.max()]).all():
+        raise InputError(f"reference parameter {name} is not finite")
+    return values
+
+
+def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
+    vector = _read(arrays, name)
+    if vector.shape != (length,):
+        raise InputError(f"{name} has shape {vector.shape}, expected ({length},)")
+    return vector
+
+
+def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchNorm | None:
+    if not any(name.startswith(f"{layer}.") for name in arrays):
+        return None
+    (eps,) = _vector({"eps": np.reshape(_read(arrays, f"{layer}.eps"), -1)}, "eps", 1)
+    vectors = {key: _vector(arrays, f"{layer}.{key}", columns) for key in BATCH_NORM_KEYS if key != "eps"}
+    return BatchNorm(**vectors, eps=float(eps))
+
+
+def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearMap | None:
+    name = f"{layer}.weight"
+    if not any(found.startswith(f"{layer}.") for found in arrays):
+        return None
+    if name not in arrays:
+        raise InputError(f"reference parameters lack {name}")
+    weight, bias = _finite(arrays[name], name), f"{layer}.bias"
+    if weight.ndim != 2 or weight.shape[1] != inputs:
+        raise InputError(f"{name} has shape {weight.shape}, expected (P, {inputs})")
+    return LinearMap(
+        weight=weight,
+        bias=_vector(arrays, bias, len(weight)) if bias in arrays else None,
+        batch_norm=_batch_norm(arrays, f"{layer}.batch_norm", len(weight)),
+    )
+
+
+def load_reference(path: Path | str) -> ReferenceParameters:
+    """Read `NAME.reference.npz`.
+
+    Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
+    """
+    try:
+        arrays = read_arrays(Path(path))
+        return parameters_from_arrays(arrays if isinstance(arrays, dict) else {})
+    except InputError as error:
+        raise ArtifactError(f"no reference file: {error}: export again") from error
+
+
+def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
+    """Return what a reference file holds, in its order: arrays under the reference's own names, and its conventions."""
+    conventions = {
+        REFERENCE_FILE: True,
+        NORMALIZE_INPUT: spec.normalize_input,
+        CLUSTERS_FIRST_MARK: spec.flatten == CLUSTERS_FIRST,
+        PROJECTION_L2: spec.projection is not None and spec.projection.l2,
+        FINAL_L2: spec.projection is not None and spec.projection.final_l2,
+        **{name: spec.epsilon == mode for name, mode in EPSILON_MARKS.items()},
+    }
+    marks = {name: np.ones(()) for name, holds in conventions.items() if holds}
+    return dict(sorted({**arrays, **marks}.items()))
