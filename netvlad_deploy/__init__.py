@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from netvlad_deploy.tensorrt.engine import build_engine
 
 _HOMES = {
-    "BuildOptions": "build_options",
-    "Candidate": "measurement.candidate",
-    "GraphOptions": "spec",
+    "BuildOptions": "spec.build_options",
+    "Candidate": "runtime.open_runner",
+    "GraphOptions": "spec.graph_options",
     "NetVLAD": "models.netvlad",
-    "Profile": "shapes",
-    "Verdict": "spec",
-    "build_engine": "export.engine",
-    "compare": "measurement.parity",
+    "Profile": "spec.profiles",
+    "Verdict": "spec.verdict",
+    "build_engine": "tensorrt.engine",
+    "compare": "parity.heads",
     "export_onnx": "export.onnx_model",
     "load_artifact": "artifact",
     "load_checkpoint": "models.checkpoints",
-    "load_reference": "oracle",
-    "measure": "measurement.latency",
-    "open_runner": "measurement.candidate",
+    "load_reference": "oracle.reference_file",
+    "measure": "latency.timing",
+    "open_runner": "runtime.open_runner",
 }
 
 __all__ = [

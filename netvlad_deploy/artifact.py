@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from netvlad_deploy.errors import ArtifactError
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions, Gpu
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import IMAGES, AnyProfile, ImageInput, ImageProfile
 from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
@@ -148,39 +148,6 @@ class OnnxArtifact(Artifact):
             return
         with copied(self.path.parent, self.external_data, cure=self.cure) as copy:
             yield copy.parent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """One kernel of an engine: its name, kind and the dtypes of what it reads and writes."""
-
-    name: str
-    kind: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildFigures:
-    """What the builder said of the engine; None where this TensorRT does not say.
-
-    `host_bytes` is the most memory that the process of the build has taken from the host.
-    """
-
-    build_ms: float
-    host_bytes: int
-    activation_bytes: int | None
-    weight_bytes: int | None
-    kernels: tuple[Kernel, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """The GPU an engine was built on: its name, its compute capability as `8.7`, and the driver's CUDA version."""
-
-    name: str
-    compute_capability: str
-    driver: str
 
 
 @dataclass(frozen=True, kw_only=True)

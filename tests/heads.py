@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.parity.cases import unit_rows
-from netvlad_deploy.support.arrays import Float32
+from netvlad_deploy.support.arrays import Float32, unit_rows
 
 CENTROID_NORM = 0.9
 

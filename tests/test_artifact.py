@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.artifact import (
-    BuildFigures,
     EngineArtifact,
     FileReference,
-    Kernel,
     OnnxArtifact,
     check_file,
     load_artifact,
@@ -18,7 +16,7 @@ from netvlad_deploy.artifact import (
     stage_artifact,
 )
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions, Kernel
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support import sidecar

@@ -20,12 +20,13 @@ from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.latency.timing import measure
 from netvlad_deploy.oracle.reference_file import load_reference
-from netvlad_deploy.parity.cases import ghosts_win, unit_rows
+from netvlad_deploy.parity.cases import ghosts_win
 from netvlad_deploy.parity.heads import COSINE_NORM
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.arrays import unit_rows
 from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.tensorrt.engine import build_engine
 from netvlad_deploy.workflow.source import DEFAULT_SPEC

@@ -18,7 +18,7 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.checkpoints import load_checkpoint
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.reference_file import load_reference
-from netvlad_deploy.parity.heads import COSINE_NORM, cosines
+from netvlad_deploy.parity.heads import COSINE_NORM
 from netvlad_deploy.retrieval.embed_features import embed_array
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
@@ -27,7 +27,7 @@ from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.spec.profiles import Profile
-from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64, npz_content
+from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64, cosines, npz_content
 from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.tensorrt.engine import build_engine
 from tests.heads import adapt_soccernet, sharp_head, trying_features

@@ -20,13 +20,13 @@ from netvlad_deploy.models.backbones import find_backbone
 from netvlad_deploy.models.netvlad import initialize
 from netvlad_deploy.models.vocabulary import local_descriptors
 from netvlad_deploy.oracle.goldens import golden_image
-from netvlad_deploy.parity.cases import unit_rows
 from netvlad_deploy.retrieval.embed_images import embed_images
 from netvlad_deploy.retrieval.image_files import find_images, load_images
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES, ImageChanges, Resize
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
+from netvlad_deploy.support.arrays import unit_rows
 from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source
 from netvlad_deploy.workflow.validate import validate

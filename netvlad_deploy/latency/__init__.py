@@ -1,1 +1,1 @@
-"""TODO"""
+"""How long an artifact takes, measured fairly against others."""

@@ -9,12 +9,11 @@ import numpy as np
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.oracle.goldens import USUAL_PHOTO
-from netvlad_deploy.parity.cases import unit_rows
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
-from netvlad_deploy.support.arrays import Arrays
+from netvlad_deploy.support.arrays import Arrays, unit_rows
 from netvlad_deploy.support.limits import check_limit
 
 USUAL_FEATURES: Final = Profile().num_features.opt

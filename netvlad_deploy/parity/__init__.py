@@ -1,1 +1,1 @@
-"""TODO"""
+"""Whether an artifact computes what it should: cases, tolerances, and the verdict."""

@@ -23,7 +23,7 @@ from netvlad_deploy.runner import Runner, check_finite
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.layer import FEATURES, MASK
 from netvlad_deploy.spec.profiles import AxisRange, Profile
-from netvlad_deploy.support.arrays import Array, Arrays, Float32
+from netvlad_deploy.support.arrays import Array, Arrays, Float32, unit_rows
 
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
 """Shapes to try where no optimization profile limits them."""
@@ -31,7 +31,6 @@ DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=Axi
 SCALES = (1e-4, 1.0, 100.0, 1e4)
 GHOST_MARGINS = (30.0, 60.0, 100.0)
 EMPTY_MARGIN = 200.0
-
 HALF_MAX = float(np.finfo(np.float16).max)
 """FP16 graphs are compared on features that FP16 can say, whatever they take."""
 
@@ -166,12 +165,6 @@ def narrowed(values: Array, dtype: npt.DTypeLike) -> Array:
     """Return values in a narrower dtype, infinite where it ends."""
     with np.errstate(over="ignore"):
         return values.astype(dtype)
-
-
-def unit_rows(features: Array) -> Array:
-    """Return the local descriptors L2-normalised, in their own dtype."""
-    normalised: Array = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    return normalised
 
 
 def few_features(features: Float32) -> Float32:

@@ -24,7 +24,7 @@ from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Array, Arrays, Float64
+from netvlad_deploy.support.arrays import Array, Arrays, Float64, cosines
 
 COSINE_NORM = SHORT
 """A cosine counts only where the oracle's norm exceeds this."""
@@ -290,13 +290,6 @@ def judge_head(name: str, got: Arrays, oracle: OracleRunner, feeds: Feeds, candi
     output = _judge(DESCRIPTOR, got[DESCRIPTOR], expected[DESCRIPTOR], allowed, candidate.spec, limit)
     sight = _sight(oracle, feeds, expected, allowed, got[DESCRIPTOR], limit)
     return _case(name, feeds[FEATURES], candidate, (output,), sight)
-
-
-def cosines(got: Float64, expected: Float64) -> Float64:
-    """Return the cosine of each row of one array with the same row of the other."""
-    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
-    values: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return values
 
 
 def outputs_of(report: ParityReport) -> Iterable[tuple[CaseParity, OutputParity]]:

@@ -17,7 +17,7 @@ import numpy as np
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters, by_cluster
 from netvlad_deploy.oracle.goldens import Golden, distances
-from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport, cosines, judge_head
+from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport, judge_head
 from netvlad_deploy.parity.localise import Departure, localise
 from netvlad_deploy.parity.visibility import CERTAIN, COUNTS
 from netvlad_deploy.runner import Runner
@@ -25,7 +25,7 @@ from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.support.arrays import Array, cosines
 
 
 def compare_goldens(

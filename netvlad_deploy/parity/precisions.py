@@ -7,10 +7,11 @@ import numpy as np
 
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.parity.cases import default_cases
-from netvlad_deploy.parity.heads import COSINE_NORM, cosines
+from netvlad_deploy.parity.heads import COSINE_NORM
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.layer import DESCRIPTOR
+from netvlad_deploy.support.arrays import cosines
 
 
 @dataclass(frozen=True, kw_only=True)

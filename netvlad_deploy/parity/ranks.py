@@ -12,11 +12,10 @@ import numpy as np
 
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters
-from netvlad_deploy.parity.cases import unit_rows
 from netvlad_deploy.retrieval.embed_features import embed_array, embed_sequences
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.profiles import Profile
-from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64
+from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64, unit_rows
 
 DEPTH = 10
 NEAR_TIES = "near ties"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.report.text import table
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.spec.verdict import Verdict
 
 

@@ -1,4 +1,4 @@
-"""How an engine is to be built: flavor, optimization profiles, and what the builder may do.
+"""How an engine is to be built: flavor, optimization profiles, what the builder may do; and what it said of the engine.
 
 Standard library only, like `spec`. One object says it to the builder, to the sidecar, to the command that builds the
 same engine again, and to `trtexec`.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.images import AnyProfile
 from netvlad_deploy.support.limits import check_limit
 
@@ -87,3 +88,36 @@ def fitting_profile(profiles: Sequence[AnyProfile], *shape: int) -> int:
         lengths = ", ".join(f"{name} is {length}" for name, length in zip(profiles[0].axes, shape, strict=True))
         raise InputError(f"{lengths}, outside {which} ({outside}): rebuild with a wider range")
     return min(fitting, key=lambda index: profiles[index].largest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One kernel of an engine: its name, kind and the dtypes of what it reads and writes."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFigures:
+    """What the builder said of the engine; None where this TensorRT does not say.
+
+    `host_bytes` is the most memory that the process of the build has taken from the host.
+    """
+
+    build_ms: float
+    host_bytes: int
+    activation_bytes: int | None
+    weight_bytes: int | None
+    kernels: tuple[Kernel, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """The GPU an engine was built on: its name, its compute capability as `8.7`, and the driver's CUDA version."""
+
+    name: str
+    compute_capability: str
+    driver: str

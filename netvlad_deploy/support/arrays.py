@@ -18,11 +18,10 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-
-
 BLOCK_BYTES = 1 << 24
 LARGEST_RATIO = 1032
 """How much deflate can make of a byte. Source: zlib, Maximum Compression Factor."""
+
 MOST_ARRAYS, INFLATED_BYTES, INFLATED_RATIO = 50_000, 1 << 28, 32
 """Bounds of an `.npz` file: its arrays may take 256 MiB, or 32 times its size where that is more."""
 
@@ -101,3 +100,16 @@ def npz_content(arrays: Mapping[str, Array]) -> bytes:
     stream = io.BytesIO()
     write_npz(stream, arrays)
     return stream.getvalue()
+
+
+def unit_rows(features: Array) -> Array:
+    """Return the local descriptors L2-normalised, in their own dtype."""
+    normalised: Array = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    return normalised
+
+
+def cosines(got: Float64, expected: Float64) -> Float64:
+    """Return the cosine of each row of one array with the same row of the other."""
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    values: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return values

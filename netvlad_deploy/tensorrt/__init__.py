@@ -1,1 +1,1 @@
-"""TODO"""
+"""Everything about TensorRT: building engines with it, and running them on a GPU."""

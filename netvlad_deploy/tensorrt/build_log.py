@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from netvlad_deploy.artifact import BuildFigures, EngineArtifact, Kernel
+from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import BuildError
+from netvlad_deploy.spec.build_options import BuildFigures, Kernel
 from netvlad_deploy.tensorrt.api import LogLine
 from netvlad_deploy.tensorrt.trtexec import trtexec_line
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netvlad_deploy.artifact import Gpu, OnnxArtifact
+from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, OutputError, UsageError
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.support.files import write_hashed
 from netvlad_deploy.support.machine import peak_memory_bytes
 from netvlad_deploy.tensorrt.api import (

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.require import require
 

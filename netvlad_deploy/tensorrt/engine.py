@@ -10,7 +10,6 @@ from pathlib import Path
 
 from netvlad_deploy.artifact import (
     Artifact,
-    BuildFigures,
     EngineArtifact,
     FileReference,
     OnnxArtifact,
@@ -21,7 +20,7 @@ from netvlad_deploy.artifact import (
     stage_sidecar,
 )
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions
 from netvlad_deploy.spec.images import ImageProfile
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.support.machine import describe_machine

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from netvlad_deploy.artifact import EngineArtifact, Gpu
+from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import ArtifactError, RunError
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.tensorrt.api import EXTRAS, TensorRT, last_error, open_tensorrt
 from netvlad_deploy.tensorrt.cuda import Cuda
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.report.doctor import Check, Diagnosis, Extra
 from netvlad_deploy.runtime.execution_providers import (
@@ -22,7 +21,7 @@ from netvlad_deploy.runtime.execution_providers import (
     installed_distributions,
     probe,
 )
-from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT
+from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT, Gpu
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.machine import describe_machine
 from netvlad_deploy.support.require import install_line, installed_version, optional_packages, require

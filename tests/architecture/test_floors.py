@@ -11,18 +11,17 @@ import netvlad_deploy
 ROOT = Path(netvlad_deploy.__file__).parent
 FLOORS = [
     {"errors"},
-    {"limits"},
-    {"external_data", "locks", "projection", "records", "require", "shapes", "sidecar"},
-    {"journal", "scratch", "spec"},
-    {"images"},
-    {"formats"},
-    {"arrays", "children", "files", "build_options", "machine"},
-    {"artifact", "oracle", "runner", "goldens"},
-    {"runtime", "models"},
-    {"export", "measurement", "source"},
+    {"support"},
+    {"spec"},
+    {"artifact", "oracle", "runner"},
+    {"models"},
+    {"export"},
+    {"tensorrt"},
+    {"runtime"},
+    {"latency", "retrieval"},
+    {"parity"},
     {"report"},
-    {"workflow", "fitting"},
-    {"deployment", "doctor", "flags", "inspection", "retrieval"},
+    {"workflow"},
     {"commands"},
     {"cli"},
     {"__main__", "__init__"},
@@ -30,17 +29,8 @@ FLOORS = [
 ALLOWED = {
     "torch": {
         "models",
-        "export/audit.py",
-        "export/fold_backbone.py",
-        "export/fold_head.py",
-        "export/fold_projection.py",
-        "export/make_goldens.py",
-        "export/graph.py",
-        "export/half_backbone.py",
-        "export/onnx_model.py",
-        "export/fold_pipeline.py",
-        "export/seeded_rounding.py",
-        "export/float64_convolutions.py",
+        "export",
+        "runtime/torch_runner.py",
     },
     "onnx": set(),
     "onnxruntime": set(),
@@ -110,7 +100,7 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
 
 def test_tensorrt_has_one_door() -> None:
     named = [path.name for path in SOURCES if '"tensorrt_rtx"' in path.read_text()]
-    assert named == ["trt_api.py"]
+    assert named == ["api.py"]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.parent.glob("tests/**/*.py")) + SOURCES, ids=lambda path: path.name)

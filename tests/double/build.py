@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from netvlad_deploy.artifact import Gpu
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.support.files import Staging
 from netvlad_deploy.tensorrt import builder, engine
 from netvlad_deploy.tensorrt.engine import build_engine

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference, Gpu
-from netvlad_deploy.spec.build_options import RTX, TENSORRT, BuildOptions
+from netvlad_deploy.artifact import EngineArtifact, FileReference
+from netvlad_deploy.spec.build_options import RTX, TENSORRT, BuildFigures, BuildOptions, Gpu
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile

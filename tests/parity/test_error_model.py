@@ -5,11 +5,11 @@ import pytest
 
 from netvlad_deploy.oracle.equations import ReferenceParameters, assignment_projection
 from netvlad_deploy.oracle.reference_file import parameters_from_arrays
-from netvlad_deploy.parity.cases import Case, default_cases, unit_rows
+from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.layer import DESCRIPTOR, NORM_FLOORS, RESIDUAL_SUM, SOFT_ASSIGNMENT
-from netvlad_deploy.support.arrays import Float32
+from netvlad_deploy.support.arrays import Float32, unit_rows
 from tests.modules import features
 
 

@@ -10,7 +10,7 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays
-from netvlad_deploy.parity.cases import Case, ghosts_win, unit_rows
+from netvlad_deploy.parity.cases import Case, ghosts_win
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.heads import ParityReport, compare, outputs_of
 from netvlad_deploy.parity.ranks import near_ties
@@ -19,7 +19,7 @@ from netvlad_deploy.runtime.strict_runner import StrictRunner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Arrays, Float32
+from netvlad_deploy.support.arrays import Arrays, Float32, unit_rows
 from tests.heads import sharp_head
 from tests.modules import features, make_module
 

@@ -16,7 +16,7 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays, reference_arrays
-from netvlad_deploy.parity.cases import Case, default_cases, unit_rows
+from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.heads import ParityReport, compare, outputs_of
 from netvlad_deploy.parity.localise import NORMS, OR_PROJECTED, PROJECTED
 from netvlad_deploy.parity.ranks import near_ties
@@ -26,7 +26,7 @@ from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, DESCRIPTOR, RSQRT, Projection
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.support.arrays import Array, unit_rows
 from tests.modules import features, make_module, make_projected
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.oracle.equations import BatchNorm, LinearMap, ReferenceParameters
-from netvlad_deploy.parity.cases import Case, default_cases, unit_rows
+from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.localise import cluster_errors
 from netvlad_deploy.parity.visibility import (
@@ -25,7 +25,7 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import ADD, CLAMP, DESCRIPTOR, RSQRT
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Array, Float64
+from netvlad_deploy.support.arrays import Array, Float64, unit_rows
 from tests.modules import features
 from tests.parity.test_error_model import parameters
 from tools.head_faults import permuted

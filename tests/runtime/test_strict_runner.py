@@ -15,14 +15,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from netvlad_deploy.artifact import BuildFigures, EngineArtifact, FileReference, OnnxArtifact
+from netvlad_deploy.artifact import EngineArtifact, FileReference, OnnxArtifact
 from netvlad_deploy.errors import RunError, UsageError
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.runtime.open_runner import open_runner, parity_backend
 from netvlad_deploy.runtime.strict_runner import StrictRunner, strict_model
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import (
     ASSIGNMENT_LOGITS,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from netvlad_deploy.artifact import EngineArtifact, Gpu
+from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import DeviceUnavailableError
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.tensorrt import api as trt_api
 from netvlad_deploy.tensorrt import builder, engine

@@ -25,7 +25,7 @@ from tests.tensorrt.conftest import ORIN, PROFILES, Open, files
 
 BINDING = f"""
 import os, signal, sys, time
-from netvlad_deploy.artifact import Gpu
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.errors import DeviceUnavailableError
 from netvlad_deploy.tensorrt import builder
 from tests.double.builder import BuilderWorld

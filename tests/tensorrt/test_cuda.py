@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from cuda.bindings import runtime as binding
 
-from netvlad_deploy.artifact import Gpu
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.tensorrt import cuda
 from netvlad_deploy.tensorrt.cuda import Cuda, current_device, describe_gpu, use_device

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from netvlad_deploy.artifact import EngineArtifact, Gpu, load_artifact, log_path
+from netvlad_deploy.artifact import EngineArtifact, load_artifact, log_path
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, UsageError
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.tensorrt import api as trt_api
 from netvlad_deploy.tensorrt import builder, engine, progress
 from netvlad_deploy.tensorrt.api import TensorRT

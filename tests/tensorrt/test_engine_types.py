@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from netvlad_deploy.artifact import Kernel
 from netvlad_deploy.errors import BuildError
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildOptions, Kernel
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import Projection
 from netvlad_deploy.spec.profiles import AxisRange, Profile

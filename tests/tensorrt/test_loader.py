@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from netvlad_deploy.artifact import EngineArtifact, Gpu
+from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import ArtifactError, RunError
+from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.tensorrt.loader import EngineTensor, LoadedEngine
 from tests.double.machine import GPU, PROFILES, Machine
 
