@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.images import AnyProfile
 from netvlad_deploy.support.limits import check_limit
 
