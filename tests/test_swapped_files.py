@@ -148,10 +148,9 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
     """Another pipeline stands there for a moment, whose images are of another size: it is not asked for them."""
     from PIL import Image
 
-    from netvlad_deploy.workflow import evaluate as retrieval
-    from netvlad_deploy.workflow.embed import embed
-    from netvlad_deploy.workflow.evaluate import evaluate
+    from netvlad_deploy.workflow import embed, evaluate
 
+    verbs = {"embed": embed, "evaluate": evaluate}
     for number in range(2):
         Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / f"{number}.png")
     small, large = (exported_pipeline(tmp_path / size, size) for size in ("24x32", "48x64"))
@@ -166,13 +165,15 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
         raise InputError("seen")
 
     loads: list[Path] = []
-    for module in (retrieval, candidates):
+    for module in (evaluate, candidates):
         monkeypatch.setattr(module, "load_artifact", load)
-    monkeypatch.setattr(retrieval, "embed_images", embed_images)
+    monkeypatch.setattr(verbs[verb], "embed_images", embed_images)
     candidate = Candidate(path=tmp_path / "m.onnx", expect_sha256=load_artifact(large).sha256)
     act: dict[str, Callable[[], object]] = {
-        "embed": lambda: embed(candidate, [tmp_path], tmp_path / "y.npz"),
-        "evaluate": lambda: evaluate([candidate], tmp_path / "report", queries=tmp_path, database=tmp_path, within=1),
+        "embed": lambda: embed.embed(candidate, [tmp_path], tmp_path / "y.npz"),
+        "evaluate": lambda: evaluate.evaluate(
+            [candidate], tmp_path / "report", queries=tmp_path, database=tmp_path, within=1
+        ),
     }
     with pytest.raises(InputError, match="seen"):
         act[verb]()

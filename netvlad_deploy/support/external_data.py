@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-PROPERTY: Final = "netvlad_deploy.support.external_data"
+PROPERTY: Final = "netvlad_deploy.external_data"
 """Where an ONNX file of ours has name and hash of its external data, so that its own hash is that of both."""
 
 DEEPEST: Final = 100

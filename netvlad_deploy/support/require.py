@@ -37,7 +37,7 @@ def install_line(extra: str) -> str:
     """Return the line that installs what is missing of an optional dependency group, and all anew if nothing is."""
     packages = optional_packages().get(extra)
     if packages is None:  # the metadata is none, or older than this file
-        return pip_line("install", "-e", f"{Path(__file__).parents[1]}[{extra}]")
+        return pip_line("install", "-e", f"{Path(__file__).parents[2]}[{extra}]")
     missing = [f"{name}{versions}" for name, versions in packages.items() if installed_version(name) is None]
     again = [f"{name}{versions}" for name, versions in packages.items()]
     return pip_line("install", *(missing or ["--force-reinstall", *again]))

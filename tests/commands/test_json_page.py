@@ -39,7 +39,7 @@ PRINTED: Final[dict[str, type]] = {
 
 def rows() -> dict[str, set[str]]:
     """Return the fields that the page lists, by the first cell of their row; words in brackets are explanations."""
-    page = (Path(__file__).parents[1] / "docs" / "json.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
     cells = [re.split(r" ?\| ?", line)[1:3] for line in page.splitlines() if line.startswith("| `")]
     named = {re.sub(r"netvlad-deploy/(\w+)/1", r"\1", name).replace("`", ""): text for name, text in cells}
     assert len(named) == len(cells), "no row stands twice"

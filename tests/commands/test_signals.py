@@ -17,7 +17,7 @@ from netvlad_deploy.artifact import OnnxArtifact
 from tests.command import Command, error_of
 from tests.processes import alive
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENDS = [
     (signal.SIGINT, 130, "error: interrupted"),
     (signal.SIGTERM, 143, "error: terminated"),

@@ -56,6 +56,6 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert outcome.stdout == "True\n"

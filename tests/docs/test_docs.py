@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md", "docs/dialects.md")
 NAMES = r"((?:`\w+`(?:, | and | or )?)+)"
 PLACED = re.compile(NAMES + r" in `([\w/]+\.py)`|" + NAMES + r" \(`([\w/]+\.py)`")

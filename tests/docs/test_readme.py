@@ -18,7 +18,7 @@ from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 MACHINES = (ROOT / "docs" / "machines.md").read_text()
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)

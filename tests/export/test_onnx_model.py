@@ -99,7 +99,7 @@ def test_the_file_carries_no_trace_of_the_machine(exported: OnnxArtifact) -> Non
     del model.graph.initializer[:]
     text = model.SerializeToString().decode("latin-1")
     assert not re.search(r"\.py|site-packages|/home|/root|/tmp|stack_trace|torch", text)
-    assert {entry.key for entry in model.metadata_props} == {"netvlad_deploy.spec.layer", "netvlad_deploy.parent"}
+    assert {entry.key for entry in model.metadata_props} == {"netvlad_deploy.spec", "netvlad_deploy.parent"}
 
 
 def test_weights_are_inside(exported: OnnxArtifact) -> None:

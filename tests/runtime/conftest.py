@@ -7,25 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from tests.double.core import VERSIONS
-from tests.double.machine import Machine, install
 
 if TYPE_CHECKING:
     from tests.double.onnxruntime import OnnxRuntime
-
-STANDARD = tuple(version for version in VERSIONS if not version.startswith("rtx"))
-
-
-@pytest.fixture(params=STANDARD)
-def standard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Return a machine with each version of the standard TensorRT in turn."""
-    return install(monkeypatch, request.param)
-
-
-@pytest.fixture(params=VERSIONS)
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Return a machine with each version in turn."""
-    return install(monkeypatch, request.param)
 
 
 @pytest.fixture

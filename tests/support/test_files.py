@@ -28,7 +28,7 @@ from netvlad_deploy.support.files import (
     write_text,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 
 AS_NOBODY = """

@@ -18,7 +18,7 @@ from netvlad_deploy.support.files import Staging, finish_writing, locked, stage_
 from netvlad_deploy.support.locks import WITHOUT_LOCKS
 from tests.test_artifact import engine_artifact, onnx_artifact, write
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ("m.engine", "m.engine.json", "m.engine.log")
 
 CHILD = """

@@ -12,7 +12,7 @@ from netvlad_deploy.errors import MissingDependencyError
 from netvlad_deploy.support import require as room
 from netvlad_deploy.support.require import install_line, optional_packages, pip_line, require
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 METADATA = (
     "numpy>=1.24",
     'torch>=2.6; extra == "export"',

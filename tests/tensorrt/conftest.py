@@ -18,6 +18,7 @@ from netvlad_deploy.tensorrt.engine import build_engine
 from tests.double.builder import BuilderWorld
 from tests.double.core import VERSIONS
 from tests.double.graph import write_graph
+from tests.double.machine import Machine, install
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="12.6")
 PROFILES = (Profile.parse("1x1,2x5,4x9"), Profile.parse("1x7"))
@@ -72,3 +73,18 @@ def build(tmp_path: Path) -> Build:
         return build_engine(graph, tmp_path / "m.engine", chosen, timing_cache=timing_cache, force=force)
 
     return built
+
+
+STANDARD = tuple(version for version in VERSIONS if not version.startswith("rtx"))
+
+
+@pytest.fixture(params=STANDARD)
+def standard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Return a machine with each version of the standard TensorRT in turn."""
+    return install(monkeypatch, request.param)
+
+
+@pytest.fixture(params=VERSIONS)
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Return a machine with each version in turn."""
+    return install(monkeypatch, request.param)

@@ -97,7 +97,7 @@ def test_a_combination_that_is_refused_by_design_did_not_run(monkeypatch: pytest
     def refuse(_: Candidate) -> None:
         raise UsageError("wide logits may be rounded to TF32")
 
-    monkeypatch.setattr("netvlad_deploy.workflow.validate.validate", refuse)
+    monkeypatch.setattr("tools.gpu_check.validate", refuse)
     found = gpu_check.Findings()
     assert not found.check_parity(Candidate(path=tmp_path / "m.onnx"), "x")
     assert [(step.verdict, step.reason) for step in found.steps] == [
