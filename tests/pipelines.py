@@ -1,5 +1,8 @@
 """Small pipelines: a backbone with whatever makes a fold hard, and the head of a vocabulary."""
 
+from pathlib import Path
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -7,9 +10,15 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.models.vocabulary import head_module, head_state, local_descriptors, sharpness
 from netvlad_deploy.oracle.goldens import golden_image
-from netvlad_deploy.spec.images import ImageInput, Resize
+from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges, ImageInput, Resize
+from netvlad_deploy.workflow.source import Source, load_module
 
 WIDTH = 8
+
+
+def read_pipeline(path: Path, *, backbone: str | None = None, changes: ImageChanges = NO_CHANGES) -> Pipeline:
+    """Return backbone and head of a checkpoint as `export` loads them."""
+    return cast("Pipeline", load_module(Source(checkpoint=path, backbone=backbone, changes=changes, takes=IMAGES))[0])
 
 
 class NormAct(nn.BatchNorm2d):

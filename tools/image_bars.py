@@ -15,9 +15,10 @@ import torch
 from examples import demo
 from netvlad_deploy.artifact import Artifact, load_artifact
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.models.assembly import read_backbone, read_pipeline
+from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.backbones import find_backbone
 from netvlad_deploy.models.netvlad import initialize
+from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.models.vocabulary import local_descriptors
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
@@ -28,7 +29,7 @@ from netvlad_deploy.spec.images import IMAGES, ImageChanges, Resize
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
 from netvlad_deploy.support.arrays import unit_rows
 from netvlad_deploy.workflow.export import export
-from netvlad_deploy.workflow.source import Source
+from netvlad_deploy.workflow.source import Source, load_module
 from netvlad_deploy.workflow.validate import validate
 from tools.bar import MIB, Bar, slowness
 
@@ -72,7 +73,8 @@ def corridor(folder: Path) -> Iterator[Bar]:
 
 def features_of(checkpoint: Path) -> tuple[Sides, Sides]:
     """Return the names of queries and database of the corridor, and their L2-normalised local descriptors (B,N,D)."""
-    pipeline, names, features = read_pipeline(checkpoint), [], []
+    pipeline, names, features = load_module(Source(checkpoint=checkpoint, takes=IMAGES))[0], [], []
+    assert isinstance(pipeline, Pipeline)
     for side in (demo.corridor().queries, demo.corridor().database):
         files, _ = find_images([side])
         with load_images(files, pipeline.images) as loaded:

@@ -38,7 +38,7 @@ from netvlad_deploy.export.graph import (
     trace,
 )
 from netvlad_deploy.export.make_goldens import make_goldens
-from netvlad_deploy.models.dialects.base import PREPROCESSING
+from netvlad_deploy.models.head import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays

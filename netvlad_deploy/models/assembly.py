@@ -15,13 +15,15 @@ from torch import nn
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
-from netvlad_deploy.models.checkpoints import counted, find_head, module_of, read_head, unwrapped
-from netvlad_deploy.models.dialects import Head, places
-from netvlad_deploy.models.dialects.base import BackboneState
+from netvlad_deploy.models.checkpoints import head_in
+from netvlad_deploy.models.dialects import places
+from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.models.tensor_names import counted, unwrapped
 from netvlad_deploy.models.weights_file import read_tensors
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, ImageInput
+from netvlad_deploy.support.formats import naming
 
 LOG = logging.getLogger(__name__)
 
@@ -48,40 +50,21 @@ class ReadyBackbone:
         return Pipeline(self.module, head, self.images, name=self.name).eval()
 
 
-def read_pipeline(
-    path: Path | str,
-    *,
-    prefix: str = "",
-    dialect: str | None = None,
-    head_only: bool = False,
-    backbone: str | None = None,
-    changes: ImageChanges = NO_CHANGES,
-) -> Pipeline:
-    """Return backbone and head of a checkpoint in eval mode.
+def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: ImageChanges) -> Pipeline:
+    """Return a head and its backbone as one module in eval mode.
 
     Args:
-        path: the file.
-        prefix: what stands before the layer's own names.
-        dialect: the dialect of its names, None to find it by them.
-        head_only: leave out a projection after the head.
-        backbone: which backbone it is, None to find it by its tensors; where the checkpoint holds none, one that
-            brings its own weights.
-        changes: what is done to an image otherwise than the checkpoint's own code does.
+        head: the head that `read_head` found.
+        path: its file, which errors name.
+        backbone: name of the backbone; None to recognise it by its tensors. Where the checkpoint holds none, the
+            backbone of this name must bring its own weights.
+        changes: the user's changes to the image input of the checkpoint's dialect.
 
-    Raises: InputError if the file is unusable, or a tensor of the backbone is missing, of another shape or unknown;
-        UsageError for an unknown dialect or backbone.
+    Raises: InputError if a tensor of the backbone is missing, of another shape or unknown, or the head takes another
+        width; UsageError for an unknown backbone, or if there is none.
     """
-    head = read_head(path, prefix=prefix, dialect=dialect, head_only=head_only, with_backbone=True)
-    return pipeline_of(head, path, backbone=backbone, changes=changes)
-
-
-def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: ImageChanges) -> Pipeline:
-    """Return the pipeline of a head and its backbone; the arguments are those of `read_pipeline`."""
-    try:
-        ready = ready_backbone(head.backbone, _named(backbone), changes=changes)
-        return ready.under(module_of(head, path))
-    except InputError as error:
-        raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    with naming(path):
+        return ready_backbone(head.backbone, _named(backbone), changes=changes).under(head.module(path))
 
 
 def read_backbone(
@@ -102,15 +85,13 @@ def read_backbone(
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
         return ready_backbone(None, find_backbone(name), changes=changes, seed=seed)
     tensors, backbone = unwrapped(read_tensors(checkpoint)), _named(name)
-    state = find_head(checkpoint).backbone if places(tensors) else None
+    state = head_in(tensors, checkpoint).backbone if places(tensors) else None
     if state is None:
         if backbone is None:
             raise UsageError(f"{checkpoint} is no NetVLAD with a backbone: say with --backbone whose weights it has")
         state = _whole_network(backbone, tensors)
-    try:
+    with naming(checkpoint):
         return ready_backbone(state, backbone, changes=changes)
-    except InputError as error:
-        raise InputError(f"{checkpoint}: {error}") from error
 
 
 def ready_backbone(
@@ -142,11 +123,15 @@ def ready_backbone(
 
 
 def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
-    """Return the name of the backbone in a checkpoint and what it takes, or why it cannot be exported and None."""
+    """Return the name and the image input of the backbone in a checkpoint, or the reason against an export and None."""
+    if state.recorded:
+        return state.candidates[0], state.images
     try:
-        return state.candidates[0] if state.recorded else identify(state).name, state.images
+        backbone = identify(state)
+        load_weights(backbone, state)  # `export` does the same: what one names, the other takes
     except InputError as error:
         return str(error), None
+    return backbone.name, state.images
 
 
 def _named(name: str | None) -> Backbone | None:

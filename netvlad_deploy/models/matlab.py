@@ -17,7 +17,7 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.matlab_file import read_variable
-from netvlad_deploy.support.formats import reading
+from netvlad_deploy.support.formats import naming, reading
 
 ASSIGNMENT, ASSIGNMENT_BIAS, NEGATED_CENTRES = "vlad.assignment", "vlad.assignment_bias", "vlad.negated_centres"
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
@@ -45,10 +45,8 @@ def read_matlab(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path} is no NetVLAD of MatConvNet: expected net.layers with vlad:core, found {held}")
         raise InputError(f"{path} has layers that are MATLAB objects: {HOW_TO_CONVERT}")
     core = found.index("vlad:core")
-    try:
+    with naming(path):
         tensors = _backbone(layers[: core - 1]) | _head(layers[core - 1 :], found[core - 1 :])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
     average: Any = net
     for field in ("meta", "normalization", "averageImage"):
         average = average.get(field) if isinstance(average, dict) else None

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import names
 from netvlad_deploy.models.pickled import Standin, Storage
+from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.unpickling import Unpickler
 
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -15,9 +15,9 @@ from typing import Any, Final
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import names
 from netvlad_deploy.models.matlab import read_matlab
 from netvlad_deploy.models.pickled import NumpyArray, Standin, StoredTensor
+from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.torch_file import open_pickled
 from netvlad_deploy.support.arrays import read_arrays
 from netvlad_deploy.support.formats import CHECKPOINT_SUFFIXES, first_bytes, foreign, is_checkpoint, reading

@@ -157,6 +157,20 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Put the file's name before the message of an InputError that does not begin with it.
+
+    Raises: InputError.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise InputError(f"{path}: {error}") from error
+
+
 def said(error: BaseException) -> str:
     """Return an error of other code in one short line."""
     words = " ".join(str(error).split())

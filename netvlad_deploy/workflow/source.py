@@ -73,7 +73,7 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
     """
     require("torch", extra="export")
     from netvlad_deploy.models.assembly import pipeline_of
-    from netvlad_deploy.models.checkpoints import check_options, module_of, read_head
+    from netvlad_deploy.models.checkpoints import check_options, read_head
 
     if source.checkpoint is None:
         module, preprocessing = _untrained(source)
@@ -98,13 +98,13 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
             f"{source.checkpoint} has no image backbone: leave --resize and the other options for images out, or pass "
             "--backbone"
         )
-    return module_of(head, source.checkpoint), source.checkpoint.name, parent, head.preprocessing
+    return head.module(source.checkpoint), source.checkpoint.name, parent, head.preprocessing
 
 
 def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
     """Return a module initialised from the seed, and what its input must be."""
     from netvlad_deploy.models.assembly import read_backbone
-    from netvlad_deploy.models.dialects.base import PREPROCESSING
+    from netvlad_deploy.models.head import PREPROCESSING
     from netvlad_deploy.models.netvlad import initialize
 
     LOG.info("no checkpoint given: the weights are initialised from seed %d, untrained", source.seed)

@@ -10,12 +10,12 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.backbones.base import Backbone
 from netvlad_deploy.models.backbones.custom import FAULTS
-from netvlad_deploy.models.dialects.base import BackboneState, names
+from netvlad_deploy.models.head import BackboneState
+from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER, names
 from netvlad_deploy.spec.images import CHANNELS, ImageInput
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-COUNTER = "num_batches_tracked"
 TOKENS = re.compile(r"token|pos(ition)?_emb|positional_emb")
 """Names that a transformer alone has."""
 
@@ -33,21 +33,18 @@ USUAL_SIDE = 224
 
 
 def identify(state: BackboneState) -> Backbone:
-    """Return which of its candidates a backbone is: the one of which most tensors are there, and no other tensor.
+    """Return the candidate of which most tensors are there in the right shape; of several, the smallest.
 
-    `inspect` and `export` ask here alone, so that what the one names the other takes.
-
-    Raises: InputError if it is none of them, or not one of them with every tensor in the right shape.
+    Raises: InputError if more than half of its tensors are missing, or the tensors show another network.
     """
     found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
-
-    def near(backbone: Backbone) -> tuple[int, int]:
-        wanted = _shapes(backbone)
-        return sum(found.get(name) == shape for name, shape in wanted.items()), -len(wanted)
-
-    nearest = max((BACKBONES[name] for name in state.candidates), key=near, default=None)
-    if nearest is not None and 2 * near(nearest)[0] > len(_shapes(nearest)) and not _is_another(nearest, found):
-        taken_from(state, nearest)
+    fits = [
+        (sum(found.get(name) == shape for name, shape in wanted.items()), -len(wanted), backbone)
+        for backbone in map(BACKBONES.__getitem__, state.candidates)
+        for wanted in [_shapes(backbone)]
+    ]
+    count, negated_size, nearest = max(fits, key=lambda fit: fit[:2], default=(0, 0, None))
+    if nearest is not None and 2 * count > -negated_size and not _is_another(nearest, found):
         return nearest
     known = f"none of {', '.join(state.candidates)}" if state.candidates else "none that this dialect has"
     raise InputError(
@@ -57,19 +54,9 @@ def identify(state: BackboneState) -> Backbone:
 
 
 def load_weights(backbone: Backbone, state: BackboneState) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the backbone with these weights in eval mode, and the names that stand behind its cut.
+    """Return the backbone with these weights in eval mode, and the names of the tensors behind its cut.
 
     Raises: InputError if a tensor is missing, of another shape, not finite or unknown.
-    """
-    module, tensors, beyond = taken_from(state, backbone)
-    module.load_state_dict(tensors, strict=True, assign=True)
-    return module.eval(), tuple(state.root + name for name in beyond)
-
-
-def taken_from(state: BackboneState, backbone: Backbone) -> tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]:
-    """Return the backbone without weights, the tensors that it takes, and the names behind its cut.
-
-    Raises: as `load_weights`.
     """
     if backbone.trained:
         module = backbone.build()
@@ -79,11 +66,12 @@ def taken_from(state: BackboneState, backbone: Backbone) -> tuple[nn.Module, dic
     wanted = module.state_dict()
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.tensors.items()}
     for name, tensor in wanted.items():
-        if name.endswith(COUNTER) and name not in tensors:
-            tensors[name] = torch.zeros_like(tensor, device="cpu")
-    beyond = tuple(name for name in tensors if name not in wanted and name.startswith(backbone.beyond))
+        if name.endswith(BATCH_NORM_COUNTER):
+            tensors.setdefault(name, torch.zeros_like(tensor, device="cpu"))
+    beyond = [name for name in tensors if name not in wanted and name.startswith(backbone.beyond)]
     _check(backbone.name, state.root, wanted, {name: each for name, each in tensors.items() if name not in beyond})
-    return module, {name: tensors[name] for name in wanted}, beyond
+    module.load_state_dict({name: tensors[name] for name in wanted}, strict=True, assign=True)
+    return module.eval(), tuple(state.root + name for name in beyond)
 
 
 def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
@@ -134,7 +122,7 @@ def _is_another(backbone: Backbone, found: Shapes) -> bool:
     """Return whether tensors are of another network than a backbone, and not those of one that is damaged."""
     wanted = _shapes(backbone)
     own = {name: shape for name, shape in found.items() if name in wanted or not name.startswith(backbone.beyond)}
-    damaged = all(wanted.get(name) == shape for name, shape in own.items() if not name.endswith(COUNTER))
+    damaged = all(wanted.get(name) == shape for name, shape in own.items() if not name.endswith(BATCH_NORM_COUNTER))
     return not damaged and describe(own) != describe(wanted)
 
 
@@ -142,7 +130,7 @@ def _shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor but the counters of BatchNorm."""
     with torch.device("meta"):
         state = backbone.build().state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(COUNTER)}
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(BATCH_NORM_COUNTER)}
 
 
 def _check(name: str, root: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects.base import Dialect, Head, Place, convention_words, conventions, names
+from netvlad_deploy.models.dialects.base import Dialect, Place, convention_words, conventions
 from netvlad_deploy.models.dialects.collaborative_experts import COLLABORATIVE_EXPERTS
 from netvlad_deploy.models.dialects.convolution import (
     DEEP_VISUAL_GEO_LOCALIZATION,
@@ -25,8 +25,8 @@ from netvlad_deploy.models.dialects.mixture_of_embedding_experts import MIXTURE_
 from netvlad_deploy.models.dialects.pointnetvlad import OVERLAPNETVLAD, OVERLAPTRANSFORMER, POINTNETVLAD
 from netvlad_deploy.models.dialects.relja import RELJA
 from netvlad_deploy.models.dialects.soccernet import SOCCERNET_TEMPORALLY_AWARE
-
-__all__ = ["DIALECTS", "Dialect", "Head", "Place", "find_head_in", "places"]
+from netvlad_deploy.models.head import Head
+from netvlad_deploy.models.tensor_names import names
 
 DIALECTS: tuple[Dialect, ...] = (
     COLLABORATIVE_EXPERTS,

@@ -8,25 +8,21 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.models.head import PREPROCESSING, BackboneState, Head
+from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec, Projection
+from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec
 
-PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
 NORMALIZES = "the layer L2-normalises them itself"
 
-BACKBONES = ("encoder.", "backbone.", "base_model.", "point_net.")
-PROJECTION = re.compile(
+BACKBONE_PREFIXES = ("encoder.", "backbone.", "base_model.", "point_net.")
+PROJECTION_NAME = re.compile(
     r"(^|\.)(WPCA|pca_layer|whiten|hidden1_weights|out_projection|bn2|context_gating|gating_\w+|aggregation\.1)(\.|$)"
 )
 """Names of what comes after a head: a linear map of its descriptor, with its BatchNorm and gating."""
 
-LOSSES = ("criterion.", "loss.", "loss_fn.", "losses.")
+LOSS_PREFIXES = ("criterion.", "loss.", "loss_fn.", "losses.")
 """What stands before the parameters of a training loss, such as its class centres: it changes no descriptor."""
-
-FOLLOWING = ("projection.", "gating.")
-"""Starts of the reference's own names of it."""
-
-MOST_NAMES = 12
 
 AS_STORED = ImageInput(orient=False)
 """ImageNet's normalisation, images as large as they are and as stored: `Image.open` and `ToTensor` in other code."""
@@ -56,78 +52,6 @@ class BackboneKeys:
             return None
         return BackboneState(
             root=root, tensors=tensors, candidates=self.candidates, images=self.images, assumed=self.assumed
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneState:
-    """An image backbone as a checkpoint holds it.
-
-    Args:
-        root: what stood before its names.
-        tensors: its tensors, without the root.
-        candidates: what it may be, by the names of `models.backbones`.
-        images: what it takes.
-        recorded: the file itself says what it is and takes, not only its dialect.
-        assumed: what of its images the file leaves open and was assumed, in words.
-    """
-
-    root: str
-    tensors: Mapping[str, Tensor]
-    candidates: tuple[str, ...]
-    images: ImageInput
-    recorded: bool = False
-    assumed: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """A NetVLAD as a checkpoint holds it, brought to the form of the reference.
-
-    Args:
-        tensors: the state of the reference module, and `batch_norm.eps` where the checkpoint brings its own.
-        ignored: names in the checkpoint that are not the head.
-        preprocessing: what the local descriptors must be, in words.
-        dialect: the name of the dialect it was saved in.
-        projected: names in the checkpoint of what follows the head, which `tensors` has.
-        projections: those of the ignored names that would map its descriptor on in a way the dialect does not know.
-        unplaced: those of the ignored names that have several values, and are neither the backbone's, nor another
-            head's, nor known to change no descriptor: they may stand before the head or after it.
-        assumed: what the keys leave open and was assumed, in words, empty if they leave nothing open.
-        backbone: the image backbone among the ignored names, None if there is none.
-    """
-
-    spec: NetVLADSpec
-    tensors: Mapping[str, Tensor]
-    ignored: tuple[str, ...] = ()
-    preprocessing: str = PREPROCESSING
-    dialect: str = ""
-    projected: tuple[str, ...] = ()
-    projections: tuple[str, ...] = ()
-    unplaced: tuple[str, ...] = ()
-    assumed: str = ""
-    backbone: BackboneState | None = None
-
-    def followed_by(self, projection: Projection, tensors: Mapping[str, Tensor], names: Iterable[str]) -> "Head":
-        """Return the head with a projection: tensors by the reference's names, and their names in the checkpoint."""
-        projected = tuple(sorted(names))
-        return replace(
-            self,
-            spec=replace(self.spec, projection=projection),
-            tensors={**self.tensors, **tensors},
-            ignored=tuple(name for name in self.ignored if name not in projected),
-            projected=projected,
-        )
-
-    def alone(self) -> "Head":
-        """Return the head without what follows it."""
-        return replace(
-            self,
-            spec=replace(self.spec, projection=None),
-            tensors={name: tensor for name, tensor in self.tensors.items() if not name.startswith(FOLLOWING)},
-            ignored=tuple(sorted((*self.ignored, *self.projected))),
-            projected=(),
-            projections=(),
         )
 
 
@@ -200,7 +124,7 @@ class Dialect(ABC):
         others = tuple(sorted(set(state) - set(used)))
         lacking = {root + name for name in self.lacks}
         strange = [
-            name for name in others if name.startswith(root) and (name in lacking or not PROJECTION.search(name))
+            name for name in others if name.startswith(root) and (name in lacking or not PROJECTION_NAME.search(name))
         ]
         if strange:
             raise InputError(f"holds {names(strange)} in the layer, which {self.name} does not have")
@@ -293,7 +217,7 @@ class Place:
         keys = self.dialect.backbone
         if keys is not None and (found := keys.find(self.below(state))) is not None:
             return replace(found, root=self.before + found.root)
-        for root in (start + each for start in (self.before, "") for each in BACKBONES):
+        for root in (start + each for start in (self.before, "") for each in BACKBONE_PREFIXES):
             tensors = {name.removeprefix(root): state[name] for name in ignored if name.startswith(root)}
             if tensors:
                 return BackboneState(root=root, tensors=tensors, candidates=(), images=ImageInput())
@@ -323,13 +247,6 @@ def conventions(spec: NetVLADSpec) -> dict[str, str]:
 def convention_words(said: Mapping[str, str]) -> str:
     """Return conventions in one line."""
     return ", ".join(f"{subject} {words}" for subject, words in said.items())
-
-
-def names(found: Iterable[str]) -> str:
-    """Return names in one line, twelve at most."""
-    ordered = sorted(found)
-    more = ", ..." if len(ordered) > MOST_NAMES else ""
-    return ", ".join(ordered[:MOST_NAMES]) + more or "no tensor"
 
 
 def columns(clusters: str, clusters2: str, state: Mapping[str, Tensor]) -> tuple[int, int, int]:

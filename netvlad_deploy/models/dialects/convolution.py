@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import AS_STORED, NORMALIZES, BackboneKeys, Dialect, Head
+from netvlad_deploy.models.dialects.base import AS_STORED, NORMALIZES, BackboneKeys, Dialect
+from netvlad_deploy.models.head import Head
 from netvlad_deploy.spec.images import ALIASED, AREA, ImageInput, Resize
 from netvlad_deploy.spec.layer import CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec, Projection
 

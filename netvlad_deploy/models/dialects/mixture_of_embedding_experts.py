@@ -10,8 +10,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import Head
 from netvlad_deploy.models.dialects.collaborative_experts import CollaborativeExperts
+from netvlad_deploy.models.head import Head
 from netvlad_deploy.oracle.reference_file import ASSIGNMENT_BIAS, MARKS, PROJECTION
 
 BATCH_NORM = "batch_norm."

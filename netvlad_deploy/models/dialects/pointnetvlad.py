@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, Head, columns
+from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, columns
+from netvlad_deploy.models.head import Head
 from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, NetVLADSpec, Projection
 
 WEIGHTS, WEIGHTS2, BIASES, FIRST_NORM = "cluster_weights", "cluster_weights2", "cluster_biases", "bn1."

@@ -10,8 +10,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import BackboneKeys, BackboneState, Dialect, Head
+from netvlad_deploy.models.dialects.base import BackboneKeys, Dialect
 from netvlad_deploy.models.dialects.convolution import MATCONVNET, VGG16_FEATURES
+from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.matlab import (
     ASSIGNMENT,
     ASSIGNMENT_BIAS,

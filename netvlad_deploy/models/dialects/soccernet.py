@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, Head, columns
+from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, columns
 from netvlad_deploy.models.dialects.convolution import SOCCERNET_FRAMES
+from netvlad_deploy.models.head import Head
 from netvlad_deploy.spec.layer import NetVLADSpec
 
 

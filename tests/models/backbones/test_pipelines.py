@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from netvlad_deploy.models.assembly import read_pipeline
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.models.pipeline import Pipeline
@@ -23,6 +22,7 @@ from tests.models.dialects import formulas
 from tests.models.dialects.formulas import Formula
 from tests.models.test_matlab import cells
 from tests.models.test_matlab import save as save_matlab
+from tests.pipelines import read_pipeline
 
 pytestmark = pytest.mark.export
 

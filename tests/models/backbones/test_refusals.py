@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.assembly import read_backbone, read_pipeline
+from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.spec.images import ImageChanges, ImageInput, Resize
 from netvlad_deploy.workflow.inspect import inspect_checkpoint
 from tests.models.backbones import networks
 from tests.models.backbones.networks import Maker, State
+from tests.pipelines import read_pipeline
 
 pytestmark = pytest.mark.export
 

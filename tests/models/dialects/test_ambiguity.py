@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.checkpoints import find_head, read_head, unwrapped
-from netvlad_deploy.models.dialects import DIALECTS, Head, find_head_in
+from netvlad_deploy.models.checkpoints import find_head, read_head
+from netvlad_deploy.models.dialects import DIALECTS, find_head_in
+from netvlad_deploy.models.head import Head
+from netvlad_deploy.models.tensor_names import unwrapped
 from tests.command import Command
 from tests.models.dialects.samples import SAMPLES, Sample, State
 from tests.models.dialects.test_dialects import descriptors, local_descriptors

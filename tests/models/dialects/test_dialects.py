@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from netvlad_deploy.models.checkpoints import load_checkpoint, module_of, read_head, unwrapped
-from netvlad_deploy.models.dialects import DIALECTS, Head, find_head_in, places
+from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
+from netvlad_deploy.models.dialects import DIALECTS, find_head_in, places
+from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.models.tensor_names import unwrapped
 from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST
 from netvlad_deploy.support.arrays import Float64
 from tests.models.dialects import formulas
@@ -41,7 +43,7 @@ def expected_of(sample: Sample, x: Float64, formula: Formula | None = None) -> F
 def descriptors(head: Head, x: Float64) -> Float64:
     """Return what the module gives in float64."""
     with torch.inference_mode():
-        got: Float64 = module_of(head, PATH).double()(torch.from_numpy(x)).numpy()
+        got: Float64 = head.module(PATH).double()(torch.from_numpy(x)).numpy()
     return got
 
 

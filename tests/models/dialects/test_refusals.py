@@ -10,8 +10,9 @@ import torch
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.export import onnx_model
-from netvlad_deploy.models.checkpoints import load_checkpoint, read_head, unwrapped
+from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
 from netvlad_deploy.models.dialects import DIALECTS
+from netvlad_deploy.models.tensor_names import unwrapped
 from netvlad_deploy.oracle.reference_file import reference_arrays
 from netvlad_deploy.spec.layer import CLUSTERS_FIRST, GATINGS, NORM_FLOORS, Projection
 from netvlad_deploy.support.arrays import npz_content

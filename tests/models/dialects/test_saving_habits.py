@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from netvlad_deploy.models.checkpoints import load_checkpoint, read_head, unwrapped
+from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
 from netvlad_deploy.models.dialects import DIALECTS
+from netvlad_deploy.models.tensor_names import unwrapped
 from tests.models.dialects.samples import SAMPLES, Sample, State
 from tests.models.dialects.test_dialects import descriptors, expected_of, local_descriptors
 

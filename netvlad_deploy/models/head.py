@@ -1,0 +1,116 @@
+"""What a checkpoint holds, in the form of the reference: the head, and the image backbone under it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER
+from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.spec.layer import NetVLADSpec, Projection
+
+PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
+
+PROJECTION_PREFIXES = ("projection.", "gating.")
+"""State-dict prefixes of the reference's projection and gating."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneState:
+    """An image backbone as a checkpoint holds it.
+
+    Args:
+        root: what stood before its names.
+        tensors: its tensors, without the root.
+        candidates: what it may be, by the names of `models.backbones`.
+        images: what it takes.
+        recorded: the file itself says what it is and takes, not only its dialect.
+        assumed: what of its images the file leaves open and was assumed, in words.
+    """
+
+    root: str
+    tensors: Mapping[str, Tensor]
+    candidates: tuple[str, ...]
+    images: ImageInput
+    recorded: bool = False
+    assumed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A NetVLAD as a checkpoint holds it, brought to the form of the reference.
+
+    Args:
+        tensors: the state of the reference module, and `batch_norm.eps` where the checkpoint brings its own.
+        ignored: names in the checkpoint that are not the head.
+        preprocessing: what the local descriptors must be, in words.
+        dialect: the name of the dialect it was saved in.
+        projected: names in the checkpoint of what follows the head, which `tensors` has.
+        projections: those of the ignored names that would map its descriptor on in a way the dialect does not know.
+        unplaced: those of the ignored names that have several values, and are neither the backbone's, nor another
+            head's, nor known to change no descriptor: they may stand before the head or after it.
+        assumed: what the keys leave open and was assumed, in words, empty if they leave nothing open.
+        backbone: the image backbone among the ignored names, None if there is none.
+    """
+
+    spec: NetVLADSpec
+    tensors: Mapping[str, Tensor]
+    ignored: tuple[str, ...] = ()
+    preprocessing: str = PREPROCESSING
+    dialect: str = ""
+    projected: tuple[str, ...] = ()
+    projections: tuple[str, ...] = ()
+    unplaced: tuple[str, ...] = ()
+    assumed: str = ""
+    backbone: BackboneState | None = None
+
+    def followed_by(self, projection: Projection, tensors: Mapping[str, Tensor], names: Iterable[str]) -> "Head":
+        """Return the head with a projection: tensors by the reference's names, and their names in the checkpoint."""
+        projected = tuple(sorted(names))
+        return replace(
+            self,
+            spec=replace(self.spec, projection=projection),
+            tensors={**self.tensors, **tensors},
+            ignored=tuple(name for name in self.ignored if name not in projected),
+            projected=projected,
+        )
+
+    def alone(self) -> "Head":
+        """Return the head without what follows it."""
+        return replace(
+            self,
+            spec=replace(self.spec, projection=None),
+            tensors={name: tensor for name, tensor in self.tensors.items() if not name.startswith(PROJECTION_PREFIXES)},
+            ignored=tuple(sorted((*self.ignored, *self.projected))),
+            projected=(),
+            projections=(),
+        )
+
+    def module(self, path: Path | str) -> NetVLAD:
+        """Return the reference module of a head in eval mode, which takes over its FP32 tensors without a copy.
+
+        Raises: InputError if its tensors are not the module's.
+        """
+        with torch.device("meta"):
+            module = NetVLAD.of(self.spec)
+        tensors = {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+            for name, tensor in self.tensors.items()
+        }
+        for name, part in module.named_modules():
+            if isinstance(part, torch.nn.BatchNorm1d):
+                tensors.setdefault(f"{name}.{BATCH_NORM_COUNTER}", torch.zeros((), dtype=torch.long))
+                if f"{name}.eps" in tensors:
+                    if self.tensors[f"{name}.eps"].numel() != 1:
+                        raise InputError(f"{path}: {name}.eps is not one number")
+                    part.eps = float(self.tensors[f"{name}.eps"])
+                    del tensors[f"{name}.eps"]
+        try:
+            module.load_state_dict(tensors, strict=True, assign=True)
+        except RuntimeError as error:
+            raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+        return module.eval()
