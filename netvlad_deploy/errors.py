@@ -19,7 +19,7 @@ against expected, what to do next.
 
 
 class NetVLADDeployError(Exception):
-    """Base of every error of this package; `exit_code` is what the command line ends with."""
+    """Base of every error of this package; `exit_code` is the exit code of the command line."""
 
     exit_code = 70
 
@@ -81,4 +81,4 @@ class OutputError(NetVLADDeployError):
 
 
 UNAVAILABLE = (DeviceUnavailableError, MissingDependencyError)
-"""What makes a step NOT_RUN instead of an error."""
+"""Errors that make a step NOT_RUN instead of failing it: a device or a package is missing."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ROWS = 64
+BLOCK_ROWS = 64
 """Rows of a matrix that are converted at once: 16 MiB of float64 for a descriptor of 32,768 values."""
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
@@ -55,7 +55,7 @@ def row_blocks(weight: Tensor) -> Iterator[slice]:
 
     A small tensor that outlives each block would keep the memory of all of them from being used again.
     """
-    return (slice(start, start + ROWS) for start in range(0, len(weight), ROWS))
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, len(weight), BLOCK_ROWS))
 
 
 def in_float64(module: ModuleType) -> ModuleType:

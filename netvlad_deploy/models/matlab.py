@@ -19,18 +19,22 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.matlab_file import read_variable
 from netvlad_deploy.support.formats import naming, reading
 
-ASSIGNMENT, ASSIGNMENT_BIAS, NEGATED_CENTRES = "vlad.assignment", "vlad.assignment_bias", "vlad.negated_centres"
+VLAD_ASSIGNMENT, VLAD_ASSIGNMENT_BIAS, VLAD_NEGATED_CENTRES = (
+    "vlad.assignment",
+    "vlad.assignment_bias",
+    "vlad.negated_centres",
+)
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
 BACKBONE, AVERAGE_IMAGE = "backbone.", "average_image"
 """Names of the tensors: convolutions are `backbone.N.weight` and `backbone.N.bias`, N counted as MatConvNet does."""
 
-HEAD = ("preL2", "vlad:core", "vlad:intranorm", "postL2")
-PCA, WHOLE_L2 = ("WPCA", "PCA"), ("postL2", "finalL2", "wholeL2")
+HEAD_LAYERS = ("preL2", "vlad:core", "vlad:intranorm", "postL2")
+PCA_LAYERS, WHOLE_L2_LAYERS = ("WPCA", "PCA_LAYERS"), ("postL2", "finalL2", "wholeL2")
 HOW_TO_CONVERT = "run net.layers{i}= struct(net.layers{i}(1)) for every layer in MATLAB and save it with -v7"
 
 
 def read_matlab(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a `.mat` file: the backbone in torch's layout, the head and PCA as MATLAB has them.
+    """Return the tensors of a `.mat` file: the backbone in torch's layout, the head and PCA_LAYERS as MATLAB has them.
 
     Raises: InputError if the file is missing, damaged, or holds something else.
     """
@@ -80,14 +84,20 @@ def _backbone(layers: Any) -> dict[str, Tensor]:
 
 def _head(layers: Any, found: list[str]) -> dict[str, Tensor]:
     """Return the tensors of the layers from the one before `vlad:core` on."""
-    wanted = [(name,) for name in HEAD[:3]] + [WHOLE_L2] + ([PCA, WHOLE_L2] if len(found) > len(HEAD) else [])
+    wanted = (
+        [(name,) for name in HEAD_LAYERS[:3]]
+        + [WHOLE_L2_LAYERS]
+        + ([PCA_LAYERS, WHOLE_L2_LAYERS] if len(found) > len(HEAD_LAYERS) else [])
+    )
     if len(found) != len(wanted) or any(name not in names for name, names in zip(found, wanted, strict=True)):
-        raise InputError(f"the head is {', '.join(found)}, expected {', '.join(HEAD)}, and WPCA, finalL2 or nothing")
+        raise InputError(
+            f"the head is {', '.join(found)}, expected {', '.join(HEAD_LAYERS)}, and WPCA, finalL2 or nothing"
+        )
     core = _weights(layers[1], (2, 3))
-    tensors = {ASSIGNMENT: core[0], NEGATED_CENTRES: core[-1]}
+    tensors = {VLAD_ASSIGNMENT: core[0], VLAD_NEGATED_CENTRES: core[-1]}
     if len(core) == 3:
-        tensors[ASSIGNMENT_BIAS] = core[1].reshape(-1)
-    if len(found) > len(HEAD):
+        tensors[VLAD_ASSIGNMENT_BIAS] = core[1].reshape(-1)
+    if len(found) > len(HEAD_LAYERS):
         tensors[PCA_WEIGHT], tensors[PCA_BIAS] = _weights(layers[4], (2,))
     return tensors
 

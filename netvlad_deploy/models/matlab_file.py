@@ -17,18 +17,18 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.support.arrays import LARGEST_RATIO, Array
+from netvlad_deploy.support.arrays import MAX_DEFLATE_RATIO, Array
 
 HEADER_BYTES: Final = 128
-VERSION: Final = 0x0100
+LEVEL_5_VERSION: Final = 0x0100
 BYTE_ORDERS: Final = {b"IM": "<", b"MI": ">"}
-NUMBERS: Final = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-MATRIX, COMPRESSED = 14, 15
-CELL, STRUCT, CHAR = 1, 2, 4
-NUMERIC: Final = range(6, 16)
+NUMBER_DTYPES: Final = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MATRIX_ELEMENT, COMPRESSED_ELEMENT = 14, 15
+CELL_CLASS, STRUCT_CLASS, CHAR_CLASS = 1, 2, 4
+NUMERIC_CLASSES: Final = range(6, 16)
 """Classes of arrays, from double to uint64."""
-COMPLEX: Final = 0x0800
-DEEPEST: Final = 32
+COMPLEX_FLAG: Final = 0x0800
+MAX_CELL_DEPTH: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,12 @@ def read_variable(path: Path, name: str) -> tuple[Any, list[str]]:
     """
     content = memoryview(path.read_bytes())
     order = BYTE_ORDERS.get(bytes(content[HEADER_BYTES - 2 : HEADER_BYTES]), "")
-    if not order or struct.unpack(f"{order}H", content[HEADER_BYTES - 4 : HEADER_BYTES - 2]) != (VERSION,):
+    if not order or struct.unpack(f"{order}H", content[HEADER_BYTES - 4 : HEADER_BYTES - 2]) != (LEVEL_5_VERSION,):
         raise InputError(f"{path} is no MATLAB file of version 5 to 7.2: save it with -v7")
     found, names = None, []
     for element in _elements(content[HEADER_BYTES:], order):
-        matrix = _inflated(element.content, order) if element.kind == COMPRESSED else element
-        if matrix.kind != MATRIX:
+        matrix = _inflated(element.content, order) if element.kind == COMPRESSED_ELEMENT else element
+        if matrix.kind != MATRIX_ELEMENT:
             raise ValueError(f"element {matrix.kind} stands where a variable should")
         parts = _elements(matrix.content, order)
         _next(parts), _next(parts)
@@ -84,7 +84,7 @@ def _elements(content: memoryview, order: str) -> Iterator[_Element]:
         if size > len(content) - start or (start == at + 4 and size > 4):
             raise EOFError(f"an element of {size} bytes is expected, {len(content) - start} are left")
         yield _Element(kind=kind, content=content[start : start + size])
-        at = at + 8 if start == at + 4 else start + size + (0 if kind == COMPRESSED else -size % 8)
+        at = at + 8 if start == at + 4 else start + size + (0 if kind == COMPRESSED_ELEMENT else -size % 8)
 
 
 def _next(parts: Iterator[_Element]) -> _Element:
@@ -99,7 +99,7 @@ def _inflated(content: memoryview, order: str) -> _Element:
     inflator = zlib.decompressobj()
     tag = inflator.decompress(content, 8)
     kind, size = struct.unpack(f"{order}II", tag)
-    if size > LARGEST_RATIO * len(content):
+    if size > MAX_DEFLATE_RATIO * len(content):
         raise EOFError(f"a variable claims {size} bytes of {len(content)} compressed ones")
     inflated = inflator.decompress(inflator.unconsumed_tail, max(size, 1))
     if len(inflated) < size:
@@ -108,28 +108,28 @@ def _inflated(content: memoryview, order: str) -> _Element:
 
 
 def _value(element: _Element, order: str, depth: int) -> Any:
-    """Return what an element of the kind MATRIX holds."""
-    if element.kind != MATRIX or depth > DEEPEST:
+    """Return what an element of the kind MATRIX_ELEMENT holds."""
+    if element.kind != MATRIX_ELEMENT or depth > MAX_CELL_DEPTH:
         raise ValueError(f"element {element.kind} stands where an array should, {depth} deep")
     if not element.content:
         return np.zeros(0)
     parts = _elements(element.content, order)
     flags = int(_numbers(_next(parts), order)[0])
     kind = flags & 0xFF
-    if kind not in (CELL, STRUCT, CHAR, *NUMERIC):
+    if kind not in (CELL_CLASS, STRUCT_CLASS, CHAR_CLASS, *NUMERIC_CLASSES):
         return Unread(kind=kind)
     dimensions = [int(each) for each in _numbers(_next(parts), order)]
     _next(parts)
     if min(dimensions, default=0) < 0:
         raise ValueError(f"an array has the shape {dimensions}")
-    if kind == CHAR:
+    if kind == CHAR_CLASS:
         return _text(_next(parts))
-    if kind == CELL:
+    if kind == CELL_CLASS:
         return [_value(_next(parts), order, depth + 1) for _ in range(math.prod(dimensions))]
-    if kind == STRUCT:
+    if kind == STRUCT_CLASS:
         return _structs(parts, math.prod(dimensions), order, depth)
     values = _numbers(_next(parts), order)
-    if flags & COMPLEX:
+    if flags & COMPLEX_FLAG:
         values = values + 1j * _numbers(_next(parts), order)
     return values.reshape(dimensions, order="F").squeeze()
 
@@ -148,9 +148,9 @@ def _structs(parts: Iterator[_Element], count: int, order: str, depth: int) -> A
 
 
 def _numbers(element: _Element, order: str) -> Array:
-    if element.kind not in NUMBERS:
+    if element.kind not in NUMBER_DTYPES:
         raise ValueError(f"element {element.kind} stands where numbers should")
-    return np.frombuffer(element.content, np.dtype(f"{order}{NUMBERS[element.kind]}"))
+    return np.frombuffer(element.content, np.dtype(f"{order}{NUMBER_DTYPES[element.kind]}"))
 
 
 def _text(element: _Element) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from netvlad_deploy.errors import InputError
 
-STORAGES: Final = {
+STORAGE_DTYPES: Final = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -31,7 +31,7 @@ STORAGES: Final = {
     "UntypedStorage": torch.uint8,
 }
 
-LONGEST_NAME: Final = 200
+MAX_CLASS_NAME_SHOWN: Final = 200
 """Letters of a class that a message shows."""
 
 
@@ -225,7 +225,7 @@ def set_of(items: Iterable[Any] = ()) -> set[Any]:
     return {item for item in items if is_key(item)}
 
 
-KNOWN: Final[Mapping[str, Callable[..., Any]]] = {
+KNOWN_FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
@@ -263,7 +263,7 @@ KNOWN: Final[Mapping[str, Callable[..., Any]]] = {
 }
 """Functions for what torch and NumPy write: the only code that a file can have called."""
 
-OWN = frozenset(KNOWN.values())
+OWN = frozenset(KNOWN_FUNCTIONS.values())
 
 
 def call(function: Any, arguments: Any) -> Any:

@@ -22,8 +22,8 @@ from netvlad_deploy.models.pickled import Standin, Storage
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.unpickling import Unpickler
 
-MAGIC = 0x1950A86A20F9469CFC6C
-PROTOCOL = 1001
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
 BLOCK_BYTES = 1 << 24
 
 
@@ -137,9 +137,9 @@ def _read_row(stream: Bounded, path: Path) -> Pickled:
             raise ValueError("a storage without a type or size")
         return stored.setdefault(key, Storage(dtype=dtype, numel=numel))
 
-    if Unpickler(stream).load() != MAGIC:
+    if Unpickler(stream).load() != LEGACY_MAGIC:
         raise InputError(f"{path} is a pickle that torch did not write: save its state_dict alone with torch.save")
-    if Unpickler(stream).load() != PROTOCOL:
+    if Unpickler(stream).load() != LEGACY_PROTOCOL:
         raise InputError(f"{path} has a layout that is not known: save its state_dict alone with torch.save")
     Unpickler(stream).load()
     unpickler = Unpickler(stream, storage)

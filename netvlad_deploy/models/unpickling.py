@@ -15,9 +15,9 @@ from typing import IO, Any, ClassVar, Final
 import torch
 
 from netvlad_deploy.models.pickled import (
-    KNOWN,
-    LONGEST_NAME,
-    STORAGES,
+    KNOWN_FUNCTIONS,
+    MAX_CLASS_NAME_SHOWN,
+    STORAGE_DTYPES,
     NumpyArray,
     NumpyDtype,
     Standin,
@@ -27,7 +27,7 @@ from netvlad_deploy.models.pickled import (
     set_of,
 )
 
-MOST_COPIES: Final = 4
+MAX_COPIES: Final = 4
 """How often a pickle may have its own length copied, in characters and members, by the functions of the table.
 
 What torch and NumPy write is copied once. A pickle can name one value a thousand times, so that a small file would fill
@@ -49,22 +49,22 @@ class Unpickler(pickle._Unpickler):
         self.skipped: set[str] = set()
         self._storage = storage
         start = stream.tell()
-        self._copies_left = MOST_COPIES * (stream.seek(0, io.SEEK_END) - start)
+        self._copies_left = MAX_COPIES * (stream.seek(0, io.SEEK_END) - start)
         stream.seek(start)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the function of a name, a dtype, or a stand-in."""
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
-        known = KNOWN.get(f"{module}.{name}")
+        known = KNOWN_FUNCTIONS.get(f"{module}.{name}")
         if known is not None:
             return known
         if module.split(".")[0] == "torch":
-            if name in STORAGES:
-                return STORAGES[name]
+            if name in STORAGE_DTYPES:
+                return STORAGE_DTYPES[name]
             dtype = vars(torch).get(name) if module == "torch" else None
             if isinstance(dtype, torch.dtype):
                 return dtype
-        foreign = f"{module}.{name}"[:LONGEST_NAME]
+        foreign = f"{module}.{name}"[:MAX_CLASS_NAME_SHOWN]
         self.skipped.add(foreign)
         return Standin(foreign)
 
@@ -103,7 +103,7 @@ class Unpickler(pickle._Unpickler):
         return call(function, arguments)
 
     def _count_copies(self, values: Any) -> None:
-        """Raise UnpicklingError if the pickle has had more copied than MOST_COPIES allows."""
+        """Raise UnpicklingError if the pickle has had more copied than MAX_COPIES allows."""
         self._copies_left -= sum(len(value) for value in values if isinstance(value, Sized))
         if self._copies_left < 0:
             raise pickle.UnpicklingError("it uses the same values again and again")

@@ -17,20 +17,20 @@ from netvlad_deploy.oracle.reference_file import ASSIGNMENT_BIAS, NORMALIZE_INPU
 from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64
 from netvlad_deploy.support.require import require
 
-BATCH_SIZE, STARTS = 4096, 3
+K_MEANS_BATCH_SIZE, K_MEANS_STARTS = 4096, 3
 """Local descriptors in a step of mini-batch k-means, and how many starts it chooses from."""
 
 ASSIGNMENT_RATIO = 0.01
 """The second-nearest centroid gets, on average, this much of the nearest one's assignment."""
 
 VARIANCE_FLOOR = 1e-9
-RANK = 1e-7
+MIN_VARIANCE_RATIO = 1e-7
 """A direction with less of the largest one's variance is rounding, not data."""
 
-ROWS, COLUMNS = 4096, 2048
+SHARPNESS_BLOCK_ROWS, GRAM_BLOCK_COLUMNS = 4096, 2048
 """How many rows, or columns, are widened to float64 at once."""
 
-WEIGHT, PROJECTION_BIAS = "projection.weight", "projection.bias"
+PROJECTION_WEIGHT, PROJECTION_BIAS = "projection.weight", "projection.bias"
 
 
 def local_descriptors(pipeline: Pipeline, images: Array) -> Float32:
@@ -58,7 +58,7 @@ def fit_clusters(points: Float32, clusters: int, seed: int) -> Float32:
     if len(points) < clusters:
         raise InputError(f"{len(points)} local descriptors are too few for {clusters} clusters: pass more images")
     k_means = require("sklearn.cluster", extra="fit").MiniBatchKMeans(
-        n_clusters=clusters, batch_size=BATCH_SIZE, n_init=STARTS, random_state=seed
+        n_clusters=clusters, batch_size=K_MEANS_BATCH_SIZE, n_init=K_MEANS_STARTS, random_state=seed
     )
     with require("threadpoolctl", extra="fit").threadpool_limits(1):
         k_means.fit(points)
@@ -73,8 +73,8 @@ def sharpness(points: Float32, centroids: Float32) -> float:
     """
     wide = centroids.astype(np.float64)
     gaps = 0.0
-    for start in range(0, len(points), ROWS):
-        rows = points[start : start + ROWS].astype(np.float64)
+    for start in range(0, len(points), SHARPNESS_BLOCK_ROWS):
+        rows = points[start : start + SHARPNESS_BLOCK_ROWS].astype(np.float64)
         squares = (wide**2).sum(axis=1) - 2 * rows @ wide.T  # |x|^2 is the same for every centroid
         nearest = np.partition(squares, 1, axis=1)
         gaps += float((nearest[:, 1] - nearest[:, 0]).sum())
@@ -125,12 +125,12 @@ def fit_whitening(points: Float32, size: int) -> Arrays:
         )
     mean = points.mean(axis=0, dtype=np.float64)
     directions, variances = _principal(points, mean, size)
-    if variances[-1] <= RANK * variances[0]:
-        rank = int((variances > RANK * variances[0]).sum())
+    if variances[-1] <= MIN_VARIANCE_RATIO * variances[0]:
+        rank = int((variances > MIN_VARIANCE_RATIO * variances[0]).sum())
         raise InputError(f"whitening to {size} values: the images span {rank} directions only, ask for fewer")
     weight = directions.T / np.sqrt(variances + VARIANCE_FLOOR)[:, None]
     return {
-        WEIGHT: weight.astype(np.float32),
+        PROJECTION_WEIGHT: weight.astype(np.float32),
         PROJECTION_BIAS: (-weight @ mean).astype(np.float32),
         PROJECTION_L2: np.ones((), np.float32),
     }
@@ -143,7 +143,7 @@ def _principal(points: Float32, mean: Float64, size: int) -> tuple[Float64, Floa
     direction is positive, which fixes its sign.
     """
     count, length = points.shape
-    blocks = [slice(start, start + COLUMNS) for start in range(0, length, COLUMNS)]
+    blocks = [slice(start, start + GRAM_BLOCK_COLUMNS) for start in range(0, length, GRAM_BLOCK_COLUMNS)]
 
     def centred(block: slice) -> Float64:
         result: Float64 = points[:, block].astype(np.float64) - mean[block]

@@ -11,7 +11,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.records import from_record
 
-KEY = "netvlad-deploy/vocabulary/1"
+METADATA_KEY = "netvlad-deploy/vocabulary/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class VocabularyRecord:
 
     def metadata(self) -> dict[str, str]:
         """Return the record as safetensors keeps it."""
-        return {KEY: json.dumps(asdict(self), sort_keys=True)}
+        return {METADATA_KEY: json.dumps(asdict(self), sort_keys=True)}
 
     @classmethod
     def parse(cls, metadata: Mapping[str, str]) -> "VocabularyRecord | None":
@@ -46,9 +46,9 @@ class VocabularyRecord:
 
         Raises: InputError if it is damaged.
         """
-        if KEY not in metadata:
+        if METADATA_KEY not in metadata:
             return None
         try:
-            return from_record(cls, json.loads(metadata[KEY]))
+            return from_record(cls, json.loads(metadata[METADATA_KEY]))
         except (ValueError, RecursionError) as error:
             raise InputError(f"the record of its vocabulary is damaged ({error}): fit it again") from error

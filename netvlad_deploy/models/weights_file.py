@@ -23,12 +23,12 @@ from netvlad_deploy.support.arrays import read_arrays
 from netvlad_deploy.support.formats import CHECKPOINT_SUFFIXES, first_bytes, foreign, is_checkpoint, reading
 from netvlad_deploy.support.require import require
 
-TENSORS: Final = (torch.Tensor, StoredTensor)
+TENSOR_TYPES: Final = (torch.Tensor, StoredTensor)
 
 LOG = logging.getLogger(__name__)
 
 SAVE_ALONE: Final = "load it with the code it came from, and save its state_dict alone"
-DTYPES: Final = frozenset(
+REAL_DTYPES: Final = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
         *(torch.int8, torch.int16, torch.int32, torch.int64),
@@ -44,13 +44,13 @@ SPECIAL_TENSORS: Final = {
 }
 """What torch calls to make tensors of other kinds, by the end of its name."""
 
-OF_TORCH: Final = ("torch._", "torch.nn.", "torch.storage.", "torch.Tensor", "__torch__.")
+TORCH_NAME_PREFIXES: Final = ("torch._", "torch.nn.", "torch.storage.", "torch.Tensor", "__torch__.")
 """How names start that tensors and modules themselves bring with them."""
 
-OPTIMIZER = "optim"
+OPTIMIZER_PREFIX = "optim"
 """How the names of containers start that hold an optimizer's own tensors."""
 
-MOST_TENSORS, LONGEST_NAME, DEEPEST, MOST_VISITED = 50_000, 512, 64, 250_000
+MAX_TENSORS, MAX_NAME_LENGTH, MAX_CONTAINER_DEPTH, MAX_VALUES_VISITED = 50_000, 512, 64, 250_000
 """Bounds that no network of weights comes near to."""
 
 
@@ -123,10 +123,10 @@ def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -
         raise InputError(f"{path} {_nothing(content)}")
     if walk.objects:
         LOG.info("%s: read the weights of an object of %s, whose code did not run", path.name, names(walk.objects))
-    if beside := [name for name in skipped - walk.parts if not name.startswith(OF_TORCH)]:
+    if beside := [name for name in skipped - walk.parts if not name.startswith(TORCH_NAME_PREFIXES)]:
         LOG.info("%s: left out, and not run: objects beside the weights of %s", path.name, names(beside))
-    if len(kept) > MOST_TENSORS:
-        raise InputError(f"{path} is no checkpoint: it has {len(kept)} tensors, expected {MOST_TENSORS} at most")
+    if len(kept) > MAX_TENSORS:
+        raise InputError(f"{path} is no checkpoint: it has {len(kept)} tensors, expected {MAX_TENSORS} at most")
     tensors: dict[str, torch.Tensor] = {}
     for leaf in kept:
         if leaf.name in tensors:
@@ -163,11 +163,11 @@ class _Walk:
             self.objects.update([] if start else [node.name])
         for key, value in (node if attributes is None else attributes).items():
             self._visited += 1
-            if depth > DEEPEST or self._visited > MOST_VISITED:
+            if depth > MAX_CONTAINER_DEPTH or self._visited > MAX_VALUES_VISITED:
                 raise InputError(f"{self._path} is nested without an end: save its state_dict alone")
             if _is_plain(value) or not isinstance(key, str | int):
                 continue
-            if (length := sum(map(len, (*containers, start, name := str(key))))) > LONGEST_NAME:
+            if (length := sum(map(len, (*containers, start, name := str(key))))) > MAX_NAME_LENGTH:
                 raise InputError(f"{self._path} is no checkpoint: a name of {length} characters begins {name[:40]}")
             if _attributes(value) is not None and attributes is not None:
                 yield from self._below(value, containers, f"{start}{name}.", depth + 1)
@@ -201,7 +201,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     """Return the shape of a tensor, None of anything else."""
     if isinstance(value, NumpyArray):
         return None if value.array is None else value.array.shape
-    return tuple(value.shape) if isinstance(value, TENSORS) else None
+    return tuple(value.shape) if isinstance(value, TENSOR_TYPES) else None
 
 
 def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
@@ -209,8 +209,8 @@ def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
 
     Weights are what has axes, as tensors or else as arrays of NumPy: training notes numbers and rows of them.
     """
-    own = [leaf for leaf in leaves if not any(each.startswith(OPTIMIZER) for each in leaf.containers)]
-    for kinds, axes in ((TENSORS, 2), (NumpyArray, 2), (TENSORS, 1), ((*TENSORS, NumpyArray), 0)):
+    own = [leaf for leaf in leaves if not any(each.startswith(OPTIMIZER_PREFIX) for each in leaf.containers)]
+    for kinds, axes in ((TENSOR_TYPES, 2), (NumpyArray, 2), (TENSOR_TYPES, 1), ((*TENSOR_TYPES, NumpyArray), 0)):
         holding = {
             leaf.containers for leaf in own if isinstance(leaf.value, kinds) and len(_shape(leaf.value) or ()) >= axes
         }
@@ -221,7 +221,7 @@ def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
                 replace(leaf, name=".".join((*leaf.containers[depth:], leaf.name)))
                 for leaf in own
                 if leaf.containers[:depth] == base
-                and (leaf.containers in holding or isinstance(leaf.value, (*TENSORS, Standin)))
+                and (leaf.containers in holding or isinstance(leaf.value, (*TENSOR_TYPES, Standin)))
             ]
     return []
 
@@ -234,13 +234,13 @@ def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
 def _tensor(value: Any, name: str, path: Path) -> torch.Tensor | None:
     """Return a tensor that weights can be made of; None of an object that is none."""
     if isinstance(value, Standin):
-        if "." not in name and not value.name.startswith(OF_TORCH):
+        if "." not in name and not value.name.startswith(TORCH_NAME_PREFIXES):
             return None
         kind = SPECIAL_TENSORS.get(value.name.rpartition(".")[2], f"an object of {value.name}: {SAVE_ALONE}")
         raise InputError(f"{path} holds {name}, {kind}")
     if isinstance(value, NumpyArray):
         value = _of_array(value.array, name, path)
-    if value.dtype not in DTYPES:
+    if value.dtype not in REAL_DTYPES:
         raise InputError(f"{path} holds {name} of {value.dtype}, expected real numbers: save it as float32")
     if isinstance(value, StoredTensor):
         try:

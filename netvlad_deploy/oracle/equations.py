@@ -38,13 +38,13 @@ from netvlad_deploy.spec.layer import (
 )
 from netvlad_deploy.support.arrays import Array, Float64
 
-ROWS = 64
-"""Rows of a projection that are float64 at once: 16 MiB for a descriptor of 32,768 values."""
+BLOCK_ROWS = 64
+"""Rows of a projection that are converted to float64 at a time: 16 MiB for a descriptor of 32,768 values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm:
-    """BatchNorm over the last axis: four vectors of its length and epsilon."""
+    """BatchNorm over the last axis, of length C: four vectors (C,), and epsilon."""
 
     weight: Float64
     bias: Float64
@@ -61,33 +61,33 @@ class BatchNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearMap:
-    """A product with `weight` (P,I), in the dtype in which it was read, and BatchNorm or a bias (P,) or neither."""
+    """A product with `weight` (P,I), in the dtype of its file, followed by BatchNorm, by a bias (P,) or by neither."""
 
     weight: Array
     bias: Float64 | None
     batch_norm: BatchNorm | None
 
     def __call__(self, vectors: Float64) -> Float64:
-        """Return what becomes of vectors (B,I)."""
+        """Apply the weight, then BatchNorm or the bias: (B,I) to (B,P)."""
         products = np.empty((*vectors.shape[:-1], len(self.weight)))
         for block, rows in self.blocks():
             products[..., block] = vectors @ rows.T
         return self.offset(products)
 
     def offset(self, products: Float64) -> Float64:
-        """Return what becomes of products (B,P): BatchNorm or the bias is applied."""
+        """Apply BatchNorm or the bias to products (B,P)."""
         if self.batch_norm is not None:
             return self.batch_norm(products)
         return products if self.bias is None else products + self.bias
 
     def blocks(self) -> Iterator[tuple[slice, Float64]]:
-        """Yield the rows of the weight in float64, a block at a time, and where they stand.
+        """Yield blocks of rows of the weight in float64, each with its slice of the rows.
 
-        Write what they give into an array that is there before: a small one that outlives each block would keep the
-        memory of all of them from being used again.
+        Write results into an array allocated before the loop: a small array allocated within it would lie between the
+        blocks, and keep the allocator from using the memory of one block for the next.
         """
-        for start in range(0, len(self.weight), ROWS):
-            block = slice(start, start + ROWS)
+        for start in range(0, len(self.weight), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
             yield block, self.weight[block].astype(np.float64)
 
 
@@ -96,7 +96,7 @@ class ReferenceParameters:
     """Unfolded parameters of a NetVLAD layer: clusters (D,K+G), centroids (K,D), BatchNorm or a bias (K+G,) or neither.
 
     `normalize_input`, `flatten` and `epsilon` are as in `NetVLADSpec`; `projection`, `gating`, `projection_l2` and
-    `final_l2` are what follows.
+    `final_l2` describe the steps after the aggregate.
     """
 
     clusters: Float64
@@ -113,7 +113,7 @@ class ReferenceParameters:
 
     @property
     def spec(self) -> NetVLADSpec:
-        """Return the sizes these parameters imply."""
+        """Return the sizes and conventions of the layer that has these parameters."""
         num_clusters, feature_size = self.centroids.shape
         projection = None
         if self.projection is not None:
@@ -150,7 +150,7 @@ class ReferenceParameters:
 
 
 def by_cluster(vectors: Array, spec: NetVLADSpec) -> Array:
-    """Return flattened vectors (B, D*K) as (B,K,D)."""
+    """Return flattened vectors (B, D*K), in the order of the spec, as (B,K,D)."""
     if spec.flatten == CLUSTERS_FIRST:
         return vectors.reshape(-1, spec.num_clusters, spec.feature_size)
     parts: Array = vectors.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
@@ -158,7 +158,7 @@ def by_cluster(vectors: Array, spec: NetVLADSpec) -> Array:
 
 
 def local_descriptors(parameters: ReferenceParameters, features: Array) -> Float64:
-    """Return x (B,N,D) as everything after it sees it: L2-normalised, if the layer does that."""
+    """Return features (B,N,D) as x (B,N,D) in float64, L2-normalised if the layer does that."""
     values = features.astype(np.float64)
     return l2_normalize(values, parameters.epsilon) if parameters.normalize_input else values
 
@@ -172,7 +172,7 @@ def assignment_logits(parameters: ReferenceParameters, features: Array) -> Float
 
 
 def assignment_projection(parameters: ReferenceParameters) -> tuple[Float64, Float64]:
-    """Return the weight (D,K+G) and bias (K+G,) of the affine map that `assignment_logits` is of local descriptors."""
+    """Return weight (D,K+G) and bias (K+G,) of the affine map from x to the logits, with BatchNorm folded in."""
     origin = assignment_logits(parameters, np.zeros((1, parameters.spec.feature_size)))[0]
     norm = parameters.batch_norm
     slope = 1.0 if norm is None else norm.weight / np.sqrt(norm.running_var + norm.eps)
@@ -196,13 +196,17 @@ def residual_sum(assignment: Float64, features: Array, centroids: Float64) -> Fl
 
 
 def l2_normalize(values: Float64, epsilon: str = CLAMP) -> Float64:
-    """Divide by the norm over the last axis, kept from 0 as `epsilon` says."""
+    """Divide by the norm over the last axis; `epsilon` is the mode in which the divisor is kept above 0.
+
+    >>> l2_normalize(np.array([3.0, 4.0]))
+    array([0.6, 0.8])
+    """
     normalised: Float64 = values / divisor((values * values).sum(axis=-1, keepdims=True), epsilon)
     return normalised
 
 
 def divisor(squares: Float64, epsilon: str) -> Float64:
-    """Return what to divide by for a sum of squares."""
+    """Return the norm of a sum of squares, kept above 0 by the mode `epsilon`: the divisor of an L2 normalisation."""
     floor = NORM_FLOORS[epsilon]
     result: Float64 = np.sqrt(squares + floor**2) if epsilon == ADD else np.maximum(np.sqrt(squares), floor)
     return result
@@ -216,14 +220,14 @@ def aggregate(parameters: ReferenceParameters, residuals: Float64) -> Float64:
 
 
 def project(parameters: ReferenceParameters, vectors: Float64) -> Float64:
-    """Return the descriptor (B,P) of v (B, D*K): v itself, if the layer ends there."""
+    """Return the descriptor (B,P) of aggregates v (B, D*K): v itself if the layer has no projection."""
     if parameters.projection is None:
         return vectors
     return after_projection(parameters, parameters.projection(vectors))
 
 
 def after_projection(parameters: ReferenceParameters, values: Float64) -> Float64:
-    """Return the descriptor (B,P) of what the projection gives (B,P): its L2 norm, gating, and the last L2 norm."""
+    """Apply the L2 normalisation, the gating and the last L2 normalisation of the layer to projected vectors (B,P)."""
     if parameters.projection_l2:
         values = l2_normalize(values, parameters.epsilon)
     if parameters.gating is not None:
@@ -232,6 +236,6 @@ def after_projection(parameters: ReferenceParameters, values: Float64) -> Float6
 
 
 def sigmoid(values: Float64) -> Float64:
-    """Return 1 / (1 + exp(-x)), which overflows nowhere as half of 1 + tanh(x/2)."""
+    """Return 1 / (1 + exp(-x)), computed as (1 + tanh(x/2)) / 2, which never overflows."""
     result: Float64 = (1 + np.tanh(values / 2)) / 2
     return result

@@ -1,15 +1,15 @@
-"""Golden images: what a pipeline was given when it was exported, and what it had to give.
+"""Golden images: images that a pipeline was given when it was exported, with the descriptors that it must give.
 
-A backbone is no formula that the oracle could compute. So the export keeps, beside the head's parameters, a few images
-and the descriptors of the unfolded torch module in float64, with how far that module comes out when it rounds as a
-precision does. That distance says how much this network makes of rounding on this image. What is tolerated is
+The oracle has no equations for a backbone. So the export keeps a few images beside the head's parameters, with the
+descriptors of the unfolded torch module in float64, and the distance of the same module's descriptors when it rounds as
+a precision does. That distance measures the effect of rounding on this network and this image. The tolerance is
 
     factor * max(distance measured in the precision, floor)
 
-The factor leaves room for sums in another order and for narrower sums: 16 in FP32, where that is all there is, and 4
-where every tensor is rounded to 11 bits, which weighs more than any order. A golden image proves nothing where its
-tolerance is above the ceiling, or where it reaches half way to the descriptor of another golden image: then it would
-pass a network that takes one image for the other.
+The factor leaves room for sums in another order and in narrower types: 16 in FP32, which has no other error, and 4
+where every tensor is rounded to 11 bits, an error larger than that of any order. A golden image is not judged if its
+tolerance is above MAX_TOLERANCE, or above half the distance to the descriptor of another golden image: it would then
+pass a network that mistakes one image for the other.
 """
 
 import itertools
@@ -25,26 +25,29 @@ from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.spec.images import CHANNELS, ImageInput
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 
-SIZES: Final = ((224, 224), (225, 257), (320, 256))
-"""Heights and widths of golden images, one odd, in the usual profile; the last gives way to the resize rule's own."""
+IMAGE_SIZES: Final = ((224, 224), (225, 257), (320, 256))
+"""Heights and widths of golden images, one of them odd, within the default profile.
 
-SMALL_SIZES: Final = ((96, 128), (97, 131))
-"""The first two where the rule has one size, which alone an engine takes: cheaper, and as telling."""
+A resize rule that keeps an image's shape replaces the last by its own size.
+"""
+
+SMALL_IMAGE_SIZES: Final = ((96, 128), (97, 131))
+"""The first two sizes under a resize rule with a fixed size: cheaper, and they show the same faults."""
 
 USUAL_PHOTO: Final = (480, 640)
-"""What a rule that keeps an image's shape is asked about."""
+"""Height and width of a typical photo: its size after a rule that keeps the shape is the last golden size."""
 
 FP32: Final = "fp32"
 TF32: Final = "tf32"
 
-FACTOR, FLOOR = 16.0, 2.0**-23
-"""Of FP32: the distance of one run, so the floor is for one that was lucky."""
+FP32_FACTOR, FP32_FLOOR = 16.0, 2.0**-23
+"""Factor and floor of a tolerance in FP32, where one run was measured: the floor is for a run with little error."""
 
-NARROW_FACTOR, NARROW_FLOOR = 4.0, 2.0**-12
-"""Of tensors with 11 bits: the largest distance of several roundings."""
+ELEVEN_BIT_FACTOR, ELEVEN_BIT_FLOOR = 4.0, 2.0**-12
+"""Factor and floor where tensors have 11 bits (TF32, FP16): the largest distance of several roundings was measured."""
 
-CEILING: Final = 0.1
-"""Largest tolerance worth a verdict: a cosine of 0.995."""
+MAX_TOLERANCE: Final = 0.1
+"""Largest tolerance that is judged: it allows a cosine of 0.995."""
 
 _PREFIX: Final = "golden."
 _DISTANCE: Final = "_distance"
@@ -52,9 +55,9 @@ _DISTANCE: Final = "_distance"
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A golden image (H,W,3) uint8, its descriptor (P,) in float64, and by precision how far rounding moved it.
+    """A golden image (H,W,3) uint8, its descriptor (P,) in float64, and the effect of rounding by precision.
 
-    The distances are those of the function `distances`, measured with the unfolded module.
+    `distances` has, for each precision, the relative distance that rounding moved the unfolded module's descriptor.
     """
 
     image: npt.NDArray[np.uint8]
@@ -63,7 +66,7 @@ class Golden:
 
     @property
     def name(self) -> str:
-        """Return how reports call it."""
+        """Return the name of the image in reports: its height and width."""
         return f"images {self.image.shape[0]}x{self.image.shape[1]}"
 
     def tolerance(self, precision: str) -> float:
@@ -74,15 +77,15 @@ class Golden:
         if precision not in self.distances:
             known = ", ".join(self.distances)
             raise ArtifactError(f"golden {self.name} was measured for {known}, not for {precision}: export again")
-        factor, floor = (FACTOR, FLOOR) if precision == FP32 else (NARROW_FACTOR, NARROW_FLOOR)
+        factor, floor = (FP32_FACTOR, FP32_FLOOR) if precision == FP32 else (ELEVEN_BIT_FACTOR, ELEVEN_BIT_FLOOR)
         return factor * max(self.distances[precision], floor)
 
     def doubt(self, tolerance: float, goldens: "Iterable[Golden]") -> str:
-        """Return why this tolerance would prove nothing, empty if it proves something; `goldens` are all of them."""
+        """Return the reason against a verdict with this tolerance, empty if there is none; `goldens` are all images."""
         if not self.descriptor.any():
             return "its descriptor is 0, which has no direction"
-        if not tolerance <= CEILING:
-            return f"rounding may move the descriptor by {tolerance:.2g}, more than {CEILING:g} of its length"
+        if not tolerance <= MAX_TOLERANCE:
+            return f"rounding may move the descriptor by {tolerance:.2g}, more than {MAX_TOLERANCE:g} of its length"
         others = (each for each in goldens if each is not self)
         apart = min((float(distances(each.descriptor, self.descriptor)) for each in others), default=np.inf)
         if tolerance > apart / 2:
@@ -91,7 +94,7 @@ class Golden:
 
 
 def doubts(goldens: Sequence[Golden], precision: str) -> tuple[str, ...]:
-    """Return a sentence if `validate` will not be able to judge some of the golden images in a precision."""
+    """Return one sentence if `validate` cannot judge some of the golden images in a precision, else nothing."""
     found = [(golden, golden.doubt(golden.tolerance(precision), goldens)) for golden in goldens]
     doubted = [(golden, doubt) for golden, doubt in found if doubt]
     if not doubted:
@@ -105,7 +108,11 @@ def doubts(goldens: Sequence[Golden], precision: str) -> tuple[str, ...]:
 
 
 def distances(got: Array, expected: Array) -> Float64:
-    """Return |got - expected| / |expected| of descriptors (B,P), row by row; infinite where a value is not finite."""
+    """Return |got - expected| / |expected| for each row of descriptors (B,P); infinite where a value is not finite.
+
+    >>> distances(np.array([[3.0, 0.0]]), np.array([[2.0, 0.0]]))
+    array([0.5])
+    """
     wide, wanted = got.astype(np.float64), expected.astype(np.float64)
     difference = np.where(np.isfinite(wide), wide - wanted, np.inf)
     norm = np.maximum(np.linalg.norm(wanted, axis=-1), np.finfo(np.float64).tiny)
@@ -114,16 +121,16 @@ def distances(got: Array, expected: Array) -> Float64:
 
 
 def golden_sizes(images: ImageInput) -> tuple[tuple[int, int], ...]:
-    """Return the heights and widths of a pipeline's golden images, each once: at least two."""
+    """Return the heights and widths of a pipeline's golden images: at least two, and no size twice."""
     if images.size is not None:
-        sizes = (*SMALL_SIZES, images.size)
+        sizes = (*SMALL_IMAGE_SIZES, images.size)
     else:
-        sizes = SIZES if images.resize.rule is None else (*SIZES[:-1], images.target(*USUAL_PHOTO))
+        sizes = IMAGE_SIZES if images.resize.rule is None else (*IMAGE_SIZES[:-1], images.target(*USUAL_PHOTO))
     return tuple(dict.fromkeys(sizes))
 
 
 def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Return a picture (H,W,3) with what photos have, shades, edges of many sizes and noise; the same for a seed."""
+    """Return a random image (H,W,3) with shades, edges of many sizes and noise; a seed gives the same image."""
     random = np.random.default_rng(seed)
     y, x = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
     picture = np.full((height, width, CHANNELS), 128.0)
@@ -143,19 +150,19 @@ def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def golden_arrays(goldens: tuple[Golden, ...]) -> Arrays:
-    """Return goldens as arrays of a reference file."""
+    """Return golden images as the arrays of a reference file."""
     arrays: Arrays = {}
     for index, golden in enumerate(goldens):
-        arrays |= {f"{_PREFIX}{index}.image": golden.image, f"{_PREFIX}{index}.descriptor": golden.descriptor}
-        measured = golden.distances.items()
-        arrays |= {f"{_PREFIX}{index}.{name}{_DISTANCE}": np.asarray(distance) for name, distance in measured}
+        start = f"{_PREFIX}{index}."
+        arrays |= {f"{start}image": golden.image, f"{start}descriptor": golden.descriptor}
+        arrays |= {f"{start}{name}{_DISTANCE}": np.asarray(far) for name, far in golden.distances.items()}
     return arrays
 
 
 def load_goldens(path: Path) -> tuple[Golden, ...]:
-    """Read the golden images of a reference file.
+    """Return the golden images in a reference file.
 
-    Raises: ArtifactError if there is none, or an array is not what a golden has.
+    Raises: ArtifactError if there is none, or one lacks its image, descriptor or FP32 distance.
     """
     try:
         arrays = read_arrays(path, _PREFIX)

@@ -15,20 +15,25 @@ NORMALIZE_INPUT, CLUSTERS_FIRST_MARK = "normalize_input", "clusters_first"
 PROJECTION_L2, FINAL_L2 = "projection_l2", "final_l2"
 EPSILON_MARKS = {f"epsilon_{mode}": mode for mode in NORM_FLOORS if mode != CLAMP}
 REFERENCE_FILE = "reference_file"
-"""In every reference file: two tensors alone, `clusters` and `clusters2`, are also what other dialects save."""
+"""Mark of every reference file: `clusters` and `clusters2` alone are also the tensors of other dialects."""
 
 MARKS = (REFERENCE_FILE, NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
-"""Names in a reference file beside those of the reference's own state: conventions, 1 for yes."""
+"""Names in a reference file beside those of the module's state: conventions of the layer, 1 for yes."""
 
 BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
 
 
 def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
-    """Read the parameters from arrays under the reference's own names: `clusters`, `clusters2`, `batch_norm.*`.
+    """Return the parameters in arrays with the state names of the torch module.
 
-    And where they are, `assignment_bias`, `projection.*`, `gating.*`, and the conventions of MARKS.
+    The arrays `clusters` (D,K+G) and `clusters2` (1,D,K) are required; `batch_norm.*`, `assignment_bias` (K+G,),
+    `projection.*`, `gating.*` and the names of MARKS are optional.
 
     Raises: InputError if an array is missing, has another shape or is not finite.
+
+    >>> parameters = parameters_from_arrays({"clusters": np.ones((4, 3)), "clusters2": np.ones((1, 4, 2))})
+    >>> parameters.spec.num_clusters, parameters.spec.num_ghost_clusters, parameters.spec.feature_size
+    (2, 1, 4)
     """
     clusters, clusters2 = (_read(arrays, name) for name in ("clusters", "clusters2"))
     columns = clusters.shape[-1] if clusters.ndim == 2 else 0
@@ -63,9 +68,13 @@ def _read(arrays: Mapping[str, Array], name: str) -> Float64:
 
 
 def _finite(values: Array, name: str) -> Array:
-    """Return values, all finite; NaN is its own extreme, so no mask as large as a projection is needed."""
+    """Return the values unchanged.
+
+    Raises: InputError if they are not real numbers, or not all finite.
+    """
     if values.dtype.kind not in "biuf":
         raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
+    # NaN is the minimum and maximum of any array that holds one: no mask as large as a projection is needed.
     if values.size and not np.isfinite([values.min(), values.max()]).all():
         raise InputError(f"reference parameter {name} is not finite")
     return values
@@ -103,9 +112,14 @@ def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearM
 
 
 def load_reference(path: Path | str) -> ReferenceParameters:
-    """Read `NAME.reference.npz`.
+    """Return the unfolded parameters in `NAME.reference.npz`, which `export` writes beside `NAME.onnx`.
 
     Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
+
+    >>> np.savez("m.reference.npz", clusters=np.eye(8, 3), clusters2=np.ones((1, 8, 2)))
+    >>> parameters = load_reference("m.reference.npz")
+    >>> parameters.clusters.shape, parameters.centroids.shape
+    ((8, 3), (2, 8))
     """
     try:
         arrays = read_arrays(Path(path))
@@ -115,7 +129,7 @@ def load_reference(path: Path | str) -> ReferenceParameters:
 
 
 def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
-    """Return what a reference file holds, in its order: arrays under the reference's own names, and its conventions."""
+    """Return the arrays of a reference file, sorted by name: the module's state, and a mark for each convention."""
     conventions = {
         REFERENCE_FILE: True,
         NORMALIZE_INPUT: spec.normalize_input,

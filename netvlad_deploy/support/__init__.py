@@ -1,1 +1,1 @@
-"""What any program needs and this one cannot take from a library: files, locks, processes, arrays."""
+"""Files, locks, child processes, arrays and limits: nothing here knows of NetVLAD."""

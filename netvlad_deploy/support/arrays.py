@@ -1,4 +1,4 @@
-"""Names for NumPy arrays, and the one way to read them from files: without pickles, and with the file closed."""
+"""Types of NumPy arrays, and reading and writing `.npy` and `.npz` files without pickles."""
 
 import io
 import math
@@ -18,18 +18,19 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-BLOCK_BYTES = 1 << 24
-LARGEST_RATIO = 1032
-"""How much deflate can make of a byte. Source: zlib, Maximum Compression Factor."""
+READ_BLOCK_BYTES = 1 << 24
+MAX_DEFLATE_RATIO = 1032
+"""Bytes that deflate can make of one byte at most. Source: zlib, Maximum Compression Factor."""
 
-MOST_ARRAYS, INFLATED_BYTES, INFLATED_RATIO = 50_000, 1 << 28, 32
-"""Bounds of an `.npz` file: its arrays may take 256 MiB, or 32 times its size where that is more."""
+MAX_ARRAYS = 50_000
+MAX_INFLATED_BYTES, MAX_INFLATED_RATIO = 1 << 28, 32
+"""The arrays of an `.npz` file may take 256 MiB, or 32 times the size of the file if that is more."""
 
 
 def read_arrays(path: Path, prefix: str | tuple[str, ...] = "") -> Array | Arrays:
-    """Return the array of a `.npy` file, or the named arrays of an `.npz` file, those whose names start so.
+    """Return the array of a `.npy` file, or the arrays of an `.npz` file whose names start with the prefix.
 
-    What the headers claim is compared with the size of the file before memory is taken for it.
+    The size that a header claims is compared with the size of the file before memory is taken for the array.
 
     Raises: InputError if the file is missing, damaged, or holds anything but plain arrays.
     """
@@ -45,16 +46,16 @@ def read_arrays(path: Path, prefix: str | tuple[str, ...] = "") -> Array | Array
             wanted = {name: info for name, info in members.items() if name.startswith(prefix)}
             if other := next((info.filename for info in wanted.values() if not info.filename.endswith(".npy")), None):
                 raise InputError(f"{path} holds {other}, which is no array: keep arrays alone in it")
-            if len(wanted) > MOST_ARRAYS:
-                raise InputError(f"{path} holds {len(wanted)} arrays, expected {MOST_ARRAYS} at most")
+            if len(wanted) > MAX_ARRAYS:
+                raise InputError(f"{path} holds {len(wanted)} arrays, expected {MAX_ARRAYS} at most")
             claimed = sum(info.file_size for info in wanted.values())
-            if claimed > max(INFLATED_BYTES, INFLATED_RATIO * size):
+            if claimed > max(MAX_INFLATED_BYTES, MAX_INFLATED_RATIO * size):
                 raise InputError(f"{path} has {size} bytes and would inflate to {claimed}: write it with numpy.savez")
             return {name: _read_member(archive, info) for name, info in wanted.items()}
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: LARGEST_RATIO}.get(info.compress_type, 0)
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_DEFLATE_RATIO}.get(info.compress_type, 0)
     if info.file_size > ratio * info.compress_size:
         raise ValueError(f"{info.filename} claims {info.file_size} bytes of {info.compress_size} compressed ones")
     with archive.open(info) as stream:
@@ -62,9 +63,9 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
 
 
 def _read_array(stream: IO[bytes], size: int) -> Array:
-    """Return the array of a stream of so many bytes."""
+    """Return the array of a `.npy` stream that has `size` bytes."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers that Python 2 wrote, or that are damaged
+        warnings.simplefilter("ignore")  # NumPy warns of headers that Python 2 wrote, or that are damaged
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the format is for records, which are no plain array")
@@ -79,8 +80,8 @@ def _read_array(stream: IO[bytes], size: int) -> Array:
     if not claimed:
         return np.empty(shape, dtype)
     values = memoryview(bytearray(claimed))
-    for at in range(0, claimed, BLOCK_BYTES):
-        block = values[at : at + BLOCK_BYTES]
+    for at in range(0, claimed, READ_BLOCK_BYTES):
+        block = values[at : at + READ_BLOCK_BYTES]
         if stream.readinto(block) != len(block):  # type: ignore[attr-defined]
             raise EOFError(f"an array of {claimed} bytes ends before")
     array: Array = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
@@ -88,7 +89,7 @@ def _read_array(stream: IO[bytes], size: int) -> Array:
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
-    """Write an `.npz` file, array by array: under any names, and the same bytes for the same arrays in this order."""
+    """Write an `.npz` file array by array: equal arrays in the same order give the same bytes, unlike `numpy.savez`."""
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -103,13 +104,21 @@ def npz_content(arrays: Mapping[str, Array]) -> bytes:
 
 
 def unit_rows(features: Array) -> Array:
-    """Return the local descriptors L2-normalised, in their own dtype."""
+    """Return vectors (...,D) divided by their L2 norms, in their own dtype.
+
+    >>> unit_rows(np.array([[3.0, 4.0]]))
+    array([[0.6, 0.8]])
+    """
     normalised: Array = features / np.linalg.norm(features, axis=-1, keepdims=True)
     return normalised
 
 
 def cosines(got: Float64, expected: Float64) -> Float64:
-    """Return the cosine of each row of one array with the same row of the other."""
+    """Return the cosines (B,) of the rows of two arrays (B,D), 0 where a row is 0.
+
+    >>> cosines(np.array([[1.0, 0.0], [2.0, 0.0]]), np.array([[1.0, 1.0], [5.0, 0.0]])).round(4)
+    array([0.7071, 1.    ])
+    """
     lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
     values: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
     return values

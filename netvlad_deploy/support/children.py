@@ -26,15 +26,16 @@ from netvlad_deploy import errors
 from netvlad_deploy.errors import NetVLADDeployError, RunError
 
 PR_SET_PDEATHSIG: Final = 1
-"""Source: Linux, prctl(2). The signal comes when the thread ends that started the child: it is the one that waits."""
+"""Option of prctl: the kernel sends a signal when the thread that started this process ends. Source: prctl(2)."""
 
 PIPE_BYTES: Final = 1 << 20
-"""Source: Linux, pipe(7): /proc/sys/fs/pipe-max-size, as it is by default."""
+"""Largest pipe that Linux gives to every user by default. Source: pipe(7), /proc/sys/fs/pipe-max-size."""
 
-LAST_BREATH_S: Final = 5
-"""How long a child may take to end after it has closed its pipe."""
+EXIT_TIMEOUT_S: Final = 5
+"""Seconds that a child has to end after it has closed its pipe; then it is killed."""
 
-BOOT: Final = (
+# The parent's import path is passed on: the child must find the same modules, also those of the working folder.
+CHILD_PROGRAM: Final = (
     "import sys; module, parent, sys.path[:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]; "
     "from netvlad_deploy.support.children import run; run(module, parent)"
 )
@@ -45,12 +46,12 @@ class Channel:
 
     def __init__(self, reading: IO[bytes], writing: IO[bytes]) -> None:
         self._reading, self._writing = reading, writing
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # a child's threads log while it answers: a message must not be cut by another
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
-        """Send a message, which JSON must be able to hold, and bytes.
+        """Send a message, whose values JSON can hold, followed by bytes.
 
-        Raises: OSError if nobody reads.
+        Raises: OSError if the other process no longer reads.
         """
         with self._lock:
             self._writing.write(json.dumps({"message": message, "size_bytes": len(content)}).encode() + b"\n")
@@ -73,13 +74,13 @@ class Channel:
 
 
 class Child:
-    """A process that works for this one; leaving it kills it.
+    """A process that works for this one, and is killed at the end of the `with` block.
 
     Args:
-        module: the module whose `serve` it runs.
-        name: what errors call it.
-        environment: variables beside those of this process.
-        failure: what is raised if it dies.
+        module: the module whose `serve(channel)` the process runs.
+        name: the name of the process in error messages.
+        environment: variables added to those of this process.
+        failure: the error that is raised if the process dies.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Child:
     ) -> None:
         self.name, self.failure = name, failure
         self._process = subprocess.Popen(
-            [sys.executable, f"-Xutf8={sys.flags.utf8_mode}", "-c", BOOT, module, str(os.getpid()), *sys.path],
+            [sys.executable, f"-Xutf8={sys.flags.utf8_mode}", "-c", CHILD_PROGRAM, module, str(os.getpid()), *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
@@ -112,7 +113,7 @@ class Child:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            with contextlib.suppress(OSError):  # what it was to read is lost with it
+            with contextlib.suppress(OSError):  # closing flushes a message that the dead child can no longer read
                 stream.close()
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
@@ -126,9 +127,9 @@ class Child:
             raise self._death() from error
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
-        """Return the child's next answer, and log what it has logged until then.
+        """Return the child's next answer and its bytes; log records that come before it go to the log of this process.
 
-        Raises: the error of this package that it ended with; `failure` if it has died.
+        Raises: the error of this package that the child ended with; `failure` if it has died.
         """
         while True:
             try:
@@ -145,22 +146,26 @@ class Child:
 
     def _death(self) -> NetVLADDeployError:
         try:
-            code = self._process.wait(timeout=LAST_BREATH_S)
-        except subprocess.TimeoutExpired:  # it goes on, and says nothing any more
+            code = self._process.wait(timeout=EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # the child closed its pipe and runs on: it will never answer again
             self._process.kill()
             code = self._process.wait()
         return self.failure(f"{self.name} {ending(code)}")
 
 
 def _widen(pipe: IO[bytes]) -> None:
-    """Let a pipe hold as much as Linux allows every user, which halves the time that an engine takes through it."""
+    """Enlarge a pipe to PIPE_BYTES, which halves the time that an engine takes through it."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # a user with many pipes may be refused; it works as it is
+        with contextlib.suppress(OSError):  # refused to a user with many pipes: the small pipe works as well
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def ending(code: int) -> str:
-    """Say how a process ended, by the code that `subprocess` gives."""
+    """Say in words how a process ended, from its return code in `subprocess`.
+
+    >>> ending(3), ending(-15)
+    ('ended with exit code 3', 'was killed by SIGTERM')
+    """
     if code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -171,7 +176,7 @@ def ending(code: int) -> str:
 
 
 class _ToParent(logging.Handler):
-    """Send what is logged to the parent."""
+    """A log handler that sends every record to the parent."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -183,12 +188,13 @@ class _ToParent(logging.Handler):
 
 
 def run(module: str, parent: int) -> None:
-    """Be a child: run `serve` of a module until it returns or the parent ends."""
+    """Run `serve` of a module in this process, a child, until it returns or the parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended before that was said
+    if os.getppid() != parent:  # the parent ended before prctl was called: no signal will come
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries print to standard output: answers keep its pipe, and file descriptor 1 becomes standard error.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     channel = Channel(sys.stdin.buffer, answers)
@@ -200,4 +206,4 @@ def run(module: str, parent: int) -> None:
     except NetVLADDeployError as error:
         channel.send({"error": type(error).__name__, "reason": str(error)})
     except (EOFError, BrokenPipeError):
-        os._exit(0)  # nobody is left to tell
+        os._exit(0)  # the parent is gone: an ordinary exit would flush into its closed pipe and fail

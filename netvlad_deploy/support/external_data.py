@@ -1,7 +1,7 @@
-"""Which files an ONNX graph would have opened beside itself, read from its bytes without the package onnx.
+"""The names of the external data files of an ONNX graph, read from its bytes without the package onnx.
 
-Whoever parses a graph opens the files it names, wherever it stands: so the names are read first. Only the few messages
-of protobuf that lead to a tensor are followed, and the rest is skipped, weights too.
+A parser of ONNX opens every file that the graph names, at any path: so the names are checked before a graph is parsed.
+Only the few protobuf messages that lead to a tensor are followed; all others are skipped, weights too.
 
 Source: onnx/onnx.proto (field numbers), and protobuf's encoding (tags, varints, lengths).
 """
@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-PROPERTY: Final = "netvlad_deploy.external_data"
-"""Where an ONNX file of ours has name and hash of its external data, so that its own hash is that of both."""
+EXTERNAL_DATA_PROPERTY: Final = "netvlad_deploy.external_data"
+"""Metadata property in which an exported file has the name and hash of its external data: one hash then covers both."""
 
-DEEPEST: Final = 100
-"""Messages within messages that protobuf itself reads."""
+MAX_MESSAGE_DEPTH: Final = 100
+"""Depth of nested messages at which protobuf itself stops reading."""
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+"""Wire types of protobuf."""
 
 _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "model": {7: "graph", 14: "property", 20: "training", 25: "function"},
@@ -31,19 +32,19 @@ _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "property": {},
     "external": {},
 }
-"""The fields of each message that lead to the name of a file, or to what a file says of itself."""
+"""By message, the fields that lead to the name of a file or to a metadata property, and the message in each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What a graph names: files with weights, in any tensor of it, and its own properties."""
+    """The external data files that the tensors of a graph name, and its metadata properties."""
 
     files: frozenset[str]
     properties: Mapping[str, str]
 
 
 def read_names(content: bytes) -> Names:
-    """Return what the bytes of an ONNX file name.
+    """Return the file names and metadata properties in the bytes of an ONNX file.
 
     Raises: ValueError if they are no protobuf.
     """
@@ -52,8 +53,8 @@ def read_names(content: bytes) -> Names:
     pending = [("model", memoryview(content), 0)]
     while pending:
         kind, message, depth = pending.pop()
-        if depth > DEEPEST:
-            raise ValueError(f"messages are more than {DEEPEST} deep")
+        if depth > MAX_MESSAGE_DEPTH:
+            raise ValueError(f"messages are more than {MAX_MESSAGE_DEPTH} deep")
         if kind in ("external", "property"):
             keys, values = _entry(message)
             if kind == "property" and keys:
@@ -71,12 +72,12 @@ def check_names(content: bytes, listed: Mapping[str, str] | None) -> None:
     names = read_names(content)
     if others := names.files - {listed and listed["name"]}:
         raise ValueError(f"it names the external data {', '.join(sorted(others))[:200]}")
-    if names.properties.get(PROPERTY, "null") != json.dumps(listed, sort_keys=True):
+    if names.properties.get(EXTERNAL_DATA_PROPERTY, "null") != json.dumps(listed, sort_keys=True):
         raise ValueError("its external data is of another name or content")
 
 
 def _entry(message: memoryview) -> tuple[list[str], list[str]]:
-    """Return all that an entry says of its key, and of its value; protobuf takes the last of each."""
+    """Return all keys and all values of an entry of text; protobuf takes the last of each."""
     found: dict[int, list[str]] = {1: [], 2: []}
     for number, part in _fields(message):
         if number in found:
@@ -85,17 +86,17 @@ def _entry(message: memoryview) -> tuple[list[str], list[str]]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and content of every field that has a length."""
+    """Yield the number and the content of every length-delimited field of a message."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
-        if tag > 0xFFFF_FFFF:  # protobuf would cut it, and see another field
+        if tag > 0xFFFF_FFFF:  # protobuf would cut it to 32 bits, and see another field
             raise ValueError(f"a tag is {tag}")
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
             _, position = _varint(message, position)
             continue
-        if wire == LENGTH:
+        if wire == LENGTH_DELIMITED:
             length, position = _varint(message, position)
         elif wire in (FIXED32, FIXED64):
             length = 4 if wire == FIXED32 else 8
@@ -104,13 +105,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         end = position + length
         if end > len(message):
             raise ValueError(f"field {number} ends beyond its message")
-        if wire == LENGTH:
+        if wire == LENGTH_DELIMITED:
             yield number, message[position:end]
         position = end
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return a number in groups of seven bits, the lowest first, and where it ends."""
+    """Return the number whose groups of seven bits start at a position, lowest first, and the position after it."""
     value = shift = 0
     while True:
         if position >= len(message) or shift > 63:

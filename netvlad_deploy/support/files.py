@@ -1,7 +1,7 @@
-"""Files written whole or not at all, and read by their content.
+"""Reading files with their hash, and writing the files of a result all together or not at all.
 
-A result is written under temporary names beside its targets, which get their names together when all of it is
-complete: a killed process, a full disk or Ctrl-C leaves all that was there before, or all that is new.
+The files of a result are written under temporary names beside their targets, and renamed together when all of them are
+complete: a killed process, a full disk or Ctrl-C leaves all the old files or all the new ones.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from netvlad_deploy.support import journal
 from netvlad_deploy.support.locks import hold, lock
 from netvlad_deploy.support.scratch import scratch_folder
 
-BLOCK_BYTES: Final = 1 << 20
+HASH_BLOCK_BYTES: Final = 1 << 20
 
 
 @contextlib.contextmanager
 def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
-    """Open a file for reading that is one: a pipe or a device would never end.
+    """Open a regular file for reading; a pipe or a device, which may never end, is refused.
 
-    Raises: ArtifactError if it cannot be read, is something else, or is not there: `missing` says what that means.
+    Raises: ArtifactError if it cannot be read, is no regular file, or is missing: `missing` is added to that message.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as stream:
@@ -38,7 +38,7 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open without waiting for whoever would write into a pipe."""
+    """Open a file, and a pipe without waiting for a process that writes into it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -52,9 +52,9 @@ def sha256_file(path: Path, *, missing: str = "") -> str:
 
 
 def _digest(stream: IO[bytes], copy: IO[bytes] | None = None) -> str:
-    """Return the SHA-256 of what a stream still holds, and write that into a copy, which is unbuffered."""
+    """Return the SHA-256 of the rest of a stream, which is also written into an unbuffered copy, if there is one."""
     digest = hashlib.sha256()
-    while block := stream.read(BLOCK_BYTES):
+    while block := stream.read(HASH_BLOCK_BYTES):
         digest.update(block)
         if copy is not None:
             _write_scratch(copy, block)
@@ -62,9 +62,9 @@ def _digest(stream: IO[bytes], copy: IO[bytes] | None = None) -> str:
 
 
 def _write_scratch(stream: IO[bytes], block: bytes) -> None:
-    """Write all of a block into an unbuffered file of the temporary folder: no error waits until it is closed.
+    """Write a whole block into an unbuffered file of the temporary folder, where every error shows at once.
 
-    Raises: OutputError if the temporary folder does not take it.
+    Raises: OutputError if the temporary folder is full or cannot be written.
     """
     rest = memoryview(block)
     try:
@@ -88,9 +88,9 @@ def read_bounded(path: Path, largest: int, *, missing: str = "") -> bytes:
 
 @contextlib.contextmanager
 def private_copy(path: Path, *, missing: str = "") -> Iterator[tuple[Path, str]]:
-    """Make a copy of a file that nobody else can change, under the same name in a folder of its own.
+    """Yield a copy of a file that no other user can change, and its SHA-256; the copy has the same name.
 
-    For readers that open a file by its path: what they read has the SHA-256 that comes with the copy.
+    It is for libraries that open a file by its path: the bytes that they read are the bytes that were hashed.
 
     Raises: ArtifactError if the file cannot be read; OutputError if the temporary folder cannot hold the copy.
     """
@@ -102,9 +102,12 @@ def private_copy(path: Path, *, missing: str = "") -> Iterator[tuple[Path, str]]
 
 
 def check_suffix(target: Path, suffix: str) -> Path:
-    """Return the target if its name ends as its content demands, which also keeps it from being its own source.
+    """Return the target if its name has the suffix of its format; its source, of another format, is then another file.
 
-    Raises: UsageError if it does not.
+    Raises: UsageError if the name has another suffix.
+
+    >>> check_suffix(Path("model.onnx"), ".onnx").name
+    'model.onnx'
     """
     if target.suffix != suffix:
         raise UsageError(f"{target} does not end in {suffix}: name the target {target.stem}{suffix}")
@@ -112,13 +115,16 @@ def check_suffix(target: Path, suffix: str) -> Path:
 
 
 def check_apart(path: Path, others: Iterable[Path], role: str) -> None:
-    """Raise UsageError if a file that has a role of its own is also another file of the same work."""
+    """Raise UsageError if a path is also one of the other files that the same command reads or writes."""
     if path.resolve() in {other.resolve() for other in others}:
         raise UsageError(f"{path} is read or written here, it cannot be the {role} too: name another file")
 
 
 class Staging:
-    """Files of one result, in one folder, written under temporary names beside their targets."""
+    """The files of one result, written under temporary names in the folder of their targets.
+
+    Each temporary file stays open and locked until the end, which tells another process that it is in use.
+    """
 
     def __init__(self, *, force: bool) -> None:
         self.force = force
@@ -127,11 +133,11 @@ class Staging:
 
     @property
     def newest(self) -> Path | None:
-        """Return the target that was added last and has not its name yet."""
+        """Return the target that was added last, None if there is none or all have been renamed."""
         return next(reversed(self._moves), None)
 
     def check(self, target: Path) -> None:
-        """Refuse a target that could not be written: worth asking before long work.
+        """Refuse a target that could not be written; ask before long work.
 
         Raises: UsageError if it exists and `force` is off; OutputError if it is read-only or no file, or its folder
             cannot be written.
@@ -151,7 +157,7 @@ class Staging:
         os.close(handle)
 
     def add(self, target: Path, *, private: bool = False) -> Path:
-        """Reserve a temporary file for `target`; a private one is for this user alone.
+        """Return a new temporary file for `target`; no other user can read a private one.
 
         Raises: UsageError if the target exists and `force` is off; OutputError if it cannot be written.
         """
@@ -164,27 +170,27 @@ class Staging:
 
     @contextlib.contextmanager
     def open(self, target: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
-        """Open the temporary file of a new `target` for writing, and flush it to the disk."""
+        """Open a new temporary file for `target`; at the end of the block it is flushed to the disk."""
         with _open_flushed(self.add(target, private=private)) as stream:
             yield stream
 
     def write(self, target: Path, content: bytes, *, private: bool = False) -> None:
-        """Write a whole file under its temporary name."""
+        """Write a whole new file under a temporary name."""
         with self.open(target, private=private) as stream:
             stream.write(content)
 
     def write_parts(self, target: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, int]:
-        """Write a file part by part under its temporary name; return its SHA-256 and its size in bytes."""
+        """Write a new file part by part under a temporary name; return its SHA-256 and its size in bytes."""
         return write_hashed(self.add(target), parts)
 
     def sha256(self, target: Path) -> str:
-        """Return the SHA-256 of a new file that is complete under its temporary name."""
+        """Return the SHA-256 of a new file, complete under its temporary name."""
         return sha256_file(self._moves[target])
 
     def commit(self) -> None:
-        """Give every file its name, all of them or none: see `journal`.
+        """Rename all files to their targets or none: see `journal`.
 
-        Raises: UsageError if a target has come to exist and `force` is off.
+        Raises: UsageError if a target exists by now and `force` is off.
         """
         moves, self._moves = self._moves, {}
         if not moves:
@@ -196,7 +202,7 @@ class Staging:
             raise UsageError(f"{error.filename} exists already: choose another name or pass --force") from error
 
     def discard(self) -> None:
-        """Remove whatever was not given its name, and let go of the rest."""
+        """Remove the files that were not renamed, and release the locks of all."""
         for temporary in self._moves.values():
             temporary.unlink(missing_ok=True)
         while self._locks:
@@ -204,7 +210,7 @@ class Staging:
 
 
 def _create(target: Path, mode: int = 0o600) -> tuple[Path, int]:
-    """Make a temporary file for a target, locked while this process lives, with the permissions that a user chose.
+    """Return a new temporary file for a target, and the handle that holds its lock; the user's umask applies to `mode`.
 
     Raises: OutputError if the folder cannot be written.
     """
@@ -238,23 +244,22 @@ def write_hashed(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, 
 
 
 def finish_writing(folder: Path) -> None:
-    """Let a folder have all or none of what is being written into it, if a process that did that was killed.
+    """Finish the renames of a process that was killed while it wrote a result into a folder: see `journal`.
 
     Raises: ArtifactError if that is not possible.
     """
     try:
         journal.finish(folder)
     except OSError as error:
-        reason = error.strerror or error
+        path, reason = folder / journal.JOURNAL_NAME, error.strerror or error
         raise ArtifactError(
-            f"{folder / journal.NAME} is of a command that writes there, or was killed, and cannot be put right: "
-            f"{reason}: remove it if no such command runs"
+            f"{path} is of a command that writes there, or was killed, and cannot be put right: {reason}: remove it if no such command runs"
         ) from error
 
 
 @contextlib.contextmanager
 def stage_files(*, force: bool) -> Iterator[Staging]:
-    """Write several files whole or not at all: earlier files stay until all the new ones are complete.
+    """Yield a `Staging` for several files, which are renamed together at the end of the block, or removed on an error.
 
     Raises: UsageError if a target exists and `force` is off; OutputError if the disk refuses.
     """
@@ -270,7 +275,7 @@ def stage_files(*, force: bool) -> Iterator[Staging]:
 
 
 def check_targets(*targets: Path, force: bool) -> None:
-    """Refuse early what could not be written.
+    """Refuse targets that could not be written, before long work.
 
     Raises: as `Staging.check`.
     """
@@ -280,9 +285,9 @@ def check_targets(*targets: Path, force: bool) -> None:
 
 
 def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
-    """Make a folder for `targets`, and refuse early what could not be written.
+    """Make a folder for `targets`, and refuse those that could not be written.
 
-    Raises: OutputError if there can be no such folder; UsageError if a target exists and `force` is off.
+    Raises: OutputError if the folder cannot be made; UsageError if a target exists and `force` is off.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,15 +297,15 @@ def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
 
 
 def write_text(path: Path, text: str, *, force: bool = True) -> None:
-    """Write one text file whole or not at all."""
+    """Write a text file under a temporary name, and rename it when it is complete."""
     with stage_files(force=force) as staging:
         staging.write(path, text.encode())
 
 
 def read_private(path: Path) -> bytes:
-    """Return the content of a file that holds code, nothing if it is not there.
+    """Return the content of a file that holds code, empty if there is no such file.
 
-    Raises: ArtifactError if it cannot be read, or somebody else could have written it.
+    Raises: ArtifactError if it cannot be read, or another user may have written it.
     """
     if not path.exists():
         return b""
@@ -310,14 +315,14 @@ def read_private(path: Path) -> bytes:
 
 
 def check_private(path: Path, status: os.stat_result) -> None:
-    """Raise ArtifactError if somebody else could have written a file or folder that holds code."""
+    """Raise ArtifactError if another user may have written a file or folder that holds code."""
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise ArtifactError(f"{path} holds code, and others may have written it: remove it, it is made anew")
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file that several processes change: a sibling `.NAME.lock`, which stays.
+    """Hold the lock of a file that several processes change: the lock of its sibling `.NAME.lock`, which is kept.
 
     Raises: OutputError if the folder cannot be written, or the lock is a link.
     """
@@ -334,5 +339,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def stem_of(path: Path) -> str:
-    """Return a file's name without its suffixes: `model_best.pth.tar` becomes `model_best`."""
+    """Return a file's name without its suffixes.
+
+    >>> stem_of(Path("model_best.pth.tar"))
+    'model_best'
+    """
     return path.name.partition(".")[0] or path.name

@@ -1,6 +1,6 @@
-"""What a file is, by its name and its first bytes, and what turns an error of a third-party reader into one line.
+"""The format of a file by its name and first bytes, and errors of third-party readers as one line.
 
-Whoever is handed a file asks here first, so that every verb says the same of it. Only the standard library is needed.
+Every verb asks here first, so that all of them say the same of a file. Only the standard library is needed.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from typing import Final
 from netvlad_deploy.errors import InputError
 
 CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar", ".ckpt", ".bin", ".pt2")
-"""Names of files of weights, in any case; `.tar` is for `.pth.tar`."""
+"""Suffixes of files of weights, in lower case; `.tar` is for `.pth.tar`."""
 
-DAMAGE: Final = (
+READER_ERRORS: Final = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -40,19 +40,17 @@ DAMAGE: Final = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy, torch and the standard library raise for damaged files."""
+"""Errors that NumPy, torch and the standard library raise for damaged files."""
 
-MATLAB_5, MATLAB_7_3 = b"MATLAB 5.0", b"MATLAB 7.3"
-HDF5 = b"\x89HDF\r\n\x1a\n"
-TAR_MAGIC: Final = 257
-"""Where `ustar` stands in a tar archive."""
+TAR_MAGIC_OFFSET: Final = 257
+"""Position of `ustar` in a tar archive."""
 
-_EXPORT = "export the checkpoint that it was made from"
+HDF5_START = b"\x89HDF\r\n\x1a\n"
 _WEB_PAGE = "a web page that was saved in place of the file: open it to see what the server said, and download it again"
-_STARTS: Final = {
+_KINDS_BY_START: Final = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned",
-    HDF5: "an HDF5 file, as Keras writes: save its arrays under a dialect's names (docs/dialects.md) with numpy.savez",
-    MATLAB_7_3: "of MATLAB 7.3: save it with -v7",
+    HDF5_START: "an HDF5 file, as Keras writes: save its arrays under a dialect's names (docs/dialects.md) with numpy.savez",
+    b"MATLAB 7.3": "of MATLAB 7.3: save it with -v7",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
     b"BZh": "compressed by bzip2: unpack it first",
     b"\xfd7zXZ": "compressed by xz: unpack it first",
@@ -60,22 +58,26 @@ _STARTS: Final = {
     b"\x89PNG": "an image: give the file of the weights",
     b"\xff\xd8\xff": "an image: give the file of the weights",
 }
-_MEMBERS: Final = {
+_KINDS_BY_MEMBER: Final = {
     "model.weights.h5": "a model of Keras: save its arrays under a dialect's names (docs/dialects.md) with numpy.savez",
     "archive_format": "a program of torch.export: save the state_dict of its module with torch.save",
     "models/model.json": "a program of torch.export: save the state_dict of its module with torch.save",
     "serialized_exported_program.json": "a program of torch.export: save the state_dict of its module with torch.save",
 }
-"""Members of zip archives, by the end of their names."""
+"""By the end of a member's name, the kind of the zip archive."""
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a file's name says that it holds a checkpoint; a reference file is one, too."""
+    """Return True if a file's name is that of a checkpoint; reference files are checkpoints too.
+
+    >>> is_checkpoint(Path("model_best.pth.tar")), is_checkpoint(Path("model.onnx"))
+    (True, False)
+    """
     return path.suffix.lower() in CHECKPOINT_SUFFIXES
 
 
 def first_bytes(path: Path) -> bytes:
-    """Return the start of a file, enough to know what it is.
+    """Return the first 512 bytes of a file, which show its format.
 
     Raises: InputError if it is missing, no file, or may not be read.
     """
@@ -84,29 +86,32 @@ def first_bytes(path: Path) -> bytes:
 
 
 def foreign(path: Path) -> str:
-    """Return what a file that this package cannot read is, and what would help; nothing if it is none that is known.
+    """Return the kind of a file that this package cannot read, with a remedy; empty for every other file.
 
     Raises: InputError if it is missing, no file, or may not be read.
     """
     start = first_bytes(path)
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return _WEB_PAGE
-    for magic, kind in _STARTS.items():
+    for magic, kind in _KINDS_BY_START.items():
         if start.startswith(magic):
             return kind
-    if start[TAR_MAGIC:].startswith(b"ustar"):
+    if start[TAR_MAGIC_OFFSET:].startswith(b"ustar"):
         return "an archive of tar: unpack it, and give the file of weights in it"
     if start.startswith(b"PK"):
-        return next((kind for member, kind in _MEMBERS.items() if _has_member(path, member)), "")
+        return next((kind for member, kind in _KINDS_BY_MEMBER.items() if _has_member(path, member)), "")
     if path.suffix.lower() == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a")):
-        return f"an ONNX file, whose sidecar {path.name}.json is missing; if other code wrote it, {_EXPORT}"
+        return (
+            f"an ONNX file, whose sidecar {path.name}.json is missing; if other code wrote it, export the "
+            "checkpoint that it was made from"
+        )
     if is_checkpoint(path) and all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in start):
         return "text, not weights: open it to see what it says" if start else "empty: fetch it again, or write it again"
     return ""
 
 
 def no_artifact(path: Path) -> str:
-    """Return what a file without a sidecar is, and what would help; nothing if it is none that is known.
+    """Return the kind of a file that has no sidecar, with a remedy; empty if its kind is unknown.
 
     Raises: InputError if it is missing, no file, or may not be read.
     """
@@ -121,7 +126,7 @@ def no_artifact(path: Path) -> str:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Return whether a zip archive holds a program of TorchScript beside its weights."""
+    """Return True if a zip archive holds a TorchScript program beside its weights."""
     return _has_member(path, "constants.pkl")
 
 
@@ -129,15 +134,15 @@ def _has_member(path: Path, end: str) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(f"/{name}".endswith(f"/{end}") for name in archive.namelist())
-    except DAMAGE:
-        return False  # whoever reads the file says what is wrong with it
+    except READER_ERRORS:
+        return False  # the archive is damaged: its reader will say so
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a reader raises for a file into one line.
+    """Turn the errors that a third-party reader raises for a damaged file into an InputError of one line.
 
-    Raises: InputError.
+    Raises: InputError, also if the file is missing, no regular file, or may not be read.
     """
     try:
         mode = path.stat().st_mode
@@ -151,7 +156,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except DAMAGE as error:
+    except READER_ERRORS as error:
         raise InputError(
             f"{path} is damaged or cut short ({said(error)}): fetch it again, or write it again"
         ) from error
@@ -172,6 +177,10 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """Return an error of other code in one short line."""
+    """Return an error of other code in one short line.
+
+    >>> said(KeyError("pool"))
+    "KeyError: 'pool'"
+    """
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__

@@ -1,9 +1,10 @@
 """Several new files get their names together: a process that is killed in between leaves the rest to the next one.
 
-The new files are complete under temporary names in the folder of their targets. `commit` writes down which of them
-becomes which in the folder's journal, and then renames them. Whoever finds a journal waits for the process that holds
-its lock, and finishes what a dead one began: so a reader sees all the old files or all the new ones, and two processes
-that write into one folder come one after the other. The lock goes with the process, and the journal with the last name.
+The new files are complete under temporary names in the folder of their targets. `commit` writes the list of renames
+into the folder's journal, and then renames. A process that finds a journal waits for the process that holds its lock,
+and finishes the renames of a dead one: so a reader sees all the old files or all the new ones, and two processes that
+write into one folder take turns. The kernel releases the lock when its process ends; the last rename is followed by the
+removal of the journal.
 """
 
 import contextlib
@@ -17,30 +18,31 @@ from pathlib import Path
 
 from netvlad_deploy.support.locks import left_behind, lock, stands
 
-NAME = ".netvlad-deploy.journal"
-_TEMPORARY = r"\.{target}\.[0-9a-f]{{16}}\.tmp"
+JOURNAL_NAME = ".netvlad-deploy.journal"
+_TEMPORARY_NAME = r"\.{target}\.[0-9a-f]{{16}}\.tmp"
 
 
 def temporary_name(target: str) -> str:
-    """Return a name for a new file before it has that of its target."""
+    """Return a new name, hidden and unique, for a file that will be renamed to its target."""
     return f".{target}.{secrets.token_hex(8)}.tmp"
 
 
 def commit(folder: Path, moves: Mapping[str, str], *, force: bool) -> None:
-    """Give temporary files of a folder the names of their targets, or remove them; `moves` has both as plain names.
+    """Rename the temporary files of a folder to their targets, or remove all of them; `moves` maps name to name.
 
-    Once the journal is written only an error of the disk stops that: Ctrl-C is raised when all is done.
+    Once the journal is written only an error of the disk stops the renames: Ctrl-C is raised after the last one.
 
     Raises: FileExistsError for a target that exists, unless `force`; OSError if the folder cannot be written.
     """
+    # Until the journal is on the disk every failure removes the new files; after that every failure must go forward.
     with contextlib.ExitStack() as undo:
         undo.callback(_remove, folder, moves)
         journal = _begin(folder)
         undo.callback(os.close, journal)
-        undo.callback(_remove, folder, [NAME])
+        undo.callback(_remove, folder, [JOURNAL_NAME])
         _check(folder, moves, force=force)
         _sweep(folder, moves)
-        if len(moves) > 1:  # one name is given at once or not at all
+        if len(moves) > 1:  # a single rename is atomic by itself: its journal stays empty, and only holds the lock
             os.write(journal, json.dumps(moves).encode())
             os.fsync(journal)
             _flush(folder)
@@ -48,31 +50,31 @@ def commit(folder: Path, moves: Mapping[str, str], *, force: bool) -> None:
     try:
         _rename(folder, moves)
     except KeyboardInterrupt:
-        _rename(folder, moves)
+        _rename(folder, moves)  # the first call stopped somewhere: this one does the rest
         raise
     except OSError:
         _remove(folder, moves)
         raise
     finally:
         if not any((folder / temporary).exists() for temporary in moves):
-            _flush(folder)
-            _remove(folder, [NAME])
+            _flush(folder)  # before the journal goes: after a power cut the renames must be there, or it
+            _remove(folder, [JOURNAL_NAME])
         os.close(journal)
 
 
 def finish(folder: Path) -> None:
-    """Finish what a killed process began in a folder, or wait until a living one is done.
+    """Finish the renames that a killed process began in a folder, or wait until a living process is done with its own.
 
-    Raises: OSError if that is not possible; PermissionError for the journal of another user, whom nothing is done for.
+    Raises: OSError if that is not possible; PermissionError for the journal of another user, which is left alone.
     """
     try:
         journal = _open(folder, os.O_RDWR)
     except FileNotFoundError:
         return
     try:
-        if stands(folder / NAME, journal):
+        if stands(folder / JOURNAL_NAME, journal):  # its owner removed it while this process waited, if not
             _rename(folder, _moves(journal))
-            _remove(folder, [NAME])
+            _remove(folder, [JOURNAL_NAME])
     finally:
         os.close(journal)
 
@@ -85,17 +87,17 @@ def _begin(folder: Path) -> int:
             journal = _open(folder, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             continue
-        if stands(folder / NAME, journal):
+        if stands(folder / JOURNAL_NAME, journal):
             return journal
-        os.close(journal)  # before it was locked another process took it for one that was left behind, empty
+        os.close(journal)  # another process found it before it was locked, and removed it as the one of a dead process
 
 
 def _open(folder: Path, flags: int) -> int:
-    """Return the open journal, once it is locked.
+    """Return the handle of the journal, opened and locked.
 
-    Raises: OSError if it cannot be opened; PermissionError if others may have written it, or keep its lock for ever.
+    Raises: OSError if it cannot be opened; PermissionError if another user may have written it, or may hold its lock.
     """
-    journal = os.open(folder / NAME, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    journal = os.open(folder / JOURNAL_NAME, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, journal)
         status = os.fstat(journal)
@@ -107,7 +109,7 @@ def _open(folder: Path, flags: int) -> int:
 
 
 def _moves(journal: int) -> dict[str, str]:
-    """Return what is to be renamed: nothing, if the process was killed before the journal was complete."""
+    """Return the renames that a journal lists, none if it is incomplete: then no file was renamed yet."""
     try:
         moves = json.loads(os.pread(journal, os.fstat(journal).st_size, 0))
     except (ValueError, RecursionError):
@@ -120,20 +122,20 @@ def _moves(journal: int) -> dict[str, str]:
 
 
 def _is_temporary(name: str, target: str) -> bool:
-    return target not in ("", ".", "..") and bool(re.fullmatch(_TEMPORARY.format(target=re.escape(target)), name))
+    return target not in ("", ".", "..") and bool(re.fullmatch(_TEMPORARY_NAME.format(target=re.escape(target)), name))
 
 
 def _rename(folder: Path, moves: Mapping[str, str]) -> None:
-    """Rename what is not yet renamed."""
+    """Rename the files that are still under their temporary names."""
     for temporary, target in moves.items():
         with contextlib.suppress(FileNotFoundError):
             (folder / temporary).replace(folder / target)
 
 
 def _sweep(folder: Path, moves: Mapping[str, str]) -> None:
-    """Remove temporary files of the same targets that a killed process left: those that nobody has locked.
+    """Remove temporary files of the same targets that no process has locked: those of killed processes.
 
-    The journal is empty and ours, so nobody will finish them.
+    This process holds the journal, which lists nothing yet, so no process will rename them.
     """
     for path in folder.iterdir():
         if path.name in moves or not any(_is_temporary(path.name, target) for target in moves.values()):
@@ -148,7 +150,7 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check(folder: Path, moves: Mapping[str, str], *, force: bool) -> None:
-    """Raise OSError if a temporary file is gone, or a target has come to exist that is not to be replaced."""
+    """Raise OSError if a temporary file is gone, or a target exists that must not be replaced."""
     for temporary, target in moves.items():
         (folder / temporary).stat()
         if not force and (folder / target).exists():
@@ -156,7 +158,7 @@ def _check(folder: Path, moves: Mapping[str, str], *, force: bool) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Flush a folder's names to the disk, where the file system can."""
+    """Flush the names in a folder to the disk, if the file system can do that."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""How large a number on the command line may be, and how long a name: one table, with the reasons.
+"""The limits of numbers and names on the command line in one table, with the reasons.
 
-A number beyond its limit is a slip of the hand, or ends in an error or a hang of a library far below. Standard library
-only, like `errors`.
+A number beyond its limit is a typing error, or would make a library fail or hang much later. Only the standard library
+is imported, as in `errors`.
 """
 
 import errno
@@ -13,20 +13,20 @@ from typing import Final
 
 from netvlad_deploy.errors import UsageError
 
-DIGITS: Final = 20
-"""More than any limit has: Python refuses to read 5,000."""
+MAX_DIGITS: Final = 20
+"""Digits of a number that are read: more than any limit has, and Python refuses numbers of 5,000."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The least and the most that a number may be, and why no more."""
+    """The smallest and largest value of a number, and the reason for the largest."""
 
     least: float
     most: float
     reason: str
 
     def holds(self, value: float) -> bool:
-        """Return whether a number is within: NaN never is."""
+        """Return True if a number is within the limits; NaN is not."""
         return self.least <= value <= self.most
 
 
@@ -53,13 +53,13 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "workspace_mib": Limit(1, 2**20, "no GPU has a TiB of memory"),
 }
 
-NAME_BYTES: Final = 255
-PATH_BYTES: Final = 4_095
-"""What Linux takes as the name of a file, and as a path."""
+MAX_NAME_BYTES: Final = 255
+MAX_PATH_BYTES: Final = 4_095
+"""Longest name of a file, and longest path, on Linux."""
 
 
 def check_limit(name: str, value: float) -> None:
-    """Refuse a number that is outside the limits of its name; NaN is outside of all.
+    """Refuse a number outside the limits of its name; NaN is outside all limits.
 
     Raises: UsageError with the limits and the reason.
     """
@@ -71,18 +71,26 @@ def check_limit(name: str, value: float) -> None:
 
 
 def range_words(name: str) -> str:
-    """Return the limits of a name in words."""
+    """Return the limits of a name in words.
+
+    >>> range_words("depth")
+    '8 to 32'
+    """
     limit = LIMITS[name]
     return f"{limit.least:.12g} to {limit.most:.12g}"
 
 
 def whole_number(text: str) -> int:
-    """Return the number that digits say; of too many, one that is beyond every limit."""
-    return int(text.lstrip("0")[:DIGITS] or "0")
+    """Return the whole number that a text of digits says, cut to MAX_DIGITS: still beyond every limit.
+
+    >>> whole_number("0064")
+    64
+    """
+    return int(text.lstrip("0")[:MAX_DIGITS] or "0")
 
 
 def check_path(name: str, text: str) -> None:
-    """Refuse what no file can be called, which else shows at its first use, in the words of the system.
+    """Refuse a path that no file can have; without this check its first use fails, in the words of the system.
 
     Raises: UsageError if it is empty, too long, holds a NUL, or is a link that leads to itself.
     """
@@ -92,10 +100,10 @@ def check_path(name: str, text: str) -> None:
     if "\0" in text:
         raise UsageError(f"{what} holds a NUL, which no name can: {text.replace(chr(0), '?')}")
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
-    if longest > NAME_BYTES:
-        raise UsageError(f"{what} has a name of {longest} bytes, expected at most {NAME_BYTES}: {text[:40]}...")
-    if len(os.fsencode(text)) > PATH_BYTES:
-        raise UsageError(f"{what} has {len(os.fsencode(text))} bytes, expected at most {PATH_BYTES}: {text[:40]}...")
+    if longest > MAX_NAME_BYTES:
+        raise UsageError(f"{what} has a name of {longest} bytes, expected at most {MAX_NAME_BYTES}: {text[:40]}...")
+    if (size_bytes := len(os.fsencode(text))) > MAX_PATH_BYTES:
+        raise UsageError(f"{what} has {size_bytes} bytes, expected at most {MAX_PATH_BYTES}: {text[:40]}...")
     try:
         Path(text).stat()
     except OSError as error:

@@ -1,8 +1,8 @@
 """Locks of open files and folders, which the kernel releases whichever way their process ends.
 
-A process holds the lock of what it makes for itself alone (a temporary file, a scratch folder) while it lives. So what
-another process can lock was left behind by one that was killed, and may be removed. On a file system without locks
-nobody waits for anybody, and nothing is taken for left behind.
+A process holds the lock of each temporary file and scratch folder that it makes, while it lives. So a temporary file
+that another process can lock was left behind by a process that was killed, and may be removed. On a file system without
+locks no process waits for another, and no file is taken for left behind.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-WITHOUT_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""How a file system says that it has no locks."""
+NO_LOCKS_ERRNOS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Error numbers of a file system that has no locks."""
 
 
 def lock(handle: int, kind: int = fcntl.LOCK_EX) -> None:
@@ -25,16 +25,17 @@ def lock(handle: int, kind: int = fcntl.LOCK_EX) -> None:
     try:
         fcntl.flock(handle, kind)
     except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+        if error.errno not in NO_LOCKS_ERRNOS:
             raise
 
 
 def hold(path: Path, handle: int) -> bool:
-    """Hold the lock of something new that this process has opened; close it and return False if it is gone.
+    """Lock a new file or folder that this process has opened; return False, with it closed, if it was removed.
 
-    It is gone if another process took it for left behind before the lock was held. The lock is a shared one: a network
-    file system wants write access for an exclusive one, which nobody has to a folder.
+    Another process may have taken it for left behind, and removed it, between its creation and the lock.
     """
+    # A shared lock is enough to make `left_behind` fail. For an exclusive one network file systems want write access,
+    # which nobody has to a folder.
     lock(handle, fcntl.LOCK_SH)
     if stands(path, handle):
         return True
@@ -44,7 +45,7 @@ def hold(path: Path, handle: int) -> bool:
 
 @contextlib.contextmanager
 def left_behind(path: Path) -> Iterator[int]:
-    """Open and lock a file or folder whose process is no more.
+    """Open and lock a file or folder whose process has ended, and yield its handle.
 
     Raises: OSError if a living process holds it, or it cannot be opened or locked.
     """
@@ -57,7 +58,7 @@ def left_behind(path: Path) -> Iterator[int]:
 
 
 def stands(path: Path, handle: int) -> bool:
-    """Return whether an open file is still the one of that name."""
+    """Return True if an open file is still the file at its path: it may have been removed or replaced."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(handle))
     except FileNotFoundError:

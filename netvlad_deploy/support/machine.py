@@ -24,9 +24,9 @@ POWER_TIMEOUT_S: Final = 10
 
 
 def describe_machine(root: Path = Path("/")) -> dict[str, str]:
-    """Return the processor, its usable cores, system, memory, and what a Jetson says of itself.
+    """Return the processor, its usable cores, system, memory, and the board, release and power mode of a Jetson.
 
-    `root` is where the system's own files stand.
+    `root` is the folder that holds the system's `proc` and `etc`.
     """
     facts = {
         "processor": _field(root / "proc" / "cpuinfo", "model name") or platform.processor() or "unknown",
@@ -43,22 +43,22 @@ def describe_machine(root: Path = Path("/")) -> dict[str, str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that a figure may depend on."""
+    """Return the versions of those PACKAGES that are installed."""
     return {name: version for name in PACKAGES if (version := installed_version(name)) is not None}
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory that this process has taken from the host so far."""
+    """Return the largest host memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def available_cores() -> int:
-    """Return how many CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def _field(path: Path, name: str) -> str:
-    """Return the first value of `name: value` in a file of the system, or an empty string."""
+    """Return the value of the first line `name: value` in a file of the system, or an empty string."""
     lines = (line.partition(":") for line in _text(path).splitlines())
     return next((value.strip() for key, _, value in lines if key.strip() == name), "")
 
@@ -71,7 +71,7 @@ def _text(path: Path) -> str:
 
 
 def _power_mode() -> str:
-    """Return a Jetson's power mode, on which every latency depends, or an empty string."""
+    """Return the power mode of a Jetson, on which every latency depends, or an empty string elsewhere."""
     program = shutil.which("nvpmodel")
     if program is None:
         return ""

@@ -1,8 +1,8 @@
-"""From JSON to frozen dataclasses, by the types of their fields and by nothing else.
+"""From JSON to frozen dataclasses, by the types of their fields alone.
 
-What `dataclasses.asdict` wrote comes back as it was: no other field is there, and each has its type. A field that was
-added later has a default, which says what held before it was there. Where a field may have one of several dataclasses,
-their fields decide.
+It is the inverse of `dataclasses.asdict`: unknown fields are refused, and each value must have the type of its field. A
+field that was added to a dataclass later has a default, which older JSON gets. Of several dataclasses that a field may
+hold, the one with the same names of fields is taken.
 """
 
 import functools
@@ -17,10 +17,10 @@ RecordType = TypeVar("RecordType")
 
 
 def from_record(kind: type[RecordType], record: object, **given: Any) -> RecordType:
-    """Return the dataclass that a JSON object holds; `given` are the fields that the object leaves out.
+    """Return a dataclass of the type `kind` with the values of a JSON object, and with the fields `given` beside them.
 
-    Raises: ValueError naming the field that is missing, unknown, or not of its type; or what the dataclass itself
-        refuses.
+    Raises: ValueError naming the field that is missing, unknown, or not of its type; or with the error that the
+        dataclass itself raises.
     """
     return cast("RecordType", _record(kind, record, kind.__name__, given))
 
@@ -55,7 +55,7 @@ def field_names(kind: Any) -> set[str]:
 
 
 def _value(hint: Any, value: object, where: str) -> Any:
-    """Return a JSON value as the type that a field has."""
+    """Return a JSON value as the type that a field has; `where` names the field in errors."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _one_of(arguments, value, where)
@@ -73,7 +73,7 @@ def _value(hint: Any, value: object, where: str) -> Any:
 
 
 def _one_of(hints: tuple[Any, ...], value: object, where: str) -> Any:
-    """Return a JSON value as the one of several types that it can be: None, a dataclass by its fields, or another."""
+    """Return a JSON value as one of several types: None, the dataclass with its names of fields, or the only other."""
     if value is None and type(None) in hints:
         return None
     candidates = [hint for hint in hints if hint is not type(None)]

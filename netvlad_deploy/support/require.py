@@ -1,7 +1,7 @@
-"""Import optional packages late, and say how to install those that are missing.
+"""Import optional packages late, and give the pip line that installs those that are missing.
 
-The line names packages, as this package's own metadata has them, so that it works for a checkout and for a wheel, and
-from any folder.
+The line names packages, as listed in this package's own metadata: so it works for a checkout and for a wheel, and from
+any folder.
 """
 
 import functools
@@ -17,8 +17,8 @@ from typing import Final
 from netvlad_deploy.errors import MissingDependencyError
 
 DISTRIBUTION: Final = "netvlad-deploy"
-_OPTIONAL = re.compile(r"""([\w.-]+)([^;]*);\s*extra\s*==\s*["']([\w-]+)["']""")
-"""A line of the metadata: a distribution, its versions, and the optional dependency group it belongs to."""
+_OPTIONAL_REQUIREMENT = re.compile(r"""([\w.-]+)([^;]*);\s*extra\s*==\s*["']([\w-]+)["']""")
+"""A requirement in the metadata: distribution, versions, and the optional dependency group (the extra)."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -34,9 +34,9 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 
 def install_line(extra: str) -> str:
-    """Return the line that installs what is missing of an optional dependency group, and all anew if nothing is."""
+    """Return the pip line for the missing packages of an optional dependency group, or for all if none is missing."""
     packages = optional_packages().get(extra)
-    if packages is None:  # the metadata is none, or older than this file
+    if packages is None:  # there is no metadata, or it is older than this file
         return pip_line("install", "-e", f"{Path(__file__).parents[2]}[{extra}]")
     missing = [f"{name}{versions}" for name, versions in packages.items() if installed_version(name) is None]
     again = [f"{name}{versions}" for name, versions in packages.items()]
@@ -44,13 +44,13 @@ def install_line(extra: str) -> str:
 
 
 def pip_line(*arguments: str) -> str:
-    """Return a line for the shell that runs pip in the environment that this process runs in."""
+    """Return the shell line that runs pip with the Python of this process."""
     return shlex.join([sys.executable or "python", "-m", "pip", *arguments])
 
 
 @functools.lru_cache(maxsize=1)
 def optional_packages() -> Mapping[str, Mapping[str, str]]:
-    """Return the packages of every optional dependency group, each with the versions that will do."""
+    """Return the required versions of packages, by optional dependency group and name."""
     from importlib.metadata import PackageNotFoundError, requires
 
     try:
@@ -58,14 +58,14 @@ def optional_packages() -> Mapping[str, Mapping[str, str]]:
     except PackageNotFoundError:
         lines = []
     extras: dict[str, dict[str, str]] = {}
-    for match in filter(None, map(_OPTIONAL.fullmatch, lines)):
+    for match in filter(None, map(_OPTIONAL_REQUIREMENT.fullmatch, lines)):
         name, versions, extra = match.groups()
         extras.setdefault(extra, {})[name] = versions.strip()
     return extras
 
 
 def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution without importing it, or None."""
+    """Return the version of a distribution without importing it, None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -1,4 +1,8 @@
-"""Scratch that outlives no process by more than one run: whoever makes it holds its lock, and the next run looks."""
+"""Scratch folders: removed by the process that made them, or by the next run if that process was killed.
+
+A process keeps its scratch folder open and locked. The kernel releases the lock when the process ends, however it ends:
+so a folder that can be locked belongs to no process, and the next run removes it.
+"""
 
 import contextlib
 import os
@@ -13,18 +17,18 @@ from typing import Final
 from netvlad_deploy.errors import OutputError
 from netvlad_deploy.support.locks import hold, left_behind
 
-PREFIX: Final = "netvlad-deploy-scratch-"
-"""How every scratch folder begins: `sweep` looks at no other. A user's own folder must not be taken for one."""
+FOLDER_PREFIX: Final = "netvlad-deploy-scratch-"
+"""Start of the name of every scratch folder. `sweep` looks at no other: it must never remove a folder of the user's."""
 
-NAME: Final = re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}")
-"""Source: the eight characters after the prefix are those of Python's `tempfile`."""
+FOLDER_NAME: Final = re.compile(rf"{re.escape(FOLDER_PREFIX)}[a-z0-9_]{{8}}")
+"""Name of a scratch folder; Python's `tempfile` puts eight characters after the prefix."""
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a folder for this user alone in the temporary folder, and remove it in the end with all that is in it.
+    """Yield a new folder for this user alone in the temporary folder; it is removed with its content at the end.
 
-    What killed processes have left is removed first.
+    Folders that killed processes have left are removed first.
 
     Raises: OutputError if there is no temporary folder, or it cannot be written.
     """
@@ -38,24 +42,24 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove this user's scratch folders of processes that are no more, as far as that is possible."""
+    """Remove this user's scratch folders whose processes have ended; a folder that cannot be removed stays."""
     with contextlib.suppress(OSError):
         temporary = Path(tempfile.gettempdir())
         for name in os.listdir(temporary):  # noqa: PTH208 - names, of a folder that others change meanwhile
-            if NAME.fullmatch(name):
-                with contextlib.suppress(OSError):  # a living process holds it, or another run removes it
+            if FOLDER_NAME.fullmatch(name):
+                with contextlib.suppress(OSError):  # a living process holds it, or another run removes it too
                     _remove(temporary / name)
 
 
 def _held() -> tuple[Path, int]:
-    """Return a new folder under its lock.
+    """Return a new folder, and the handle that holds its lock.
 
     Raises: OutputError if it cannot be made.
     """
     try:
         while True:
-            path = Path(tempfile.mkdtemp(prefix=PREFIX))
-            with contextlib.suppress(FileNotFoundError):  # another run took it for left behind already
+            path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+            with contextlib.suppress(FileNotFoundError):  # another run removed it before it was locked: make another
                 handle = os.open(path, os.O_RDONLY)
                 if hold(path, handle):
                     return path, handle
@@ -64,7 +68,9 @@ def _held() -> tuple[Path, int]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder that is left behind, if it is as `scratch_folder` makes them: this user's, and closed to others.
+    """Remove a folder whose process has ended, if it belongs to this user and is closed to all others.
+
+    `scratch_folder` makes only such folders. They are checked by the open handle: another folder may get the name.
 
     Raises: OSError if a living process holds it.
     """

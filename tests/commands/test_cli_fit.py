@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.vocabulary import descriptors
-from netvlad_deploy.models.vocabulary_record import KEY
+from netvlad_deploy.models.vocabulary_record import METADATA_KEY
 from netvlad_deploy.spec.images import IMAGENET_MEAN, IMAGENET_STD, ImageChanges, ImageInput, Resize
 from netvlad_deploy.workflow.fit import FitOptions, fit
 from tests.command import Command, error_of
@@ -199,7 +199,7 @@ def test_a_damaged_record_is_refused(folder: Path, tmp_path: Path, text: str) ->
     from safetensors.numpy import load_file, save_file
 
     found = fit([folder], tmp_path / "v.safetensors", options())
-    save_file(load_file(found.output), found.output, metadata={KEY: text})
+    save_file(load_file(found.output), found.output, metadata={METADATA_KEY: text})
     with pytest.raises(InputError, match=r"v.safetensors: the record of its vocabulary is damaged .*: fit it again"):
         read_pipeline(found.output)
 
@@ -220,9 +220,9 @@ def test_an_unknown_backbone_in_a_record_is_refused(folder: Path, tmp_path: Path
 
     found = fit([folder], tmp_path / "v.safetensors", options())
     with safe_open(found.output, framework="np") as file:
-        record = json.loads(file.metadata()[KEY])
+        record = json.loads(file.metadata()[METADATA_KEY])
     tensors = load_file(found.output)
-    save_file(tensors, found.output, metadata={KEY: json.dumps({**record, "backbone": "os"})})
+    save_file(tensors, found.output, metadata={METADATA_KEY: json.dumps({**record, "backbone": "os"})})
     with pytest.raises(UsageError, match="backbone 'os' is unknown"):
         read_pipeline(found.output)
 
@@ -245,9 +245,9 @@ def test_a_record_of_before_keeps_its_meaning(folder: Path, tmp_path: Path) -> N
 
     found = fit([folder], tmp_path / "v.safetensors", options())
     with safe_open(found.output, framework="np") as file:
-        record = json.loads(file.metadata()[KEY])
+        record = json.loads(file.metadata()[METADATA_KEY])
     old = {name: record["images"][name] for name in ("mean", "std")}
     old["resize"] = {"size": list(SIDES), "longest": None, "filter": "box"}
-    save_file(load_file(found.output), found.output, metadata={KEY: json.dumps({**record, "images": old})})
+    save_file(load_file(found.output), found.output, metadata={METADATA_KEY: json.dumps({**record, "images": old})})
     images = read_pipeline(found.output, backbone=COLOURS).images
     assert images == ImageInput(resize=Resize(size=SIDES, filter="box"), orient=True)

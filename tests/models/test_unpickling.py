@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.pickled import KNOWN, OWN, Standin
+from netvlad_deploy.models.pickled import KNOWN_FUNCTIONS, OWN, Standin
 from netvlad_deploy.models.unpickling import Unpickler
 from netvlad_deploy.models.weights_file import read_tensors
 
@@ -82,10 +82,13 @@ def test_nothing_else_is_called(content: bytes) -> None:
 
 
 def test_attributes_are_set_on_nothing() -> None:
-    before = {name: dict(vars(function)) for name, function in KNOWN.items() if hasattr(function, "__dict__")}
-    assert loaded(b"ccollections\nOrderedDict\n" + b"}" + text("x") + b"K\x01sb.") is KNOWN["collections.OrderedDict"]
+    before = {name: dict(vars(function)) for name, function in KNOWN_FUNCTIONS.items() if hasattr(function, "__dict__")}
+    assert (
+        loaded(b"ccollections\nOrderedDict\n" + b"}" + text("x") + b"K\x01sb.")
+        is KNOWN_FUNCTIONS["collections.OrderedDict"]
+    )
     for name, variables in before.items():
-        assert vars(KNOWN[name]) == variables
+        assert vars(KNOWN_FUNCTIONS[name]) == variables
     assert all(function.__module__.startswith("netvlad_deploy") for function in OWN)
 
 

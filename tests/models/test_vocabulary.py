@@ -8,7 +8,7 @@ import pytest
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.vocabulary import (
     PROJECTION_BIAS,
-    WEIGHT,
+    PROJECTION_WEIGHT,
     fit_clusters,
     fit_whitening,
     head_module,
@@ -109,7 +109,7 @@ def test_whitening_equals_the_formula_and_decorrelates(count: int, length: int) 
     _, singular, rows = np.linalg.svd(centred, full_matrices=False)
     variances = singular[:size] ** 2 / (count - 1)
     weight = rows[:size] / np.sqrt(variances + 1e-9)[:, None]
-    got = projection[WEIGHT].astype(np.float64)
+    got = projection[PROJECTION_WEIGHT].astype(np.float64)
     signs = np.sign((got * weight).sum(axis=1, keepdims=True))
     assert np.abs(got - signs * weight).max() < 1e-4 * np.abs(weight).max()
     assert np.allclose(projection[PROJECTION_BIAS], -got @ wide.mean(axis=0), atol=1e-3)
@@ -117,7 +117,7 @@ def test_whitening_equals_the_formula_and_decorrelates(count: int, length: int) 
     assert np.abs(np.cov(white.T) - np.eye(size)).max() < 1e-3
     unscaled = centred @ rows[:size].T
     assert np.abs(np.cov(unscaled.T) - np.eye(size)).max() > 0.1
-    assert np.array_equal(got, fit_whitening(points, size)[WEIGHT])
+    assert np.array_equal(got, fit_whitening(points, size)[PROJECTION_WEIGHT])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models import weights_file
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.models.weights_file import LONGEST_NAME, read_tensors
+from netvlad_deploy.models.weights_file import MAX_NAME_LENGTH, read_tensors
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export
@@ -287,7 +287,7 @@ def test_a_small_file_that_asks_for_much_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "m.pt")
     torch.save({"a.weight": torch.ones(3, 1).expand(3, 2)}, tmp_path / "m.pt")
     assert torch.equal(read_tensors(tmp_path / "m.pt")["a.weight"], torch.ones(3, 2))
-    torch.save({"." * (LONGEST_NAME + 1): torch.ones(2, 2)}, tmp_path / "m.pt")
+    torch.save({"." * (MAX_NAME_LENGTH + 1): torch.ones(2, 2)}, tmp_path / "m.pt")
     with pytest.raises(InputError, match=r"a name of 513 characters begins \.\.\."):
         read_tensors(tmp_path / "m.pt")
     looped: dict[str, Any] = {"a.weight": torch.ones(2, 2)}
@@ -300,7 +300,7 @@ def test_a_small_file_that_asks_for_much_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_too_many_tensors_is_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights_file, "MOST_TENSORS", 5)
+    monkeypatch.setattr(weights_file, "MAX_TENSORS", 5)
     torch.save({f"{index}.weight": torch.ones(2, 2) for index in range(6)}, tmp_path / "m.pt")
     with pytest.raises(InputError, match=r"it has 6 tensors, expected 5 at most"):
         read_tensors(tmp_path / "m.pt")

@@ -114,11 +114,11 @@ def test_an_archive_of_many_arrays_or_of_much_out_of_little_is_refused(
     path = tmp_path / "m.npz"
     np.savez_compressed(path, allow_pickle=False, **{f"a{number}": np.zeros(1 << 12) for number in range(9)})
     assert len(read_arrays(path)) == 9
-    monkeypatch.setattr(arrays_module, "INFLATED_BYTES", 1 << 12)
+    monkeypatch.setattr(arrays_module, "MAX_INFLATED_BYTES", 1 << 12)
     with pytest.raises(InputError, match=r"m.npz has \d+ bytes and would inflate to 296\d\d\d: write"):
         read_arrays(path)
     np.savez(path, allow_pickle=False, **{f"a{number}": np.zeros(1 << 12) for number in range(9)})
     assert len(read_arrays(path)) == 9
-    monkeypatch.setattr(arrays_module, "MOST_ARRAYS", 8)
+    monkeypatch.setattr(arrays_module, "MAX_ARRAYS", 8)
     with pytest.raises(InputError, match=r"holds 9 arrays, expected 8 at most"):
         read_arrays(path)

@@ -13,7 +13,7 @@ import pytest
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, load_artifact, stage_artifact
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.runtime.open_runner import open_runner
-from netvlad_deploy.support.external_data import PROPERTY, read_names
+from netvlad_deploy.support.external_data import EXTERNAL_DATA_PROPERTY, read_names
 from netvlad_deploy.support.files import stage_files
 from tests.modules import RANGE
 
@@ -45,7 +45,7 @@ def model(location: str | None, listed: FileReference | None = None) -> Any:
     made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     if listed is not None:
         value = json.dumps({"name": listed.name, "sha256": listed.sha256}, sort_keys=True)
-        made.metadata_props.add(key=PROPERTY, value=value)
+        made.metadata_props.add(key=EXTERNAL_DATA_PROPERTY, value=value)
     return made
 
 

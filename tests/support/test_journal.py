@@ -15,7 +15,7 @@ from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
 from netvlad_deploy.support import journal
 from netvlad_deploy.support.files import Staging, finish_writing, locked, stage_files, write_text
-from netvlad_deploy.support.locks import WITHOUT_LOCKS
+from netvlad_deploy.support.locks import NO_LOCKS_ERRNOS
 from tests.test_artifact import engine_artifact, onnx_artifact, write
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_an_artifact_is_whole_after_a_kill_at_each_rename(tmp_path: Path, monkey
             dying.setattr(Path, "replace", rename)
             with pytest.raises(SystemExit):
                 write(onnx_artifact(tmp_path / "m.onnx"), b"new %d" % survived, force=True)
-        assert (tmp_path / journal.NAME).exists()
+        assert (tmp_path / journal.JOURNAL_NAME).exists()
         assert load_artifact(tmp_path / "m.onnx").path.read_bytes() == b"new %d" % survived
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
 
@@ -190,7 +190,7 @@ def test_a_temporary_file_that_is_gone_keeps_the_old_set(tmp_path: Path) -> None
 def test_a_journal_moves_nothing_but_temporary_files_of_its_folder(tmp_path: Path, moves: str) -> None:
     (tmp_path / "m.onnx").write_bytes(b"mine")
     (tmp_path / ".m.onnx.0123456789abcdef.tmp").write_bytes(b"planted")
-    (tmp_path / journal.NAME).write_text(moves)
+    (tmp_path / journal.JOURNAL_NAME).write_text(moves)
     journal.finish(tmp_path)
     assert (tmp_path / "m.onnx").read_bytes() == b"mine"
     assert not (tmp_path / "n.onnx").exists()
@@ -199,7 +199,7 @@ def test_a_journal_moves_nothing_but_temporary_files_of_its_folder(tmp_path: Pat
 def test_a_journal_of_another_user_or_a_link_is_not_obeyed(tmp_path: Path) -> None:
     write(onnx_artifact(tmp_path / "m.onnx"))
     (tmp_path / ".m.onnx.0123456789abcdef.tmp").write_bytes(b"planted")
-    planted = tmp_path / journal.NAME
+    planted = tmp_path / journal.JOURNAL_NAME
     planted.write_text('{".m.onnx.0123456789abcdef.tmp": "m.onnx", ".m.onnx.json.0123456789abcdef.tmp": "m.onnx.json"}')
     planted.chmod(0o666)
     with pytest.raises(ArtifactError, match=r"cannot be put right: .*of another user"):
@@ -224,7 +224,7 @@ def test_a_result_stands_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_file_system_without_locks_still_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
-        raise OSError(WITHOUT_LOCKS[0], os.strerror(WITHOUT_LOCKS[0]))
+        raise OSError(NO_LOCKS_ERRNOS[0], os.strerror(NO_LOCKS_ERRNOS[0]))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     write(onnx_artifact(tmp_path / "m.onnx"))
@@ -234,7 +234,7 @@ def test_a_file_system_without_locks_still_commits(tmp_path: Path, monkeypatch: 
 
 
 def test_a_lock_that_another_user_keeps_is_not_waited_for(tmp_path: Path) -> None:
-    planted = tmp_path / journal.NAME
+    planted = tmp_path / journal.JOURNAL_NAME
     planted.touch()
     planted.chmod(0o666)
     with planted.open() as kept:

@@ -12,7 +12,7 @@ import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.models.vocabulary_record import KEY, VocabularyRecord
+from netvlad_deploy.models.vocabulary_record import METADATA_KEY, VocabularyRecord
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.images import ImageInput, ImageProfile, Resize
 from netvlad_deploy.spec.profiles import Profile
@@ -194,9 +194,9 @@ def test_a_vocabulary_s_record_is_read_the_same_way() -> None:
     assert VocabularyRecord.parse({}) is None
     for change in ({"seed": "1"}, {"images": None}, {"images": [1]}, {"extra": 1}, {"versions": {"torch": 2}}):
         with pytest.raises(InputError, match="the record of its vocabulary is damaged"):
-            VocabularyRecord.parse({KEY: json.dumps({**asdict(record), **change})})
+            VocabularyRecord.parse({METADATA_KEY: json.dumps({**asdict(record), **change})})
     with pytest.raises(InputError, match="the record of its vocabulary is damaged"):
-        VocabularyRecord.parse({KEY: "[" * 10**5})
+        VocabularyRecord.parse({METADATA_KEY: "[" * 10**5})
 
 
 def test_both_kinds_of_artifact_come_back_equal(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from netvlad_deploy.errors import OutputError
 from netvlad_deploy.support.files import stage_files
-from netvlad_deploy.support.scratch import PREFIX, scratch_folder, sweep
+from netvlad_deploy.support.scratch import FOLDER_PREFIX, scratch_folder, sweep
 from tests.command import Command
 
 HOLDER = """
@@ -88,21 +88,21 @@ def test_any_verb_removes_scratch(temporary: Path, tmp_path: Path, command: Comm
 def test_what_is_not_ours_is_left_alone(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
-    (temporary / f"{PREFIX}abcdefgh").symlink_to(tmp_path / "precious")
-    (temporary / f"{PREFIX}notes").mkdir()
+    (temporary / f"{FOLDER_PREFIX}abcdefgh").symlink_to(tmp_path / "precious")
+    (temporary / f"{FOLDER_PREFIX}notes").mkdir()
     for name in ("netvlad-deploy-checkout", "netvlad-deploy-worktree"):
         (temporary / name).mkdir(mode=0o700)
-    (temporary / f"{PREFIX}building").mkdir(mode=0o755)
-    (temporary / f"{PREFIX}abcdefgh.txt").touch()
-    os.mkfifo(temporary / f"{PREFIX}fifofifo")
+    (temporary / f"{FOLDER_PREFIX}building").mkdir(mode=0o755)
+    (temporary / f"{FOLDER_PREFIX}abcdefgh.txt").touch()
+    os.mkfifo(temporary / f"{FOLDER_PREFIX}fifofifo")
     names = {path.name for path in temporary.iterdir()}
     sweep()
     assert {path.name for path in temporary.iterdir()} == names
     assert (tmp_path / "precious" / "file").exists()
-    (temporary / f"{PREFIX}other_us").mkdir()
+    (temporary / f"{FOLDER_PREFIX}other_us").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     sweep()
-    assert (temporary / f"{PREFIX}other_us").is_dir()
+    assert (temporary / f"{FOLDER_PREFIX}other_us").is_dir()
 
 
 def test_without_a_temporary_folder_only_what_needs_one_says_so(

@@ -8,7 +8,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Sequence
 
-from netvlad_deploy.support.formats import DAMAGE
+from netvlad_deploy.support.formats import READER_ERRORS
 
 NUMBERS = (0, 1, 127, 255, 1 << 15, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 1)
 LAYOUTS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
@@ -96,7 +96,7 @@ def _with_damaged_member(rng: random.Random, content: bytes, seeds: Sequence[byt
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-    except DAMAGE:
+    except READER_ERRORS:
         return content
     if not members:
         return content

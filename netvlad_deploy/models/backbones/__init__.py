@@ -5,7 +5,7 @@
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.models.backbones.base import Backbone
-from netvlad_deploy.models.backbones.custom import SEPARATOR, custom_backbone
+from netvlad_deploy.models.backbones.custom import MODULE_SEPARATOR, custom_backbone
 from netvlad_deploy.models.backbones.efficientnet import efficientnet_lite0
 from netvlad_deploy.models.backbones.networks import alexnet, resnet, resnet_width, vgg16
 from netvlad_deploy.spec.images import ImageInput, Resize
@@ -15,12 +15,12 @@ __all__ = ["BACKBONES", "Backbone", "find_backbone", "is_custom"]
 IMAGENET = ImageInput(resize=Resize(size=(480, 640)))
 """What networks trained on ImageNet take; the size is that of the place recognition benchmarks."""
 
-STAGES = {"conv3": 2, "conv4": 3, "conv5": 4}
+RESNET_STAGES = {"conv3": 2, "conv4": 3, "conv5": 4}
 """How many stages a ResNet keeps, by the last one."""
 
 
 def _resnet(depth: int, last: str) -> Backbone:
-    stages = STAGES[last]
+    stages = RESNET_STAGES[last]
     layers = {f"layer{number}.": f"{number + 3}." for number in range(1, 5)}
     return Backbone(
         name=f"resnet{depth}-{last}",
@@ -48,7 +48,7 @@ BACKBONES: dict[str, Backbone] = {
     for backbone in (
         _plain("vgg16", 512),
         _plain("alexnet", 256),
-        *(_resnet(depth, last) for depth in (18, 50) for last in STAGES),
+        *(_resnet(depth, last) for depth in (18, 50) for last in RESNET_STAGES),
         Backbone(
             name="efficientnet-lite0",
             build=efficientnet_lite0,
@@ -62,7 +62,7 @@ BACKBONES: dict[str, Backbone] = {
 
 def is_custom(name: str) -> bool:
     """Return whether a name is that of code of the user's own."""
-    return SEPARATOR in name
+    return MODULE_SEPARATOR in name
 
 
 def find_backbone(name: str) -> Backbone:

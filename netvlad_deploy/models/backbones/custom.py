@@ -14,10 +14,10 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.models.backbones.base import Backbone
 from netvlad_deploy.spec.images import ImageInput
 
-SEPARATOR = ":"
+MODULE_SEPARATOR = ":"
 IMAGES_ATTRIBUTE = "images"
 
-FAULTS = (Exception, SystemExit)
+USER_CODE_ERRORS = (Exception, SystemExit)
 """What another's code raises, which is no fault of this package; what ends the process, too. Ctrl-C stays Ctrl-C."""
 
 
@@ -29,13 +29,13 @@ def custom_backbone(name: str) -> Backbone:
 
     Raises: UsageError if there is no such callable, it fails, or returns something else.
     """
-    package, _, attribute = name.partition(SEPARATOR)
+    package, _, attribute = name.partition(MODULE_SEPARATOR)
     before = list(sys.path)
     sys.path.append(str(Path.cwd()))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
             module = getattr(importlib.import_module(package), attribute)()
-    except FAULTS as error:
+    except USER_CODE_ERRORS as error:
         said = " ".join(str(error).split())
         raise UsageError(f"--backbone {name} cannot be made ({type(error).__name__}: {said})") from error
     finally:

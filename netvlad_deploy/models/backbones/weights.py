@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.backbones.base import Backbone
-from netvlad_deploy.models.backbones.custom import FAULTS
+from netvlad_deploy.models.backbones.custom import USER_CODE_ERRORS
 from netvlad_deploy.models.head import BackboneState
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER, names
 from netvlad_deploy.spec.images import CHANNELS, ImageInput
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-TOKENS = re.compile(r"token|pos(ition)?_emb|positional_emb")
+TRANSFORMER_NAME = re.compile(r"token|pos(ition)?_emb|positional_emb")
 """Names that a transformer alone has."""
 
-BLOCK = re.compile(r"(?:layer)?(?P<stage>\d+)\.(?P<block>\d+)\.conv\d+\.weight$")
+RESNET_BLOCK_NAME = re.compile(r"(?:layer)?(?P<stage>\d+)\.(?P<block>\d+)\.conv\d+\.weight$")
 """A convolution of a ResNet's block, by torchvision's names or by those of its children in a row."""
 
 RESNET_DEPTHS = {
@@ -28,7 +28,7 @@ RESNET_DEPTHS = {
 }
 """Blocks in each stage by depth, of basic blocks and of bottlenecks. Source: He et al. 2016, table 1."""
 
-USUAL_SIDE = 224
+DEFAULT_IMAGE_SIDE = 224
 """Height and width of the image that tries a backbone which does not say its own."""
 
 
@@ -79,11 +79,11 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
 
     Raises: InputError if it fails, or what it returns is no feature map.
     """
-    side = images.size or (USUAL_SIDE, USUAL_SIDE)
+    side = images.size or (DEFAULT_IMAGE_SIDE, DEFAULT_IMAGE_SIDE)
     try:
         with torch.inference_mode():
             output = module(torch.zeros(1, CHANNELS, *side))
-    except FAULTS as error:
+    except USER_CODE_ERRORS as error:
         said = " ".join(str(error).split())[:300]
         shape = f"(1, {CHANNELS}, {side[0]}, {side[1]})"
         raise InputError(f"the backbone {name} does not take an image {shape} ({said}): pass --resize") from error
@@ -99,14 +99,14 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
 
 def describe(shapes: Shapes) -> str:
     """Return in words which network tensors of these names and shapes are: kind, depth and channels, or tokens."""
-    if any(TOKENS.search(name) for name in shapes):
-        return f"a transformer, whose tokens are no feature map ({names(filter(TOKENS.search, shapes))})"
+    if any(TRANSFORMER_NAME.search(name) for name in shapes):
+        return f"a transformer, whose tokens are no feature map ({names(filter(TRANSFORMER_NAME.search, shapes))})"
     ordered = sorted(shapes, key=lambda name: [(len(part), part) for part in name.split(".")])
     convolutions = [name for name in ordered if len(shapes[name]) == 4 and "downsample" not in name]
     if not convolutions:
         return "a network without convolutions"
     blocks: dict[str, set[str]] = {}
-    for match in filter(None, map(BLOCK.match, convolutions)):
+    for match in filter(None, map(RESNET_BLOCK_NAME.match, convolutions)):
         blocks.setdefault(match["stage"], set()).add(match["block"])
     kind = f"a network of {len(convolutions)} convolution{'' if len(convolutions) == 1 else 's'}"
     if blocks:

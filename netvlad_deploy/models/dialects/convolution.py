@@ -80,17 +80,17 @@ class Convolution(Dialect):
         return first[0], first[1]
 
 
-VGG16_FEATURES = (
+LAST_CONVOLUTION_OF = (
     f"local descriptors (batch, num_features, D): the last convolution of {{}}, before its ReLU; {NORMALIZES}"
 )
-FEATURE_MAP = f"local descriptors (batch, num_features, D): every position of the {{}}'s feature map; {NORMALIZES}"
+FEATURE_MAP_OF = f"local descriptors (batch, num_features, D): every position of the {{}}'s feature map; {NORMALIZES}"
 
 SOCCERNET_FRAMES = (
     "local descriptors (batch, num_features, D): a window of SoccerNet's frame features, after feature_extractor.* "
     "where there is one"
 )
 
-WHITENING = "WPCA.0.weight"
+WHITENING_WEIGHT = "WPCA.0.weight"
 """The key that tells Patch-NetVLAD's files with a whitening from pytorch-netvlad's, which never have one."""
 
 OPENIBL_MEAN = (0.48501960784313836, 0.4579568627450961, 0.4076039215686255)
@@ -123,8 +123,8 @@ PYTORCH_NETVLAD = Convolution(
     name="pytorch-netvlad",
     keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), pool.conv.bias (K,) or none",
     roots=("pool.",),
-    absent=(WHITENING,),
-    preprocessing=VGG16_FEATURES.format("VGG16 or AlexNet"),
+    absent=(WHITENING_WEIGHT,),
+    preprocessing=LAST_CONVOLUTION_OF.format("VGG16 or AlexNet"),
     backbone=PYTORCH_NETVLAD_ENCODER,
 )
 """Source: Nanne/pytorch-NetVlad, netvlad.py and main.py; its `vladv2` has a bias."""
@@ -134,8 +134,8 @@ PATCH_NETVLAD = Convolution(
     keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.weight (P,K*D,1,1), WPCA.0.bias (P,)",
     roots=("pool.",),
     projection="WPCA.0.",
-    present=(WHITENING,),
-    preprocessing=VGG16_FEATURES.format("VGG16"),
+    present=(WHITENING_WEIGHT,),
+    preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
     backbone=replace(PYTORCH_NETVLAD_ENCODER, images=replace(AS_STORED, resize=Resize(size=(480, 640))), assumed=""),
 )
 """Without its whitening, its keys and its layer are pytorch-netvlad's.
@@ -195,7 +195,7 @@ LYAKAAP = Convolution(
     roots=("net_vlad.", ""),
     needs=("conv.weight", "centroids", "conv.bias"),
     lacks=("out_projection.weight",),
-    preprocessing=FEATURE_MAP.format("base model"),
+    preprocessing=FEATURE_MAP_OF.format("base model"),
     backbone=BackboneKeys(
         roots=("base_model.",),
         candidates=(
@@ -230,7 +230,7 @@ HLOC = Convolution(
     centroids_by_column=True,
     flatten=CLUSTERS_LAST,
     projection="whiten.",
-    preprocessing=VGG16_FEATURES.format("VGG16"),
+    preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
     backbone=MATCONVNET,
 )
 """The torch module of hloc, whose centres are already those of the residual x - c, on matconvnet's VGG16.
@@ -245,7 +245,7 @@ OPENPLACERECOGNITION = Convolution(
     roots=("head.", ""),
     projection="{root}out_projection.",
     projection_l2=False,
-    preprocessing=FEATURE_MAP.format("backbone"),
+    preprocessing=FEATURE_MAP_OF.format("backbone"),
 )
 """Pytorch-netvlad's layer with a linear one in it, whose result is the descriptor as it comes.
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import BackboneKeys, Dialect
-from netvlad_deploy.models.dialects.convolution import MATCONVNET, VGG16_FEATURES
+from netvlad_deploy.models.dialects.convolution import LAST_CONVOLUTION_OF, MATCONVNET
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.matlab import (
-    ASSIGNMENT,
-    ASSIGNMENT_BIAS,
     AVERAGE_IMAGE,
-    NEGATED_CENTRES,
     PCA_BIAS,
     PCA_WEIGHT,
+    VLAD_ASSIGNMENT,
+    VLAD_ASSIGNMENT_BIAS,
+    VLAD_NEGATED_CENTRES,
     average_image,
 )
 from netvlad_deploy.spec.layer import ADD, NetVLADSpec, Projection
@@ -41,22 +41,22 @@ class Relja(Dialect):
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Turn the signs of the centres, and the matrix of PCA round."""
-        first, second = tuple(state[ASSIGNMENT].shape), tuple(state[NEGATED_CENTRES].shape)
+        first, second = tuple(state[VLAD_ASSIGNMENT].shape), tuple(state[VLAD_NEGATED_CENTRES].shape)
         if len(first) != 2 or first != second:
-            raise InputError(f"{ASSIGNMENT} {first} and {NEGATED_CENTRES} {second} are not both (D, K)")
+            raise InputError(f"{VLAD_ASSIGNMENT} {first} and {VLAD_NEGATED_CENTRES} {second} are not both (D, K)")
         feature_size, num_clusters = first
-        tensors = {"clusters": state[ASSIGNMENT], "clusters2": -state[NEGATED_CENTRES][None]}
-        if ASSIGNMENT_BIAS in state:
-            tensors["assignment_bias"] = self.vector(state, ASSIGNMENT_BIAS, num_clusters, ASSIGNMENT)
+        tensors = {"clusters": state[VLAD_ASSIGNMENT], "clusters2": -state[VLAD_NEGATED_CENTRES][None]}
+        if VLAD_ASSIGNMENT_BIAS in state:
+            tensors["assignment_bias"] = self.vector(state, VLAD_ASSIGNMENT_BIAS, num_clusters, VLAD_ASSIGNMENT)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
             batch_norm=False,
-            assignment_bias=ASSIGNMENT_BIAS in state,
+            assignment_bias=VLAD_ASSIGNMENT_BIAS in state,
             normalize_input=True,
             epsilon=ADD,
         )
-        used = (ASSIGNMENT, NEGATED_CENTRES, ASSIGNMENT_BIAS, PCA_WEIGHT, PCA_BIAS)
+        used = (VLAD_ASSIGNMENT, VLAD_NEGATED_CENTRES, VLAD_ASSIGNMENT_BIAS, PCA_WEIGHT, PCA_BIAS)
         others = self.others(state, f"{root}vlad.", used)
         head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
         if PCA_WEIGHT not in state and PCA_BIAS not in state:
@@ -73,8 +73,8 @@ RELJA = Relja(
     name="relja",
     keys="a .mat file: net.layers with vlad:core of (D,K) and negated centres (D,K), a bias (K,) with vladv2; and WPCA "
     "(D*K,P), (P,) or none",
-    needs=(ASSIGNMENT, NEGATED_CENTRES),
+    needs=(VLAD_ASSIGNMENT, VLAD_NEGATED_CENTRES),
     unused=(AVERAGE_IMAGE,),  # by the head: it is taken from what the backbone is given
-    preprocessing=VGG16_FEATURES.format("VGG16"),
+    preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
     backbone=MatlabBackbone(**vars(MATCONVNET)),
 )
