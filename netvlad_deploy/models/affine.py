@@ -1,4 +1,4 @@
-"""A linear map of a whole descriptor: its matrix may be half a gigabyte, and is never copied as a whole."""
+"""A linear map of a whole descriptor, whose matrix may be half a gigabyte and is never copied as a whole."""
 
 import copy
 import math
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 BLOCK_ROWS = 64
-"""Rows of a matrix that are converted at once: 16 MiB of float64 for a descriptor of 32,768 values."""
+"""Rows of a matrix that are converted at a time: 16 MiB of float64 for a descriptor of 32,768 values."""
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 class AffineMap(nn.Module):
-    """Map (B,I) to (B,P): a product with `weight` (P,I), and a bias or BatchNorm or neither."""
+    """Map (B,I) to (B,P): a product with `weight` (P,I), followed by a bias, by BatchNorm or by neither."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, batch_norm: bool) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class AffineMap(nn.Module):
         self.batch_norm = nn.BatchNorm1d(outputs) if batch_norm else None
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Return the map of vectors, in their dtype."""
+        """Return the mapped vectors (B,P), in the dtype of the vectors (B,I)."""
         mapped = product(vectors, self.weight)
         if self.batch_norm is not None:
             mapped = self.batch_norm(mapped)
@@ -33,7 +33,11 @@ class AffineMap(nn.Module):
 
 
 def product(vectors: Tensor, weight: Tensor) -> Tensor:
-    """Return vectors (B,I) times the transpose of a matrix (P,I), which is converted in blocks if it must be."""
+    """Return vectors (B,I) times the transpose of a matrix (P,I), converted block by block if its dtype differs.
+
+    >>> product(torch.tensor([[1.0, 2.0]]), torch.eye(2, dtype=torch.float64))
+    tensor([[1., 2.]])
+    """
     if vectors.dtype == weight.dtype:
         return functional.linear(vectors, weight)
     products = torch.empty(*vectors.shape[:-1], len(weight), dtype=vectors.dtype)
@@ -51,15 +55,16 @@ def row_norms(weight: Tensor) -> Tensor:
 
 
 def row_blocks(weight: Tensor) -> Iterator[slice]:
-    """Yield blocks of rows to convert one at a time, into a result that is there before.
+    """Return the slices of a matrix's rows, BLOCK_ROWS each, to convert one at a time.
 
-    A small tensor that outlives each block would keep the memory of all of them from being used again.
+    Write results into a tensor allocated before the loop: a small tensor allocated within it would lie between the
+    blocks, and keep the allocator from using the memory of one block for the next.
     """
     return (slice(start, start + BLOCK_ROWS) for start in range(0, len(weight), BLOCK_ROWS))
 
 
 def in_float64(module: ModuleType) -> ModuleType:
-    """Return a copy of a module that computes in float64; it shares the matrices of linear maps, as they are."""
+    """Return a copy of a module that computes in float64, but shares the matrices of linear maps in their own dtype."""
     shared = {id(part.weight): part.weight for part in module.modules() if isinstance(part, AffineMap)}
     copied = copy.deepcopy(module, dict(shared))
     for tensor in (*copied.parameters(), *copied.buffers()):
@@ -69,7 +74,11 @@ def in_float64(module: ModuleType) -> ModuleType:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether every value is finite, without a mask as large as the tensor: NaN is its own extreme."""
+    """Return True if every value is finite.
+
+    The extremes are looked at, since NaN is the minimum of any tensor that holds one: a mask would be as large as the
+    tensor.
+    """
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(bool(extreme.isfinite()) for extreme in tensor.detach().aminmax())

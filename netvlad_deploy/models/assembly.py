@@ -1,8 +1,8 @@
-"""Put a backbone and a head together: a pipeline out of one checkpoint, or out of parts.
+"""Put a backbone with its weights under a head: both from one checkpoint, or each from its own source.
 
-A backbone comes from the registry or from the user's command line, its weights from the checkpoint where it holds
-them. What an image must be comes, in this order, from a vocabulary's own record, from the user's own backbone, from
-the dialect, and from the registry.
+A backbone comes from the registry or from the user's command line, its weights from the checkpoint if it holds them.
+Its image input comes from the first of these that says it: a vocabulary's own record, the user's own backbone, the
+dialect, and the registry.
 """
 
 import logging
@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyBackbone:
-    """A backbone in eval mode: D is `width`, `images` is what it takes."""
+    """A backbone in eval mode with its weights, the width D of its feature map, and its image input."""
 
     module: nn.Module
     name: str
@@ -38,9 +38,9 @@ class ReadyBackbone:
     images: ImageInput
 
     def under(self, head: NetVLAD) -> Pipeline:
-        """Return the pipeline of this backbone and a head.
+        """Return this backbone with a head on it as one module in eval mode.
 
-        Raises: InputError if they do not fit.
+        Raises: InputError if the head takes another width.
         """
         if head.spec.feature_size != self.width:
             raise InputError(
@@ -70,13 +70,13 @@ def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: 
 def read_backbone(
     name: str | None, checkpoint: Path | None = None, *, changes: ImageChanges = NO_CHANGES, seed: int | None = None
 ) -> ReadyBackbone:
-    """Return a backbone with the weights that it brings, of a checkpoint, or of a file of the whole network.
+    """Return a backbone with its own weights, with those of a NetVLAD's checkpoint, or with those of a whole network.
 
     Args:
-        name: which backbone, None to find it by the tensors of a NetVLAD's checkpoint.
-        checkpoint: where its weights are, None for those that it brings.
-        changes: what is done to an image otherwise than is usual for it.
-        seed: of untrained weights, None to refuse a backbone that brings none.
+        name: name of the backbone, None to recognise it by the tensors of a NetVLAD's checkpoint.
+        checkpoint: file of its weights, None for a backbone that brings its own.
+        changes: the user's changes to its usual image input.
+        seed: seed of untrained weights, None to refuse a backbone that brings none.
 
     Raises: UsageError if nothing says which backbone, or it has no weights; InputError if the file is unusable.
     """
@@ -101,7 +101,9 @@ def ready_backbone(
     changes: ImageChanges = NO_CHANGES,
     seed: int | None = None,
 ) -> ReadyBackbone:
-    """Return a backbone with these weights, or with those that it brings; None is the backbone that they show.
+    """Return a backbone with the weights of a checkpoint, or with its own if `state` is None.
+
+    Without `backbone`, it is the one that `state` records, or that its tensors show.
 
     Raises: as `read_backbone`.
     """
@@ -139,7 +141,10 @@ def _named(name: str | None) -> Backbone | None:
 
 
 def _shown(state: BackboneState | None) -> Backbone:
-    """Return the backbone that a checkpoint shows by its record or its tensors."""
+    """Return the backbone that a checkpoint records, or that its tensors show.
+
+    Raises: InputError if it is unknown; UsageError if there is none, or it is code that the user must name.
+    """
     if state is None:
         raise UsageError("the checkpoint holds no image backbone: pass --backbone, or --input features")
     if not state.recorded:
@@ -161,7 +166,7 @@ def _own_weights(backbone: Backbone, seed: int | None) -> nn.Module:
 
 
 def _whole_network(backbone: Backbone, tensors: dict[str, torch.Tensor]) -> BackboneState:
-    """Return the tensors of a whole network, such as torchvision's, by the names of its cut."""
+    """Return the tensors of a whole network, such as torchvision's, under the names that the cut backbone has."""
     renamed = {}
     for key, tensor in tensors.items():
         start = next((each for each in backbone.renames if key.startswith(each)), "")

@@ -1,9 +1,9 @@
 """Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
 
 A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`, or a
-network of MatConvNet in `.mat`.
-Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and with the names of wrappers in them.
-Whatever else it holds is used, refused, or left out by an option that says so.
+network of MatConvNet in `.mat`. Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and
+with the names of wrappers in them. Every other tensor that may change a descriptor is used, refused, or left out by an
+option that says so.
 """
 
 import logging
@@ -36,12 +36,17 @@ def load_checkpoint(
 
     Args:
         path: the file.
-        prefix: which of several layers: what stands before its own names, for example `text_pooling`.
-        dialect: the dialect of its names, None to find it by them.
+        prefix: the prefix of the layer's names, for example `text_pooling`, to choose one of several layers.
+        dialect: the dialect of its names, None to recognise it by them.
         head_only: leave out a projection after the head.
 
     Raises: InputError if the file is unreadable, or its keys and shapes are not a NetVLAD's; UsageError if there is no
         such dialect.
+
+    >>> torch.save({"clusters": torch.ones(8, 3), "clusters2": torch.ones(1, 8, 2)}, "head.pt")
+    >>> module = load_checkpoint("head.pt")
+    >>> module.spec.num_clusters, module.spec.num_ghost_clusters, module(torch.ones(1, 5, 8)).shape
+    (2, 1, torch.Size([1, 16]))
     """
     return read_head(path, prefix=prefix, dialect=dialect, head_only=head_only).module(path)
 
@@ -54,9 +59,10 @@ def read_head(
     head_only: bool = False,
     with_backbone: bool = False,
 ) -> Head:
-    """Return the head of a checkpoint in the reference's form; the arguments are those of `load_checkpoint`.
+    """Return the head of a checkpoint in the reference's form, and log what was assumed, left out and ignored.
 
-    With `with_backbone` an image backbone is not left out: make a pipeline of it.
+    The arguments are those of `load_checkpoint`. With `with_backbone` the image backbone is used too, by a pipeline: then
+    tensors that may stand between both are refused.
 
     Raises: as `load_checkpoint`.
     """
@@ -133,11 +139,11 @@ def _recorded(backbone: BackboneState, path: Path) -> BackboneState:
 
 
 def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head:
-    """Return the head with what of the ignored tensors may change its descriptor.
+    """Return the head with its fields `projections` and `unplaced`: ignored tensors that may change its descriptor.
 
-    Those are no longer asked about that are the backbone's, another head's, or known to change nothing. What is left
-    is a projection by its name or by its width, also its BatchNorm alone, or else of several values of which nothing
-    says where they stand.
+    The tensors of the backbone, of another head, and those known to change no descriptor are passed over. Another tensor
+    is of a projection by its name or by its width. The rest are unplaced if they have several values: nothing says
+    whether they stand before the head or after it.
     """
     elsewhere = {each.start for each in places(state) if each.start not in ("", place.start)}
     unused = (start + loss for start in {place.before, ""} for loss in LOSS_PREFIXES)
@@ -159,7 +165,7 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
 
 
 def check_options(spec: NetVLADSpec, path: Path, **given: int | bool | None) -> None:
-    """Raise UsageError if an option that was given contradicts what the checkpoint holds."""
+    """Raise UsageError if a given option differs from the field of the same name in the checkpoint's spec."""
     for name, value in given.items():
         if value is not None and value != getattr(spec, name):
             raise UsageError(f"{path} has {name} {getattr(spec, name)}, the options say {value}: leave the option out")

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, in the form of the reference: the head, and the image backbone under it."""
+"""The head in a checkpoint, in the form of the reference module, and the image backbone under it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,12 +24,12 @@ class BackboneState:
     """An image backbone as a checkpoint holds it.
 
     Args:
-        root: what stood before its names.
-        tensors: its tensors, without the root.
-        candidates: what it may be, by the names of `models.backbones`.
-        images: what it takes.
-        recorded: the file itself says what it is and takes, not only its dialect.
-        assumed: what of its images the file leaves open and was assumed, in words.
+        root: the prefix of its names in the file.
+        tensors: its tensors, by their names after the root.
+        candidates: the names in `models.backbones` of the networks that it may be.
+        images: its image input.
+        recorded: the file itself names the backbone and its image input; otherwise both follow from the dialect.
+        assumed: the part of its image input that the file leaves open and that was assumed, in words.
     """
 
     root: str
@@ -45,15 +45,16 @@ class Head:
     """A NetVLAD as a checkpoint holds it, brought to the form of the reference.
 
     Args:
-        tensors: the state of the reference module, and `batch_norm.eps` where the checkpoint brings its own.
-        ignored: names in the checkpoint that are not the head.
-        preprocessing: what the local descriptors must be, in words.
-        dialect: the name of the dialect it was saved in.
-        projected: names in the checkpoint of what follows the head, which `tensors` has.
-        projections: those of the ignored names that would map its descriptor on in a way the dialect does not know.
-        unplaced: those of the ignored names that have several values, and are neither the backbone's, nor another
-            head's, nor known to change no descriptor: they may stand before the head or after it.
-        assumed: what the keys leave open and was assumed, in words, empty if they leave nothing open.
+        spec: sizes and conventions of the layer.
+        tensors: the state of the reference module, and `batch_norm.eps` if the checkpoint brings its own.
+        ignored: names in the checkpoint of tensors that the head does not use.
+        preprocessing: the required local descriptors, in words.
+        dialect: the name of the dialect in which it was saved.
+        projected: names in the checkpoint of the projection's tensors, which `tensors` has too.
+        projections: ignored names of a projection after the head that the dialect does not know.
+        unplaced: ignored names of tensors with several values that are neither the backbone's, nor another head's, nor
+            known to change no descriptor: they may stand before the head or after it.
+        assumed: the conventions that the keys leave open and that were assumed, in words; empty if there are none.
         backbone: the image backbone among the ignored names, None if there is none.
     """
 
@@ -69,7 +70,7 @@ class Head:
     backbone: BackboneState | None = None
 
     def followed_by(self, projection: Projection, tensors: Mapping[str, Tensor], names: Iterable[str]) -> "Head":
-        """Return the head with a projection: tensors by the reference's names, and their names in the checkpoint."""
+        """Return the head with a projection: its tensors by the reference's names, and their names in the checkpoint."""
         projected = tuple(sorted(names))
         return replace(
             self,
@@ -80,7 +81,7 @@ class Head:
         )
 
     def alone(self) -> "Head":
-        """Return the head without what follows it."""
+        """Return the head without its projection and gating."""
         return replace(
             self,
             spec=replace(self.spec, projection=None),
@@ -91,9 +92,9 @@ class Head:
         )
 
     def module(self, path: Path | str) -> NetVLAD:
-        """Return the reference module of a head in eval mode, which takes over its FP32 tensors without a copy.
+        """Return the reference module in eval mode; it takes over FP32 tensors without a copy. `path` is for errors.
 
-        Raises: InputError if its tensors are not the module's.
+        Raises: InputError if the tensors are not those of the module.
         """
         with torch.device("meta"):
             module = NetVLAD.of(self.spec)

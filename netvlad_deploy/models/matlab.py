@@ -19,14 +19,11 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.matlab_file import read_variable
 from netvlad_deploy.support.formats import naming, reading
 
-VLAD_ASSIGNMENT, VLAD_ASSIGNMENT_BIAS, VLAD_NEGATED_CENTRES = (
-    "vlad.assignment",
-    "vlad.assignment_bias",
-    "vlad.negated_centres",
-)
+VLAD_ASSIGNMENT, VLAD_ASSIGNMENT_BIAS = "vlad.assignment", "vlad.assignment_bias"
+VLAD_NEGATED_CENTRES = "vlad.negated_centres"
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
 BACKBONE, AVERAGE_IMAGE = "backbone.", "average_image"
-"""Names of the tensors: convolutions are `backbone.N.weight` and `backbone.N.bias`, N counted as MatConvNet does."""
+"""Names of the tensors; a convolution has `backbone.N.weight` and `backbone.N.bias`, N being its place in the network."""
 
 HEAD_LAYERS = ("preL2", "vlad:core", "vlad:intranorm", "postL2")
 PCA_LAYERS, WHOLE_L2_LAYERS = ("WPCA", "PCA_LAYERS"), ("postL2", "finalL2", "wholeL2")
@@ -34,7 +31,7 @@ HOW_TO_CONVERT = "run net.layers{i}= struct(net.layers{i}(1)) for every layer in
 
 
 def read_matlab(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a `.mat` file: the backbone in torch's layout, the head and PCA_LAYERS as MATLAB has them.
+    """Return the tensors of a `.mat` file: the backbone in torch's layout, the head and the PCA in MATLAB's.
 
     Raises: InputError if the file is missing, damaged, or holds something else.
     """
@@ -60,7 +57,7 @@ def read_matlab(path: Path) -> dict[str, Tensor]:
 
 
 def average_image(state: Mapping[str, Tensor]) -> tuple[float, float, float] | None:
-    """Return the mean RGB, from 0 to 255, that the network subtracts, None if the file does not say."""
+    """Return the mean RGB, from 0 to 255, that the network subtracts, None if the file has none."""
     if AVERAGE_IMAGE not in state:
         return None
     red, green, blue = state[AVERAGE_IMAGE].tolist()
@@ -68,7 +65,7 @@ def average_image(state: Mapping[str, Tensor]) -> tuple[float, float, float] | N
 
 
 def _backbone(layers: Any) -> dict[str, Tensor]:
-    """Return the convolutions (in, out swapped to torch's order) of the layers before the head."""
+    """Return the convolutions of the layers before the head, from MATLAB's (H,W,I,O) to torch's (O,I,H,W)."""
     tensors = {}
     for number, layer in enumerate(layers):
         if isinstance(layer, dict) and layer.get("type") == "conv":
@@ -97,7 +94,7 @@ def _head(layers: Any, found: list[str]) -> dict[str, Tensor]:
     tensors = {VLAD_ASSIGNMENT: core[0], VLAD_NEGATED_CENTRES: core[-1]}
     if len(core) == 3:
         tensors[VLAD_ASSIGNMENT_BIAS] = core[1].reshape(-1)
-    if len(found) > len(HEAD_LAYERS):
+    if with_pca:
         tensors[PCA_WEIGHT], tensors[PCA_BIAS] = _weights(layers[4], (2,))
     return tensors
 
@@ -117,12 +114,12 @@ def _name(layer: Any) -> str:
 
 
 def _tensor(values: Any) -> Tensor:
-    """Return an array as FP32, in the memory it has if it is that already.
+    """Return an array as an FP32 tensor, without a copy if it is FP32 already.
 
     Raises: InputError if it is complex.
     """
     if np.iscomplexobj(values):
         raise InputError("an array is complex, expected real numbers")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of arrays that are read-only, which nobody writes to
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only arrays, to which nothing is written
         return torch.from_numpy(np.asarray(values, dtype=np.float32))

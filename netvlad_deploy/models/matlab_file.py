@@ -1,7 +1,7 @@
-"""Read `.mat` files of MATLAB 5 to 7.2: numbers, text, cells and structs, and no more of a file than there is.
+"""Read numbers, text, cells and structs from `.mat` files of MATLAB 5 to 7.2.
 
-Every size is compared with what is left of its element before anything is read, so a damaged file is an error and
-nothing worse.
+Every size is compared with the bytes left in its element before memory is taken for it: so a damaged file is an error,
+and cannot exhaust memory.
 
 Source: MathWorks, MAT-File Format, level 5.
 """
@@ -26,30 +26,31 @@ NUMBER_DTYPES: Final = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7:
 MATRIX_ELEMENT, COMPRESSED_ELEMENT = 14, 15
 CELL_CLASS, STRUCT_CLASS, CHAR_CLASS = 1, 2, 4
 NUMERIC_CLASSES: Final = range(6, 16)
-"""Classes of arrays, from double to uint64."""
+"""Classes of numeric arrays, from double to uint64."""
 COMPLEX_FLAG: Final = 0x0800
 MAX_CELL_DEPTH: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unread:
-    """What stands where a file holds something else than numbers, text, cells and structs."""
+    """The place of an array of another class than numbers, text, cells and structs, such as a MATLAB object."""
 
     kind: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Element:
-    """One element of a file: its type and its bytes."""
+    """One element of a file: its data type and its bytes."""
 
     kind: int
     content: memoryview
 
 
 def read_variable(path: Path, name: str) -> tuple[Any, list[str]]:
-    """Return a variable of a file, None if it has none of this name, and the names of all.
+    """Return the variable of this name, None if there is none, and the names of all variables of a file.
 
-    A cell is a list, a struct a dictionary, an array of structs a list of them; arrays are without axes of size one.
+    A cell becomes a list, a struct a dictionary, an array of structs a list of dictionaries, and an array of numbers
+    loses its axes of size one.
 
     Raises: InputError if the file is none of MATLAB 5 to 7.2; errors of `formats.DAMAGE` if it is damaged.
     """
@@ -71,9 +72,9 @@ def read_variable(path: Path, name: str) -> tuple[Any, list[str]]:
 
 
 def _elements(content: memoryview, order: str) -> Iterator[_Element]:
-    """Yield the elements that stand one after another.
+    """Yield the elements of a file, or of the content of an element, one after another.
 
-    Raises: EOFError if one is longer than what is left.
+    Raises: EOFError if an element is longer than the content that is left.
     """
     at = 0
     while at < len(content):
@@ -95,7 +96,7 @@ def _next(parts: Iterator[_Element]) -> _Element:
 
 
 def _inflated(content: memoryview, order: str) -> _Element:
-    """Return the one element that was compressed; only as much memory is taken as deflate can make of it."""
+    """Return the element within a compressed one; its size is checked against the most that deflate can inflate."""
     inflator = zlib.decompressobj()
     tag = inflator.decompress(content, 8)
     kind, size = struct.unpack(f"{order}II", tag)
@@ -108,7 +109,7 @@ def _inflated(content: memoryview, order: str) -> _Element:
 
 
 def _value(element: _Element, order: str, depth: int) -> Any:
-    """Return what an element of the kind MATRIX_ELEMENT holds."""
+    """Return the array, text, list or dictionary in a MATRIX_ELEMENT."""
     if element.kind != MATRIX_ELEMENT or depth > MAX_CELL_DEPTH:
         raise ValueError(f"element {element.kind} stands where an array should, {depth} deep")
     if not element.content:
@@ -135,7 +136,7 @@ def _value(element: _Element, order: str, depth: int) -> Any:
 
 
 def _structs(parts: Iterator[_Element], count: int, order: str, depth: int) -> Any:
-    """Return a struct as a dictionary, or several as a list."""
+    """Return a struct as a dictionary, several structs as a list of dictionaries."""
     (length,) = _numbers(_next(parts), order)
     names = bytes(_next(parts).content)
     if length < 1 or len(names) % length:
@@ -154,5 +155,5 @@ def _numbers(element: _Element, order: str) -> Array:
 
 
 def _text(element: _Element) -> str:
-    """Return text, in which NUL is nothing: names are ASCII in every encoding."""
+    """Return ASCII text from any encoding: the others only add NUL bytes to it."""
     return bytes(element.content).replace(b"\0", b"").decode("latin1")

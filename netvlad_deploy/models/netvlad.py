@@ -29,7 +29,7 @@ from netvlad_deploy.spec.layer import (
 
 
 def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":
-    """Return an untrained module of this shape in eval mode; the same seed gives the same weights."""
+    """Return an untrained module of the spec in eval mode; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return NetVLAD.of(spec).eval()
@@ -46,10 +46,14 @@ class NetVLAD(nn.Module):
         assignment_bias: add a bias to the logits, as other dialects do instead of BatchNorm.
         normalize_input: L2-normalise every local descriptor first.
         flatten: `d*K+k`, or `k*D+d` for a descriptor with index k*D + d.
-        epsilon: how a division by a norm is kept finite, see `NetVLADSpec`.
-        projection: what follows, as the modules `projection` and `gating`.
+        epsilon: the mode in which a division by a norm is kept finite, see `NetVLADSpec`.
+        projection: the linear map of the descriptor, and its gating: the modules `projection` and `gating`.
 
     Raises: InputError if a size is out of range, or both BatchNorm and a bias are asked for.
+
+    >>> layer = NetVLAD(cluster_size=64, feature_size=512).eval()
+    >>> layer(torch.randn(2, 100, 512)).shape  # two images with 100 local descriptors each
+    torch.Size([2, 32768])
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class NetVLAD(nn.Module):
 
     @classmethod
     def of(cls, spec: NetVLADSpec) -> "NetVLAD":
-        """Return an untrained module of this shape."""
+        """Return an untrained module of the spec."""
         return cls(
             spec.num_clusters,
             spec.feature_size,
@@ -105,10 +109,10 @@ class NetVLAD(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the descriptor of local descriptors x (B,N,D): (B, D*K), or what a projection makes of that.
+        """Return the descriptors (B, D*K) of local descriptors x (B,N,D), or (B,P) with a projection.
 
-        `mask` (B,N) bool marks the valid rows; padded rows must be finite and change nothing, a batch item
-        without a valid row gives zeros. Without a mask this is the original layer exactly.
+        `mask` (B,N) bool marks the valid rows. Padded rows must be finite and change nothing; an item of the batch
+        without a valid row gives the aggregate 0. Without a mask this is the original layer exactly.
 
         Raises: ValueError if x is on another device than the parameters, or x or mask has another shape.
         """
@@ -130,7 +134,7 @@ class NetVLAD(nn.Module):
         return self._project(aggregate)
 
     def _project(self, descriptor: Tensor) -> Tensor:
-        """Return what follows the aggregate (B, D*K): the projection, L2-normalised and gated as the spec says."""
+        """Apply the projection, the gating and the L2 normalisations of the spec to aggregates (B, D*K)."""
         if self.spec.projection is None or self.projection is None:
             return descriptor
         descriptor = self.projection(descriptor)
@@ -161,7 +165,7 @@ class NetVLAD(nn.Module):
 
 
 def _following(projection: Projection | None, inputs: int) -> tuple[AffineMap | None, AffineMap | None]:
-    """Return the maps of a projection and of its gating."""
+    """Return the untrained maps of a projection and of its gating, None for one that the layer does not have."""
     if projection is None:
         return None, None
     mapped = AffineMap(inputs, projection.size, bias=projection.bias, batch_norm=projection.batch_norm)

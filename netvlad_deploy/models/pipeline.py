@@ -13,8 +13,8 @@ class Pipeline(nn.Module):
     Args:
         backbone: a module from normalised images (B,3,H,W) to a feature map (B,D,h,w), with its weights.
         head: the layer that aggregates every position of that map.
-        images: what is done to an image before the backbone.
-        name: what the backbone is called.
+        images: the image input; this module applies its mean and standard deviation.
+        name: the name of the backbone.
     """
 
     mean: Tensor
@@ -30,7 +30,7 @@ class Pipeline(nn.Module):
         self.register_buffer("std", torch.tensor(images.std), persistent=False)
 
     def local_descriptors(self, images: Tensor) -> Tensor:
-        """Return the local descriptors (B,N,D) of images (B,H,W,3): every position of the feature map, row by row.
+        """Return the local descriptors (B,N,D) of images (B,H,W,3): the positions of the feature map, row by row.
 
         Raises: ValueError if the images have another shape or dtype.
         """

@@ -253,7 +253,8 @@ def finish_writing(folder: Path) -> None:
     except OSError as error:
         path, reason = folder / journal.JOURNAL_NAME, error.strerror or error
         raise ArtifactError(
-            f"{path} is of a command that writes there, or was killed, and cannot be put right: {reason}: remove it if no such command runs"
+            f"{path} is of a command that writes there, or was killed, and cannot be put right: {reason}: "
+            "remove it if no such command runs"
         ) from error
 
 

@@ -45,11 +45,11 @@ READER_ERRORS: Final = (
 TAR_MAGIC_OFFSET: Final = 257
 """Position of `ustar` in a tar archive."""
 
-HDF5_START = b"\x89HDF\r\n\x1a\n"
 _WEB_PAGE = "a web page that was saved in place of the file: open it to see what the server said, and download it again"
 _KINDS_BY_START: Final = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned",
-    HDF5_START: "an HDF5 file, as Keras writes: save its arrays under a dialect's names (docs/dialects.md) with numpy.savez",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes: save its arrays under a dialect's names (docs/dialects.md) "
+    "with numpy.savez",
     b"MATLAB 7.3": "of MATLAB 7.3: save it with -v7",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
     b"BZh": "compressed by bzip2: unpack it first",
