@@ -61,7 +61,7 @@ def read_head(
 ) -> Head:
     """Return the head of a checkpoint in the reference's form, and log what was assumed, left out and ignored.
 
-    The arguments are those of `load_checkpoint`. With `with_backbone` the image backbone is used too, by a pipeline: then
+    The arguments are those of `load_checkpoint`. With `with_backbone` a pipeline will use the image backbone too: then
     tensors that may stand between both are refused.
 
     Raises: as `load_checkpoint`.
@@ -141,9 +141,9 @@ def _recorded(backbone: BackboneState, path: Path) -> BackboneState:
 def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head:
     """Return the head with its fields `projections` and `unplaced`: ignored tensors that may change its descriptor.
 
-    The tensors of the backbone, of another head, and those known to change no descriptor are passed over. Another tensor
-    is of a projection by its name or by its width. The rest are unplaced if they have several values: nothing says
-    whether they stand before the head or after it.
+    The tensors of the backbone, of another head, and those known to change no descriptor are passed over. A tensor is
+    of a projection by its name or by its width. The rest are unplaced if they have several values: nothing says whether
+    they stand before the head or after it.
     """
     elsewhere = {each.start for each in places(state) if each.start not in ("", place.start)}
     unused = (start + loss for start in {place.before, ""} for loss in LOSS_PREFIXES)

@@ -70,7 +70,7 @@ class Head:
     backbone: BackboneState | None = None
 
     def followed_by(self, projection: Projection, tensors: Mapping[str, Tensor], names: Iterable[str]) -> "Head":
-        """Return the head with a projection: its tensors by the reference's names, and their names in the checkpoint."""
+        """Return the head with a projection: tensors by the reference's names, and `names` in the checkpoint."""
         projected = tuple(sorted(names))
         return replace(
             self,

@@ -23,7 +23,7 @@ VLAD_ASSIGNMENT, VLAD_ASSIGNMENT_BIAS = "vlad.assignment", "vlad.assignment_bias
 VLAD_NEGATED_CENTRES = "vlad.negated_centres"
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
 BACKBONE, AVERAGE_IMAGE = "backbone.", "average_image"
-"""Names of the tensors; a convolution has `backbone.N.weight` and `backbone.N.bias`, N being its place in the network."""
+"""Names of the tensors; a convolution has `backbone.N.weight` and `backbone.N.bias`; N is the index of its layer."""
 
 HEAD_LAYERS = ("preL2", "vlad:core", "vlad:intranorm", "postL2")
 PCA_LAYERS, WHOLE_L2_LAYERS = ("WPCA", "PCA_LAYERS"), ("postL2", "finalL2", "wholeL2")
@@ -81,15 +81,11 @@ def _backbone(layers: Any) -> dict[str, Tensor]:
 
 def _head(layers: Any, found: list[str]) -> dict[str, Tensor]:
     """Return the tensors of the layers from the one before `vlad:core` on."""
-    wanted = (
-        [(name,) for name in HEAD_LAYERS[:3]]
-        + [WHOLE_L2_LAYERS]
-        + ([PCA_LAYERS, WHOLE_L2_LAYERS] if len(found) > len(HEAD_LAYERS) else [])
-    )
+    with_pca = len(found) > len(HEAD_LAYERS)
+    wanted = [*((name,) for name in HEAD_LAYERS[:3]), WHOLE_L2_LAYERS, *([PCA_LAYERS, WHOLE_L2_LAYERS] * with_pca)]
     if len(found) != len(wanted) or any(name not in names for name, names in zip(found, wanted, strict=True)):
-        raise InputError(
-            f"the head is {', '.join(found)}, expected {', '.join(HEAD_LAYERS)}, and WPCA, finalL2 or nothing"
-        )
+        expected = ", ".join(HEAD_LAYERS)
+        raise InputError(f"the head is {', '.join(found)}, expected {expected}, and WPCA, finalL2 or nothing")
     core = _weights(layers[1], (2, 3))
     tensors = {VLAD_ASSIGNMENT: core[0], VLAD_NEGATED_CENTRES: core[-1]}
     if len(core) == 3:

@@ -1,4 +1,4 @@
-"""What the pickles of weights may hold, and the functions that make it: the only code that a file can have called.
+"""The values that a pickle of weights may hold, and the functions that make them: the only ones that a file can call.
 
 Source: pytorch/pytorch, torch/_utils.py and torch/serialization.py (what is saved, and as what); numpy/numpy,
 numpy/_core/multiarray.py.
@@ -32,25 +32,28 @@ STORAGE_DTYPES: Final = {
 }
 
 MAX_CLASS_NAME_SHOWN: Final = 200
-"""Letters of a class that a message shows."""
+"""Longest name of a class in a message, in characters."""
 
 
 class Standin:
-    """What stands for a class, a function or an object of the file that is not weights; it does nothing."""
+    """The place of a class, a function or an object in the file that is not weights; it does nothing.
+
+    It accepts every operation that a pickle can apply to an object, so that the weights beside it can be read.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.state: object = None
 
     def hold(self, *_: object, **__: object) -> None:
-        """Take what the file puts into a container that is not known, and forget it."""
+        """Drop the items that the file puts into a container of an unknown class."""
 
     append = extend = add = update = __setitem__ = hold
 
 
 @dataclass(kw_only=True, eq=False)
 class Storage:
-    """The values of one or several tensors, which stay in the file until they are asked for."""
+    """The values of one or several tensors, which stay in the file until the first of them is read."""
 
     dtype: torch.dtype
     numel: int
@@ -59,14 +62,15 @@ class Storage:
 
     @property
     def size_bytes(self) -> int:
-        """Return how many bytes of the file it is."""
+        """Return its size in the file, in bytes."""
         return self.numel * self.dtype.itemsize
 
     def values(self) -> bytearray:
-        """Return its bytes, which are read once.
+        """Return its bytes.
 
-        Raises: EOFError if the file has none.
+        Raises: EOFError if the file has no values for it.
         """
+        # Kept for the next tensor: an optimizer's state or tied weights may view one storage many times.
         if self._values is None:
             if self.read is None:
                 raise EOFError("a tensor has no values in the file")
@@ -76,7 +80,7 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor that is still in its file: a view of a storage; `lazily` if it is to be conjugated or negated."""
+    """A tensor that is still in its file, as a view of a storage; a `lazily` one is yet to be conjugated or negated."""
 
     storage: Storage
     dtype: torch.dtype
@@ -85,15 +89,10 @@ class StoredTensor:
     strides: tuple[int, ...]
     lazily: bool
 
-    @property
-    def ndim(self) -> int:
-        """Return the number of axes."""
-        return len(self.shape)
-
     def read(self, largest: int) -> torch.Tensor:
-        """Return the tensor, which may take up to `largest` bytes when it is contiguous: the size of its file.
+        """Return the tensor; made contiguous it may take up to `largest` bytes, the size of its file.
 
-        Raises: InputError if it asks for more, or reaches beyond its storage.
+        Raises: InputError if it would take more, or reaches beyond its storage.
         """
         if self.lazily:
             raise InputError("is saved as a conjugate or negative view: save it after resolve_conj().resolve_neg()")
@@ -113,36 +112,36 @@ class StoredTensor:
 
 
 class NumpyDtype:
-    """A dtype of NumPy that is being made: its code first, its byte order as a state."""
+    """A dtype of NumPy as a pickle makes it: from a code, and from its byte order as a state later on."""
 
-    def __init__(self, code: object) -> None:
+    def __init__(self, code: object, *_: object) -> None:
         self.code, self.order = code if isinstance(code, str) else "O", ""
 
     def take(self, state: Any) -> None:
-        """Take the byte order."""
+        """Set the byte order from a pickle's state."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
     def numbers(self) -> np.dtype[Any] | None:
-        """Return the dtype, None if it is not of numbers."""
+        """Return the dtype, None if it is not one of numbers."""
         dtype = np.dtype(self.order + self.code)
         return dtype if dtype.kind in "biufc" else None
 
 
 class NumpyArray:
-    """An array of NumPy that is being made: its content comes as a state; None where it holds no numbers."""
+    """An array of NumPy as a pickle makes it: empty, and filled by a state later on; None if it holds no numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object) -> None:
         self.array: np.ndarray[Any, Any] | None = None
 
     def take(self, state: Any) -> None:
-        """Take the content: version, shape, dtype, whether it is in Fortran's order, bytes."""
+        """Set the array from a pickle's state: version, shape, dtype, Fortran order or not, bytes."""
         _, shape, dtype, fortran, raw = state
         self.array = _from_bytes(raw, dtype, shape, "F" if fortran else "C").array
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: Any = None) -> Any:
-    """Return a tensor that is still in the file; `rest` is whether it wants a gradient, hooks, and lazy bits."""
+    """Return a tensor that is still in the file; `rest` has its `requires_grad`, its hooks and its lazy bits."""
     if isinstance(storage, Standin):
         return storage
     whole = all(type(each) is int and each >= 0 for each in (offset, *shape, *strides))
@@ -156,44 +155,32 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dty
 
 
 def _typed_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
-    """Return a tensor whose dtype comes after its hooks."""
+    """Return a tensor whose dtype stands after its hooks, as in torch's third version."""
     grad, hooks, dtype, *lazy = rest
     return _tensor(storage, offset, shape, strides, grad, hooks, *lazy, dtype=dtype)
 
 
 def _first(value: Any, *_: Any) -> Any:
-    """Return the tensor that a parameter is made of."""
+    """Return the first argument: the tensor of a parameter."""
     return value
 
 
 def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """Return the tensor that one of a subclass, or one with attributes, is made of."""
+    """Return the plain tensor of one of a subclass, or of one with attributes."""
     if callable(function) and function not in (_tensor, _typed_tensor, _first):
         raise pickle.UnpicklingError("a tensor is made by a function that makes none")
     return call(function, arguments)
 
 
-def _reconstructed(cls: Any, *_: Any) -> Any:
-    return call(cls, ())
-
-
 def _encoded(text: str, encoding: str = "latin1") -> bytes:
-    """Return the bytes that protocol 2 of pickle writes as text."""
+    """Return the bytes of a text, as which protocol 2 of pickle writes bytes."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes as text in {encoding}")
     return text.encode("latin1")
 
 
-def _new_array(*_: Any) -> NumpyArray:
-    return NumpyArray()
-
-
-def _numpy_dtype(code: Any, *_: Any) -> NumpyDtype:
-    return NumpyDtype(code)
-
-
 def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> NumpyArray:
-    """Return an array of these bytes, which Python 2 wrote as text; one without content if they are no numbers."""
+    """Return an array of bytes, or of the text as which Python 2 wrote them; an empty one if they are no numbers."""
     made = NumpyArray()
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
     if isinstance(raw, bytes) and isinstance(dtype, NumpyDtype) and (numbers := dtype.numbers()) is not None:
@@ -203,25 +190,28 @@ def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> NumpyArra
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
-    """Return a number of NumPy as Python's."""
+    """Return a NumPy scalar as a number of Python, None if it is no number."""
     array = _from_bytes(raw, dtype, ()).array
     return None if array is None else array.item()
 
 
 def is_key(value: Any) -> bool:
-    """Return whether something may be a key or a member: tuples of tuples of tuples can take forever to hash."""
+    """Return True if a value may be a dictionary's key or a set's member: a simple value, or a tuple of these.
+
+    The hash of deeply nested tuples can take exponential time, so a small file could stop this process.
+    """
     simple = (str, bytes, int, float, complex, type(None), Standin)
     return isinstance(value, simple) or (isinstance(value, tuple) and all(isinstance(each, simple) for each in value))
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
-    """Return a dictionary of any kind as a plain one; what makes the missing values of a `defaultdict` is left out."""
+    """Return a plain dictionary for one of any kind; the factory of a `defaultdict` is left out."""
     given = next((argument for argument in arguments if isinstance(argument, dict | list)), [])
     return {key: value for key, value in (given.items() if isinstance(given, dict) else given) if is_key(key)}
 
 
 def set_of(items: Iterable[Any] = ()) -> set[Any]:
-    """Return a set of any kind as a plain one."""
+    """Return a plain set for one of any kind."""
     return {item for item in items if is_key(item)}
 
 
@@ -248,31 +238,31 @@ KNOWN_FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
         for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
     },
     "_codecs.encode": _encoded,
-    "copyreg._reconstructor": _reconstructed,
-    "numpy.dtype": _numpy_dtype,
-    "numpy.ndarray": _new_array,
+    "copyreg._reconstructor": lambda cls, *_: call(cls, ()),
+    "numpy.dtype": NumpyDtype,
+    "numpy.ndarray": NumpyArray,
     **{
         f"numpy.{core}.{name}": function
         for core in ("core", "_core")
         for name, function in {
             "multiarray.scalar": _scalar,
-            "multiarray._reconstruct": _new_array,
+            "multiarray._reconstruct": NumpyArray,
             "numeric._frombuffer": _from_bytes,
         }.items()
     },
 }
-"""Functions for what torch and NumPy write: the only code that a file can have called."""
+"""By the names that torch and NumPy write: the only functions that a file can call."""
 
-OWN = frozenset(KNOWN_FUNCTIONS.values())
+CALLABLE_FUNCTIONS = frozenset(KNOWN_FUNCTIONS.values())
 
 
 def call(function: Any, arguments: Any) -> Any:
-    """Call a function of the table, or make a stand-in of what is not known.
+    """Return the result of a function of the table, or a new stand-in for the call of a stand-in.
 
-    Raises: pickle.UnpicklingError for anything else.
+    Raises: pickle.UnpicklingError for any other function.
     """
     if isinstance(function, Standin):
         return Standin(function.name)
-    if callable(function) and function in OWN:
+    if callable(function) and function in CALLABLE_FUNCTIONS:
         return function(*arguments)
     raise pickle.UnpicklingError(f"a {type(function).__name__} is called")

@@ -1,7 +1,7 @@
-"""The files that torch.save and torch.jit.save write: what is in them, with the tensors still in the file.
+"""The content of the files that torch.save and torch.jit.save write, with the tensors still in the file.
 
-Three layouts: a zip archive (torch 1.6 on) and a row of pickles followed by the values (before), both also of whole
-modules, and the zip archive of TorchScript. No code of a file is run: see `unpickling`.
+There are three layouts: a zip archive (since torch 1.6), a row of pickles followed by the values (before), and the zip
+archive of TorchScript. The first two may hold whole modules. No code of a file is run: see `unpickling`.
 
 Source: pytorch/pytorch, torch/serialization.py, `_load` and `_legacy_load`.
 """
@@ -21,22 +21,22 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.pickled import Standin, Storage
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.unpickling import Unpickler
+from netvlad_deploy.support.arrays import READ_BLOCK_BYTES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pickled:
-    """What a file of torch holds; `skipped` are the classes whose objects were left out."""
+    """The content of a file of torch; `skipped` has the classes for whose objects stand-ins were made."""
 
     content: Any
     skipped: frozenset[str]
 
 
 class Bounded(io.BufferedReader):
-    """A file of which no more bytes are asked for, and room made for, than it has left."""
+    """A file that reads no more bytes than it has left: else memory would be taken for any size that a pickle claims."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -49,7 +49,7 @@ class Bounded(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
     def skip(self, size: int) -> int:
-        """Return where the next `size` bytes start, and go behind them.
+        """Return the position of the next `size` bytes, and move past them.
 
         Raises: EOFError if there are fewer.
         """
@@ -94,7 +94,8 @@ def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
             return dtype
         if key not in storages:
             info = members[f"{root}data/{key}"]
-            numel = _checked(info, numel, dtype)
+            if type(numel) is not int or info.file_size != numel * dtype.itemsize:
+                raise ValueError(f"{info.filename} has {info.file_size} bytes, expected {numel} of {dtype}")
             storages[key] = Storage(dtype=dtype, numel=numel, read=lambda: _read_member(archive, info))
         return storages[key]
 
@@ -102,22 +103,16 @@ def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
     return Pickled(content=unpickler.load(), skipped=frozenset(unpickler.skipped))
 
 
-def _checked(info: zipfile.ZipInfo, numel: int, dtype: torch.dtype) -> int:
-    if type(numel) is not int or info.file_size != numel * dtype.itemsize:
-        raise ValueError(f"{info.filename} has {info.file_size} bytes, expected {numel} of {dtype}")
-    return numel
-
-
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
-    """Return a member, whose size was the archive's to say: what torch writes is not compressed.
+    """Return the bytes of a member, which torch never compresses.
 
-    Raises: ValueError if it is.
+    Raises: ValueError if it is compressed; EOFError if it has another size than the archive says.
     """
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise ValueError(f"{info.filename} is compressed, which torch.save does not do")
     values = bytearray()
     with archive.open(info) as stream:
-        while block := stream.read(BLOCK_BYTES):
+        while block := stream.read(READ_BLOCK_BYTES):
             values += block
     if len(values) != info.file_size:
         raise EOFError(f"{info.filename} has {len(values)} bytes, its archive says {info.file_size}")
@@ -125,7 +120,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
 
 
 def _read_row(stream: Bounded, path: Path) -> Pickled:
-    """Read what torch wrote before it wrote zip archives: four pickles, the keys of the storages, their values."""
+    """Return the content of a file of torch before 1.6: four pickles, the keys of the storages, and their values."""
     stored: dict[str, Storage] = {}
 
     def storage(dtype: torch.dtype | Standin, key: str, _: Any, numel: int, view: Any = None) -> Storage | Standin:

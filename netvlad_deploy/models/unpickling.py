@@ -1,8 +1,8 @@
 """Read pickles of weights: nothing that a file names is ever imported or called.
 
 The names in a pickle are looked up in the table of `pickled`, whose functions make tensors that are still in the file,
-numbers and plain containers. Whatever else a file names becomes a `Standin`: it takes whatever the file does to it, and
-does nothing. Weights are the same whether their neighbours are numbers or objects of a trainer.
+numbers and plain containers. Every other name becomes a `Standin`, which accepts all operations and does nothing. So
+weights can be read whether numbers or objects of a trainer stand beside them.
 
 Source: CPython, Lib/pickle.py (opcodes).
 """
@@ -28,15 +28,18 @@ from netvlad_deploy.models.pickled import (
 )
 
 MAX_COPIES: Final = 4
-"""How often a pickle may have its own length copied, in characters and members, by the functions of the table.
+"""Most characters and members that the functions of the table may copy, as a multiple of the pickle's size.
 
-What torch and NumPy write is copied once. A pickle can name one value a thousand times, so that a small file would fill
-any memory.
+They copy once each value that torch and NumPy write. But a pickle can pass one value to them a thousand times, so that
+a small file would fill any memory.
 """
 
 
 class Unpickler(pickle._Unpickler):
-    """Reads one pickle; `skipped` are the names of what it made stand-ins for."""
+    """A reader of one pickle; `skipped` has the names for which it made stand-ins.
+
+    It overrides every opcode of Python's own reader that would import, call or change an object.
+    """
 
     dispatch: ClassVar[Any] = dict(pickle._Unpickler.dispatch)
 
@@ -48,12 +51,12 @@ class Unpickler(pickle._Unpickler):
         super().__init__(stream, encoding="latin1")
         self.skipped: set[str] = set()
         self._storage = storage
-        start = stream.tell()
+        start = stream.tell()  # a file of torch before 1.6 has several pickles in a row
         self._copies_left = MAX_COPIES * (stream.seek(0, io.SEEK_END) - start)
         stream.seek(start)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the function of a name, a dtype, or a stand-in."""
+        """Return the function of the table, the dtype, or a stand-in for a name."""
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         known = KNOWN_FUNCTIONS.get(f"{module}.{name}")
         if known is not None:
@@ -80,21 +83,21 @@ class Unpickler(pickle._Unpickler):
         return self._storage(*rest)
 
     def load_reduce(self) -> None:
-        """Call a function of the table."""
+        """Replace a function and its arguments by the result of the call."""
         arguments = self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], arguments)
 
     def load_newobj(self) -> None:
-        """Make an object as `cls.__new__` would."""
+        """Replace a class and arguments, for `cls.__new__`, by the result of the call."""
         self.load_reduce()
 
     def load_newobj_ex(self) -> None:
-        """Make an object as `cls.__new__` would with arguments by name, which no known one has."""
+        """As `load_newobj`; arguments by name, which no function of the table has, are dropped."""
         self.stack.pop()
         self.load_reduce()
 
     def _instantiate(self, function: Any, arguments: Any) -> None:
-        """Make an object as protocols 0 and 1 do."""
+        """Call a class with arguments, for the opcodes INST and OBJ of protocols 0 and 1."""
         self.append(self._call(function, arguments))
 
     def _call(self, function: Any, arguments: Any) -> Any:
@@ -103,13 +106,13 @@ class Unpickler(pickle._Unpickler):
         return call(function, arguments)
 
     def _count_copies(self, values: Any) -> None:
-        """Raise UnpicklingError if the pickle has had more copied than MAX_COPIES allows."""
+        """Raise UnpicklingError if the pickle has more copied than MAX_COPIES allows."""
         self._copies_left -= sum(len(value) for value in values if isinstance(value, Sized))
         if self._copies_left < 0:
             raise pickle.UnpicklingError("it uses the same values again and again")
 
     def load_build(self) -> None:
-        """Give an object its state: arrays are made of it, a stand-in keeps it, and a dictionary needs none."""
+        """Give an object its state: it fills an array or dtype, a stand-in keeps it, and a dictionary needs none."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, NumpyArray | NumpyDtype):
@@ -130,7 +133,7 @@ class Unpickler(pickle._Unpickler):
         self._put(self.stack[-1], [key, value])
 
     def load_dict(self) -> None:
-        """Make a dictionary as protocol 0 does."""
+        """Make a dictionary of the items on the stack, for protocol 0."""
         items = self.pop_mark()
         self.append({})
         self._put(self.stack[-1], items)
@@ -149,7 +152,7 @@ class Unpickler(pickle._Unpickler):
             self.stack[-1].update(set_of(items))
 
     def load_frozenset(self) -> None:
-        """Make a set that does not change, which one that does may stand for."""
+        """Make a plain set for a frozen one."""
         items = self.pop_mark()
         self.append(set_of(items))
 

@@ -18,23 +18,23 @@ from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64
 from netvlad_deploy.support.require import require
 
 K_MEANS_BATCH_SIZE, K_MEANS_STARTS = 4096, 3
-"""Local descriptors in a step of mini-batch k-means, and how many starts it chooses from."""
+"""Local descriptors in a step of mini-batch k-means, and random starts of which it keeps the best."""
 
 ASSIGNMENT_RATIO = 0.01
-"""The second-nearest centroid gets, on average, this much of the nearest one's assignment."""
+"""Average assignment to the second-nearest centroid, as a part of that to the nearest."""
 
 VARIANCE_FLOOR = 1e-9
 MIN_VARIANCE_RATIO = 1e-7
-"""A direction with less of the largest one's variance is rounding, not data."""
+"""A direction with a smaller part of the largest variance comes from rounding, not from the data."""
 
 SHARPNESS_BLOCK_ROWS, GRAM_BLOCK_COLUMNS = 4096, 2048
-"""How many rows, or columns, are widened to float64 at once."""
+"""Rows, or columns, that are converted to float64 at a time."""
 
 PROJECTION_WEIGHT, PROJECTION_BIAS = "projection.weight", "projection.bias"
 
 
 def local_descriptors(pipeline: Pipeline, images: Array) -> Float32:
-    """Return the L2-normalised local descriptors (B,N,D) of images (B,H,W,3)."""
+    """Return the L2-normalised local descriptors (B,N,D) of images (B,H,W,3), uint8 RGB."""
     with torch.inference_mode():
         rows = torch.nn.functional.normalize(pipeline.local_descriptors(torch.from_numpy(images)), dim=2)
     result: Float32 = rows.numpy()
@@ -42,16 +42,14 @@ def local_descriptors(pipeline: Pipeline, images: Array) -> Float32:
 
 
 def descriptors(pipeline: Pipeline, images: Array) -> Float32:
-    """Return the descriptors (B, D*K) of images (B,H,W,3)."""
+    """Return the descriptors (B, D*K) of images (B,H,W,3), uint8 RGB."""
     with torch.inference_mode():
         result: Float32 = pipeline(torch.from_numpy(images)).numpy()
     return result
 
 
 def fit_clusters(points: Float32, clusters: int, seed: int) -> Float32:
-    """Return the centroids (clusters,D) of points (M,D) by mini-batch k-means; the same seed gives the same ones.
-
-    It runs on one thread, whose order of additions does not change.
+    """Return the centroids (clusters,D) of points (M,D) by mini-batch k-means; a seed always gives the same centroids.
 
     Raises: InputError if there are fewer points than clusters.
     """
@@ -60,6 +58,7 @@ def fit_clusters(points: Float32, clusters: int, seed: int) -> Float32:
     k_means = require("sklearn.cluster", extra="fit").MiniBatchKMeans(
         n_clusters=clusters, batch_size=K_MEANS_BATCH_SIZE, n_init=K_MEANS_STARTS, random_state=seed
     )
+    # Several threads would add in an order that changes from run to run, and with it the rounding.
     with require("threadpoolctl", extra="fit").threadpool_limits(1):
         k_means.fit(points)
     centroids: Float32 = k_means.cluster_centers_.astype(np.float32)
@@ -67,9 +66,13 @@ def fit_clusters(points: Float32, clusters: int, seed: int) -> Float32:
 
 
 def sharpness(points: Float32, centroids: Float32) -> float:
-    """Return alpha = -ln(0.01) / mean(d2^2 - d1^2), over distances to the nearest and second-nearest centroid.
+    """Return alpha = -ln(0.01) / mean(d2^2 - d1^2), with the distances d1, d2 to the two nearest centroids.
 
     Raises: InputError if no point is nearer to one centroid than to all others.
+
+    >>> points = np.array([[0.0], [1.0]], np.float32)
+    >>> round(sharpness(points, centroids=points), 3)
+    4.605
     """
     wide = centroids.astype(np.float64)
     gaps = 0.0
@@ -84,9 +87,9 @@ def sharpness(points: Float32, centroids: Float32) -> float:
 
 
 def head_state(centroids: Float32, alpha: float) -> Arrays:
-    """Return the layer under the reference's own names: w = 2 alpha c, b = -alpha |c|^2, local descriptors normalised.
+    """Return the state of a layer that L2-normalises its input, with weights 2 alpha c and biases -alpha |c|^2.
 
-    Then softmax(w x + b) is exp(-alpha |x - c|^2) over its sum.
+    Its softmax assigns x to a centroid c by exp(-alpha |x - c|^2), divided by the sum over all centroids.
     """
     wide = centroids.astype(np.float64)
     return {
@@ -98,7 +101,7 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
 
 
 def head_module(state: Arrays) -> NetVLAD:
-    """Return the module of `head_state`."""
+    """Return the module in eval mode that has the state of `head_state`."""
     _, width, clusters = state["clusters2"].shape
     module = NetVLAD(clusters, width, add_batch_norm=False, assignment_bias=True, normalize_input=True)
     tensors = {name: torch.from_numpy(state[name]) for name in ("clusters", "clusters2", ASSIGNMENT_BIAS)}
@@ -107,13 +110,15 @@ def head_module(state: Arrays) -> NetVLAD:
 
 
 def backbone_state(pipeline: Pipeline) -> Arrays:
-    """Return the backbone's tensors as a vocabulary file names them."""
+    """Return the backbone's tensors under the names of a vocabulary file."""
     state = pipeline.backbone.state_dict()
     return {BACKBONE + name: tensor.numpy() for name, tensor in state.items()}
 
 
 def fit_whitening(points: Float32, size: int) -> Arrays:
-    """Return the projection W = U^T / sqrt(variance + 1e-9), b = -W mean of points (M,L) to `size` values, then L2.
+    """Return the whitening of points (M,L) to `size` values, as a projection with an L2 normalisation after it.
+
+    With the first principal directions U (L,size) its weight is W = U^T / sqrt(variance + 1e-9), its bias -W mean.
 
     Raises: InputError if there are too few points, or they span too few directions.
     """
@@ -137,10 +142,10 @@ def fit_whitening(points: Float32, size: int) -> Arrays:
 
 
 def _principal(points: Float32, mean: Float64, size: int) -> tuple[Float64, Float64]:
-    """Return the first principal directions (L,size), and the variance along each.
+    """Return the first principal directions (L,size) of points (M,L), and the variance (size,) along each.
 
-    From the smaller of the two Gram matrices: fewer images than values is the usual case. The largest value of a
-    direction is positive, which fixes its sign.
+    They come from the smaller of the two Gram matrices, (M,M) or (L,L); there are usually fewer images than values. The
+    value of a direction that is largest by magnitude is made positive, which fixes the sign.
     """
     count, length = points.shape
     blocks = [slice(start, start + GRAM_BLOCK_COLUMNS) for start in range(0, length, GRAM_BLOCK_COLUMNS)]

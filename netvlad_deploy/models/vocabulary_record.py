@@ -1,6 +1,6 @@
-"""What a vocabulary file says of itself in the metadata of safetensors: its backbone, its images, how it was fitted.
+"""The record in the metadata of a vocabulary file: its backbone, its image input, and how it was fitted.
 
-Only names and numbers: nothing is imported because a file says so.
+It has names and numbers only: nothing is imported because a file names it.
 """
 
 import json
@@ -19,13 +19,13 @@ class VocabularyRecord:
     """How a vocabulary was fitted.
 
     Args:
-        backbone: its name.
-        images: what was done to each image.
-        num_images: how many images it was fitted on.
-        num_descriptors: how many of their local descriptors the clusters were fitted on.
-        seed: of the sample and of k-means.
-        alpha: how sharp assignments are.
-        versions: of the packages that fitted it.
+        backbone: the name of the backbone.
+        images: the image input: resize, crop and normalisation of each image.
+        num_images: number of images on which it was fitted.
+        num_descriptors: number of local descriptors on which the clusters were fitted.
+        seed: seed of the sample and of k-means.
+        alpha: sharpness of the assignments, see `vocabulary.sharpness`.
+        versions: versions of the packages that fitted it.
     """
 
     backbone: str
@@ -37,14 +37,14 @@ class VocabularyRecord:
     versions: Mapping[str, str]
 
     def metadata(self) -> dict[str, str]:
-        """Return the record as safetensors keeps it."""
+        """Return the record as the metadata of a safetensors file."""
         return {METADATA_KEY: json.dumps(asdict(self), sort_keys=True)}
 
     @classmethod
     def parse(cls, metadata: Mapping[str, str]) -> "VocabularyRecord | None":
         """Return the record in the metadata of a file, None if there is none.
 
-        Raises: InputError if it is damaged.
+        Raises: InputError if the record is damaged.
         """
         if METADATA_KEY not in metadata:
             return None

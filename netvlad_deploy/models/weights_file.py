@@ -1,12 +1,13 @@
 """Read the tensors of a file of weights by their names, without ever running code that the file brings.
 
-What a file holds is told by its first bytes: arrays by name (`.safetensors`, `.npz`), a dictionary of tensors or a
-whole module as torch saves them, an archive of TorchScript, or a network of MatConvNet (`.mat`). Its weights may stand
-in containers (`state_dict`, `model`, `ema`): in one, they have their own names; in several, the names begin with the
-container's, which is then a prefix to choose by.
+A file holds arrays by name (`.safetensors`, `.npz`), a dictionary of tensors or a whole module as torch saves them, an
+archive of TorchScript, or a network of MatConvNet (`.mat`). Its weights may stand in containers (`state_dict`, `model`,
+`ema`). In a single container they have their own names. In several containers each name begins with the container's,
+which is then a prefix to choose by.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,21 +43,21 @@ SPECIAL_TENSORS: Final = {
     "_rebuild_meta_tensor_no_storage": "a tensor of the meta device, which has no values: save the trained model",
     "_rebuild_nested_tensor": "a nested tensor: save it after to_padded_tensor()",
 }
-"""What torch calls to make tensors of other kinds, by the end of its name."""
+"""By the last part of the function's name in torch, the kinds of tensors that are refused, with a remedy."""
 
 TORCH_NAME_PREFIXES: Final = ("torch._", "torch.nn.", "torch.storage.", "torch.Tensor", "__torch__.")
-"""How names start that tensors and modules themselves bring with them."""
+"""Prefixes of the classes and functions that torch saves with every tensor and module."""
 
 OPTIMIZER_PREFIX = "optim"
-"""How the names of containers start that hold an optimizer's own tensors."""
+"""Start of the names of containers that hold an optimizer's tensors."""
 
 MAX_TENSORS, MAX_NAME_LENGTH, MAX_CONTAINER_DEPTH, MAX_VALUES_VISITED = 50_000, 512, 64, 250_000
-"""Bounds that no network of weights comes near to."""
+"""Bounds far above any network: names are in characters, containers in each other, values all in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Leaf:
-    """A value of a file: the containers that it stands in, and its name there."""
+    """A value of a file, the containers in which it stands, outermost first, and its name in the last."""
 
     containers: tuple[str, ...]
     name: str
@@ -64,7 +65,7 @@ class _Leaf:
 
 
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file of weights by their names in its container, with those of wrappers still in them.
+    """Return the tensors of a file of weights by their names in its container; names keep the parts of wrappers.
 
     Raises: InputError if it is missing, damaged, something else, or holds no weights.
     """
@@ -85,7 +86,7 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a file is one of safetensors, by its name or by the JSON that it begins with.
+    """Return True if a file is of the format safetensors, by its suffix or by the JSON at its start.
 
     Raises: InputError if it is missing or may not be read.
     """
@@ -116,7 +117,10 @@ def _of_array(array: Any, name: str, path: Path) -> torch.Tensor:
 
 
 def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
-    """Return the tensors of what a file holds, out of containers."""
+    """Return the tensors in the content of a file, out of their containers.
+
+    Raises: InputError if there is none, two have the same name, or one is no tensor of real numbers.
+    """
     walk = _Walk(path)
     kept = _unwrapped(list(walk.root(content)))
     if not any(_shape(leaf.value) is not None for leaf in kept):
@@ -137,9 +141,9 @@ def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -
 
 
 class _Walk:
-    """A way through all that a file holds, which ends.
+    """A walk through all values of a file, within bounds: a pickle can hold itself.
 
-    `objects` are the classes of the outermost objects whose attributes were weights, `parts` those of all of them.
+    `objects` has the classes of the outermost modules that were entered, `parts` the classes of all modules.
     """
 
     def __init__(self, path: Path) -> None:
@@ -149,9 +153,9 @@ class _Walk:
         self._visited = 0
 
     def root(self, content: Any) -> Iterator[_Leaf]:
-        """Yield every tensor, and every stand-in, of what the file holds.
+        """Yield every tensor and every stand-in in the content of the file.
 
-        Raises: InputError if it has no end, or a name that no weights have.
+        Raises: InputError if its values are nested too deep or too many, or a name is too long.
         """
         if isinstance(content, Mapping) or _attributes(content) is not None:
             yield from self._below(content, (), "")
@@ -178,12 +182,12 @@ class _Walk:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether something is neither weights nor anything that may hold some: a number, text, a list."""
+    """Return True if a value is neither weights nor able to hold some: a number, a text, a list."""
     return not isinstance(value, Standin | Mapping) and _shape(value) is None
 
 
 def _attributes(value: Any) -> Mapping[str, Any] | None:
-    """Return the parameters, buffers and parts of a module, also of TorchScript; None if it is something else."""
+    """Return the parameters, buffers and submodules of a module, also of TorchScript; None for any other value."""
     state = value.state if isinstance(value, Standin) else None
     if not isinstance(state, dict):
         return None
@@ -198,16 +202,17 @@ def _attributes(value: Any) -> Mapping[str, Any] | None:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """Return the shape of a tensor, None of anything else."""
+    """Return the shape of a tensor or array of numbers, None for any other value."""
     if isinstance(value, NumpyArray):
         return None if value.array is None else value.array.shape
     return tuple(value.shape) if isinstance(value, TENSOR_TYPES) else None
 
 
 def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
-    """Return the tensors of the containers that hold weights; of several, with the containers before their names.
+    """Return the values of the containers that hold weights; of several containers, each name begins with its own.
 
-    Weights are what has axes, as tensors or else as arrays of NumPy: training notes numbers and rows of them.
+    Containers that hold matrices are preferred, as tensors or else as arrays of NumPy: training also saves numbers and
+    rows of numbers, which are not weights.
     """
     own = [leaf for leaf in leaves if not any(each.startswith(OPTIMIZER_PREFIX) for each in leaf.containers)]
     for kinds, axes in ((TENSOR_TYPES, 2), (NumpyArray, 2), (TENSOR_TYPES, 1), ((*TENSOR_TYPES, NumpyArray), 0)):
@@ -215,8 +220,8 @@ def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
             leaf.containers for leaf in own if isinstance(leaf.value, kinds) and len(_shape(leaf.value) or ()) >= axes
         }
         if holding:
-            depth = _common(min(holding), max(holding))
-            base = min(holding)[:depth]
+            base = os.path.commonprefix(list(holding))
+            depth = len(base)
             return [
                 replace(leaf, name=".".join((*leaf.containers[depth:], leaf.name)))
                 for leaf in own
@@ -226,13 +231,11 @@ def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
     return []
 
 
-def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
-    """Return how many containers two paths begin with together."""
-    return next((at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), len(first))
-
-
 def _tensor(value: Any, name: str, path: Path) -> torch.Tensor | None:
-    """Return a tensor that weights can be made of; None of an object that is none."""
+    """Return a value as a tensor; None for an object beside the weights, which is left out.
+
+    Raises: InputError if it is a special tensor, not of real numbers, or an object within the weights.
+    """
     if isinstance(value, Standin):
         if "." not in name and not value.name.startswith(TORCH_NAME_PREFIXES):
             return None
@@ -252,7 +255,7 @@ def _tensor(value: Any, name: str, path: Path) -> torch.Tensor | None:
 
 
 def _nothing(content: Any) -> str:
-    """Say what a file without weights holds, and what to do."""
+    """Return the content of a file without weights in words, and a remedy."""
     if isinstance(content, Standin) and content.name.startswith("__torch__."):
         return "is a TorchScript archive without named weights, as torch.jit.freeze leaves it: save it unfrozen"
     if not isinstance(content, Mapping):
@@ -263,7 +266,7 @@ def _nothing(content: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    """Return what something of a file is, in words."""
+    """Return the kind of a value in words."""
     if isinstance(value, Standin):
         return f"an object of {value.name}"
     return "one tensor" if isinstance(value, StoredTensor) else f"a {type(value).__name__}"

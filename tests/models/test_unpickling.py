@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.pickled import KNOWN_FUNCTIONS, OWN, Standin
+from netvlad_deploy.models.pickled import CALLABLE_FUNCTIONS, KNOWN_FUNCTIONS, Standin
 from netvlad_deploy.models.unpickling import Unpickler
 from netvlad_deploy.models.weights_file import read_tensors
 
@@ -89,7 +89,7 @@ def test_attributes_are_set_on_nothing() -> None:
     )
     for name, variables in before.items():
         assert vars(KNOWN_FUNCTIONS[name]) == variables
-    assert all(function.__module__.startswith("netvlad_deploy") for function in OWN)
+    assert all(function.__module__.startswith("netvlad_deploy") for function in CALLABLE_FUNCTIONS)
 
 
 NESTED = b")" + b"2\x86" * 60

@@ -1,4 +1,4 @@
-"""Image backbones by name: how each is built, how wide its feature map is, and what it takes.
+"""Image backbones by name, each with its network, the width of its feature map, and its image input.
 
 `docs/dialects.md` has the table. A backbone is an entry in BACKBONES, or code of the user's own.
 """
@@ -13,10 +13,10 @@ from netvlad_deploy.spec.images import ImageInput, Resize
 __all__ = ["BACKBONES", "Backbone", "find_backbone", "is_custom"]
 
 IMAGENET = ImageInput(resize=Resize(size=(480, 640)))
-"""What networks trained on ImageNet take; the size is that of the place recognition benchmarks."""
+"""Image input of networks trained on ImageNet; the size is that of the place recognition benchmarks."""
 
 RESNET_STAGES = {"conv3": 2, "conv4": 3, "conv5": 4}
-"""How many stages a ResNet keeps, by the last one."""
+"""By the name of the last stage, the number of stages that a ResNet keeps."""
 
 
 def _resnet(depth: int, last: str) -> Backbone:
@@ -61,14 +61,17 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def is_custom(name: str) -> bool:
-    """Return whether a name is that of code of the user's own."""
+    """Return True if a name is that of the user's own code: `package.module:callable`."""
     return MODULE_SEPARATOR in name
 
 
 def find_backbone(name: str) -> Backbone:
-    """Return the backbone of this name, which the user has given: code of their own is imported.
+    """Return the backbone of this name, which the user has given: their own code is imported.
 
-    Raises: UsageError if there is none.
+    Raises: UsageError if there is no such backbone.
+
+    >>> find_backbone("resnet18-conv4").width
+    256
     """
     if is_custom(name):
         return custom_backbone(name)

@@ -1,4 +1,4 @@
-"""What a backbone is: a network from normalised images (B,3,H,W) to a feature map (B,D,h,w), and its images."""
+"""The record of a backbone: a network from normalised images (B,3,H,W) to a feature map (B,D,h,w)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ class Backbone:
     """A backbone by its name.
 
     Args:
-        name: what `--backbone` calls it.
-        build: makes the module; its weights are trained only if `trained` says so.
-        width: channels D of its feature map, None if only running it tells.
-        images: what it takes where no checkpoint says otherwise, None if it does not say.
+        name: its name for `--backbone`.
+        build: a function that makes the module, with trained weights if `trained` is set.
+        width: channels D of its feature map, None if it must be run to know.
+        images: its image input if no checkpoint says otherwise, None if unknown.
         trained: `build` brings trained weights.
-        renames: starts of names in a file of the whole network, and what they are here.
-        beyond: starts of names after the cut, which are left out.
+        renames: prefixes of names in a file of the whole network, with the prefixes of the cut network.
+        beyond: prefixes of the tensors after the cut, which are left out.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """A backbone of the user's own: `package.module:callable`, imported because the command line names it.
 
-No file can have it imported: a checkpoint holds weights, and at most the name that the user must give again.
+No file can have code imported: a checkpoint holds weights, and at most the name that the user must give again.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ MODULE_SEPARATOR = ":"
 IMAGES_ATTRIBUTE = "images"
 
 USER_CODE_ERRORS = (Exception, SystemExit)
-"""What another's code raises, which is no fault of this package; what ends the process, too. Ctrl-C stays Ctrl-C."""
+"""Errors of the user's code, which are reported as its own, also if it ends the process; Ctrl-C is not among them."""
 
 
 def custom_backbone(name: str) -> Backbone:
-    """Return the backbone that a callable of the user's makes; packages in the working folder are found, too.
+    """Return the backbone that a callable of the user makes; packages in the working folder are found too.
 
-    The callable is called once, without arguments, and returns a module with its weights. An attribute `images` of
-    the module, an `ImageInput`, says what it takes.
+    The callable is called once, without arguments, and returns a module with its weights. The module may have its image
+    input as an attribute `images`, an `ImageInput`.
 
     Raises: UsageError if there is no such callable, it fails, or returns something else.
     """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-"""Width and number of 3x3 convolutions of each block; a pooling stands between two."""
+"""Width and number of the 3x3 convolutions in each block; a pooling follows each block but the last."""
 
 ALEXNET_WIDTHS = (64, 192, 384, 256, 256)
 RESNET_WIDTHS = (64, 128, 256, 512)
@@ -21,7 +21,7 @@ RESNET_WIDTHS = (64, 128, 256, 512)
 
 
 def vgg16() -> nn.Module:
-    """Return VGG16 up to its last convolution, at 0, 2, 5, ... 28."""
+    """Return VGG16 up to its last convolution; the convolutions are the layers 0, 2, 5, ... 28."""
     layers: list[nn.Module] = []
     before = 3
     for width, count in VGG16_BLOCKS:
@@ -33,7 +33,7 @@ def vgg16() -> nn.Module:
 
 
 def alexnet() -> nn.Module:
-    """Return AlexNet up to its last convolution, at 0, 3, 6, 8 and 10."""
+    """Return AlexNet up to its last convolution; the convolutions are the layers 0, 3, 6, 8 and 10."""
     first, second, third, fourth, fifth = ALEXNET_WIDTHS
     return nn.Sequential(
         nn.Conv2d(3, first, 11, stride=4, padding=2),
@@ -64,7 +64,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(before, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of both ways."""
+        """Return the sum of the convolutions and the shortcut, after a ReLU."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = functional.relu(self.bn1(self.conv1(x)))
         return functional.relu(self.bn2(self.conv2(x)) + shortcut)
@@ -86,7 +86,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(before, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of both ways."""
+        """Return the sum of the convolutions and the shortcut, after a ReLU."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = functional.relu(self.bn1(self.conv1(x)))
         x = functional.relu(self.bn2(self.conv2(x)))
@@ -97,11 +97,11 @@ RESNETS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] 
     18: (BasicBlock, (2, 2, 2, 2)),
     50: (Bottleneck, (3, 4, 6, 3)),
 }
-"""Block, and number of blocks in each stage, by depth."""
+"""By depth, the class of the blocks and their number in each stage."""
 
 
 def resnet(depth: int, stages: int) -> Callable[[], nn.Module]:
-    """Return what builds a ResNet with its first stages: stem at 0 and 1, stages from 4 on."""
+    """Return a function that builds a ResNet's first stages; the stem has the layers 0 to 3, stages start at 4."""
 
     def build() -> nn.Module:
         block, counts = RESNETS[depth]
@@ -119,7 +119,11 @@ def resnet(depth: int, stages: int) -> Callable[[], nn.Module]:
 
 
 def resnet_width(depth: int, stages: int) -> int:
-    """Return how many channels its feature map has."""
+    """Return the number of channels after so many stages of a ResNet.
+
+    >>> resnet_width(50, stages=3)
+    1024
+    """
     return RESNET_WIDTHS[stages - 1] * RESNETS[depth][0].expansion
 
 
@@ -128,7 +132,7 @@ def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Co
 
 
 def _shortcut(before: int, after: int, stride: int) -> nn.Module | None:
-    """Return the projection of a shortcut, None where the shape stays."""
+    """Return the convolution of a shortcut, None if the block keeps the shape."""
     if stride == 1 and before == after:
         return None
     return nn.Sequential(_convolution(before, after, 1, stride), nn.BatchNorm2d(after))

@@ -1,4 +1,4 @@
-"""The weights of a backbone as a checkpoint holds them: whose they are, and the module that takes every one."""
+"""The weights of a backbone in a checkpoint: recognise the network, and load every tensor into its module."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,19 +17,19 @@ from netvlad_deploy.spec.images import CHANNELS, ImageInput
 Shapes = Mapping[str, tuple[int, ...]]
 
 TRANSFORMER_NAME = re.compile(r"token|pos(ition)?_emb|positional_emb")
-"""Names that a transformer alone has."""
+"""Part of a name that only the tensors of transformers have."""
 
 RESNET_BLOCK_NAME = re.compile(r"(?:layer)?(?P<stage>\d+)\.(?P<block>\d+)\.conv\d+\.weight$")
-"""A convolution of a ResNet's block, by torchvision's names or by those of its children in a row."""
+"""Name of a convolution in a ResNet's block, with torchvision's stage or the index of a layer in a sequence."""
 
 RESNET_DEPTHS = {
     False: {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
     True: {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
 }
-"""Blocks in each stage by depth, of basic blocks and of bottlenecks. Source: He et al. 2016, table 1."""
+"""By kind (True for bottlenecks) and depth, the number of blocks in each stage. Source: He et al. 2016, table 1."""
 
 DEFAULT_IMAGE_SIDE = 224
-"""Height and width of the image that tries a backbone which does not say its own."""
+"""Height and width of the image on which a backbone is tried if its image input has no fixed size."""
 
 
 def identify(state: BackboneState) -> Backbone:
@@ -98,7 +98,7 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
 
 
 def describe(shapes: Shapes) -> str:
-    """Return in words which network tensors of these names and shapes are: kind, depth and channels, or tokens."""
+    """Return the network that tensors of these names and shapes show, in words: kind, depth and channels."""
     if any(TRANSFORMER_NAME.search(name) for name in shapes):
         return f"a transformer, whose tokens are no feature map ({names(filter(TRANSFORMER_NAME.search, shapes))})"
     ordered = sorted(shapes, key=lambda name: [(len(part), part) for part in name.split(".")])
@@ -119,7 +119,7 @@ def describe(shapes: Shapes) -> str:
 
 
 def _is_another(backbone: Backbone, found: Shapes) -> bool:
-    """Return whether tensors are of another network than a backbone, and not those of one that is damaged."""
+    """Return True if tensors are of another network than the backbone; False if some of the backbone's are missing."""
     wanted = _shapes(backbone)
     own = {name: shape for name, shape in found.items() if name in wanted or not name.startswith(backbone.beyond)}
     damaged = all(wanted.get(name) == shape for name, shape in own.items() if not name.endswith(BATCH_NORM_COUNTER))
@@ -127,7 +127,7 @@ def _is_another(backbone: Backbone, found: Shapes) -> bool:
 
 
 def _shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor but the counters of BatchNorm."""
+    """Return the shapes of a backbone's tensors by name, without the counters of BatchNorm."""
     with torch.device("meta"):
         state = backbone.build().state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(BATCH_NORM_COUNTER)}
