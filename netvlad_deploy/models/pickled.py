@@ -246,7 +246,7 @@ KNOWN_FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
         for core in ("core", "_core")
         for name, function in {
             "multiarray.scalar": _scalar,
-            "multiarray._reconstruct": NumpyArray,
+            "multiarray._reconstruct": lambda *_: NumpyArray(),
             "numeric._frombuffer": _from_bytes,
         }.items()
     },

@@ -36,7 +36,7 @@ class Pickled:
 
 
 class Bounded(io.BufferedReader):
-    """A file that reads no more bytes than it has left: else memory would be taken for any size that a pickle claims."""
+    """A file that reads no more bytes than are left: else memory would be taken for any size that a pickle claims."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))

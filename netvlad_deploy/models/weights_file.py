@@ -220,7 +220,7 @@ def _unwrapped(leaves: list[_Leaf]) -> list[_Leaf]:
             leaf.containers for leaf in own if isinstance(leaf.value, kinds) and len(_shape(leaf.value) or ()) >= axes
         }
         if holding:
-            base = os.path.commonprefix(list(holding))
+            base = os.path.commonprefix(list(holding))  # noqa: RUF071 - of tuples, not of paths
             depth = len(base)
             return [
                 replace(leaf, name=".".join((*leaf.containers[depth:], leaf.name)))

@@ -1,4 +1,4 @@
-"""Checkpoints of other code than the reference's: where its layers stand, in which dialect, and what keys leave open.
+"""The dialects of checkpoints: find a layer in a checkpoint, its dialect, and the conventions that its keys leave open.
 
 `docs/dialects.md` has the table. A dialect is a file here and an entry in DIALECTS.
 """
@@ -48,15 +48,15 @@ DIALECTS: tuple[Dialect, ...] = (
 
 
 def places(state: Mapping[str, Tensor]) -> list[Place]:
-    """Return where the keys of a dialect stand, once for each dialect that they fit."""
+    """Return the places of layers in a state, a layer once for each dialect that its keys fit."""
     return [place for dialect in DIALECTS for place in dialect.places(state) if place.fits(state)]
 
 
 def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | None = None) -> tuple[Place, Head]:
-    """Return the only head in a state, or the one behind a prefix, or the one of the dialect of this name.
+    """Return the place and the head of the only layer in a state, or of the one with this prefix or this dialect.
 
-    Raises: UsageError for an unknown name; InputError if there is no such head, there are several, or its keys are
-        those of several dialects that differ.
+    Raises: UsageError for an unknown dialect; InputError if there is no such layer, there are several, or its keys fit
+        several dialects with different conventions.
     """
     found = places(state) if name is None else list(_dialect(name).places(state))
     here = [place for place in found if _stands_behind(place, prefix)]
@@ -80,14 +80,14 @@ def _dialect(name: str) -> Dialect:
 
 
 def _stands_behind(place: Place, prefix: str) -> bool:
-    """Return whether a prefix is what stands before the layer's own names, or before the dialect's."""
+    """Return True if the names of a place begin with the prefix, up to the layer's own or the dialect's names."""
     return not prefix or f"{prefix.rstrip('.')}." in (place.before, place.start)
 
 
 def _told_apart(state: Mapping[str, Tensor], fits: Sequence[Place]) -> tuple[Place, Head]:
-    """Return the one of several places of the same layer that the file shows.
+    """Return the place and head of a layer in the dialect that the file shows, of the dialects that fit it.
 
-    Raises: InputError if the file shows none, and their descriptors differ.
+    Raises: InputError if the file shows no dialect, and their conventions differ.
     """
     usual = [place for place in fits if not place.dialect.explicit] or fits
     shown = [place for place in usual if place.is_named(state)] or usual
@@ -101,9 +101,9 @@ def _told_apart(state: Mapping[str, Tensor], fits: Sequence[Place]) -> tuple[Pla
 
 
 def _heads(state: Mapping[str, Tensor], fits: Sequence[Place]) -> list[tuple[Place, Head]]:
-    """Return the places at which a dialect takes every tensor of the layer, with its head.
+    """Return the places whose dialects take every tensor of the layer, each with its head.
 
-    Raises: InputError, the first dialect's, if there is none.
+    Raises: the InputError of the first dialect if no dialect does.
     """
     heads, errors = [], []
     for place in fits:
@@ -117,7 +117,7 @@ def _heads(state: Mapping[str, Tensor], fits: Sequence[Place]) -> list[tuple[Pla
 
 
 def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, head: Head) -> str:
-    """Return what the keys leave open and was assumed, in words."""
+    """Return the assumed dialect and the conventions in doubt, in words; empty if the keys show the dialect."""
     if place.is_named(state):
         return ""
     rare = [each for each in fits if each.dialect.explicit and each is not place]
@@ -134,7 +134,7 @@ def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, h
 
 
 def _difference(place: Place, head: Head, other: Place, found: Head) -> str:
-    """Return the conventions in which two readings of a layer differ."""
+    """Return the conventions in which two readings of a layer differ, in words."""
     mine, theirs = conventions(head.spec), conventions(found.spec)
     subjects = [subject for subject in {**mine, **theirs} if mine.get(subject) != theirs.get(subject)]
     return ", ".join(
@@ -145,7 +145,7 @@ def _difference(place: Place, head: Head, other: Place, found: Head) -> str:
 
 
 def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, name: str | None) -> str:
-    """Say what is there where no head was found."""
+    """Return the reason why no head was found, and the names that were found instead."""
     if prefix and found:
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"

@@ -1,4 +1,4 @@
-"""What a dialect is: the key names and conventions under which other code saves a NetVLAD."""
+"""Dialects: the key names and conventions under which other code saves a NetVLAD."""
 
 import re
 from abc import ABC, abstractmethod
@@ -19,24 +19,24 @@ BACKBONE_PREFIXES = ("encoder.", "backbone.", "base_model.", "point_net.")
 PROJECTION_NAME = re.compile(
     r"(^|\.)(WPCA|pca_layer|whiten|hidden1_weights|out_projection|bn2|context_gating|gating_\w+|aggregation\.1)(\.|$)"
 )
-"""Names of what comes after a head: a linear map of its descriptor, with its BatchNorm and gating."""
+"""Part of the names of a projection after a head: a linear map of its descriptor, its BatchNorm and gating."""
 
 LOSS_PREFIXES = ("criterion.", "loss.", "loss_fn.", "losses.")
-"""What stands before the parameters of a training loss, such as its class centres: it changes no descriptor."""
+"""Prefixes of the parameters of a training loss, such as class centres, which change no descriptor."""
 
 AS_STORED = ImageInput(orient=False)
-"""ImageNet's normalisation, images as large as they are and as stored: `Image.open` and `ToTensor` in other code."""
+"""ImageNet's normalisation of images in their own size, without EXIF's rotation: `Image.open`, then `ToTensor`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneKeys:
-    """Where a dialect saves its image backbone.
+    """The names under which a dialect saves its image backbone.
 
     Args:
-        roots: what may stand before its names; the longest that fits counts.
-        candidates: what it may be, by the names of `models.backbones`.
-        images: what its own code does to an image.
-        assumed: what of that the keys leave open, in words, empty if nothing.
+        roots: possible prefixes of its names; the longest that fits counts.
+        candidates: the names in `models.backbones` of the networks that it may be.
+        images: the image input of the dialect's own code.
+        assumed: the part of the image input that the keys leave open, in words; empty if there is none.
     """
 
     roots: tuple[str, ...]
@@ -60,18 +60,18 @@ class Dialect(ABC):
     """One way to save a NetVLAD.
 
     Args:
-        name: what `--dialect` calls it.
+        name: its name for `--dialect`.
         keys: the key names in words.
-        needs: names that must be there, after one of the roots.
+        needs: names that must be there, after one of the roots; the first identifies a layer.
         lacks: names that must not be there, after the same root.
-        roots: what its own code calls the layer; empty for a layer that was saved alone.
+        roots: prefixes of the layer in its own code; empty for a layer that was saved alone.
         present: names beside the layer that must be there too, for the keys to be this dialect's.
         absent: names beside the layer that must not be there.
-        beside: starts of names beside the layer that only this dialect's files have, where others name the layer alike.
-        unused: starts of names that change no descriptor: a classifier, or what its code saves and never applies.
-        explicit: its keys are also another dialect's, which is far more usual, so it is never detected.
-        preprocessing: what the local descriptors must be, in words.
-        backbone: where it saves its image backbone, None if it has none.
+        beside: prefixes of names beside the layer that tell this dialect from others with the same root.
+        unused: prefixes of tensors that change no descriptor: a classifier, or tensors that its code never applies.
+        explicit: its keys are also those of a far more usual dialect, so it is chosen with `--dialect` alone.
+        preprocessing: the required local descriptors, in words.
+        backbone: the names of its image backbone, None if it has none.
     """
 
     name: str
@@ -89,13 +89,13 @@ class Dialect(ABC):
 
     @abstractmethod
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
-        """Return the head after one of the roots: tensors are renamed, cut and transposed, no value changes.
+        """Return the head under one of the roots: tensors are renamed, cut and transposed, their values kept.
 
         Raises: InputError if a tensor is missing, of another shape or unknown.
         """
 
     def places(self, state: Mapping[str, Tensor]) -> "Iterator[Place]":
-        """Yield where the names that it needs stand, each layer by the longest root that fits."""
+        """Yield the places of the names in `needs`; of several roots that fit a layer the longest counts."""
         roots = sorted(self.roots, key=len, reverse=True)
         first, *others = self.needs
         for name in state:
@@ -107,19 +107,19 @@ class Dialect(ABC):
                 yield Place(dialect=self, before=start.removesuffix(root), root=root)
 
     def missing(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Return the names that are not there, after the root of which fewest are missing."""
+        """Return the names in `needs` that a state lacks, under the root that lacks fewest."""
         lists = [tuple(root + name for name in self.needs if root + name not in state) for root in self.roots]
         return min(lists, key=len)
 
     def nearness(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
-        """Return how much of what it needs is there, and how little is missing."""
+        """Return the number of names in `needs` that are there, and the negated number of those that are missing."""
         missing = len(self.missing(state))
         return len(self.needs) - missing, -missing
 
     def others(self, state: Mapping[str, Tensor], root: str, used: Iterable[str]) -> tuple[str, ...]:
-        """Return the names that are not the head.
+        """Return the names that the head does not use.
 
-        Raises: InputError if one stands after the head's root, so that it is a part of the layer nobody knows.
+        Raises: InputError if one of them stands under the head's root and is no projection: an unknown part of the layer.
         """
         others = tuple(sorted(set(state) - set(used)))
         lacking = {root + name for name in self.lacks}
@@ -131,7 +131,7 @@ class Dialect(ABC):
         return others
 
     def matrix(self, state: Mapping[str, Tensor], name: str, inputs: int, *, by_column: bool = False) -> Tensor:
-        """Return a projection's matrix as (P, inputs), of a linear layer or of a 1x1 convolution, or from (inputs, P).
+        """Return a projection's matrix as (P, inputs), from a linear layer, a 1x1 convolution, or (inputs, P).
 
         Raises: InputError if it is missing or has another shape.
         """
@@ -149,7 +149,7 @@ class Dialect(ABC):
         return weight
 
     def vector(self, state: Mapping[str, Tensor], name: str, length: int, beside: str) -> Tensor:
-        """Return a vector of as many values as a weight gives; `beside` is the weight's name.
+        """Return the vector of this name with `length` values, as many as the rows of the weight called `beside`.
 
         Raises: InputError if it is missing or has another shape.
         """
@@ -163,7 +163,7 @@ class Dialect(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a layer with the keys of a dialect stands in a file; `before` is what stands before the dialect's names."""
+    """The place of a layer in a file: its dialect, the prefix before the dialect's names, and the dialect's root."""
 
     dialect: Dialect
     before: str
@@ -171,20 +171,20 @@ class Place:
 
     @property
     def start(self) -> str:
-        """Return what stands before the layer's own names."""
+        """Return the whole prefix of the layer's names."""
         return self.before + self.root
 
     @property
     def layer(self) -> str:
-        """Return the name of its first tensor, which no other layer has."""
+        """Return the full name of the layer's first tensor, which identifies it."""
         return self.start + self.dialect.needs[0]
 
     def below(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors by the names that the dialect knows."""
+        """Return the tensors under the prefix by the dialect's names."""
         return {name.removeprefix(self.before): value for name, value in state.items() if name.startswith(self.before)}
 
     def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether nothing stands in or beside the layer that this dialect does not have."""
+        """Return True if the names in and beside the layer are those that the dialect demands and allows."""
         dialect = self.dialect
         return (
             all(self.before + name in state for name in dialect.present)
@@ -193,13 +193,13 @@ class Place:
         )
 
     def is_named(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether names show the dialect: the layer's, or what stands beside it where others name it alike."""
+        """Return True if the file shows the dialect: by names in `beside`, or else by a root that is not empty."""
         if self.dialect.beside:
             return any(name.startswith(tuple(self.before + each for each in self.dialect.beside)) for name in state)
         return bool(self.root)
 
     def head(self, state: Mapping[str, Tensor]) -> Head:
-        """Return the head that stands here, by the names that the file has.
+        """Return the head at this place; its fields have the names of the file.
 
         Raises: InputError as `Dialect.convert`.
         """
@@ -213,7 +213,7 @@ class Place:
         )
 
     def backbone(self, state: Mapping[str, Tensor], ignored: Iterable[str]) -> BackboneState | None:
-        """Return the image backbone beside the head: the dialect's own, or one of which only the place is known."""
+        """Return the image backbone beside the head: the dialect's, an unknown one with a usual prefix, or None."""
         keys = self.dialect.backbone
         if keys is not None and (found := keys.find(self.below(state))) is not None:
             return replace(found, root=self.before + found.root)
@@ -225,7 +225,7 @@ class Place:
 
 
 def conventions(spec: NetVLADSpec) -> dict[str, str]:
-    """Return what the layer does to its values, in words by subject: all that names and shapes need not show."""
+    """Return the conventions of a layer, by subject, in words: they need not show in names and shapes."""
     said = {
         "local descriptors": "L2-normalised first" if spec.normalize_input else "as they come",
         "logits": "with BatchNorm" if spec.batch_norm else "with a bias" if spec.assignment_bias else "without a bias",
@@ -249,12 +249,16 @@ def convention_words(said: Mapping[str, str]) -> str:
     return ", ".join(f"{subject} {words}" for subject, words in said.items())
 
 
-def columns(clusters: str, clusters2: str, state: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """Return K, D and G of tensors of these names, (D,K+G) and (1,D,K).
+def cluster_sizes(
+    clusters: str, clusters2: str, state: Mapping[str, Tensor], *, ghosts: bool = True
+) -> tuple[int, int, int]:
+    """Return K, D and G of the tensors of these names, (D,K+G) and (1,D,K).
 
-    Raises: InputError if they have other shapes.
+    Raises: InputError if they have other shapes, or ghost clusters that the dialect does not have.
     """
     first, second = tuple(state[clusters].shape), tuple(state[clusters2].shape)
     if len(first) != 2 or len(second) != 3 or second[:2] != (1, first[0]):
         raise InputError(f"{clusters} {first} and {clusters2} {second} are not (D, K+G) and (1, D, K)")
+    if first[1] != second[2] and not ghosts:
+        raise InputError(f"{clusters} {first} and {clusters2} {second} are not (D, K) and (1, D, K)")
     return second[2], first[0], first[1] - second[2]

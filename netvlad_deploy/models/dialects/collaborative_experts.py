@@ -1,10 +1,10 @@
-"""The reference's own names: collaborative-experts and towhee, and reference files of this package."""
+"""The dialect of the reference: collaborative-experts, towhee, and the reference files of this package."""
 
 from collections.abc import Mapping, Set
 
 from torch import Tensor
 
-from netvlad_deploy.models.dialects.base import PROJECTION_NAME, BackboneKeys, Dialect, columns
+from netvlad_deploy.models.dialects.base import PROJECTION_NAME, BackboneKeys, Dialect, cluster_sizes
 from netvlad_deploy.models.head import PROJECTION_PREFIXES, Head
 from netvlad_deploy.oracle.reference_file import (
     ASSIGNMENT_BIAS,
@@ -18,22 +18,23 @@ from netvlad_deploy.oracle.reference_file import (
 from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec, Projection
 
 BACKBONE = "backbone."
-"""Before the names of a backbone in a vocabulary file, whose own record says which it is."""
+"""Prefix of the backbone in a vocabulary file, whose record names the network."""
 
 
 class CollaborativeExperts(Dialect):
-    """Descriptors are d*K + k, local descriptors as they come, ghost clusters last.
+    """A layer with descriptors d*K + k, local descriptors as they come, and ghost clusters last.
 
-    A reference file says by its marks, 1 for yes, what a state alone does not show, and may have a projection.
+    A reference file has a mark, 1 for yes, for each convention that a state alone does not show, and may have a
+    projection.
     """
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
-        """Keep every tensor but a projection of others: the module refuses what it does not know."""
+        """Return the head with every tensor but foreign projections: the module refuses unknown tensors."""
         ignored = tuple(sorted(name for name in state if PROJECTION_NAME.search(name) or name.startswith(BACKBONE)))
         marks = {name for name in MARKS if name in state and bool(state[name].all())}
         tensors = {name: tensor for name, tensor in state.items() if name not in (*ignored, *MARKS)}
         following = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION_PREFIXES)}
-        num_clusters, feature_size, ghosts = columns(root + "clusters", root + "clusters2", state)
+        num_clusters, feature_size, ghosts = cluster_sizes(root + "clusters", root + "clusters2", state)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
@@ -51,7 +52,7 @@ class CollaborativeExperts(Dialect):
         return head.followed_by(projection, following, following)
 
     def _projection(self, following: Mapping[str, Tensor], inputs: int, marks: Set[str]) -> Projection:
-        """Return what the names and shapes of the reference's own projection say."""
+        """Return the projection that the names and shapes of its tensors, and the marks, describe."""
 
         def offset(layer: str) -> str | None:
             names = [name for name in following if name.startswith(layer)]

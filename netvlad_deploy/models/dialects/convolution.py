@@ -18,16 +18,15 @@ from netvlad_deploy.spec.layer import CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution(Dialect):
-    """A head of a convolution (K,D,1,1) with or without a bias (K,), and centroids.
+    """A layer with a convolution (K,D,1,1), with or without a bias (K,), and centroids.
 
     Args:
-        needs: the convolution's weight and the centroids, in this order, and what else must be there.
-        kernel_axes: how many axes of length 1 the convolution's weight may have.
+        needs: the names of the convolution's weight and of the centroids, in this order, and other required names.
+        kernel_axes: possible numbers of axes of length 1 in the convolution's weight.
         centroids_by_column: centroids are (D,K), not (K,D).
         flatten: index of value d of cluster k in a descriptor.
-        projection: start of the names of a linear layer (P,D*K) with a bias (P,) after the head; `{root}` in it is the
-            head's root.
-        projection_l2: what comes out of it is L2-normalised.
+        projection: prefix of a linear layer (P,D*K) with a bias (P,) after the head; `{root}` in it is the head's root.
+        projection_l2: projected descriptors are L2-normalised.
     """
 
     needs: tuple[str, ...] = ("conv.weight", "centroids")
@@ -38,7 +37,7 @@ class Convolution(Dialect):
     projection_l2: bool = True
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
-        """Bring convolution and centroids to (D,K) and (1,D,K)."""
+        """Return the head with the convolution as (D,K) and the centroids as (1,D,K)."""
         weight, centroids = (root + name for name in self.needs[:2])
         bias = weight.removesuffix("weight") + "bias"
         num_clusters, feature_size = self._sizes(state, weight, centroids)
@@ -59,7 +58,7 @@ class Convolution(Dialect):
         return self._followed(state, root, head)
 
     def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:
-        """Return the head with its projection, if the checkpoint has one."""
+        """Return the head, with its projection if the checkpoint has one."""
         start = None if self.projection is None else self.projection.format(root=root)
         if start is None or not any(name.startswith(start) for name in state):
             return head
@@ -70,7 +69,10 @@ class Convolution(Dialect):
         return head.followed_by(projection, {"projection.weight": weight, "projection.bias": bias}, used.values())
 
     def _sizes(self, state: Mapping[str, Tensor], weight: str, centroids: str) -> tuple[int, int]:
-        """Return K and D."""
+        """Return K and D of the tensors of these names.
+
+        Raises: InputError if their shapes do not fit.
+        """
         first, second = tuple(state[weight].shape), tuple(state[centroids].shape)
         wanted = first[:2][::-1] if self.centroids_by_column else first[:2]
         if len(first) - 2 not in self.kernel_axes or any(side != 1 for side in first[2:]) or second != wanted:
@@ -84,6 +86,7 @@ LAST_CONVOLUTION_OF = (
     f"local descriptors (batch, num_features, D): the last convolution of {{}}, before its ReLU; {NORMALIZES}"
 )
 FEATURE_MAP_OF = f"local descriptors (batch, num_features, D): every position of the {{}}'s feature map; {NORMALIZES}"
+"""Templates of the required local descriptors, in which `{}` is the network."""
 
 SOCCERNET_FRAMES = (
     "local descriptors (batch, num_features, D): a window of SoccerNet's frame features, after feature_extractor.* "
@@ -91,10 +94,10 @@ SOCCERNET_FRAMES = (
 )
 
 WHITENING_WEIGHT = "WPCA.0.weight"
-"""The key that tells Patch-NetVLAD's files with a whitening from pytorch-netvlad's, which never have one."""
+"""Key of Patch-NetVLAD's whitening, which pytorch-netvlad's files never have."""
 
 OPENIBL_MEAN = (0.48501960784313836, 0.4579568627450961, 0.4076039215686255)
-"""Mean of RGB values from 0 to 1, which its code divides by 1/255 afterwards. Source: README of yxgeee/OpenIBL."""
+"""Mean of RGB values from 0 to 1; its code then divides by 1/255. Source: README of yxgeee/OpenIBL."""
 
 PYTORCH_NETVLAD_ENCODER = BackboneKeys(
     roots=("encoder.",),
@@ -102,7 +105,7 @@ PYTORCH_NETVLAD_ENCODER = BackboneKeys(
     assumed="images stay as large as they are (Patch-NetVLAD's files without whitening have the same keys, and it "
     "resizes to 480x640: --dialect patch-netvlad)",
 )
-"""ImageNet's normalisation, and images as large as they are and as stored. Source: pittsburgh.py."""
+"""The encoder of pytorch-netvlad, whose images are AS_STORED. Source: pittsburgh.py."""
 
 MATCONVNET = BackboneKeys(
     roots=("backbone.",),
@@ -114,9 +117,10 @@ MATCONVNET = BackboneKeys(
         orient=False,
     ),
 )
-"""VGG16 of matconvnet, on RGB values from 0 to 255 less the mean image's: `averageImage` of vgg-verydeep-16.
+"""MatConvNet's VGG16 takes RGB values from 0 to 255, less the mean in `averageImage` of vgg-verydeep-16.
 
-Images are those of hloc's `extract_features.py`, which reads them as stored, and shrinks with OpenCV's area filter.
+The rest of its image input is that of hloc's `extract_features.py`, which ignores the orientation in EXIF and shrinks
+with OpenCV's area filter.
 """
 
 PYTORCH_NETVLAD = Convolution(
@@ -158,7 +162,7 @@ DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
         images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
     ),
 )
-"""For feature maps and for tokens.
+"""The dialect of heads on feature maps and of heads on tokens.
 
 Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py, network.py and datasets_ws.py, which
 resizes tensors: with the torchvision of its time, before 0.17, that takes four pixels however much an image shrinks.
@@ -184,7 +188,7 @@ OPENIBL = Convolution(
         ),
     ),
 )
-"""Also the bare layer of this family without a bias.
+"""The dialect of OpenIBL's models, and of a bare layer without a bias.
 
 Source: yxgeee/OpenIBL, ibl/models/netvlad.py, and ibl/utils/data/, which resizes images of Pillow.
 """
@@ -247,7 +251,7 @@ OPENPLACERECOGNITION = Convolution(
     projection_l2=False,
     preprocessing=FEATURE_MAP_OF.format("backbone"),
 )
-"""Pytorch-netvlad's layer with a linear one in it, whose result is the descriptor as it comes.
+"""Pytorch-netvlad's layer followed by a linear layer, whose result is the descriptor, not L2-normalised.
 
 Source: OPR-Project/OpenPlaceRecognition, src/opr/modules/netvlad.py.
 """

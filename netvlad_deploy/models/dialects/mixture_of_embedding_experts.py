@@ -1,7 +1,7 @@
-"""Mixture-of-Embedding-Experts, built without BatchNorm: it saves one all the same, and never uses it.
+"""Mixture-of-Embedding-Experts, built without BatchNorm: its code saves a BatchNorm all the same, and never applies it.
 
-Source: antoine77340/Mixture-of-Embedding-Experts, loupe.py. Its own model does use BatchNorm, and is then no other
-dialect than collaborative-experts without ghost clusters.
+Source: antoine77340/Mixture-of-Embedding-Experts, loupe.py. Built with BatchNorm, its files are those of
+collaborative-experts without ghost clusters.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ BATCH_NORM_PREFIX = "batch_norm."
 
 
 class MixtureOfEmbeddingExperts(CollaborativeExperts):
-    """As collaborative-experts, without ghost clusters, and BatchNorm left out."""
+    """The layer of collaborative-experts without ghost clusters and without BatchNorm."""
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
-        """Drop BatchNorm, and refuse ghost clusters."""
+        """Return the head without the BatchNorm; ghost clusters are refused."""
         unused = tuple(name for name in state if name.startswith(BATCH_NORM_PREFIX))
         head = super().convert({name: tensor for name, tensor in state.items() if name not in unused}, root)
         if head.spec.num_ghost_clusters:

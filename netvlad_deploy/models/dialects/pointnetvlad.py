@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, columns
+from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, cluster_sizes
 from netvlad_deploy.models.head import Head
+from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER
 from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, NetVLADSpec, Projection
 
 WEIGHTS, WEIGHTS2, BIASES, FIRST_NORM = "cluster_weights", "cluster_weights2", "cluster_biases", "bn1."
 HIDDEN_WEIGHTS, SECOND_NORM, CONTEXT_GATING = "hidden1_weights", "bn2.", "context_gating."
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
-BATCH_NORM_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointNetVLAD(Dialect):
-    """Descriptors are d*K + k, there are no ghost clusters, and a projection is not L2-normalised before its gating.
+    """A layer with descriptors d*K + k, without ghost clusters, whose projection is gated before any L2 normalisation.
 
     Args:
         normalize_input: local descriptors are L2-normalised before the layer.
@@ -38,11 +38,8 @@ class PointNetVLAD(Dialect):
     final_l2: bool = False
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
-        """Rename the weights, and BatchNorm or the biases."""
-        num_clusters, feature_size, ghosts = columns(root + WEIGHTS, root + WEIGHTS2, state)
-        if ghosts:
-            shapes = " and ".join(f"{root + name} {tuple(state[root + name].shape)}" for name in (WEIGHTS, WEIGHTS2))
-            raise InputError(f"{shapes} are not (D, K) and (1, D, K)")
+        """Return the head of the weights, with BatchNorm or the biases."""
+        num_clusters, feature_size, _ = cluster_sizes(root + WEIGHTS, root + WEIGHTS2, state, ghosts=False)
         used = {"clusters": root + WEIGHTS, "clusters2": root + WEIGHTS2}
         added = self._added(state, root + WEIGHTS, num_clusters, root + FIRST_NORM, root + BIASES)
         batch_norm = BIAS not in added
@@ -60,24 +57,22 @@ class PointNetVLAD(Dialect):
             ignored=self.others(state, root, used.values()),
             preprocessing=self.preprocessing,
         )
-        following = any(
-            name.startswith((root + HIDDEN_WEIGHTS, root + SECOND_NORM, root + CONTEXT_GATING)) for name in state
-        )
+        prefixes = (root + HIDDEN_WEIGHTS, root + SECOND_NORM, root + CONTEXT_GATING)
+        following = any(name.startswith(prefixes) for name in state)
         return self._followed(state, root, head) if following else head
 
     def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:
-        """Return the head with `hidden1_weights`, the BatchNorm after it if it is applied, and context gating."""
-        hidden, gate = root + HIDDEN_WEIGHTS, root + CONTEXT_GATING + "gating_weights"
+        """Return the head with its projection: `hidden1_weights`, the BatchNorm after it, and context gating."""
+        hidden, gating_root = root + HIDDEN_WEIGHTS, root + CONTEXT_GATING
+        gate = gating_root + "gating_weights"
         weight = self.matrix(state, hidden, head.spec.aggregate_size, by_column=True)
         size = len(weight)
         norm = self._norm(state, hidden, size, root + SECOND_NORM) if self.projection_norm else {}
         used = {f"projection.{name}": key for name, key in norm.items()}
         gating = None
-        if any(name.startswith(root + CONTEXT_GATING) for name in state):
+        if any(name.startswith(gating_root) for name in state):
             square = self.matrix(state, gate, size, by_column=True)
-            added = self._added(
-                state, gate, size, root + CONTEXT_GATING + FIRST_NORM, root + CONTEXT_GATING + "gating_biases"
-            )
+            added = self._added(state, gate, size, gating_root + FIRST_NORM, gating_root + "gating_biases")
             if len(square) != size:
                 raise InputError(f"{gate} has shape {tuple(state[gate].shape)}, expected ({size}, {size})")
             gating = BIAS if BIAS in added else BATCH_NORM
@@ -96,7 +91,10 @@ class PointNetVLAD(Dialect):
         return head.followed_by(projection, tensors, [hidden, *used.values(), *([gate] if gating else [])])
 
     def _added(self, state: Mapping[str, Tensor], weights: str, length: int, norm: str, bias: str) -> dict[str, str]:
-        """Return the names of the BatchNorm after a product, or of the bias added to it, by the reference's own."""
+        """Return the names of the BatchNorm after a product, or of the bias added to it, by the reference's names.
+
+        Raises: InputError if there are both or neither.
+        """
         normalized = any(name.startswith(norm) for name in state)
         if normalized is (bias in state):
             raise InputError(f"holds {'both' if normalized else 'neither'} {norm}* and {bias}")

@@ -26,10 +26,10 @@ from netvlad_deploy.spec.layer import ADD, NetVLADSpec, Projection
 
 
 class MatlabBackbone(BackboneKeys):
-    """VGG16, less the mean image that the file itself has."""
+    """VGG16 on images from which the mean image in the file is subtracted."""
 
     def find(self, state: Mapping[str, Tensor]) -> BackboneState | None:
-        """Return the backbone, with the file's own mean where it says one."""
+        """Return the backbone with the mean of the file, if it has one, in its image input."""
         found, mean = super().find(state), average_image(state)
         if found is None or mean is None:
             return found
@@ -37,10 +37,10 @@ class MatlabBackbone(BackboneKeys):
 
 
 class Relja(Dialect):
-    """Descriptors are d*K + k, local descriptors are L2-normalised first, and PCA's result once more."""
+    """A layer with descriptors d*K + k, which L2-normalises local descriptors and the result of a PCA."""
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
-        """Turn the signs of the centres, and the matrix of PCA round."""
+        """Return the head with the signs of the centres turned and the matrix of the PCA transposed."""
         first, second = tuple(state[VLAD_ASSIGNMENT].shape), tuple(state[VLAD_NEGATED_CENTRES].shape)
         if len(first) != 2 or first != second:
             raise InputError(f"{VLAD_ASSIGNMENT} {first} and {VLAD_NEGATED_CENTRES} {second} are not both (D, K)")
@@ -74,7 +74,7 @@ RELJA = Relja(
     keys="a .mat file: net.layers with vlad:core of (D,K) and negated centres (D,K), a bias (K,) with vladv2; and WPCA "
     "(D*K,P), (P,) or none",
     needs=(VLAD_ASSIGNMENT, VLAD_NEGATED_CENTRES),
-    unused=(AVERAGE_IMAGE,),  # by the head: it is taken from what the backbone is given
+    unused=(AVERAGE_IMAGE,),  # by the head: it is subtracted from the images of the backbone
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
     backbone=MatlabBackbone(**vars(MATCONVNET)),
 )
