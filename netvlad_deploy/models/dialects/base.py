@@ -119,7 +119,7 @@ class Dialect(ABC):
     def others(self, state: Mapping[str, Tensor], root: str, used: Iterable[str]) -> tuple[str, ...]:
         """Return the names that the head does not use.
 
-        Raises: InputError if one of them stands under the head's root and is no projection: an unknown part of the layer.
+        Raises: InputError if one of them, an unknown part of the layer, stands under the head's root.
         """
         others = tuple(sorted(set(state) - set(used)))
         lacking = {root + name for name in self.lacks}
