@@ -241,15 +241,12 @@ KNOWN_FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "copyreg._reconstructor": lambda cls, *_: call(cls, ()),
     "numpy.dtype": NumpyDtype,
     "numpy.ndarray": NumpyArray,
-    **{
-        f"numpy.{core}.{name}": function
-        for core in ("core", "_core")
-        for name, function in {
-            "multiarray.scalar": _scalar,
-            "multiarray._reconstruct": lambda *_: NumpyArray(),
-            "numeric._frombuffer": _from_bytes,
-        }.items()
-    },
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray._reconstruct": NumpyArray,
+    "numpy._core.multiarray._reconstruct": NumpyArray,
+    "numpy.core.numeric._frombuffer": _from_bytes,
+    "numpy._core.numeric._frombuffer": _from_bytes,
 }
 """By the names that torch and NumPy write: the only functions that a file can call."""
 

@@ -87,12 +87,8 @@ class Unpickler(pickle._Unpickler):
         arguments = self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], arguments)
 
-    def load_newobj(self) -> None:
-        """Replace a class and arguments, for `cls.__new__`, by the result of the call."""
-        self.load_reduce()
-
     def load_newobj_ex(self) -> None:
-        """As `load_newobj`; arguments by name, which no function of the table has, are dropped."""
+        """As `load_reduce`; arguments by name, which no function of the table has, are dropped."""
         self.stack.pop()
         self.load_reduce()
 
@@ -162,7 +158,7 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.ADDITEMS[0]] = load_additems
     dispatch[pickle.FROZENSET[0]] = load_frozenset
     dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ[0]] = load_reduce  # a class of the table is made by calling it
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]  # allocates no more than there is

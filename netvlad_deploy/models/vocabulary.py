@@ -37,8 +37,7 @@ def local_descriptors(pipeline: Pipeline, images: Array) -> Float32:
     """Return the L2-normalised local descriptors (B,N,D) of images (B,H,W,3), uint8 RGB."""
     with torch.inference_mode():
         rows = torch.nn.functional.normalize(pipeline.local_descriptors(torch.from_numpy(images)), dim=2)
-    result: Float32 = rows.numpy()
-    return result
+    return rows.numpy()
 
 
 def descriptors(pipeline: Pipeline, images: Array) -> Float32:
@@ -151,8 +150,7 @@ def _principal(points: Float32, mean: Float64, size: int) -> tuple[Float64, Floa
     blocks = [slice(start, start + GRAM_BLOCK_COLUMNS) for start in range(0, length, GRAM_BLOCK_COLUMNS)]
 
     def centred(block: slice) -> Float64:
-        result: Float64 = points[:, block].astype(np.float64) - mean[block]
-        return result
+        return points[:, block].astype(np.float64) - mean[block]
 
     if count <= length:
         gram = np.zeros((count, count))

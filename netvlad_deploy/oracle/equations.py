@@ -55,8 +55,7 @@ class BatchNorm:
     def __call__(self, values: Float64) -> Float64:
         """Return values (...,C) normalised with the running statistics."""
         normalised = (values - self.running_mean) / np.sqrt(self.running_var + self.eps)
-        result: Float64 = normalised * self.weight + self.bias
-        return result
+        return normalised * self.weight + self.bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,15 +200,13 @@ def l2_normalize(values: Float64, epsilon: str = CLAMP) -> Float64:
     >>> l2_normalize(np.array([3.0, 4.0]))
     array([0.6, 0.8])
     """
-    normalised: Float64 = values / divisor((values * values).sum(axis=-1, keepdims=True), epsilon)
-    return normalised
+    return values / divisor((values * values).sum(axis=-1, keepdims=True), epsilon)
 
 
 def divisor(squares: Float64, epsilon: str) -> Float64:
     """Return the norm of a sum of squares, kept above 0 by the mode `epsilon`: the divisor of an L2 normalisation."""
     floor = NORM_FLOORS[epsilon]
-    result: Float64 = np.sqrt(squares + floor**2) if epsilon == ADD else np.maximum(np.sqrt(squares), floor)
-    return result
+    return np.sqrt(squares + floor**2) if epsilon == ADD else np.maximum(np.sqrt(squares), floor)
 
 
 def aggregate(parameters: ReferenceParameters, residuals: Float64) -> Float64:
@@ -237,5 +234,4 @@ def after_projection(parameters: ReferenceParameters, values: Float64) -> Float6
 
 def sigmoid(values: Float64) -> Float64:
     """Return 1 / (1 + exp(-x)), computed as (1 + tanh(x/2)) / 2, which never overflows."""
-    result: Float64 = (1 + np.tanh(values / 2)) / 2
-    return result
+    return (1 + np.tanh(values / 2)) / 2

@@ -145,8 +145,7 @@ def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
         inside = round_shape if random.uniform() < 0.5 else square
         picture = np.where(inside, 0.3 * picture + 0.7 * random.uniform(0, 255, CHANNELS), picture)
     picture += random.normal(0, 6, picture.shape)
-    pixels: npt.NDArray[np.uint8] = np.clip(np.round(picture), 0, 255).astype(np.uint8)
-    return pixels
+    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 
 def golden_arrays(goldens: tuple[Golden, ...]) -> Arrays:

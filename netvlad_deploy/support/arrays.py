@@ -84,8 +84,7 @@ def _read_array(stream: IO[bytes], size: int) -> Array:
         block = values[at : at + READ_BLOCK_BYTES]
         if stream.readinto(block) != len(block):  # type: ignore[attr-defined]
             raise EOFError(f"an array of {claimed} bytes ends before")
-    array: Array = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
-    return array
+    return np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:

@@ -35,17 +35,19 @@ DEFAULT_IMAGE_SIDE = 224
 def identify(state: BackboneState) -> Backbone:
     """Return the candidate of which most tensors are there in the right shape; of several, the smallest.
 
-    Raises: InputError if more than half of its tensors are missing, or the tensors show another network.
+    Raises: InputError if half of its tensors or more are missing, or the tensors show another network.
     """
     found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
-    fits = [
-        (sum(found.get(name) == shape for name, shape in wanted.items()), -len(wanted), backbone)
-        for backbone in map(BACKBONES.__getitem__, state.candidates)
-        for wanted in [_shapes(backbone)]
-    ]
-    count, negated_size, nearest = max(fits, key=lambda fit: fit[:2], default=(0, 0, None))
-    if nearest is not None and 2 * count > -negated_size and not _is_another(nearest, found):
-        return nearest
+    wanted = {name: _shapes(BACKBONES[name]) for name in state.candidates}
+
+    def nearness(name: str) -> tuple[int, int]:
+        return sum(found.get(key) == shape for key, shape in wanted[name].items()), -len(wanted[name])
+
+    nearest = max(wanted, key=nearness, default=None)
+    if nearest is not None and 2 * nearness(nearest)[0] > len(wanted[nearest]):
+        backbone = BACKBONES[nearest]
+        if not _is_another(backbone, found):
+            return backbone
     known = f"none of {', '.join(state.candidates)}" if state.candidates else "none that this dialect has"
     raise InputError(
         f"the backbone {state.root}* ({len(found)} tensors) is {describe(found)}, {known}: pass --backbone with its "
