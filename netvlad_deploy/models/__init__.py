@@ -1,4 +1,4 @@
-"""The torch side: the reference module, its checkpoints, and a runner over it."""
+"""The reference module in torch, its checkpoints and dialects, and the image backbones under it."""
 
 from netvlad_deploy.models.netvlad import NetVLAD
 

@@ -130,7 +130,7 @@ def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
         return state.candidates[0], state.images
     try:
         backbone = identify(state)
-        load_weights(backbone, state)  # `export` does the same: what one names, the other takes
+        load_weights(backbone, state)  # as `export` does, so that `inspect` names no backbone that it refuses
     except InputError as error:
         return str(error), None
     return backbone.name, state.images

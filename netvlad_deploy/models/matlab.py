@@ -80,7 +80,7 @@ def _backbone(layers: Any) -> dict[str, Tensor]:
 
 
 def _head(layers: Any, found: list[str]) -> dict[str, Tensor]:
-    """Return the tensors of the layers from the one before `vlad:core` on."""
+    """Return the tensors of the head and the PCA in these layers, which are called `found`."""
     with_pca = len(found) > len(HEAD_LAYERS)
     wanted = [*((name,) for name in HEAD_LAYERS[:3]), WHOLE_L2_LAYERS, *([PCA_LAYERS, WHOLE_L2_LAYERS] * with_pca)]
     if len(found) != len(wanted) or any(name not in names for name, names in zip(found, wanted, strict=True)):

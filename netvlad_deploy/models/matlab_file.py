@@ -52,7 +52,7 @@ def read_variable(path: Path, name: str) -> tuple[Any, list[str]]:
     A cell becomes a list, a struct a dictionary, an array of structs a list of dictionaries, and an array of numbers
     loses its axes of size one.
 
-    Raises: InputError if the file is none of MATLAB 5 to 7.2; errors of `formats.DAMAGE` if it is damaged.
+    Raises: InputError if the file is not of MATLAB 5 to 7.2; errors of `formats.READER_ERRORS` if it is damaged.
     """
     content = memoryview(path.read_bytes())
     order = BYTE_ORDERS.get(bytes(content[HEADER_BYTES - 2 : HEADER_BYTES]), "")

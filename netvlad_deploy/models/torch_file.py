@@ -11,7 +11,6 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pickled:
-    """The content of a file of torch; `skipped` has the classes for whose objects stand-ins were made."""
-
-    content: Any
-    skipped: frozenset[str]
+Pickled = tuple[Any, frozenset[str]]
+"""The content of a file of torch, and the names of the classes for whose objects stand-ins were made."""
 
 
 class Bounded(io.BufferedReader):
@@ -44,7 +39,7 @@ class Bounded(io.BufferedReader):
         self.seek(0)
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes, fewer at the end."""
+        """Return the next `size` bytes, fewer at the end of the file; all that are left without a size."""
         left = self._end - self.tell()
         return super().read(left if size is None or size < 0 else min(size, left))
 
@@ -64,7 +59,7 @@ class Bounded(io.BufferedReader):
 def open_pickled(path: Path) -> Iterator[Pickled]:
     """Open a file that torch wrote; its tensors can be read until it is closed.
 
-    Raises: InputError if it is none; errors of `formats.DAMAGE` if it is damaged.
+    Raises: InputError if torch did not write it; errors of `formats.READER_ERRORS` if it is damaged.
     """
     with Bounded(path) as stream:
         if stream.read(2) == b"PK":
@@ -100,7 +95,7 @@ def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
         return storages[key]
 
     unpickler = Unpickler(io.BytesIO(_read_member(archive, members[pickles[0]])), storage)
-    return Pickled(content=unpickler.load(), skipped=frozenset(unpickler.skipped))
+    return unpickler.load(), frozenset(unpickler.skipped)
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
@@ -145,7 +140,7 @@ def _read_row(stream: Bounded, path: Path) -> Pickled:
         if numel != each.numel:
             raise ValueError(f"storage {key} has {numel} values, expected {each.numel}")
         each.read = _reader(stream, stream.skip(numel * each.dtype.itemsize), numel * each.dtype.itemsize)
-    return Pickled(content=content, skipped=frozenset(unpickler.skipped))
+    return content, frozenset(unpickler.skipped)
 
 
 def _reader(stream: io.BufferedReader, start: int, size: int) -> Callable[[], bytearray]:

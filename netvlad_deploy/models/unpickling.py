@@ -72,7 +72,7 @@ class Unpickler(pickle._Unpickler):
         return Standin(foreign)
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return a storage, or the class of an old pickle of a whole module."""
+        """Return the storage, or in an old pickle of a whole module the class, that a persistent id names."""
         kind, *rest = pid if isinstance(pid, tuple) and pid else (pid,)
         if kind == "module":
             return rest[0]
@@ -118,12 +118,12 @@ class Unpickler(pickle._Unpickler):
             target.state = state
 
     def load_setitems(self) -> None:
-        """Put items into a dictionary."""
+        """Put the items on the stack into a dictionary, without those whose key could not be hashed in time."""
         items = self.pop_mark()
         self._put(self.stack[-1], items)
 
     def load_setitem(self) -> None:
-        """Put one item into a dictionary."""
+        """As `load_setitems`, for one item."""
         *_, key, value = self.stack
         del self.stack[-2:]
         self._put(self.stack[-1], [key, value])
@@ -142,7 +142,7 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"an item is put into a {type(target).__name__}")
 
     def load_additems(self) -> None:
-        """Put members into a set."""
+        """Put the members on the stack into a set, without those that could not be hashed in time."""
         items = self.pop_mark()
         if isinstance(self.stack[-1], set):
             self.stack[-1].update(set_of(items))

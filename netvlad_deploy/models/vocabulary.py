@@ -1,4 +1,4 @@
-"""A vocabulary for people without a trained head: clusters of local descriptors, and whitening of descriptors.
+"""Fit a vocabulary, a head without training: clusters of local descriptors, and a whitening of descriptors.
 
 Source: Arandjelovic et al. 2016, section 3 and appendix A (the initialisation of the layer); whitening as in
 Patch-NetVLAD's add_pca.py, with its 1e-9.

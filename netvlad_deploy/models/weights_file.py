@@ -78,11 +78,11 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
         if path.suffix.lower() == ".mat":
             return read_matlab(path)
         if is_safetensors(path):
-            return _plain(path, _read_safetensors(path))
+            return _tensors_in(path, _read_safetensors(path))
         if path.suffix.lower() == ".npz":
-            return _plain(path, _read_npz(path))
-        with open_pickled(path) as pickled:
-            return _plain(path, pickled.content, skipped=pickled.skipped)
+            return _tensors_in(path, _read_npz(path))
+        with open_pickled(path) as (content, skipped):
+            return _tensors_in(path, content, skipped)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -116,7 +116,7 @@ def _of_array(array: Any, name: str, path: Path) -> torch.Tensor:
         raise InputError(f"{path} holds {name}, an array that torch cannot take: it is of {array.dtype}") from error
 
 
-def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
+def _tensors_in(path: Path, content: Any, skipped: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
     """Return the tensors in the content of a file, out of their containers.
 
     Raises: InputError if there is none, two have the same name, or one is no tensor of real numbers.
@@ -124,7 +124,7 @@ def _plain(path: Path, content: Any, *, skipped: frozenset[str] = frozenset()) -
     walk = _Walk(path)
     kept = _unwrapped(list(walk.root(content)))
     if not any(_shape(leaf.value) is not None for leaf in kept):
-        raise InputError(f"{path} {_nothing(content)}")
+        raise InputError(f"{path} {_no_weights(content)}")
     if walk.objects:
         LOG.info("%s: read the weights of an object of %s, whose code did not run", path.name, names(walk.objects))
     if beside := [name for name in skipped - walk.parts if not name.startswith(TORCH_NAME_PREFIXES)]:
@@ -169,7 +169,7 @@ class _Walk:
             self._visited += 1
             if depth > MAX_CONTAINER_DEPTH or self._visited > MAX_VALUES_VISITED:
                 raise InputError(f"{self._path} is nested without an end: save its state_dict alone")
-            if _is_plain(value) or not isinstance(key, str | int):
+            if _holds_no_weights(value) or not isinstance(key, str | int):
                 continue
             if (length := sum(map(len, (*containers, start, name := str(key))))) > MAX_NAME_LENGTH:
                 raise InputError(f"{self._path} is no checkpoint: a name of {length} characters begins {name[:40]}")
@@ -181,7 +181,7 @@ class _Walk:
                 yield _Leaf(containers=containers, name=f"{start}{name}", value=value)
 
 
-def _is_plain(value: Any) -> bool:
+def _holds_no_weights(value: Any) -> bool:
     """Return True if a value is neither weights nor able to hold some: a number, a text, a list."""
     return not isinstance(value, Standin | Mapping) and _shape(value) is None
 
@@ -254,7 +254,7 @@ def _tensor(value: Any, name: str, path: Path) -> torch.Tensor | None:
     return tensor
 
 
-def _nothing(content: Any) -> str:
+def _no_weights(content: Any) -> str:
     """Return the content of a file without weights in words, and a remedy."""
     if isinstance(content, Standin) and content.name.startswith("__torch__."):
         return "is a TorchScript archive without named weights, as torch.jit.freeze leaves it: save it unfrozen"

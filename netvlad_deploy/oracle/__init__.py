@@ -1,1 +1,1 @@
-"""The oracle: NetVLAD in float64, the file its parameters stand in, and the golden images of a pipeline."""
+"""The oracle: NetVLAD in float64, the file of its parameters, and the golden images of a pipeline."""

@@ -96,7 +96,7 @@ def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
 
 
 def npz_content(arrays: Mapping[str, Array]) -> bytes:
-    """Return the bytes of an `.npz` file."""
+    """Return the bytes of the `.npz` file that `write_npz` writes."""
     stream = io.BytesIO()
     write_npz(stream, arrays)
     return stream.getvalue()

@@ -1,11 +1,11 @@
-"""Processes that do one job for this one, and end with it.
+"""Child processes that do one job for this process, and end with it.
 
-A child runs `serve(channel)` of a module of this package with the import path of its parent. Both talk in messages: a
-line of JSON and the bytes it announces. The child's log goes to the log of its parent, an error of this package is
-raised there as what it is, and whatever libraries print goes to standard error.
+A child runs `serve(channel)` of a module of this package with the import path of its parent. Parent and child exchange
+messages: a line of JSON, and as many bytes as the line says. The child's log records go to the log of the parent, an
+error of this package is raised in the parent as the same class, and the output of libraries goes to standard error.
 
-Ctrl-C is for the parent, which kills its children. Should it be killed itself, the kernel kills them (Linux), or they
-end when they next read.
+Ctrl-C reaches the parent alone, which kills its children. If the parent itself is killed, the kernel kills its children
+(on Linux), or they end at their next read.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ CHILD_PROGRAM: Final = (
 
 
 class Channel:
-    """Messages to and from another process."""
+    """The two pipes on which this process and another exchange messages."""
 
     def __init__(self, reading: IO[bytes], writing: IO[bytes]) -> None:
         self._reading, self._writing = reading, writing
@@ -117,7 +117,7 @@ class Child:
                 stream.close()
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
-        """Send a message.
+        """Send the child a message and bytes.
 
         Raises: `failure` if the child has died.
         """
@@ -183,7 +183,7 @@ class _ToParent(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one record."""
+        """Send the name, the level and the text of a record."""
         self._channel.send({"log": [record.name, record.levelno, record.getMessage()]})
 
 

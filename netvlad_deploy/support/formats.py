@@ -46,23 +46,25 @@ TAR_MAGIC_OFFSET: Final = 257
 """Position of `ustar` in a tar archive."""
 
 _WEB_PAGE = "a web page that was saved in place of the file: open it to see what the server said, and download it again"
+_SAVE_ARRAYS = "save its arrays under a dialect's names (docs/dialects.md) with numpy.savez"
+_IMAGE = "an image: give the file of the weights"
+_EXPORTED_PROGRAM = "a program of torch.export: save the state_dict of its module with torch.save"
 _KINDS_BY_START: Final = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes: save its arrays under a dialect's names (docs/dialects.md) "
-    "with numpy.savez",
+    b"\x89HDF\r\n\x1a\n": f"an HDF5 file, as Keras writes: {_SAVE_ARRAYS}",
     b"MATLAB 7.3": "of MATLAB 7.3: save it with -v7",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
     b"BZh": "compressed by bzip2: unpack it first",
     b"\xfd7zXZ": "compressed by xz: unpack it first",
     b"%PDF": "a PDF document: give the file of the weights",
-    b"\x89PNG": "an image: give the file of the weights",
-    b"\xff\xd8\xff": "an image: give the file of the weights",
+    b"\x89PNG": _IMAGE,
+    b"\xff\xd8\xff": _IMAGE,
 }
 _KINDS_BY_MEMBER: Final = {
-    "model.weights.h5": "a model of Keras: save its arrays under a dialect's names (docs/dialects.md) with numpy.savez",
-    "archive_format": "a program of torch.export: save the state_dict of its module with torch.save",
-    "models/model.json": "a program of torch.export: save the state_dict of its module with torch.save",
-    "serialized_exported_program.json": "a program of torch.export: save the state_dict of its module with torch.save",
+    "model.weights.h5": f"a model of Keras: {_SAVE_ARRAYS}",
+    "archive_format": _EXPORTED_PROGRAM,
+    "models/model.json": _EXPORTED_PROGRAM,
+    "serialized_exported_program.json": _EXPORTED_PROGRAM,
 }
 """By the end of a member's name, the kind of the zip archive."""
 

@@ -1,4 +1,4 @@
-"""What a measurement was taken on, or an engine built: from the system's own files, with nothing imported."""
+"""The machine and the packages of a measurement or an engine, from the system's files, without importing packages."""
 
 import os
 import platform

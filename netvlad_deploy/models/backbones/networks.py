@@ -1,7 +1,7 @@
 """VGG16, AlexNet and ResNets up to the last feature map, under the state names of torchvision's modules.
 
-Only convolution, BatchNorm, ReLU and pooling: torchvision is not needed to load what it has trained. The networks are
-cut where NetVLAD is put on them: VGG16 and AlexNet before the last ReLU, a ResNet after one of its stages.
+They consist of convolution, BatchNorm, ReLU and pooling alone, so torchvision's weights load without torchvision. The
+networks are cut where NetVLAD is put on them: VGG16 and AlexNet before the last ReLU, a ResNet after one of its stages.
 
 Source: Simonyan & Zisserman 2015 (VGG, configuration D); Krizhevsky 2014 (one column of AlexNet); He et al. 2016
 (ResNet), with the stride of a bottleneck on its 3x3 convolution, as in torchvision.

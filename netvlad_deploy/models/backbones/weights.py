@@ -79,7 +79,7 @@ def load_weights(backbone: Backbone, state: BackboneState) -> tuple[nn.Module, t
 def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
     """Run a backbone on one black image and return the width D of its feature map.
 
-    Raises: InputError if it fails, or what it returns is no feature map.
+    Raises: InputError if it fails, or does not return a feature map (1,D,h,w).
     """
     side = images.size or (DEFAULT_IMAGE_SIDE, DEFAULT_IMAGE_SIDE)
     try:

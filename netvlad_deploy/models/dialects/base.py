@@ -245,7 +245,7 @@ def conventions(spec: NetVLADSpec) -> dict[str, str]:
 
 
 def convention_words(said: Mapping[str, str]) -> str:
-    """Return conventions in one line."""
+    """Return conventions by subject in one line."""
     return ", ".join(f"{subject} {words}" for subject, words in said.items())
 
 

@@ -1,7 +1,7 @@
 """Eight dialects of one layer: a 1x1 convolution gives the logits, and local descriptors are L2-normalised first.
 
-The class knows how such a layer is saved; the table below it says, dialect by dialect, under which names, with which
-projection, and what the original's own code does to an image.
+The class reads such a layer. The table below it has, for each dialect, the names of the tensors, the projection, and
+the image input of the original code.
 """
 
 from collections.abc import Mapping
@@ -142,7 +142,7 @@ PATCH_NETVLAD = Convolution(
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
     backbone=replace(PYTORCH_NETVLAD_ENCODER, images=replace(AS_STORED, resize=Resize(size=(480, 640))), assumed=""),
 )
-"""Without its whitening, its keys and its layer are pytorch-netvlad's.
+"""A file of Patch-NetVLAD without whitening has the keys and the layer of pytorch-netvlad.
 
 Source: QVPR/Patch-NetVLAD, models_generic.py, netvlad.py and datasets.py, which resizes images of Pillow.
 """
@@ -237,7 +237,8 @@ HLOC = Convolution(
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
     backbone=MATCONVNET,
 )
-"""The torch module of hloc, whose centres are already those of the residual x - c, on matconvnet's VGG16.
+"""The torch module of hloc on MatConvNet's VGG16; its file has the centres c of the residual x - c, not negated.
+
 Source: cvg/Hierarchical-Localization, hloc/extractors/netvlad.py.
 """
 

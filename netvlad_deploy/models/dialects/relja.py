@@ -1,7 +1,8 @@
 """Relja's own NetVLAD, trained in MATLAB: `vlad` and `vladv2`, with or without PCA.
 
-Source: Relja/netvlad, layerVLAD.m, layerVLADv2.m and addPCA.m, of which the first two store the centres negated.
-MatConvNet divides by sqrt(|x|^2 + 1e-12).
+The files store the centres negated, and MatConvNet divides by sqrt(|x|^2 + 1e-12).
+
+Source: Relja/netvlad, layerVLAD.m, layerVLADv2.m and addPCA.m.
 """
 
 from collections.abc import Mapping
