@@ -72,6 +72,11 @@ def load_weights(backbone: Backbone, state: BackboneState) -> tuple[nn.Module, t
             tensors.setdefault(name, torch.zeros_like(tensor, device="cpu"))
     beyond = [name for name in tensors if name not in wanted and name.startswith(backbone.beyond)]
     _check(backbone.name, state.root, wanted, {name: each for name, each in tensors.items() if name not in beyond})
+    for name, _ in module.named_parameters():
+        if not tensors[name].is_floating_point():
+            raise InputError(
+                f"{state.root}{name} is of {tensors[name].dtype}, expected real numbers: save it as float32"
+            )
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=True, assign=True)
     return module.eval(), tuple(state.root + name for name in beyond)
 

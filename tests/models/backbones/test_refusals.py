@@ -74,6 +74,14 @@ def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
     assert refusal(save(tmp_path, state, 256)).startswith("backbone.8.weight is not finite")
 
 
+def test_weights_that_are_whole_numbers_are_refused_by_inspect_and_export(tmp_path: Path) -> None:
+    state = networks.alexnet_state()
+    path = save(tmp_path, {**state, "8.weight": state["8.weight"].long()}, 256)
+    message = refusal(path)
+    assert message == "backbone.8.weight is of torch.int64, expected floating point: save it as float32"
+    assert inspect_checkpoint(path).backbone == message
+
+
 def test_a_deeper_network_is_not_taken_for_the_one_it_begins_with(tmp_path: Path) -> None:
     """Every tensor of ResNet-18's conv4 is there, and more blocks after it, as in another depth of the same kind."""
     state = networks.resnet18_state(6)
