@@ -1,3 +1,5 @@
+"""Checkpoints of the reference: every file format gives the same module, and unusable files are refused."""
+
 import os
 import pickle
 import re

@@ -1,3 +1,5 @@
+"""The torch module equals a plain implementation of the layer, with masks, in training and in inference."""
+
 import pytest
 import torch
 

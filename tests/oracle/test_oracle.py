@@ -1,3 +1,5 @@
+"""The oracle equals the equations computed by hand, and its reference file keeps every convention."""
+
 from dataclasses import replace
 from pathlib import Path
 

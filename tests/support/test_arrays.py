@@ -1,3 +1,5 @@
+"""Arrays are read as NumPy reads them, and a damaged or hostile file is one error within bounded memory."""
+
 import tracemalloc
 import zipfile
 from pathlib import Path

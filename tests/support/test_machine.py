@@ -1,3 +1,5 @@
+"""The description of the machine, on a Jetson and elsewhere."""
+
 from pathlib import Path
 
 import pytest

@@ -75,7 +75,7 @@ def load_weights(backbone: Backbone, state: BackboneState) -> tuple[nn.Module, t
     for name, _ in module.named_parameters():
         if not tensors[name].is_floating_point():
             raise InputError(
-                f"{state.root}{name} is of {tensors[name].dtype}, expected real numbers: save it as float32"
+                f"{state.root}{name} is of {tensors[name].dtype}, expected floating point: save it as float32"
             )
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=True, assign=True)
     return module.eval(), tuple(state.root + name for name in beyond)
