@@ -15,7 +15,7 @@ from torch import nn
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
-from netvlad_deploy.models.checkpoints import head_in
+from netvlad_deploy.models.checkpoints import head_of_tensors
 from netvlad_deploy.models.dialects import places
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -85,7 +85,7 @@ def read_backbone(
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
         return ready_backbone(None, find_backbone(name), changes=changes, seed=seed)
     tensors, backbone = unwrapped(read_tensors(checkpoint)), _named(name)
-    state = head_in(tensors, checkpoint).backbone if places(tensors) else None
+    state = head_of_tensors(tensors, checkpoint).backbone if places(tensors) else None
     if state is None:
         if backbone is None:
             raise UsageError(f"{checkpoint} is no NetVLAD with a backbone: say with --backbone whose weights it has")

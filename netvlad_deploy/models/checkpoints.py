@@ -101,10 +101,12 @@ def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None)
     tensors = read_tensors(path)
     with naming(path):
         state = unwrapped(tensors)
-    return head_in(state, path, prefix=prefix, dialect=dialect)
+    return head_of_tensors(state, path, prefix=prefix, dialect=dialect)
 
 
-def head_in(state: Mapping[str, torch.Tensor], path: Path, *, prefix: str = "", dialect: str | None = None) -> Head:
+def head_of_tensors(
+    state: Mapping[str, torch.Tensor], path: Path, *, prefix: str = "", dialect: str | None = None
+) -> Head:
     """Return the head among the tensors of a file that has been read already, under names without wrappers.
 
     Raises: as `load_checkpoint`.

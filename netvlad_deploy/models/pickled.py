@@ -70,7 +70,7 @@ class Storage:
 
         Raises: EOFError if the file has no values for it.
         """
-        # Kept for the next tensor: an optimizer's state or tied weights may view one storage many times.
+        # Kept for the next tensor: several may view one storage, and each reading would take its memory again.
         if self._values is None:
             if self.read is None:
                 raise EOFError("a tensor has no values in the file")

@@ -52,7 +52,7 @@ OPTIMIZER_PREFIX = "optim"
 """Start of the names of containers that hold an optimizer's tensors."""
 
 MAX_TENSORS, MAX_NAME_LENGTH, MAX_CONTAINER_DEPTH, MAX_VALUES_VISITED = 50_000, 512, 64, 250_000
-"""Bounds far above any network: names are in characters, containers in each other, values all in all."""
+"""Bounds far above those of any network; the length of a name is in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)

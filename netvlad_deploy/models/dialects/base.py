@@ -208,6 +208,7 @@ class Place:
         return replace(
             head,
             dialect=self.dialect.name,
+            preprocessing=self.dialect.preprocessing,
             ignored=tuple(sorted((*(self.before + name for name in head.ignored), *outside))),
             projected=tuple(self.before + name for name in head.projected),
         )

@@ -45,7 +45,7 @@ class CollaborativeExperts(Dialect):
             flatten=CLUSTERS_FIRST if CLUSTERS_FIRST_MARK in marks else CLUSTERS_LAST,
             epsilon=next((mode for name, mode in EPSILON_MARKS.items() if name in marks), CLAMP),
         )
-        head = Head(spec=spec, tensors=tensors, ignored=ignored, preprocessing=self.preprocessing)
+        head = Head(spec=spec, tensors=tensors, ignored=ignored)
         if not following:
             return head
         projection = self._projection(following, spec.aggregate_size, marks)

@@ -54,7 +54,7 @@ class Convolution(Dialect):
             flatten=self.flatten,
         )
         others = self.others(state, root, (weight, centroids, *([bias] if with_bias else [])))
-        head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
+        head = Head(spec=spec, tensors=tensors, ignored=others)
         return self._followed(state, root, head)
 
     def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:

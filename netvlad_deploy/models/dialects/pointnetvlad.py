@@ -33,6 +33,7 @@ class PointNetVLAD(Dialect):
         final_l2: a projected descriptor is L2-normalised.
     """
 
+    needs: tuple[str, ...] = (WEIGHTS, WEIGHTS2)
     normalize_input: bool = False
     projection_norm: bool = True
     final_l2: bool = False
@@ -55,7 +56,6 @@ class PointNetVLAD(Dialect):
             spec=spec,
             tensors={name: state[key] for name, key in used.items()},
             ignored=self.others(state, root, used.values()),
-            preprocessing=self.preprocessing,
         )
         prefixes = (root + HIDDEN_WEIGHTS, root + SECOND_NORM, root + CONTEXT_GATING)
         following = any(name.startswith(prefixes) for name in state)
@@ -114,7 +114,6 @@ POINTNETVLAD = PointNetVLAD(
     name="pointnetvlad",
     keys="net_vlad.cluster_weights (D,K), net_vlad.cluster_weights2 (1,D,K), net_vlad.bn1.* or net_vlad.cluster_biases "
     "(K,), also without net_vlad.; and hidden1_weights (D*K,P), bn2.* and context_gating.* or none; point_net.* beside",
-    needs=(WEIGHTS, WEIGHTS2),
     roots=("net_vlad.", ""),
     beside=("point_net.",),
     preprocessing="local descriptors (batch, num_features, D): one of PointNet for each point, not normalised",
@@ -122,7 +121,6 @@ POINTNETVLAD = PointNetVLAD(
 OVERLAPTRANSFORMER = PointNetVLAD(
     name="overlaptransformer",
     keys="those of pointnetvlad, transformer_encoder.* beside; bn2.* is not used",
-    needs=(WEIGHTS, WEIGHTS2),
     roots=("net_vlad.", ""),
     beside=("transformer_encoder.",),
     unused=("linear", "bn", f"net_vlad.{SECOND_NORM}"),
@@ -135,7 +133,6 @@ OVERLAPTRANSFORMER = PointNetVLAD(
 OVERLAPNETVLAD = PointNetVLAD(
     name="overlapnetvlad",
     keys="those of pointnetvlad behind vlad. instead of net_vlad., conv.* beside; bn2.* is not used",
-    needs=(WEIGHTS, WEIGHTS2),
     roots=("vlad.", ""),
     beside=("conv.0.",),
     unused=(SECOND_NORM, f"vlad.{SECOND_NORM}"),

@@ -59,7 +59,7 @@ class Relja(Dialect):
         )
         used = (VLAD_ASSIGNMENT, VLAD_NEGATED_CENTRES, VLAD_ASSIGNMENT_BIAS, PCA_WEIGHT, PCA_BIAS)
         others = self.others(state, f"{root}vlad.", used)
-        head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
+        head = Head(spec=spec, tensors=tensors, ignored=others)
         if PCA_WEIGHT not in state and PCA_BIAS not in state:
             return head
         weight = self.matrix(state, PCA_WEIGHT, spec.aggregate_size, by_column=True)

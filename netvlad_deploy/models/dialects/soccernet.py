@@ -29,7 +29,6 @@ class TemporallyAware(Dialect):
             spec=spec,
             tensors={"clusters": state[clusters], "clusters2": state[clusters2]},
             ignored=self.others(state, root, (clusters, clusters2)),
-            preprocessing=self.preprocessing,
         )
 
 
