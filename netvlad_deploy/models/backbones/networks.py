@@ -95,9 +95,12 @@ class Bottleneck(nn.Module):
 
 RESNETS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
-"""By depth, the class of the blocks and their number in each stage."""
+"""By depth, the class of the blocks and their number in each stage. Source: He et al. 2016, table 1."""
 
 
 def resnet(depth: int, stages: int) -> Callable[[], nn.Module]:

@@ -10,6 +10,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.backbones import BACKBONES
 from netvlad_deploy.models.backbones.base import Backbone
 from netvlad_deploy.models.backbones.custom import USER_CODE_ERRORS
+from netvlad_deploy.models.backbones.networks import RESNETS, BasicBlock, Bottleneck
 from netvlad_deploy.models.head import BackboneState
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER, names
 from netvlad_deploy.spec.images import CHANNELS, ImageInput
@@ -21,12 +22,6 @@ TRANSFORMER_NAME = re.compile(r"token|pos(ition)?_emb|positional_emb")
 
 RESNET_BLOCK_NAME = re.compile(r"(?:layer)?(?P<stage>\d+)\.(?P<block>\d+)\.conv\d+\.weight$")
 """Name of a convolution in a ResNet's block, with torchvision's stage or the index of a layer in a sequence."""
-
-RESNET_DEPTHS = {
-    False: {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
-    True: {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
-}
-"""By kind (True for bottlenecks) and depth, the number of blocks in each stage. Source: He et al. 2016, table 1."""
 
 DEFAULT_IMAGE_SIDE = 224
 """Height and width of the image on which a backbone is tried if its image input has no fixed size."""
@@ -118,9 +113,9 @@ def describe(shapes: Shapes) -> str:
     kind = f"a network of {len(convolutions)} convolution{'' if len(convolutions) == 1 else 's'}"
     if blocks:
         counts = tuple(map(len, blocks.values()))
-        bottleneck = any(name.endswith(".conv3.weight") for name in convolutions)
-        depth = next((each for each, own in RESNET_DEPTHS[bottleneck].items() if own[: len(counts)] == counts), None)
-        kind = f"a ResNet{'' if depth is None else f'-{depth}'} of {' + '.join(map(str, counts))} blocks"
+        shown = Bottleneck if any(name.endswith(".conv3.weight") for name in convolutions) else BasicBlock
+        depths = [depth for depth, (block, own) in RESNETS.items() if block is shown and own[: len(counts)] == counts]
+        kind = f"a ResNet{f'-{depths[0]}' if depths else ''} of {' + '.join(map(str, counts))} blocks"
     channels, width = shapes[convolutions[0]][1], shapes[convolutions[-1]][0]
     return f"{kind}, from {channels} input channel{'' if channels == 1 else 's'} to {width}"
 
