@@ -179,7 +179,11 @@ def assignment_projection(parameters: ReferenceParameters) -> tuple[Float64, Flo
 
 
 def soft_assignment(logits: Float64, num_clusters: int, mask: Array | None = None) -> Float64:
-    """Return a (B,N,K): softmax over all K+G columns, ghosts dropped, rows outside the mask zero."""
+    """Return a (B,N,K): softmax over all K+G columns, ghosts dropped, rows outside the mask zero.
+
+    >>> soft_assignment(np.zeros((1, 1, 4)), num_clusters=2)  # two of four columns are ghosts
+    array([[[0.25, 0.25]]])
+    """
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     assignment: Float64 = (exponentials / exponentials.sum(axis=-1, keepdims=True))[..., :num_clusters]
     if mask is not None:
@@ -188,7 +192,11 @@ def soft_assignment(logits: Float64, num_clusters: int, mask: Array | None = Non
 
 
 def residual_sum(assignment: Float64, features: Array, centroids: Float64) -> Float64:
-    """Return V (B,K,D): the sum over n of a_nk (x_n - c_k)."""
+    """Return V (B,K,D): the sum over n of a_nk (x_n - c_k).
+
+    >>> residual_sum(np.ones((1, 2, 1)), np.array([[[1.0], [4.0]]]), centroids=np.array([[1.0]]))
+    array([[[3.]]])
+    """
     residuals: Float64 = assignment.swapaxes(1, 2) @ features.astype(np.float64)
     residuals -= assignment.sum(axis=1)[..., None] * centroids
     return residuals

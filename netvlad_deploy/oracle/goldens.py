@@ -121,7 +121,11 @@ def distances(got: Array, expected: Array) -> Float64:
 
 
 def golden_sizes(images: ImageInput) -> tuple[tuple[int, int], ...]:
-    """Return the heights and widths of a pipeline's golden images: at least two, and no size twice."""
+    """Return the heights and widths of a pipeline's golden images: at least two, and no size twice.
+
+    >>> golden_sizes(ImageInput())
+    ((224, 224), (225, 257), (320, 256))
+    """
     if images.size is not None:
         sizes = (*SMALL_IMAGE_SIZES, images.size)
     else:

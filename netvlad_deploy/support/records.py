@@ -21,6 +21,10 @@ def from_record(kind: type[RecordType], record: object, **given: Any) -> RecordT
 
     Raises: ValueError naming the field that is missing, unknown, or not of its type; or with the error that the
         dataclass itself raises.
+
+    >>> from netvlad_deploy.support.limits import Limit
+    >>> from_record(Limit, {"least": 1, "most": 8, "reason": "a byte has no more bits"})
+    Limit(least=1.0, most=8.0, reason='a byte has no more bits')
     """
     return cast("RecordType", _record(kind, record, kind.__name__, given))
 

@@ -100,7 +100,11 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
 
 
 def describe(shapes: Shapes) -> str:
-    """Return the network that tensors of these names and shapes show, in words: kind, depth and channels."""
+    """Return the network that tensors of these names and shapes show, in words: kind, depth and channels.
+
+    >>> describe({"0.weight": (64, 3, 11, 11), "3.weight": (192, 64, 5, 5)})
+    'a network of 2 convolutions, from 3 input channels to 192'
+    """
     if any(TRANSFORMER_NAME.search(name) for name in shapes):
         return f"a transformer, whose tokens are no feature map ({names(filter(TRANSFORMER_NAME.search, shapes))})"
     ordered = sorted(shapes, key=lambda name: [(len(part), part) for part in name.split(".")])
