@@ -88,7 +88,7 @@ class Unpickler(pickle._Unpickler):
         self.stack[-1] = self._call(self.stack[-1], arguments)
 
     def load_newobj_ex(self) -> None:
-        """As `load_reduce`; arguments by name, which no function of the table has, are dropped."""
+        """Call as `load_reduce` does, without the arguments by name, which no function of the table has."""
         self.stack.pop()
         self.load_reduce()
 
@@ -123,7 +123,7 @@ class Unpickler(pickle._Unpickler):
         self._put(self.stack[-1], items)
 
     def load_setitem(self) -> None:
-        """As `load_setitems`, for one item."""
+        """Put one item into a dictionary, as `load_setitems` does."""
         *_, key, value = self.stack
         del self.stack[-2:]
         self._put(self.stack[-1], [key, value])
