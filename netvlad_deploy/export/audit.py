@@ -90,7 +90,10 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
         findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size, alone=alone))
     if folded.spec.normalize_input:
         size_bytes = (2 if options.half else 4) * folded.spec.feature_size
-        findings.append("the L2-normalised features are kept beside the features: " + _cost(size_bytes, alone=alone))
+        findings.append(
+            "the L2-normalised features are a second copy in memory, smaller if built with a smaller --profile: "
+            + _cost(size_bytes, alone=alone)
+        )
     if lost := _columns(_lost_to_subnormals(folded)):
         findings.append(f"weights of {lost} are so small in FP16 that they lose bits: export with --wide-logits")
     if dead := _columns(_dead(weight, folded.assignment_bias, norm)[: folded.spec.num_clusters]):

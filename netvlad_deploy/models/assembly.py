@@ -71,7 +71,14 @@ def read_pipeline(
     Raises: InputError if the file is unusable, or a tensor of the backbone is missing, of another shape or unknown;
         UsageError for an unknown dialect or backbone.
     """
-    head = read_head(path, prefix=prefix, dialect=dialect, head_only=head_only, with_backbone=True)
+    head = read_head(
+        path,
+        prefix=prefix,
+        dialect=dialect,
+        head_only=head_only,
+        with_backbone=True,
+        resized=changes.resize is not None,
+    )
     return pipeline_of(head, path, backbone=backbone, changes=changes)
 
 

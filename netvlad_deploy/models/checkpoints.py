@@ -58,10 +58,12 @@ def read_head(
     dialect: str | None = None,
     head_only: bool = False,
     with_backbone: bool = False,
+    resized: bool = False,
 ) -> Head:
     """Return the head of a checkpoint in the reference's form; the arguments are those of `load_checkpoint`.
 
-    With `with_backbone` an image backbone is not left out: make a pipeline of it.
+    With `with_backbone` an image backbone is not left out: make a pipeline of it. With `resized` the caller says how
+    large images become, so that nothing is assumed of that.
 
     Raises: as `load_checkpoint`.
     """
@@ -77,7 +79,8 @@ def read_head(
             f"{path} holds {counted(unplaced)} beside the head, and nothing says whether that stands before or after "
             "it: pass --input features for the head on its local descriptors, or --head-only to leave it out"
         )
-    for assumed in (head.assumed, head.backbone.assumed if with_backbone and head.backbone is not None else ""):
+    of_images = head.backbone.assumed if with_backbone and not resized and head.backbone is not None else ""
+    for assumed in (head.assumed, of_images):
         if assumed:
             LOG.warning("assumed: %s", assumed)
     if head_only and (left_out := (*head.projected, *head.projections, *unplaced)):

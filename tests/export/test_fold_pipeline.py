@@ -241,7 +241,7 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
 
 def test_a_cost_is_of_a_local_descriptor_and_not_of_a_head_s_profile(tiny: OnnxArtifact) -> None:
     assert tiny.spec.normalize_input
-    (finding,) = (one for one in tiny.warnings if "are kept beside the features" in one)
+    (finding,) = (one for one in tiny.warnings if "are a second copy in memory" in one)
     assert finding.endswith(f": {4 * tiny.spec.feature_size} bytes each")
 
 
