@@ -163,7 +163,7 @@ def _largest_value(folded: FoldedNetVLAD) -> float:
 
 
 def _cost(size_bytes: int, *, alone: bool) -> str:
-    """Return in words the cost of `size_bytes` per local descriptor, for a head also in an engine of its usual profile."""
+    """Return the cost of `size_bytes` per local descriptor, of a head also in an engine of its usual profile."""
     each = f"{size_bytes} bytes each"
     if not alone:
         return each

@@ -114,11 +114,10 @@ def export_onnx(
     Raises: FoldError if the module cannot be folded; ExportError if torch or a check refuses it; UsageError if the
         target exists, the opset is unknown or an option is not for a pipeline; OutputError if a file cannot be written.
 
-    >>> from netvlad_deploy import GraphOptions, NetVLADSpec, export_onnx, initialize
-    >>> head = initialize(NetVLADSpec(num_clusters=4, feature_size=8), seed=0)
-    >>> artifact = export_onnx(head, "head.onnx", GraphOptions(precision="fp16"))
-    >>> artifact.precision, artifact.inputs, artifact.outputs
-    ('fp16', ('features',), ('descriptor',))
+    >>> from netvlad_deploy import GraphOptions, NetVLAD, export_onnx
+    >>> artifact = export_onnx(NetVLAD(4, 8).eval(), "head.onnx", GraphOptions(precision="fp16"))
+    >>> artifact.path.name, artifact.precision, artifact.dtypes
+    ('head.onnx', 'fp16', {'features': 'float16', 'descriptor': 'float32'})
     """
     options = check_opset(options or GraphOptions())
     target = check_suffix(Path(target), ".onnx")

@@ -1,4 +1,4 @@
-"""The precision report: what is FP32 in an FP16 graph and why, and what each precision costs."""
+"""The result of `precision`: the types in an FP16 graph with their reasons, and the error of each precision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +23,20 @@ REASONS: Mapping[str, str] = {
     "Sigmoid": "gating",
     "Add": "bias: FP16 logits near 224 are 0.125 apart",
 }
-"""Why an operator computes in the type it has, by operator."""
+"""Reason for the type in which each operator computes, by operator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionReport:
-    """What FP16 costs these weights; `plain` is the layer exported after `module.half()`, to compare with."""
+    """The error of each precision for these weights.
+
+    Args:
+        origin: where the weights come from, in words.
+        precisions: names of the precisions; `plain fp16` is the layer exported after `module.half()`, for comparison.
+        operators: number of FP16 and FP32 results of each operator of the FP16 graph.
+        cases: the error of each case in each precision.
+        warnings: sentences about the weights.
+    """
 
     origin: str
     precisions: tuple[str, ...]
@@ -52,18 +60,18 @@ def _cell(figure: CasePrecision) -> str:
 
 
 def precision_header(report: PrecisionReport) -> tuple[str, ...]:
-    """Return the header of `precision_rows`."""
+    """Return the column names of `precision_rows`."""
     return ("worst 1-cos", "feature norm", *report.precisions)
 
 
 def precision_lines(report: PrecisionReport) -> list[str]:
-    """Return the table of all cases, and what the weights warn of."""
+    """Return the lines that `precision` prints: the table of all cases, and the warnings."""
     warnings = [f"warning: {warning}" for warning in report.warnings]
     return [report.origin, *table(precision_header(report), precision_rows(report)), *warnings]
 
 
 def precision_markdown(report: PrecisionReport, picture: str) -> str:
-    """Return the report page."""
+    """Return the report page in Markdown; `picture` is the name of the image file of the errors."""
     types = [
         (row.operator, str(row.half or ""), str(row.single or ""), REASONS.get(row.operator, ""))
         for row in report.operators
