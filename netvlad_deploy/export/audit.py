@@ -10,7 +10,7 @@ from torch import Tensor
 from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, FoldedNetVLAD
 from netvlad_deploy.export.half_backbone import HALF_MAX
-from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, OperatorTypes
+from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, OperatorTypes, logit_step
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.require import require
@@ -66,16 +66,17 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
     weight = folded.assignment_weight.double()
     if folded.assignment_scale is not None:
         weight = weight * folded.assignment_scale.double()
-    largest, smallest = _limits(folded, weight)
-    feature_range = FeatureRange.at(
-        options.feature_norm,
-        float(weight.norm(dim=0).max()),
-        significant_bits=11 if options.half_logits else 24,
+    norm = 1.0 if folded.spec.normalize_input else options.feature_norm
+    slope = float(weight.norm(dim=0).max())
+    largest, smallest = _limits(folded, norm, slope)
+    feature_range = FeatureRange(
+        norm=norm,
         largest=largest,
+        logit_slope=slope,
+        logit_step=logit_step(slope * norm, 11 if options.half_logits else 24),
         normalized=folded.spec.normalize_input,
         smallest=smallest,
     )
-    norm = feature_range.norm
     findings = []
     if options.half_logits and feature_range.logit_step > COARSE_STEP:
         findings.append(
@@ -105,8 +106,10 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
     return feature_range, tuple(findings)
 
 
-def _limits(folded: FoldedNetVLAD, weight: Tensor) -> tuple[float, float | None]:
+def _limits(folded: FoldedNetVLAD, norm: float, slope: float) -> tuple[float, float | None]:
     """Return the largest absolute value of features, and the least norm of a nonzero local descriptor or None.
+
+    `norm` is that of a usual local descriptor, `slope` the largest norm of a weight column.
 
     Raises: FoldError if centroids, logits or a projection overflow FP32.
     """
@@ -118,8 +121,6 @@ def _limits(folded: FoldedNetVLAD, weight: Tensor) -> tuple[float, float | None]
             "scale features and centroids down"
         )
     bias = 0.0 if folded.assignment_bias is None else float(folded.assignment_bias.abs().max())
-    norm = 1.0 if spec.normalize_input else options.feature_norm
-    slope = float(weight.norm(dim=0).max())
     if max(slope * norm, bias) > LARGEST_SUM:
         raise FoldError(
             f"logits of features of norm {norm:g} may reach {slope * norm + bias:.2g}, over {LARGEST_SUM:.2g} sums "

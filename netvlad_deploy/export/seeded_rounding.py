@@ -5,7 +5,7 @@ same kind, none of them exactly the graph's. Equal values are rounded equally, a
 flat, errors do not average out over an image, and noise drawn for each value would hide that.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import numpy as np
@@ -51,18 +51,12 @@ class RoundedBackbone(TorchFunctionMode):
     def _rounded(self, values: Any, *, kernels: bool = False) -> Any:
         if not _is_rounded(values):
             return values
+        rounding = to_11_bits if not self._half else round_kernels if kernels else Tensor.half
         if not isinstance(values, nn.Parameter):
-            return self._on_a_grid(values, kernels=kernels)
+            return _on_a_grid(values, self._random, rounding)
         if id(values) not in self._parameters:
-            self._parameters[id(values)] = self._on_a_grid(values, kernels=kernels)
+            self._parameters[id(values)] = _on_a_grid(values, self._random, rounding)
         return self._parameters[id(values)]
-
-    def _on_a_grid(self, values: Tensor, *, kernels: bool) -> Tensor:
-        scale = float(self._random.uniform(0.5, 1))  # at most 1: a larger factor would let FP16 overflow early
-        shifted = values * scale
-        if not self._half:
-            return to_11_bits(shifted) / scale
-        return (round_kernels(shifted) if kernels else shifted.half()).float() / scale
 
 
 class RoundedHead(TorchFunctionMode):
@@ -94,8 +88,13 @@ class RoundedHead(TorchFunctionMode):
     def _rounded(self, values: Any) -> Any:
         if not _is_rounded(values) or id(values) in self._fixed:
             return values
-        scale = float(self._random.uniform(0.5, 1))
-        return to_11_bits(values * scale) / scale
+        return _on_a_grid(values, self._random, to_11_bits)
+
+
+def _on_a_grid(values: Tensor, random: np.random.Generator, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return values rounded on a grid that a random factor shifts; at most 1, so that FP16 does not overflow early."""
+    scale = float(random.uniform(0.5, 1))
+    return rounding(values * scale).float() / scale
 
 
 def to_11_bits(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.text import listed, markdown_table, table
+from netvlad_deploy.report.text import distance_text, listed, markdown_table, table
 from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
 
@@ -85,8 +85,8 @@ def recall_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
 def agreement_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
     """Yield a row for each artifact but the first, under AGREEMENT_HEADER."""
     for one in report.agreements:
-        distance = "-" if one.distance is None else f"{max(0.0, one.distance):.1e}"
-        yield one.candidate, one.reference, f"{one.top1:.1%}", distance, one.image or "of another length"
+        image = one.image or "of another length"
+        yield one.candidate, one.reference, f"{one.top1:.1%}", distance_text(one.distance), image
 
 
 def evaluation_lines(report: EvaluationReport) -> list[str]:

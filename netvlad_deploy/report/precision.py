@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from netvlad_deploy.parity.precisions import CasePrecision
 from netvlad_deploy.report.escape import markdown_text
 from netvlad_deploy.report.picture import draw_distances
-from netvlad_deploy.report.text import markdown_table, table
+from netvlad_deploy.report.text import distance_text, markdown_table, table
 from netvlad_deploy.spec.graph_options import OperatorTypes
 
 REASONS: Mapping[str, str] = {
@@ -49,14 +49,9 @@ def precision_rows(report: PrecisionReport) -> list[tuple[str, ...]]:
     """Return a row for each case: the largest norm of a local descriptor, then 1-cos in each precision."""
     cells: dict[tuple[str, float], list[str]] = {}
     for figure in report.cases:
-        cells.setdefault((figure.case, figure.feature_norm), []).append(_cell(figure))
+        cell = f"{figure.non_finite} not finite" if figure.non_finite else distance_text(figure.distance, "near zero")
+        cells.setdefault((figure.case, figure.feature_norm), []).append(cell)
     return [(case, f"{norm:.3g}", *row) for (case, norm), row in cells.items()]
-
-
-def _cell(figure: CasePrecision) -> str:
-    if figure.non_finite:
-        return f"{figure.non_finite} not finite"
-    return "near zero" if figure.distance is None else f"{max(0.0, figure.distance):.1e}"
 
 
 def precision_header(report: PrecisionReport) -> tuple[str, ...]:

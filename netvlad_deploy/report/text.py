@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
-from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport
+from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.escape import markdown_text
@@ -118,7 +118,12 @@ def _share(value: float) -> str:
 def _cosine(output: OutputParity) -> str:
     """Return the worst 1 - cosine, and the number of items that were too short for a cosine."""
     short = f" ({output.short_rows} short)" if output.short_rows else ""
-    return ("-" if output.cosine_min is None else f"{max(0.0, 1 - output.cosine_min):.1e}") + short
+    return distance_text(None if output.cosine_min is None else 1 - output.cosine_min) + short
+
+
+def distance_text(distance: float | None, absent: str = "-") -> str:
+    """Return 1 - cosine with two digits, 0 where rounding leaves it negative, and `absent` for None."""
+    return absent if distance is None else f"{max(0.0, distance):.1e}"
 
 
 def parity_lines(report: ParityReport) -> list[str]:
@@ -180,20 +185,15 @@ def listed(items: Sequence[object], most: int) -> str:
 
 def latency_rows(report: LatencyReport) -> Iterator[tuple[str, ...]]:
     """Yield a row for each candidate, under LATENCY_HEADER."""
-    return (_latency_row(candidate) for candidate in report.candidates)
-
-
-def _latency_row(candidate: CandidateLatency) -> tuple[str, ...]:
-    ratio = candidate.ratio
-    milliseconds = (candidate.p50_ms, candidate.p90_ms, candidate.p95_ms, candidate.p99_ms)
-    return (
-        candidate.verdict.value,
-        candidate.name + (f": {candidate.reason}" if candidate.reason else ""),
-        *("-" if value is None else f"{value:.3f}" for value in milliseconds),
-        "-" if candidate.variation is None else f"{candidate.variation:.1%}",
-        "-" if candidate.descriptors_per_s is None else f"{candidate.descriptors_per_s:.0f}",
-        "-" if ratio is None else f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-    )
+    for one in report.candidates:
+        yield (
+            one.verdict.value,
+            one.name + (f": {one.reason}" if one.reason else ""),
+            *("-" if value is None else f"{value:.3f}" for value in (one.p50_ms, one.p90_ms, one.p95_ms, one.p99_ms)),
+            "-" if one.variation is None else f"{one.variation:.1%}",
+            "-" if one.descriptors_per_s is None else f"{one.descriptors_per_s:.0f}",
+            "-" if one.ratio is None else f"{one.ratio.median:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]",
+        )
 
 
 def latency_title(report: LatencyReport) -> str:

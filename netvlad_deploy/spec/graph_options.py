@@ -48,11 +48,8 @@ class GraphOptions:
     feature_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("precision", PRECISIONS),
-            ("input_dtype", (None, *GRAPH_DTYPES)),
-            ("output_dtype", GRAPH_DTYPES),
-        ):
+        known = {"precision": PRECISIONS, "input_dtype": (None, *GRAPH_DTYPES), "output_dtype": GRAPH_DTYPES}
+        for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} {value!r} is unknown: choose {' or '.join(filter(None, choices))}")
         if not 0 < self.feature_norm < math.inf:
@@ -113,29 +110,6 @@ class FeatureRange:
     normalized: bool = False
     smallest: float | None = None
 
-    @classmethod
-    def at(
-        cls,
-        norm: float,
-        logit_slope: float,
-        *,
-        significant_bits: int,
-        largest: float | None,
-        normalized: bool = False,
-        smallest: float | None = None,
-    ) -> "FeatureRange":
-        """Return the range of a graph whose logits have this many significant bits: 11 in FP16, 24 in FP32."""
-        norm = 1.0 if normalized else norm
-        step = 2.0 ** (_exponent(logit_slope * norm) - significant_bits + 1) if logit_slope else 0.0
-        return cls(
-            norm=norm,
-            largest=largest,
-            logit_slope=logit_slope,
-            logit_step=step,
-            normalized=normalized,
-            smallest=smallest,
-        )
-
     def step_at(self, norm: float) -> float:
         """Return the logit step for local descriptors of this norm."""
         if not self.logit_step or not norm:
@@ -144,6 +118,15 @@ class FeatureRange:
         return float(
             self.logit_step * 2.0 ** (_exponent(self.logit_slope * norm) - _exponent(self.logit_slope * self.norm))
         )
+
+
+def logit_step(largest: float, significant_bits: int) -> float:
+    """Return the distance between neighbouring logits up to `largest`, of 11 significant bits in FP16 or 24 in FP32.
+
+    >>> logit_step(224.0, 11)
+    0.125
+    """
+    return 2.0 ** (_exponent(largest) - significant_bits + 1) if largest else 0.0
 
 
 def _exponent(value: float) -> int:
