@@ -129,12 +129,12 @@ def _limits(folded: FoldedNetVLAD, norm: float, slope: float) -> tuple[float, fl
     _check_projection(folded)
     longest = LARGEST_NORM if spec.normalize_input or not slope else min(LARGEST_NORM, LARGEST_SUM / slope)
     largest = 2.0 ** math.floor(math.log2(longest / math.sqrt(spec.feature_size)))
-    narrowed = options.half and (not spec.normalize_input or options.dtypes[FEATURES] == "float16")
-    smallest = math.sqrt(spec.feature_size / 3) * 2.0**-25 / MOST_SUBNORMAL_LOSS if narrowed else SMALLEST_NORM
+    in_half = options.half and (not spec.normalize_input or options.dtypes[FEATURES] == "float16")
+    smallest = math.sqrt(spec.feature_size / 3) * 2.0**-25 / MOST_SUBNORMAL_LOSS if in_half else SMALLEST_NORM
     if spec.normalize_input:  # the clamp of its norm covers squares that vanish in FP32
-        return (min(largest, LARGEST_FEATURE), smallest) if narrowed else (largest, None)
+        return (min(largest, LARGEST_FEATURE), smallest) if in_half else (largest, None)
     hidden = float(centroids.min()) < smallest  # longer centroids outweigh the loss in such features
-    return min(largest, LARGEST_FEATURE) if narrowed else largest, smallest if hidden else None
+    return min(largest, LARGEST_FEATURE) if in_half else largest, smallest if hidden else None
 
 
 def _check_projection(folded: FoldedNetVLAD) -> None:

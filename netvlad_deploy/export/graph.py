@@ -25,6 +25,8 @@ from netvlad_deploy.spec.graph_options import OLDEST_OPSET, GraphOptions
 from netvlad_deploy.support.require import require
 
 FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "If", "ReduceLogSumExp"))
+"""Operators that no graph may have."""
+
 SHAPE_OPS = frozenset(("Shape", "Size", "Expand"))
 """Operators that compute with shapes: a head never needs them, and a backbone should not."""
 
@@ -74,10 +76,11 @@ class Graph:
         yield self._without_inputs().SerializeToString(deterministic=True)
         for name, tensor in self.large.items():
             raw = _raw(tensor)
-            head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-            constant = head.SerializeToString(deterministic=True) + _field(onnx.TensorProto, "raw_data", len(raw))
-            within = _field(onnx.GraphProto, "initializer", len(constant) + len(raw))
-            yield _field(onnx.ModelProto, "graph", len(within) + len(constant) + len(raw)) + within + constant
+            proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+            header = proto.SerializeToString(deterministic=True) + _field(onnx.TensorProto, "raw_data", len(raw))
+            for message, field in ((onnx.GraphProto, "initializer"), (onnx.ModelProto, "graph")):
+                header = _field(message, field, len(header) + len(raw)) + header
+            yield header
             yield raw
 
     def _without_inputs(self) -> Any:

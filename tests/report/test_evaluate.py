@@ -63,7 +63,7 @@ def test_the_lines_say_all_figures() -> None:
     assert len(lines) == 3
 
 
-def test_what_was_left_out_is_said() -> None:
+def test_queries_and_files_left_out_are_named() -> None:
     lost = (Skipped(path="x.jpg", reason="an empty file"), Skipped(path="y.txt", reason="no image by its suffix"))
     full = replace(
         REPORT,
