@@ -51,6 +51,7 @@ from netvlad_deploy.support.files import Staging, check_suffix, stage_files
 from netvlad_deploy.support.require import installed_version
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
+"""Packages whose versions stand in the sidecar."""
 
 LARGEST_INSIDE = 2_000_000_000
 """Size in bytes up to which a file holds all of its weights: protobuf messages end at 2 GiB."""
