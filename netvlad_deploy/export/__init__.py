@@ -1,1 +1,1 @@
-"""From the torch reference to an ONNX graph and from the graph to an engine."""
+"""From a torch module to an ONNX file: folded, rounded, audited, traced and written."""

@@ -1,4 +1,4 @@
-"""Say what folded weights can do to a descriptor before anything runs: the logit step, lost weights, dead clusters."""
+"""Warnings read from folded weights before anything runs: the logit step, lost weights, dead clusters, overflow."""
 
 import math
 from collections import Counter
@@ -9,43 +9,41 @@ from torch import Tensor
 
 from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, FoldedNetVLAD
-from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, OperatorTypes
+from netvlad_deploy.export.half_backbone import HALF_MAX
+from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, OperatorTypes, logit_step
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.require import require
 
 LARGEST_FEATURE = 65440.0
 """Largest absolute value of FP16 features. A weighted mean is at most max|x| times the sum of the rounded weights,
-1 + 2^-11 + N 2^-25, and FP16 ends where numbers round to infinity, at 65,520: enough for 24,000 local descriptors."""
+1 + 2^-11 + N 2^-25, and numbers from 65,520 on round to infinity in FP16: 24,000 local descriptors do not overflow."""
 
 LARGEST_NORM = 2.0**62
-"""Largest norm of a local descriptor, and of a centroid, in FP32: the square of their difference stays below 2^126."""
+"""Largest norm of a local descriptor or a centroid in FP32: the square of their difference stays below 2^126."""
 
 LARGEST_SUM = 2.0**126
-"""Where a sum in FP32 ends, with room for its partial sums: a quarter of the largest number."""
+"""Largest sum that is allowed in FP32: a quarter of the largest number, which leaves room for partial sums."""
 
 SMALLEST_NORM = 1e-15
-"""Least norm in FP32 of what is averaged and squared: normal squares end at 1e-38, those of norms of 1e-19."""
+"""Least norm, in FP32, of a vector that is averaged and squared: squares lose bits below 1e-38, norms below 1e-19."""
 
-LOST_SHARE = 0.01
-"""Largest share of a local descriptor that rounding it to FP16 may lose to subnormal numbers."""
+MOST_SUBNORMAL_LOSS = 0.01
+"""Largest part of a local descriptor's norm that rounding to subnormal FP16 numbers may take."""
 
-MOVES = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
-"""Operators that compute nothing."""
+COPYING_OPS = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
+"""Operators that convert or move values and compute none."""
 
-HALF_MAX = 65504.0
-"""The largest FP16 number."""
-
-SMALLEST_NORMAL = 2.0**-14
-"""FP16 numbers below this keep fewer than 11 significant bits."""
+SMALLEST_NORMAL_HALF = 2.0**-14
+"""Smallest FP16 number with all of its 11 significant bits."""
 
 
 def operator_types(path: Path) -> tuple[OperatorTypes, ...]:
-    """Return the operators of an ONNX file that compute with floating-point numbers, and in which type."""
+    """Return the computing operators of an ONNX file by name, with the number of their FP16 and FP32 results."""
     onnx = require("onnx", extra="export")
     graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
-    counts = Counter((node.op_type, types[node.output[0]]) for node in graph.node if node.op_type not in MOVES)
+    counts = Counter((node.op_type, types[node.output[0]]) for node in graph.node if node.op_type not in COPYING_OPS)
     operators = sorted({operator for operator, _ in counts})
     return tuple(
         OperatorTypes(
@@ -60,24 +58,25 @@ def operator_types(path: Path) -> tuple[OperatorTypes, ...]:
 def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, tuple[str, ...]]:
     """Return the range of the features, and a sentence for each thing that may cost accuracy or memory.
 
-    `alone` says that the head takes local descriptors, not what a backbone gives.
+    `alone` is False for the head of a pipeline, whose local descriptors come from a backbone.
 
-    Raises: FoldError if FP32 cannot hold what the layer computes of usual features.
+    Raises: FoldError if the layer would overflow FP32 on features of the usual norm.
     """
     options = folded.options
     weight = folded.assignment_weight.double()
     if folded.assignment_scale is not None:
         weight = weight * folded.assignment_scale.double()
-    largest, smallest = _limits(folded, weight)
-    feature_range = FeatureRange.at(
-        options.feature_norm,
-        float(weight.norm(dim=0).max()),
-        significant_bits=11 if options.half_logits else 24,
+    norm = 1.0 if folded.spec.normalize_input else options.feature_norm
+    slope = float(weight.norm(dim=0).max())
+    largest, smallest = _limits(folded, norm, slope)
+    feature_range = FeatureRange(
+        norm=norm,
         largest=largest,
+        logit_slope=slope,
+        logit_step=logit_step(slope * norm, 11 if options.half_logits else 24),
         normalized=folded.spec.normalize_input,
         smallest=smallest,
     )
-    norm = feature_range.norm
     findings = []
     if options.half_logits and feature_range.logit_step > COARSE_STEP:
         findings.append(
@@ -90,7 +89,10 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
         findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size, alone=alone))
     if folded.spec.normalize_input:
         size_bytes = (2 if options.half else 4) * folded.spec.feature_size
-        findings.append("the L2-normalised features are kept beside the features: " + _cost(size_bytes, alone=alone))
+        findings.append(
+            "the L2-normalised features are a second copy in memory, smaller if built with a smaller --profile: "
+            + _cost(size_bytes, alone=alone)
+        )
     if lost := _columns(_lost_to_subnormals(folded)):
         findings.append(f"weights of {lost} are so small in FP16 that they lose bits: export with --wide-logits")
     if dead := _columns(_dead(weight, folded.assignment_bias, norm)[: folded.spec.num_clusters]):
@@ -104,8 +106,10 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
     return feature_range, tuple(findings)
 
 
-def _limits(folded: FoldedNetVLAD, weight: Tensor) -> tuple[float, float | None]:
-    """Return the largest absolute value of features, and the least norm of those that are not zero.
+def _limits(folded: FoldedNetVLAD, norm: float, slope: float) -> tuple[float, float | None]:
+    """Return the largest absolute value of features, and the least norm of a nonzero local descriptor or None.
+
+    `norm` is that of a usual local descriptor, `slope` the largest norm of a weight column.
 
     Raises: FoldError if centroids, logits or a projection overflow FP32.
     """
@@ -117,8 +121,6 @@ def _limits(folded: FoldedNetVLAD, weight: Tensor) -> tuple[float, float | None]
             "scale features and centroids down"
         )
     bias = 0.0 if folded.assignment_bias is None else float(folded.assignment_bias.abs().max())
-    norm = 1.0 if spec.normalize_input else options.feature_norm
-    slope = float(weight.norm(dim=0).max())
     if max(slope * norm, bias) > LARGEST_SUM:
         raise FoldError(
             f"logits of features of norm {norm:g} may reach {slope * norm + bias:.2g}, over {LARGEST_SUM:.2g} sums "
@@ -127,16 +129,19 @@ def _limits(folded: FoldedNetVLAD, weight: Tensor) -> tuple[float, float | None]
     _check_projection(folded)
     longest = LARGEST_NORM if spec.normalize_input or not slope else min(LARGEST_NORM, LARGEST_SUM / slope)
     largest = 2.0 ** math.floor(math.log2(longest / math.sqrt(spec.feature_size)))
-    narrowed = options.half and (not spec.normalize_input or options.dtypes[FEATURES] == "float16")
-    smallest = math.sqrt(spec.feature_size / 3) * 2.0**-25 / LOST_SHARE if narrowed else SMALLEST_NORM
-    if spec.normalize_input:  # its clamp takes what FP32 cannot square
-        return (min(largest, LARGEST_FEATURE), smallest) if narrowed else (largest, None)
-    hidden = float(centroids.min()) < smallest  # else centroids outweigh what such features lose
-    return min(largest, LARGEST_FEATURE) if narrowed else largest, smallest if hidden else None
+    in_half = options.half and (not spec.normalize_input or options.dtypes[FEATURES] == "float16")
+    smallest = math.sqrt(spec.feature_size / 3) * 2.0**-25 / MOST_SUBNORMAL_LOSS if in_half else SMALLEST_NORM
+    if spec.normalize_input:  # the clamp of its norm covers squares that vanish in FP32
+        return (min(largest, LARGEST_FEATURE), smallest) if in_half else (largest, None)
+    hidden = float(centroids.min()) < smallest  # longer centroids outweigh the loss in such features
+    return min(largest, LARGEST_FEATURE) if in_half else largest, smallest if hidden else None
 
 
 def _check_projection(folded: FoldedNetVLAD) -> None:
-    """Raise FoldError if what follows the aggregate may overflow FP32."""
+    """Check the projection and its gating.
+
+    Raises: FoldError if either may overflow FP32.
+    """
     if folded.projection is None or folded.spec.projection is None:
         return
     most = folded.projection.largest
@@ -149,17 +154,17 @@ def _check_projection(folded: FoldedNetVLAD) -> None:
 
 
 def _largest_value(folded: FoldedNetVLAD) -> float:
-    """Return a bound of the values of a descriptor: gating makes none larger, and L2-normalised ones are at most 1.
+    """Return an upper bound of the absolute values in a descriptor; L2-normalised values are at most 1.
 
-    The weights of a projection lose nothing to subnormal numbers: a row of D*K values whose norm is over 1/2 is rounded
-    worse there than elsewhere only if D*K exceeds 2^26.
+    Gating makes no value larger. Subnormal FP16 weights of a projection need no bound: in a row of D*K values with a
+    norm over 1/2 they lose more than the others only if D*K exceeds 2^26.
     """
     projection = folded.spec.projection
     return 1.0 if projection is None or projection.bounded or folded.projection is None else folded.projection.largest
 
 
 def _cost(size_bytes: int, *, alone: bool) -> str:
-    """Return what keeping so much of each local descriptor costs, also in an engine of a head's default profile."""
+    """Return the cost of `size_bytes` per local descriptor, of a head also in an engine of its usual profile."""
     each = f"{size_bytes} bytes each"
     if not alone:
         return each
@@ -167,7 +172,7 @@ def _cost(size_bytes: int, *, alone: bool) -> str:
 
 
 def _columns(found: Tensor) -> str:
-    """Return the clusters that a mask (K+G,) marks, in words."""
+    """Return the indices that a mask (K+G,) marks in words, such as `clusters 1, 4`; empty if it marks none."""
     indices = found.nonzero().flatten().tolist()
     if not indices:
         return ""
@@ -176,18 +181,18 @@ def _columns(found: Tensor) -> str:
 
 
 def _lost_to_subnormals(folded: FoldedNetVLAD) -> Tensor:
-    """Mark the FP16 columns (K+G,) whose subnormal weights are rounded worse than FP16 rounds the column."""
+    """Return a mask (K+G,) of the FP16 columns that lose more to subnormal weights than to normal rounding."""
     if folded.assignment_scale is None:
         return torch.zeros(0, dtype=torch.bool)
     weight = folded.assignment_weight.double()
-    subnormal = (weight != 0) & (weight.abs() < SMALLEST_NORMAL)
+    subnormal = (weight != 0) & (weight.abs() < SMALLEST_NORMAL_HALF)
     error = subnormal.sum(0).sqrt() * 2.0**-25
     lost: Tensor = error > weight.norm(dim=0) * 2.0**-11
     return lost
 
 
 def _dead(weight: Tensor, bias: Tensor | None, norm: float) -> Tensor:
-    """Mark the columns (K+G,) whose assignment is below 1e-37 for all features of norm up to `norm`.
+    """Return a mask (K+G,) of the columns whose assignment is below 1e-37 for all features of norm up to `norm`.
 
     l_k - l_j is at most |W_k - W_j| norm + b_k - b_j, and a_k at most the exponential of that, for every j.
     """

@@ -1,8 +1,9 @@
 """Convolutions in float64 on a CPU, where torch's own take too much memory or time.
 
-Every patch of an image is laid out before it is multiplied, 1.4 GB for a layer of VGG16 at 480 x 640: so strips of rows
-are computed one after the other. A grouped one is computed group by group, each on all threads, which wait for each
-other hundreds of times in a layer, seconds where one thread takes milliseconds: so that is done on one.
+torch copies every patch of an image before it multiplies, 1.4 GB for a layer of VGG16 at 480 x 640: so an image is
+convolved in strips of rows, one after the other. torch computes a grouped convolution group by group on all threads,
+which wait for each other hundreds of times in a layer, seconds where one thread takes milliseconds: so one thread does
+it.
 """
 
 import contextlib
@@ -16,14 +17,14 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 STRIP_BYTES = 2**24
-"""Of the patches of one strip: small enough for the allocator to use the same memory again, whose pages are there."""
+"""Size of the patches of one strip: small enough for the allocator to reuse memory, which is faster than new pages."""
 
 
-class WideConvolutions(TorchFunctionMode):
-    """Compute every float64 convolution so, while this is on.
+class Float64Convolutions(TorchFunctionMode):
+    """A mode in which float64 convolutions take little memory and time.
 
     Args:
-        strips: strip by strip too, which makes several operations of one.
+        strips: convolve in strips, which is several operations where there was one; grouped convolutions never are.
     """
 
     def __init__(self, *, strips: bool) -> None:
@@ -31,7 +32,7 @@ class WideConvolutions(TorchFunctionMode):
         self.strips = strips
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take the convolutions, and let everything else through."""
+        """Compute float64 convolutions here, and leave every other function to torch."""
         kwargs = kwargs or {}
         if function is not torch.conv2d or not args or args[0].dtype is not torch.float64:
             return function(*args, **kwargs)
@@ -60,12 +61,12 @@ def _in_strips(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return what `torch.conv2d` does, of which these are the arguments."""
+    """Return `torch.conv2d` of the same arguments, (B,O,h,w), computed in strips of rows."""
     stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    high, wide = _pair(padding)
-    padded = functional.pad(x, (wide, wide, high, high))
+    rows_added, columns_added = _pair(padding)
+    padded = functional.pad(x, (columns_added, columns_added, rows_added, rows_added))
     reach = dilation[0] * (weight.shape[2] - 1) + 1
     rows = (padded.shape[2] - reach) // stride[0] + 1
     columns = (padded.shape[3] - dilation[1] * (weight.shape[3] - 1) - 1) // stride[1] + 1

@@ -1,12 +1,12 @@
-"""Fold the BatchNorms of a backbone away.
+"""Fold the BatchNorms of a backbone into its convolutions.
 
     s = gamma / sqrt(var + eps)                       BatchNorm in eval mode is affine, channel by channel:
     W' = W * s,  b' = beta + (b - mean) * s           x * W' + b' = BatchNorm(x * W + b)
 
-Which convolution feeds which BatchNorm is seen by running the backbone once, so that it does not matter how its code is
-written. A pair is folded if the BatchNorm alone reads what the convolution gives, each of them runs once, and the
-folded convolution gives what the BatchNorm gave; a BatchNorm without such a convolution becomes `x * s + t`. All is
-computed in float64 and rounded once. A run of the whole backbone then proves that nothing else has changed.
+The backbone is run once to see which convolution feeds which BatchNorm, so that it does not matter how its code is
+written. A pair is folded if only the BatchNorm reads the convolution's output, each of them runs once, and the folded
+convolution gives the BatchNorm's output; a BatchNorm without such a convolution becomes `x * s + t`. All is computed in
+float64 and rounded once. A run of the whole backbone then proves that nothing else has changed.
 """
 
 import contextlib
@@ -21,16 +21,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from netvlad_deploy.errors import ExportError, FoldError
-from netvlad_deploy.export.float64_convolutions import WideConvolutions
+from netvlad_deploy.export.float64_convolutions import Float64Convolutions
+from netvlad_deploy.export.fold_head import check_foldable
 from netvlad_deploy.models.affine import is_finite
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-EXACT = 1e-9
-"""Largest error of a fold in float64, over the largest value: rounding alone leaves about 1e-13."""
+FOLD_TOLERANCE = 1e-9
+"""Largest error of a fold in float64, relative to the largest value: rounding alone leaves about 1e-13."""
 
 
 class ChannelAffine(nn.Module):
-    """Multiply every channel of (B,C,H,W) by a factor and add a constant: a BatchNorm that no convolution takes in."""
+    """A BatchNorm without a convolution to fold into: each channel of (B,C,H,W) times a factor plus a constant."""
 
     scale: Tensor
     shift: Tensor
@@ -48,15 +49,15 @@ class ChannelAffine(nn.Module):
 def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of the backbone in FP32 without any BatchNorm.
 
-    Args: example: normalised images (B,3,H,W) that the backbone takes.
+    Args: example: normalised images (B,3,H,W), with which the fold is tried.
 
-    Raises: FoldError if a part is in training mode, its state is damaged or the fold overflows FP32; ExportError if a
-        BatchNorm is of a kind that cannot be replaced, or the backbone computes something else without it.
+    Raises: FoldError if a module is in training mode, its state is damaged or the fold overflows FP32; ExportError if a
+        BatchNorm is of a kind that cannot be replaced, or the folded backbone gives another feature map.
     """
     check_backbone(backbone)
     folded = copy.deepcopy(backbone).double().requires_grad_(False)
     if any(isinstance(part, BATCH_NORMS) for part in folded.modules()):
-        with WideConvolutions(strips=False):
+        with Float64Convolutions(strips=False):
             _fold_all(folded, example.double())
     folded = folded.float()
     for name, tensor in folded.state_dict().items():
@@ -66,17 +67,14 @@ def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
 
 
 def check_backbone(backbone: nn.Module) -> None:
-    """Raise FoldError unless the backbone is in eval mode and its state is sound."""
+    """Check that a backbone can be folded.
+
+    Raises: FoldError as `check_foldable`, or if a BatchNorm has no running statistics.
+    """
+    check_foldable(backbone, "backbone.")
     for name, part in backbone.named_modules():
-        if part.training:
-            raise FoldError(f"backbone.{name} is in training mode, with batch statistics: call eval() first")
         if isinstance(part, BATCH_NORMS) and (part.running_mean is None or part.running_var is None):
             raise FoldError(f"backbone.{name} has no running statistics: train with track_running_stats=True")
-    for name, tensor in backbone.state_dict().items():
-        if not is_finite(tensor):
-            raise FoldError(f"backbone.{name} is not finite: the checkpoint is damaged or training diverged")
-        if name.endswith("running_var") and (tensor < 0).any():
-            raise FoldError(f"backbone.{name} has a negative value: the checkpoint is damaged")
 
 
 def _fold_all(backbone: nn.Module, example: Tensor) -> None:
@@ -88,7 +86,7 @@ def _fold_all(backbone: nn.Module, example: Tensor) -> None:
             continue
         scale, shift = _affine(norm)
         affine: list[nn.Module] = [] if _fold_into(seen.feeder(norm), norm, seen) else [ChannelAffine(scale, shift)]
-        # A subclass may go on with what it holds, as BatchNorm and activation in one module do.
+        # A subclass may hold an activation, which it runs after the normalisation: that stays.
         replaced[norm] = nn.Sequential(*affine, *norm.children()).eval()
         for given, expected in seen.runs.get(norm, ()):
             plain = nn.Sequential(ChannelAffine(scale, shift), *norm.children())
@@ -110,7 +108,7 @@ def _affine(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fold_into(conv: nn.Module | None, norm: nn.Module, seen: "_Watched") -> bool:
-    """Take a BatchNorm into the convolution before it, if that gives the same; return whether it does."""
+    """Fold a BatchNorm into `conv`; return False, and leave `conv` as it is, if that is no plain convolution."""
     if not isinstance(conv, nn.Conv2d):
         return False
     weight, bias = conv.weight, conv.bias
@@ -121,31 +119,31 @@ def _fold_into(conv: nn.Module | None, norm: nn.Module, seen: "_Watched") -> boo
     expected = before * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1)
     if _equal(run(conv, given), expected):
         return True
-    conv.weight, conv.bias = weight, bias  # such as a convolution that standardises its own weights
+    conv.weight, conv.bias = weight, bias  # a subclass may change its weights itself, for example standardise them
     return False
 
 
 class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """One run of a backbone: what each convolution and BatchNorm was given and gave, and how often that was read."""
+    """One run of a backbone, with the input and output of every convolution and BatchNorm, and the readers of each."""
 
     def __init__(self, backbone: nn.Module, example: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.runs: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
         self._reads: Counter[int] = Counter()
         self._makers: dict[int, nn.Module] = {}
-        self._given: dict[nn.Module, Tensor] = {}  # keeps them alive: an id is a name only as long
+        self._given: dict[nn.Module, Tensor] = {}  # keeps tensors alive, so that their ids stay theirs
         self._counting = True
         with hooked(backbone, (nn.Conv2d, *BATCH_NORMS), self._keep), self:
             self.result = run(backbone, example)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count what every operator reads."""
+        """Count the tensors that every operator reads, then run it."""
         if self._counting:
             self._reads.update({id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
         return function(*args, **(kwargs or {}))
 
     def feeder(self, norm: nn.Module) -> nn.Module | None:
-        """Return the convolution whose output is read by this BatchNorm and nothing else, each of them run once."""
+        """Return the convolution whose output only this BatchNorm reads; None without one, or if either ran twice."""
         given = self._given.get(norm)
         conv = self._makers.get(id(given))
         once = conv is not None and len(self.runs[conv]) == len(self.runs[norm]) == self._reads[id(given)] == 1
@@ -153,12 +151,12 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _keep(self, part: nn.Module, given: Tensor, result: Tensor) -> None:
         self._counting = False
-        self.runs.setdefault(part, []).append((given.clone(), result.clone()))  # what follows may write in place
+        self.runs.setdefault(part, []).append((given.clone(), result.clone()))  # later operators may write in place
         self._counting = True
         if isinstance(part, nn.Conv2d):
             self._makers[id(result)] = part
             self._given[part] = result
-            self._reads[id(result)] = 0  # reads of a tensor that had this id before
+            self._reads[id(result)] = 0  # forgets the reads of an earlier tensor with this id
         else:
             self._given[part] = given
 
@@ -167,7 +165,7 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def hooked(
     module: nn.Module, kinds: tuple[type[nn.Module], ...], keep: Callable[[nn.Module, Tensor, Any], None]
 ) -> Iterator[None]:
-    """Tell `keep` of every run of the parts of these kinds: the part, its first input and its output."""
+    """Call `keep` after each run of a submodule of these kinds, with the submodule, its first input and its output."""
 
     def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         keep(part, next(iter((*args, *kwargs.values()))), result)
@@ -180,12 +178,13 @@ def hooked(
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
-    """Return what a module gives, without gradients."""
+    """Return the output of a module for x, computed without gradients."""
     with torch.no_grad():
         result: Tensor = module(x)
     return result
 
 
 def _equal(got: Tensor, expected: Tensor) -> bool:
-    """Return whether two results of a float64 module differ by no more than rounding."""
-    return got.shape == expected.shape and bool((got - expected).abs().max() <= EXACT * (1 + expected.abs().max()))
+    """Return True if two float64 tensors have one shape and differ by no more than FOLD_TOLERANCE."""
+    allowed = FOLD_TOLERANCE * (1 + expected.abs().max())
+    return got.shape == expected.shape and bool((got - expected).abs().max() <= allowed)

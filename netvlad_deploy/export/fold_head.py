@@ -14,9 +14,9 @@ r_k^2 = (|V'_k| / max(|V'_k|, 1e-12 / A_k))^2: K numbers for each image instead 
 
 In the epsilon mode `add` the divisor of V'_k is sqrt(|V'_k|^2 + (1e-6 / A_k)^2), and r_k^2 = |V'_k|^2 / divisor^2.
 
-FP16 changes the matrix products alone; softmax, sums, norms and the residual stay FP32.
+In an FP16 graph the matrix products alone are FP16; softmax, sums, norms and the residual stay FP32.
 
-    W'_k, b'_k  less their mean over k      softmax ignores what all clusters share; logits are smallest about it
+    W'_k, b'_k  less their mean over k      softmax ignores an offset that all clusters share; logits become smaller
     W'_k / 2^s_k, and 2^s_k times x W'_k    |W'_k|_1 <= 1, so |x W'_k| <= max|x|: no logit overflows
     V'_k = sum_n w_nk x_n - (sum_n w_nk) c_k    with the weights w as rounded: half the error near a centre
 """
@@ -32,18 +32,18 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import ADD, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
 
 ASSIGNMENT_FLOOR = 1e-37
-"""Smallest divisor for an assignment: below every sum that the clamp of the norm leaves visible, and normal in FP32."""
+"""Smallest divisor of an assignment: a normal FP32 number, below every sum of assignments that changes a descriptor."""
 
 
 def fold(module: NetVLAD, options: GraphOptions | None = None) -> "FoldedNetVLAD":
-    """Return the module in the mean form, with BatchNorm in the assignment projection.
+    """Return the module in the mean form, with BatchNorm folded into the assignment weights.
 
-    The fold is computed in float64 and rounded once, to what `options.precision` asks for.
+    The fold is computed in float64 and rounded once, to the precision of `options`.
 
     Raises: FoldError if the module is in training mode, a variance is negative or a value is not finite.
     Source: Ioffe & Szegedy 2015, algorithm 2.
     """
-    _check_foldable(module)
+    check_foldable(module)
     weight = module.clusters.detach().double()
     bias = None
     if module.batch_norm is not None:
@@ -62,21 +62,29 @@ def fold(module: NetVLAD, options: GraphOptions | None = None) -> "FoldedNetVLAD
     return folded.eval()
 
 
-def _check_foldable(module: NetVLAD) -> None:
+def check_foldable(module: nn.Module, prefix: str = "") -> None:
+    """Check the mode and the state of a module; `prefix` precedes its names in errors.
+
+    Raises: FoldError if a submodule is in training mode, a value is not finite or a variance is negative.
+    """
     for name, part in module.named_modules():
         if part.training:
-            raise FoldError(f"{name or 'the module'} is in training mode, with batch statistics: call eval() first")
+            where = f"{prefix}{name}" or "the module"
+            raise FoldError(f"{where} is in training mode, with batch statistics: call eval() first")
     for name, tensor in module.state_dict().items():
         if not is_finite(tensor):
-            raise FoldError(f"{name} is not finite: the checkpoint is damaged or training diverged")
+            raise FoldError(f"{prefix}{name} is not finite: the checkpoint is damaged or training diverged")
         if name.endswith("running_var") and (tensor < 0).any():
-            raise FoldError(f"{name} has a negative value: the checkpoint is damaged")
+            raise FoldError(f"{prefix}{name} has a negative value: the checkpoint is damaged")
 
 
 def centre_logits(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Subtract from weight (D,K+G) and bias (K+G,) their mean over the columns, which no softmax sees.
+    """Return weight (D,K+G) and bias (K+G,) less their means over the columns, which softmax ignores.
 
-    A single column stays as it is: its mean is itself.
+    A single column stays as it is: it would become 0.
+
+    >>> centre_logits(torch.tensor([[1.0, 3.0]]), torch.tensor([0.0, 4.0]))
+    (tensor([[-1.,  1.]]), tensor([-2.,  2.]))
     """
     if weight.shape[1] == 1:
         return weight, bias
@@ -84,9 +92,13 @@ def centre_logits(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor |
 
 
 def scale_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight (D,K+G) in FP16 and its scale (K+G,): powers of two, and no column's L1 norm above 1.
+    """Return weight (D,K+G) over its scale in FP16, and the scale (K+G,): powers of two, 1 for a zero column.
 
-    The norm is that of the rounded column, since rounding up could take it over 1. A zero column has the scale 1.
+    No column of the result has an L1 norm above 1. The norm is taken after rounding, which may increase it.
+
+    >>> scale_columns(torch.tensor([[3.0, 0.25], [1.0, 0.0]], dtype=torch.float64))
+    (tensor([[0.7500, 1.0000],
+            [0.2500, 0.0000]], dtype=torch.float16), tensor([4.0000, 0.2500], dtype=torch.float64))
     """
     norm = weight.abs().sum(0)
     exponent = torch.where(norm > 0, norm.log2().ceil(), 0)
@@ -97,9 +109,14 @@ def scale_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FoldedNetVLAD(nn.Module):
-    """The layer as it is exported: features (B,N,D) to descriptor, and what led to it.
+    """The layer as it is exported: features (B,N,D) to the descriptor (B,P), and the stages before it.
 
-    Args: assignment_weight (D,K+G); assignment_bias (K+G,) or None; centroids (K,D), in float64 and rounded here.
+    Args:
+        assignment_weight: (D,K+G), like the other weights in float64, rounded here.
+        assignment_bias: (K+G,) or None.
+        centroids: (K,D).
+        spec: shape and conventions of the layer.
+        options: precision and outputs, FP32 by default.
     """
 
     projection: FoldedMap | None
@@ -136,7 +153,7 @@ class FoldedNetVLAD(nn.Module):
         self.register_buffer("assignment_scale", None if scale is None else scale.float())
         self.register_buffer("centroids", centroids.float().contiguous())
         self.projection = self.gating = None
-        # Buffers, not literals: the exporter's optimiser takes 1e-12 for zero and drops it.
+        # These are buffers because the exporter's optimiser takes a literal 1e-12 for zero and removes it.
         floor = NORM_FLOORS[spec.epsilon]
         self.register_buffer("norm_floor", torch.tensor([floor]))
         self.register_buffer("added_square", torch.tensor([floor**2]) if spec.epsilon == ADD else None)
@@ -145,12 +162,12 @@ class FoldedNetVLAD(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the stages: (B,N,K+G), (B,N,K), twice (B,K,D), the aggregate (B, D*K) and the projected descriptor."""
         features = self._local_descriptors(features)
-        narrow = features.half() if self.options.half else features
-        logits = self._logits(features, narrow)
+        rounded = features.half() if self.options.half else features
+        logits = self._logits(features, rounded)
         assignment = self._soft_assignment(logits, mask)
         assignment_sum = assignment.sum(1, keepdim=True)  # (B,1,K)
-        weights = (assignment / torch.maximum(assignment_sum, self.assignment_floor)).to(narrow.dtype)
-        mean = (weights.transpose(1, 2) @ narrow).to(assignment.dtype)  # (B,K,N) x (B,N,D)
+        weights = (assignment / torch.maximum(assignment_sum, self.assignment_floor)).to(rounded.dtype)
+        mean = (weights.transpose(1, 2) @ rounded).to(assignment.dtype)  # (B,K,N) x (B,N,D)
         mean_residual = mean - self._centre(weights)  # (B,K,D)
         assignment_sum = assignment_sum.transpose(1, 2)  # (B,K,1)
         aggregate = self._normalize(mean_residual, assignment_sum)
@@ -160,21 +177,22 @@ class FoldedNetVLAD(nn.Module):
         return *stages, aggregate, self._stored(self._project(self.projection(aggregate)))
 
     def _local_descriptors(self, features: Tensor) -> Tensor:
-        """L2-normalise (B,N,D) in FP32, if the layer does that."""
+        """Return features (B,N,D), L2-normalised in FP32 if the layer does that."""
         if not self.spec.normalize_input:
             return features
         return self._l2_normalize(features.to(self.norm_floor.dtype))
 
-    def _logits(self, features: Tensor, narrow: Tensor) -> Tensor:
-        wide = self.norm_floor.dtype
+    def _logits(self, features: Tensor, rounded: Tensor) -> Tensor:
+        """Return logits (B,N,K+G) in FP32, of `rounded` features if the weights are FP16."""
+        single = self.norm_floor.dtype
         if self.assignment_scale is None:
-            logits = features.to(wide) @ self.assignment_weight  # (B,N,D) x (D,K+G)
+            logits = features.to(single) @ self.assignment_weight  # (B,N,D) x (D,K+G)
         else:
-            logits = (narrow @ self.assignment_weight).to(wide) * self.assignment_scale
+            logits = (rounded @ self.assignment_weight).to(single) * self.assignment_scale
         return logits if self.assignment_bias is None else logits + self.assignment_bias
 
     def _soft_assignment(self, logits: Tensor, mask: Tensor | None) -> Tensor:
-        if self.options.half:  # written out: TensorRT then keeps no second copy of the logits
+        if self.options.half:  # written out, because TensorRT keeps a second copy of the logits for Softmax
             exponentials = (logits - logits.amax(-1, keepdim=True)).exp()
             assignment = exponentials / exponentials.sum(-1, keepdim=True)
         else:
@@ -184,13 +202,13 @@ class FoldedNetVLAD(nn.Module):
         return assignment if mask is None else assignment * mask.unsqueeze(-1).to(assignment.dtype)
 
     def _centre(self, weights: Tensor) -> Tensor:
-        """Return what to subtract from the weighted mean: the centroids times the sum of the weights as rounded."""
+        """Return the centroids (K,D), in an FP16 graph (B,K,D), each times the sum of its rounded weights."""
         if not self.options.half:
             return self.centroids  # (K,D)
         return weights.to(self.centroids.dtype).sum(1, keepdim=True).transpose(1, 2) * self.centroids  # (B,K,1) * (K,D)
 
     def _normalize(self, mean_residual: Tensor, assignment_sum: Tensor) -> Tensor:
-        """Intra-normalise and L2-normalise (B,K,D) in one division, then flatten as the layer does."""
+        """Return the aggregate (B, D*K): intra-normalised and L2-normalised in one division, flattened as in `spec`."""
         squares = (mean_residual * mean_residual).sum(-1, keepdim=True)  # (B,K,1)
         floor = self.norm_floor / assignment_sum
         if self.spec.epsilon == ADD:
@@ -208,17 +226,17 @@ class FoldedNetVLAD(nn.Module):
         return normalized.flatten(1)
 
     def _divisor(self, squares: Tensor) -> Tensor:
-        """Return what to divide by for a sum of squares, as the layer keeps it from 0."""
+        """Return the norm of a sum of squares, kept from 0 as in `spec.epsilon`."""
         if self.added_square is not None:
             return (squares + self.added_square).sqrt()
         return torch.maximum(squares.sqrt(), self.norm_floor)
 
     def _l2_normalize(self, values: Tensor) -> Tensor:
-        """L2-normalise over the last axis."""
+        """Return values L2-normalised over the last axis."""
         return values / self._divisor((values * values).sum(-1, keepdim=True))
 
     def _project(self, projected: Tensor) -> Tensor:
-        """L2-normalise and gate a projection (B,P), as the layer does."""
+        """Return a projection (B,P) after the L2-normalisations and the gating of `spec`."""
         following = self.spec.projection
         if following is not None and following.l2:
             projected = self._l2_normalize(projected)

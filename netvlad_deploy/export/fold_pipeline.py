@@ -1,7 +1,7 @@
 """A pipeline as it is exported: uint8 images to descriptors in one graph.
 
-The input meets its cast first, as TensorRT wants of uint8. Pixels are normalised in FP32; in FP16 the backbone's folded
-weights and its activations are FP16, and so are the local descriptors that the head gets.
+The first operator casts the images, which TensorRT demands of a uint8 input. Pixels are normalised in FP32. In an FP16
+graph the backbone's folded weights, its activations and the local descriptors that it gives to the head are FP16.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.support.arrays import Array
 
 FOLD_SIZE = (96, 128)
-"""Height and width of the image on which a fold is tried, where no rule demands another."""
+"""Height and width of the image on which a fold is tried, unless the pipeline takes one size only."""
 
 
 class FoldedPipeline(nn.Module):
-    """Images (B,H,W,3) uint8 to the local descriptors, the head's stages and the descriptor."""
+    """Images (B,H,W,3) uint8 to the local descriptors (B,N,D), the head's stages and the descriptor (B,P)."""
 
     mean: Tensor
     std: Tensor
@@ -36,7 +36,7 @@ class FoldedPipeline(nn.Module):
         self.register_buffer("std", torch.tensor(pipeline.images.std))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the local descriptors (B,N,D), then what the head returns."""
+        """Return the local descriptors (B,N,D), then the stages that the head returns."""
         normalized = (images.to(self.mean.dtype) - self.mean) / self.std
         if self.half_backbone:
             normalized = normalized.half()
@@ -48,10 +48,9 @@ class FoldedPipeline(nn.Module):
 def fold_pipeline(
     pipeline: Pipeline, options: GraphOptions, goldens: Iterable[Golden]
 ) -> tuple[FoldedPipeline, tuple[str, ...]]:
-    """Return the pipeline as it is exported, and a sentence for each thing that may cost accuracy.
+    """Return the folded pipeline in eval mode, and a warning if FP16 activations come close to overflow.
 
-    Raises: FoldError, ExportError; see `fold_backbone` and `fold`; ExportError too where FP16 overflows for a golden
-        image.
+    Raises: FoldError and ExportError as `fold_backbone` and `fold`; ExportError if FP16 overflows for a golden image.
     """
     head = fold(pipeline.head, options)
     example = _normalized(pipeline, golden_image(*(pipeline.images.size or FOLD_SIZE), seed=0))
@@ -68,6 +67,6 @@ def fold_pipeline(
 
 
 def _normalized(pipeline: Pipeline, image: Array) -> Tensor:
-    """Return what the backbone takes (1,3,H,W) in FP32, of an image (H,W,3)."""
+    """Return an image (H,W,3) uint8 as the backbone's input (1,3,H,W), normalised in FP32."""
     pixels = torch.from_numpy(image)[None].float()
     return ((pixels - torch.tensor(pipeline.images.mean)) / torch.tensor(pipeline.images.std)).permute(0, 3, 1, 2)

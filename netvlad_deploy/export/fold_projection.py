@@ -3,12 +3,12 @@
     y = (v P^T) s + p,  s = gamma / sqrt(var + eps),  p = beta - mean s       BatchNorm in eval mode is affine
     P'_j = s_j P_j / 2^t_j,  y_j = 2^t_j (v P'^T)_j + p_j                     FP16 alone
 
-|v| is at most 1, so |v.P'_j| <= |P'_j| (Cauchy and Schwarz): with t_j such that the Euclidean norm of a row is at most
-1, no product overflows. The L1 norm would do so, too, but is up to 181 times as large for 32,768 values, and would
-push most of them into the subnormal numbers. FP16 changes this product alone; L2-normalising and gating stay FP32.
+|v| is at most 1, so |v.P'_j| <= |P'_j| (Cauchy and Schwarz): t_j is chosen such that the Euclidean norm of a row is at
+most 1, and no product overflows. A bound by the L1 norm holds too, but that is up to 181 times as large for 32,768
+values, and makes most of them subnormal. This product alone is FP16; L2-normalising and gating stay FP32.
 
-The matrix may be half a gigabyte. It is converted a block of rows at a time, and in FP32, without BatchNorm, it is the
-module's own tensor.
+The matrix may be half a gigabyte. It is converted a block of rows at a time. In FP32 without BatchNorm the module's own
+tensor is used, not a copy.
 """
 
 import torch
@@ -20,7 +20,7 @@ from netvlad_deploy.models.affine import AffineMap, row_blocks, row_norms
 
 
 def affine_of(norm: nn.BatchNorm1d, name: str) -> tuple[Tensor, Tensor]:
-    """Return the scale and the offset, float64, that BatchNorm is in eval mode.
+    """Return scale and offset (P,), float64, to which BatchNorm amounts in eval mode; `name` is its name in errors.
 
     Raises: FoldError if it has no running statistics, or no weight and bias.
     Source: Ioffe & Szegedy 2015, algorithm 2.
@@ -35,7 +35,10 @@ def affine_of(norm: nn.BatchNorm1d, name: str) -> tuple[Tensor, Tensor]:
 
 
 class FoldedMap(nn.Module):
-    """Vectors (B,I) to (B,P) in one product, of FP16 if `half`: the weight (P,I), and what it is scaled by."""
+    """A linear map with its BatchNorm folded in: vectors (B,I) to (B,P), in one FP16 product if `half`.
+
+    Raises: FoldError if its BatchNorm has no running statistics, or no weight and bias.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -55,7 +58,7 @@ class FoldedMap(nn.Module):
         self.register_buffer("scale", None if scale is None else scale.float())
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Return the map in the dtype of the vectors."""
+        """Return the mapped vectors (B,P) in the dtype of the vectors (B,I)."""
         if self.scale is None:
             return functional.linear(vectors, self.weight, self.bias)
         mapped = functional.linear(vectors.to(self.weight.dtype), self.weight).to(vectors.dtype) * self.scale
@@ -63,7 +66,7 @@ class FoldedMap(nn.Module):
 
     @property
     def largest(self) -> float:
-        """Return a bound of what comes out for vectors of length 1."""
+        """Return an upper bound of the absolute values that come out for vectors of length 1."""
         norms = row_norms(self.weight)
         if self.scale is not None:
             norms = norms * self.scale
@@ -71,14 +74,14 @@ class FoldedMap(nn.Module):
 
 
 def _row_scale(weight: Tensor, factor: Tensor | None) -> Tensor:
-    """Return powers of two (P,) over which the Euclidean norm of each row, times its factor, is at most 1."""
+    """Return powers of two (P,); each row, times its factor and divided by its power, has Euclidean norm at most 1."""
     norm = row_norms(weight)
     norm = norm if factor is None else norm * factor.abs()
     return torch.exp2(torch.where(norm > 0, norm.log2().ceil(), 0))
 
 
 def _scaled(weight: Tensor, factor: Tensor | None, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the rows (P,I) times `factor`, over `scale`, rounded once to `dtype`."""
+    """Return weight (P,I), each row times its `factor` and divided by its `scale`, rounded once to `dtype`."""
     by = torch.ones(len(weight), dtype=torch.float64) if factor is None else factor
     by = (by if scale is None else by / scale)[:, None]
     result = torch.empty(weight.shape, dtype=dtype)

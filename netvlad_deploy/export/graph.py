@@ -1,8 +1,8 @@
-"""From a torch module to the text of an ONNX graph: traced, pruned, checked and cleaned.
+"""An ONNX graph from a torch module: traced, pruned, checked, cleaned and written.
 
 Ensures: no BatchNormalization, no loop, no scatter; in a head no maximum over the local descriptors; only the axes
-asked for are dynamic; no stack trace or path of the exporting machine in the file. A large constant is an input of the
-graph while it is worked on, so that no pass copies it.
+asked for are dynamic; no stack trace or path of the exporting machine in the file. Until a graph is written, its large
+constants stand apart as inputs, so that no pass copies them.
 """
 
 import copy
@@ -25,11 +25,13 @@ from netvlad_deploy.spec.graph_options import OLDEST_OPSET, GraphOptions
 from netvlad_deploy.support.require import require
 
 FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "If", "ReduceLogSumExp"))
+"""Operators that no graph may have."""
+
 SHAPE_OPS = frozenset(("Shape", "Size", "Expand"))
-"""Arithmetic on shapes, which a head never needs and a backbone should not."""
+"""Operators that compute with shapes: a head never needs them, and a backbone should not."""
 
 LARGE_BYTES = 2**20
-"""Constants from this size on are kept out of the passes."""
+"""Constants of at least this size stand apart while the graph is worked on."""
 
 Axes = tuple[Mapping[int, str], ...]
 """The names of the dynamic axes of each input."""
@@ -37,66 +39,65 @@ Axes = tuple[Mapping[int, str], ...]
 
 @dataclass
 class Graph:
-    """An ONNX model whose large constants are inputs meanwhile; `large` has them as the exporter has, not copied."""
+    """An ONNX model whose large constants stand apart.
+
+    Args:
+        model: the ModelProto, in which each large constant is an input.
+        large: those constants by name, as onnx_ir tensors that share the memory of the torch module.
+    """
 
     model: Any
     large: dict[str, Any]
 
     @property
     def size_bytes(self) -> int:
-        """Return how large the file becomes, all constants inside."""
+        """Return the size in bytes of the file with all constants inside."""
         return int(self.model.ByteSize() + sum(tensor.nbytes for tensor in self.large.values()))
 
     def write_external(self, stream: IO[bytes], location: str) -> None:
-        """Write the large constants to a file beside the graph, and let the graph say where they stand in it."""
-        for proto, tensor in self._restored():
+        """Write the large constants to `stream`, and their places in the file `location` to the graph."""
+        graph = self._without_inputs().graph
+        for name, tensor in self.large.items():
+            proto = graph.initializer.add(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
             proto.data_location = proto.EXTERNAL
-            values = {"location": location, "offset": stream.tell(), "length": tensor.nbytes}
-            for key, value in values.items():
-                entry = proto.external_data.add()
-                entry.key, entry.value = key, str(value)
+            for key, value in (("location", location), ("offset", stream.tell()), ("length", tensor.nbytes)):
+                proto.external_data.add(key=key, value=str(value))
             stream.write(_raw(tensor))
+        self.large = {}
 
     def parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the parts of the whole file, the large constants from where they lie.
+        """Yield the file in parts: the graph without its large constants, then each of them, not copied.
 
-        Each follows as a model of its own with that constant alone: protobuf merges what stands one after the other.
+        Each large constant is written as a second model that holds nothing else: protobuf merges messages that stand
+        one after the other. Its header is encoded here, because protobuf copies a constant three times to write it
+        (docs/adr/0018-own-writer-and-own-picture.md).
         """
         onnx = require("onnx", extra="export")
         yield self._without_inputs().SerializeToString(deterministic=True)
         for name, tensor in self.large.items():
             raw = _raw(tensor)
-            head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-            constant = head.SerializeToString(deterministic=True) + _field(onnx.TensorProto, "raw_data", len(raw))
-            within = _field(onnx.GraphProto, "initializer", len(constant) + len(raw))
-            yield _field(onnx.ModelProto, "graph", len(within) + len(constant) + len(raw)) + within + constant
+            proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+            header = proto.SerializeToString(deterministic=True) + _field(onnx.TensorProto, "raw_data", len(raw))
+            for message, field in ((onnx.GraphProto, "initializer"), (onnx.ModelProto, "graph")):
+                header = _field(message, field, len(header) + len(raw)) + header
+            yield header
             yield raw
 
-    def _restored(self) -> Iterator[tuple[Any, Any]]:
-        """Yield each large constant, no input any more, with its place among the constants of the graph."""
-        graph = self._without_inputs().graph
-        for name, tensor in self.large.items():
-            proto = graph.initializer.add()
-            proto.name, proto.data_type = name, int(tensor.dtype)
-            proto.dims.extend(tensor.shape.numpy())
-            yield proto, tensor
-        self.large = {}
-
     def _without_inputs(self) -> Any:
-        """Return the model, large constants no inputs any more."""
+        """Return the model, its large constants removed from the inputs."""
         graph = self.model.graph
         replace_all(graph.input, [value for value in graph.input if value.name not in self.large])
         return self.model
 
 
 def _field(message: Any, name: str, length: int) -> bytes:
-    """Return what stands before a field of this length in a message. Source: protobuf's encoding, wire type LEN."""
+    """Return the tag and length that precede a field's bytes. Source: protobuf's encoding, wire type LEN."""
     number = message.DESCRIPTOR.fields_by_name[name].number
     return _varint(number << 3 | 2) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
-    """Return a number in groups of seven bits, the lowest first, all but the last marked."""
+    """Return a protobuf varint: seven bits a byte, the lowest first, the top bit set in all bytes but the last."""
     groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
     return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
 
@@ -108,7 +109,10 @@ def _raw(tensor: Any) -> memoryview:
 
 
 def check_opset(options: GraphOptions) -> GraphOptions:
-    """Return the options; raise UsageError if there is no such opset."""
+    """Return the options.
+
+    Raises: UsageError if the installed onnx does not have their opset.
+    """
     require("onnxscript", extra="export")
     newest = require("onnx", extra="export").defs.onnx_opset_version()
     if not OLDEST_OPSET <= options.opset <= newest:
@@ -116,8 +120,8 @@ def check_opset(options: GraphOptions) -> GraphOptions:
     return options
 
 
-LEAST = {"height": 32, "width": 32}
-"""Lengths from which a backbone of stride 32 has an output at all: with less, torch traces it a second time."""
+LEAST_LENGTHS = {"height": 32, "width": 32}
+"""Shortest image axes given to torch: a backbone of stride 32 has no output below, and torch would trace it twice."""
 
 
 def trace(
@@ -129,9 +133,12 @@ def trace(
     outputs: Sequence[str],
     opset: int,
 ) -> Graph:
-    """Return the graph of a module as torch writes it, `axes` dynamic."""
+    """Return the graph that torch traces of a module for these examples, `axes` dynamic.
+
+    Raises: ExportError if torch refuses the module.
+    """
     dims = {
-        name: torch.export.Dim(name, min=min(LEAST.get(name, 1), example.shape[index]))
+        name: torch.export.Dim(name, min=min(LEAST_LENGTHS.get(name, 1), example.shape[index]))
         for example, names in zip(examples, axes, strict=True)
         for index, name in names.items()
     }
@@ -156,7 +163,7 @@ def trace(
 
 
 def _without_large(model: Any) -> Graph:
-    """Return the proto of the exporter's model with its large constants apart."""
+    """Return the graph of an onnx_ir model, its large constants apart."""
     graph, large = model.graph, {}
     for name, value in list(graph.initializers.items()):
         if value.const_value.nbytes >= LARGE_BYTES:
@@ -166,7 +173,7 @@ def _without_large(model: Any) -> Graph:
 
 
 def keep_outputs(traced: Graph, outputs: Sequence[str]) -> None:
-    """Leave these outputs alone, in this order, and drop the nodes and constants that only others needed."""
+    """Keep these outputs, in this order, and remove every node and constant that none of them needs."""
     graph = traced.model.graph
     found = {value.name: value for value in graph.output}
     needed, nodes = set(outputs), []
@@ -184,32 +191,32 @@ def keep_outputs(traced: Graph, outputs: Sequence[str]) -> None:
 
 
 def replace_all(field: Any, values: Iterable[Any]) -> None:
-    """Give a repeated field other values, which may be its own."""
+    """Replace the values of a repeated protobuf field; the new values may come from the field itself."""
     values = [copy.deepcopy(value) for value in values]
     del field[:]
     field.extend(values)
 
 
 def fix_reshape(traced: Graph, tensor: str, shape: Sequence[int]) -> None:
-    """Let the Reshape that makes a tensor take a constant, instead of arithmetic on the shapes of other tensors.
+    """Give the Reshape that makes `tensor` a constant shape in place of one computed from other tensors' shapes.
 
-    Raises: ExportError if no Reshape makes it.
+    Raises: ExportError if no Reshape makes `tensor`.
     """
     graph, constant = traced.model.graph, f"{tensor}_shape"
     node = next((node for node in graph.node if tensor in node.output), None)
     if node is None or node.op_type != "Reshape":
         raise ExportError(f"torch {torch.__version__} wrote {tensor} without a Reshape: use another version")
     node.input[1] = constant
-    del node.attribute[:]  # allowzero: 0 keeps a length
+    del node.attribute[:]  # without allowzero, a 0 in the shape keeps the input's length
     graph.initializer.append(require("onnx", extra="export").numpy_helper.from_array(np.array(shape), constant))
 
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep torch's exporter from warning about packages and internals that this export does not use.
+    """Silence the warnings of torch's exporter about packages and internals that this export does not use.
 
-    It makes millions of small objects and keeps most of them: the garbage collector, which looks at all of them again
-    and again, would take a tenth of its time.
+    The garbage collector is off meanwhile: the exporter makes millions of small objects and keeps most, and looking
+    through them again and again takes a tenth of its time.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
@@ -229,9 +236,16 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int, *, head: bool) -> None:
-    """Raise ExportError unless a graph keeps what the module docstring promises, and let ONNX's full checker see it.
+    """Check a graph against the promises of this module, then with ONNX's full checker.
 
-    `dtypes` are those of its inputs and outputs; the graph of a head alone has no SHAPE_OPS either.
+    Args:
+        traced: the graph.
+        axes: the names of the dynamic axes that its inputs and outputs may have.
+        dtypes: the dtype of each input and output.
+        opset: the only operator set that it may import.
+        head: the graph is of a head alone, which has no SHAPE_OPS and no maximum over local descriptors.
+
+    Raises: ExportError naming the first promise that is broken.
     """
     model = traced.model
     operators = {node.op_type for node in model.graph.node}
@@ -256,9 +270,9 @@ def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int
 
 
 def wide_extremes(model: Any) -> Iterator[str]:
-    """Yield each maximum or minimum over more than a last axis of fixed length: TensorRT 11.2 made NaN of one over N.
+    """Yield each maximum or minimum that is not over the last axis alone, or whose last axis is dynamic, in words.
 
-    The axes are an attribute up to opset 17, and a constant input from 18 on.
+    TensorRT 11.2 computed NaN for a maximum over N. The axes are an attribute up to opset 17, a constant input from 18.
     """
     onnx = require("onnx", extra="export")
     graph = onnx.shape_inference.infer_shapes(model).graph
@@ -277,7 +291,7 @@ def wide_extremes(model: Any) -> Iterator[str]:
 
 
 def clean(traced: Graph, artifact: OnnxArtifact) -> None:
-    """Remove stack traces and machine paths, and write what the file is."""
+    """Remove stack traces and paths of this machine; add the producer, the layer's spec and the parent file."""
     model, graph = traced.model, traced.model.graph
     for record in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         record.doc_string = ""
@@ -286,7 +300,7 @@ def clean(traced: Graph, artifact: OnnxArtifact) -> None:
     model.producer_name = "netvlad-deploy"
     model.producer_version = version("netvlad-deploy")
     metadata = {"spec": asdict(artifact.spec), "parent": artifact.parent and asdict(artifact.parent)}
-    if artifact.external_data is not None:  # so that other weights make another file
+    if artifact.external_data is not None:  # the graph's own hash then changes with its weights
         metadata["external_data"] = asdict(artifact.external_data)
     for key, value in metadata.items():
         entry = model.metadata_props.add()

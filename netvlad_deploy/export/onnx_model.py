@@ -1,7 +1,7 @@
 """Export a head or a pipeline to an ONNX file: the same bytes for the same input.
 
-Requires: a reference module in eval mode. Ensures: what `export.graph` promises; a head's graph has no arithmetic on
-shapes either. Weights are inside the file, or in `NAME.onnx.data` beside it where they are too many for that.
+Requires: a torch module in eval mode. Ensures: the promises of `export.graph`; a head's graph has no arithmetic on
+shapes either. Weights are inside the file; if it would exceed LARGEST_INSIDE, large ones stand in `NAME.onnx.data`.
 """
 
 import copy
@@ -51,9 +51,10 @@ from netvlad_deploy.support.files import Staging, check_suffix, stage_files
 from netvlad_deploy.support.require import installed_version
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
+"""Packages whose versions stand in the sidecar."""
 
 LARGEST_INSIDE = 2_000_000_000
-"""Bytes of a graph from which on its weights stand beside it: protobuf ends at 2 GiB."""
+"""Size in bytes up to which a file holds all of its weights: protobuf messages end at 2 GiB."""
 
 HEAD_AXES: Axes = ({0: "batch", 1: "num_features"},)
 PIPELINE_AXES: Axes = ({0: "batch", 1: "height", 2: "width"},)
@@ -61,9 +62,20 @@ PIPELINE_AXES: Axes = ({0: "batch", 1: "height", 2: "width"},)
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """What is exported: the module to trace, what it takes and names, and what will prove it.
+    """All that an export needs to know of a head or a pipeline.
 
-    `head` is its folded head; `arrays` are those of the reference file.
+    Args:
+        module: the folded module, which is traced.
+        head: its folded head, or the module itself.
+        examples: inputs for the trace.
+        axes: names of the dynamic axes of each input.
+        inputs: names of the inputs.
+        dtypes: dtype of every input and output by name.
+        tensors: names of all that the module returns, in that order.
+        arrays: content of the reference file, from which the artifact is proved.
+        preprocessing: what the input must be, in words.
+        images: how images become the input; None for a head.
+        warnings: sentences for the sidecar.
     """
 
     module: nn.Module
@@ -100,8 +112,13 @@ def export_onnx(
         preprocessing: what a head's local descriptors must be, in words.
         force: overwrite files that exist.
 
-    Raises: FoldError, ExportError, UsageError if the target exists, the opset is unknown or an option is not for a
-        pipeline, OutputError.
+    Raises: FoldError if the module cannot be folded; ExportError if torch or a check refuses it; UsageError if the
+        target exists, the opset is unknown or an option is not for a pipeline; OutputError if a file cannot be written.
+
+    >>> from netvlad_deploy import GraphOptions, NetVLAD, export_onnx
+    >>> artifact = export_onnx(NetVLAD(4, 8).eval(), "head.onnx", GraphOptions(precision="fp16"))
+    >>> artifact.path.name, artifact.precision, artifact.dtypes
+    ('head.onnx', 'fp16', {'features': 'float16', 'descriptor': 'float32'})
     """
     options = check_opset(options or GraphOptions())
     target = check_suffix(Path(target), ".onnx")
@@ -120,7 +137,7 @@ def _stage(
     origin: str,
     parent: FileReference | None,
 ) -> OnnxArtifact:
-    """Stage the graph, what it refers to and its sidecar."""
+    """Stage the ONNX file, its external data if any, the reference file and the sidecar; return the artifact."""
     with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write
         reference = beside.submit(_stage_reference, staging, subject, target)
         feature_range, findings = audit(subject.head, alone=subject.images is None)
@@ -149,7 +166,7 @@ def _stage(
 
 
 def _stage_weights(staging: Staging, graph: Graph, target: Path) -> FileReference | None:
-    """Write the large constants beside the graph if they are too many for one file."""
+    """Stage the large constants as external data if the file would exceed LARGEST_INSIDE; return a reference to it."""
     if graph.size_bytes <= LARGEST_INSIDE:
         return None
     path = external_path(target)
@@ -166,9 +183,9 @@ def _stage_reference(staging: Staging, subject: _Subject, target: Path) -> FileR
 
 
 def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtifact:
-    """Write the layer as a general exporter would, `module.half()` as it is, beside the proper export `like`.
+    """Export `module.half()` without fold and mean form, for comparison: its descriptors drift or are not finite.
 
-    For comparison only: its descriptors drift or are not finite.
+    The sidecar is that of the proper export `like`, with other inputs and outputs.
     """
     options = GraphOptions(precision="fp16", output_dtype="float16")
     examples = _examples(options, module.spec.feature_size)
@@ -247,7 +264,7 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
 
 
 def _traced(subject: _Subject, options: GraphOptions) -> tuple[Graph, tuple[str, ...]]:
-    """Return the checked graph, and a sentence if its backbone computes with shapes."""
+    """Return the checked graph, and a warning if its backbone computes with shapes."""
     graph = _trace(subject, options)
     check_graph(graph, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
     shaped = sorted({node.op_type for node in graph.model.graph.node} & SHAPE_OPS)
@@ -255,7 +272,7 @@ def _traced(subject: _Subject, options: GraphOptions) -> tuple[Graph, tuple[str,
 
 
 def _trace(subject: _Subject, options: GraphOptions) -> Graph:
-    """Return the graph of the folded module, its tensors named and those asked for as outputs."""
+    """Return the graph of the folded module: its stages named, the outputs of `options` alone."""
     graph = trace(
         subject.module,
         subject.examples,

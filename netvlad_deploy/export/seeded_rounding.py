@@ -1,11 +1,11 @@
-"""How far rounding to 11 bits may move a descriptor: the unfolded module in FP32, what its products read rounded.
+"""Modes that round the operands of products to 11 bits, to measure how far such rounding moves a descriptor.
 
-The steps of a rounding are where a graph's steps are not: every tensor is rounded on a grid that a seed has shifted, so
-that each seed is another rounding of the same kind. Equal values are rounded equally, as in a graph: where activations
-are flat, errors do not average out over an image, and noise drawn value by value would hide that.
+Every tensor is multiplied by a random factor, rounded, and divided by it again: each seed gives another rounding of the
+same kind, none of them exactly the graph's. Equal values are rounded equally, as in a graph: where activations are
+flat, errors do not average out over an image, and noise drawn for each value would hide that.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import numpy as np
@@ -16,20 +16,20 @@ from torch.overrides import TorchFunctionMode
 from netvlad_deploy.export.half_backbone import round_kernels
 
 PRODUCTS: Final = frozenset({"conv2d", "linear", "matmul", "__matmul__", "bmm"})
-"""Whose operands TF32 rounds, and FP16 has rounded; of a convolution and a linear map the weights are the second."""
+"""Functions whose operands an engine rounds in TF32 and an FP16 graph holds in FP16; second operands may be weights."""
 
 SUMS: Final = frozenset({"add", "__add__"})
 SUMS_IN_PLACE: Final = frozenset({"add_", "__iadd__"})
-"""Of a backbone: the tensors that a graph in FP16 adds have been stored in it."""
+"""Sums in a backbone, whose operands an FP16 graph has stored in FP16; the first operand of a sum in place is kept."""
 
-SPLIT: Final = 2.0**13 + 1
-"""Keeps 11 of the 24 bits of FP32. Source: Veltkamp's splitting, as in Dekker 1971."""
+VELTKAMP_FACTOR: Final = 2.0**13 + 1
+"""Factor that keeps 11 of the 24 bits of FP32. Source: Veltkamp's splitting, as in Dekker 1971."""
 
 
 class RoundedBackbone(TorchFunctionMode):
-    """Round what the products of a backbone read, weights too; in FP16 within its range, and what it adds as well.
+    """A mode that rounds the operands of a backbone's products, weights included; with `half` those of its sums too.
 
-    A parameter is rounded once, however many images go through.
+    With `half` values also keep to the range of FP16. A parameter is rounded once, however many images go through.
     """
 
     def __init__(self, seed: int, *, half: bool) -> None:
@@ -38,7 +38,7 @@ class RoundedBackbone(TorchFunctionMode):
         self._parameters: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Round the operands of products and sums, and let everything else through."""
+        """Round the operands of products, with `half` of sums too, then call the function."""
         name = getattr(function, "__name__", "")
         if name in PRODUCTS:
             first, second, *rest = args
@@ -51,26 +51,24 @@ class RoundedBackbone(TorchFunctionMode):
     def _rounded(self, values: Any, *, kernels: bool = False) -> Any:
         if not _is_rounded(values):
             return values
+        rounding = to_11_bits if not self._half else round_kernels if kernels else Tensor.half
         if not isinstance(values, nn.Parameter):
-            return self._on_a_grid(values, kernels=kernels)
+            return _on_a_grid(values, self._random, rounding)
         if id(values) not in self._parameters:
-            self._parameters[id(values)] = self._on_a_grid(values, kernels=kernels)
+            self._parameters[id(values)] = _on_a_grid(values, self._random, rounding)
         return self._parameters[id(values)]
-
-    def _on_a_grid(self, values: Tensor, *, kernels: bool) -> Tensor:
-        scale = float(self._random.uniform(0.5, 1))  # never above 1: FP16 must not end earlier than it does
-        shifted = values * scale
-        if not self._half:
-            return to_11_bits(shifted) / scale
-        return (round_kernels(shifted) if kernels else shifted.half()).float() / scale
 
 
 class RoundedHead(TorchFunctionMode):
-    """Round what the products of a head read, and in FP16 what it stores between them; in a graph none can overflow.
+    """A mode that rounds the operands of a head's products, and the tensors that an FP16 graph stores between them.
+
+    Values keep the range of FP32: in a graph none of them can overflow.
 
     Args:
-        fixed: its parameters, which are not rounded: a projection may be half a gigabyte, and their part is small.
-        stored: round the sums of the residuals and, with `logits`, the logits less their mean, as an FP16 graph does.
+        seed: chooses the grids.
+        fixed: its parameters, which are not rounded: a projection may be half a gigabyte, and their error is small.
+        stored: round the operands of differences too, which an FP16 graph has stored in FP16.
+        logits: round the logits less their mean, as an FP16 graph without wide logits does.
     """
 
     def __init__(self, seed: int, *, fixed: Collection[Tensor], stored: bool, logits: bool) -> None:
@@ -79,7 +77,7 @@ class RoundedHead(TorchFunctionMode):
         self._stored, self._logits = stored, logits
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Round the operands of products, differences and softmax, and let everything else through."""
+        """Round the operands of products, of differences and of softmax as asked for, then call the function."""
         name = getattr(function, "__name__", "")
         if name in PRODUCTS or (self._stored and name in ("sub", "__sub__")):
             args = tuple(self._rounded(each) for each in args)
@@ -90,13 +88,22 @@ class RoundedHead(TorchFunctionMode):
     def _rounded(self, values: Any) -> Any:
         if not _is_rounded(values) or id(values) in self._fixed:
             return values
-        scale = float(self._random.uniform(0.5, 1))
-        return to_11_bits(values * scale) / scale
+        return _on_a_grid(values, self._random, to_11_bits)
+
+
+def _on_a_grid(values: Tensor, random: np.random.Generator, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return values rounded on a grid that a random factor shifts; at most 1, so that FP16 does not overflow early."""
+    scale = float(random.uniform(0.5, 1))
+    return rounding(values * scale).float() / scale
 
 
 def to_11_bits(values: Tensor) -> Tensor:
-    """Return FP32 values with 11 significant bits, in the range of FP32."""
-    large = values * SPLIT
+    """Return FP32 values rounded to 11 significant bits, with the range of FP32.
+
+    >>> to_11_bits(torch.tensor([1 + 2.0**-10, 1 + 2.0**-12]))
+    tensor([1.0010, 1.0000])
+    """
+    large = values * VELTKAMP_FACTOR
     return large - (large - values)
 
 

@@ -58,11 +58,13 @@ def read_head(
     dialect: str | None = None,
     head_only: bool = False,
     with_backbone: bool = False,
+    resized: bool = False,
 ) -> Head:
     """Return the head of a checkpoint in the reference's form, and log what was assumed, left out and ignored.
 
     The arguments are those of `load_checkpoint`. With `with_backbone` a pipeline will use the image backbone too: then
-    tensors that may stand between both are refused.
+    tensors that may stand between both are refused. With `resized` the caller says how large images become, so that
+    nothing is assumed of that.
 
     Raises: as `load_checkpoint`.
     """
@@ -78,7 +80,8 @@ def read_head(
             f"{path} holds {counted(unplaced)} beside the head, and nothing says whether that stands before or after "
             "it: pass --input features for the head on its local descriptors, or --head-only to leave it out"
         )
-    for assumed in (head.assumed, head.backbone.assumed if with_backbone and head.backbone is not None else ""):
+    of_images = head.backbone.assumed if with_backbone and not resized and head.backbone is not None else ""
+    for assumed in (head.assumed, of_images):
         if assumed:
             LOG.warning("assumed: %s", assumed)
     if head_only and (left_out := (*head.projected, *head.projections, *unplaced)):

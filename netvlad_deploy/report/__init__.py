@@ -1,1 +1,1 @@
-"""Results as text, JSON, Markdown and JUnit XML. No arithmetic: what stands here was measured below."""
+"""Results as text, JSON, Markdown, JUnit XML and pictures. Nothing is measured here."""

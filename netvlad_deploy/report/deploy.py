@@ -1,4 +1,4 @@
-"""A deployment: what each step of it came to, and the page that shows it."""
+"""The result of a deployment: the verdict of each step, and its report page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from netvlad_deploy.spec.verdict import Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a deployment; `reason` says why it did not run, or which cases failed."""
+    """The verdict of one step of a deployment; `reason` says why it did not run, or which cases failed."""
 
     name: str
     verdict: Verdict
@@ -45,18 +45,18 @@ class Deployment:
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any step failed, NOT_RUN if any could not run."""
+        """Return the verdict of all steps together: FAIL if any failed, else NOT_RUN if any did not run."""
         return Verdict.combine(step.verdict for step in self.steps)
 
 
 def step_rows(steps: Sequence[Step]) -> list[tuple[str, str, str]]:
-    """Return a row for each step, what did not run last."""
+    """Return verdict, name and reason of each step; those that did not run come last."""
     ordered = sorted(steps, key=lambda step: step.verdict is Verdict.NOT_RUN)
     return [(step.verdict.value, step.name, step.reason) for step in ordered]
 
 
 def deployment_markdown(deployment: Deployment) -> str:
-    """Return the report page: verdict, steps, artifacts, parity and latency, most important first."""
+    """Return the report page in Markdown: verdict, steps, artifacts, parity and latency."""
     lines = [
         f"# {deployment.verdict.value}: {markdown_text(deployment.onnx.path.name)}",
         "",

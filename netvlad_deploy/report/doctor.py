@@ -1,4 +1,4 @@
-"""What a machine can run, for a person at a terminal."""
+"""The result of `doctor`: what is installed on a machine, and what can run there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from netvlad_deploy.spec.verdict import Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was tried: PASS if it works here, NOT_RUN with what is missing, FAIL with what is broken."""
+    """One capability: PASS if it works here, else NOT_RUN or FAIL, and `detail` says what is missing or broken."""
 
     name: str
     verdict: Verdict
@@ -19,7 +19,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """An optional dependency group: its packages, which of them are missing, and what to do if they are wanted."""
+    """An optional dependency group: its packages, the missing ones, and what to do to get them."""
 
     packages: tuple[str, ...]
     missing: tuple[str, ...]
@@ -28,9 +28,15 @@ class Extra:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What is installed (None: not), in which optional dependency groups, on which machine, and what can run there.
+    """The machine, its packages, and what can run there.
 
-    `broken` names the checks that failed: what is merely missing is none of them.
+    Args:
+        machine: facts such as the processor and the system, by name.
+        packages: versions by package, None for one that is not installed.
+        extras: optional dependency groups by name.
+        gpu: the GPU, None without one.
+        checks: the capabilities that were tried.
+        broken: names of the checks that failed; a missing package breaks none.
     """
 
     machine: Mapping[str, str]
@@ -42,7 +48,7 @@ class Diagnosis:
 
 
 def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
-    """Return the machine, the packages, and a row for each check, what is broken first."""
+    """Return the lines that `doctor` prints: the machine, the packages, and a row for each check, failures first."""
     optional = {name for extra in diagnosis.extras.values() for name in extra.packages}
     others = [_version(name, version) for name, version in diagnosis.packages.items() if name not in optional]
     extras = [

@@ -1,22 +1,22 @@
-"""An evaluation: how well each artifact finds the right place again, and how far the artifacts agree."""
+"""The result of `evaluate`: how well each artifact finds the right images, and how far the artifacts agree."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.text import markdown_table, table
+from netvlad_deploy.report.text import distance_text, listed, markdown_table, table
 from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
 
 AGREEMENT_HEADER = ("artifact", "against", "same top-1", "worst 1-cos", "of image")
-LISTED = 10
-"""How many names a line lists."""
+MOST_NAMES = 10
+"""Most names of images that a line lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRecall:
-    """What one artifact finds; `backend` is None for the file's own."""
+    """The recall and the speed of one artifact; `backend` is None for the file's usual one."""
 
     name: str
     backend: str | None
@@ -31,11 +31,16 @@ class EvaluationReport:
     """Artifacts side by side, on the images that all of them could embed.
 
     Args:
-        ground_truth: where the right images come from, in words.
-        alone: the queries are the database: each is looked for among the others.
-        num_queries: how many were asked, those without a right image as well.
-        without_right: queries that have none: misses of `recall`, and left out of all other figures.
-        agreements: of each artifact with the first.
+        queries: folder of the queries' images.
+        database: folder of the database's images.
+        ground_truth: origin of the right images, in words.
+        alone: the queries are the database, and each is looked for among the others.
+        num_queries: number of queries, those without a right image included.
+        num_images: number of images in the database.
+        without_right: names of the queries without a right image: misses in `recall`, left out of all other figures.
+        candidates: recall and speed of each artifact.
+        agreements: agreement of each further artifact with the first.
+        skipped: files that are no usable image.
     """
 
     queries: Path
@@ -51,7 +56,7 @@ class EvaluationReport:
 
     @property
     def num_answerable(self) -> int:
-        """Return how many queries have a right image."""
+        """Return the number of queries that have a right image."""
         return self.num_queries - len(self.without_right)
 
 
@@ -80,18 +85,18 @@ def recall_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
 def agreement_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
     """Yield a row for each artifact but the first, under AGREEMENT_HEADER."""
     for one in report.agreements:
-        distance = "-" if one.distance is None else f"{max(0.0, one.distance):.1e}"
-        yield one.candidate, one.reference, f"{one.top1:.1%}", distance, one.image or "of another length"
+        image = one.image or "of another length"
+        yield one.candidate, one.reference, f"{one.top1:.1%}", distance_text(one.distance), image
 
 
 def evaluation_lines(report: EvaluationReport) -> list[str]:
-    """Return what `evaluate` prints."""
+    """Return the lines that `evaluate` prints."""
     lines = [*_facts(report), *table(recall_header(report), list(recall_rows(report)))]
     return lines + (table(AGREEMENT_HEADER, list(agreement_rows(report))) if report.agreements else [])
 
 
 def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
-    """Return the report page."""
+    """Return the report page in Markdown; `picture` is the name of the image file of the matches."""
     lines = [
         f"# Retrieval of {markdown_text(', '.join(one.name for one in report.candidates))}",
         "",
@@ -105,11 +110,10 @@ def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
     ]
     if report.agreements:
         lines += ["", "## Agreement", "", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
-        lines += [
-            "\n" + markdown_text(f"Another best match than {one.reference} in {one.candidate}: {_some(one.differing)}.")
-            for one in report.agreements
-            if one.differing
-        ]
+        for one in report.agreements:
+            if one.differing:
+                names = listed(one.differing, MOST_NAMES)
+                lines += ["", markdown_text(f"Another best match than {one.reference} in {one.candidate}: {names}.")]
     lines += ["", "## Best matches", "", f"![Queries with their best matches, misses first]({picture})", ""]
     if report.skipped:
         lines += ["## Skipped files", "", *(f"- {markdown_text(str(one))}" for one in report.skipped), ""]
@@ -117,13 +121,13 @@ def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
 
 
 def _facts(report: EvaluationReport) -> list[str]:
-    """Return what was evaluated, and what was not."""
+    """Return the conditions of the evaluation in sentences: folders, emulation, unanswerable queries, skipped files."""
     where = "each image among the others" if report.alone else f"in the {report.num_images} images of {report.database}"
     facts = [f"{report.num_queries} queries of {report.queries}, {where}; right images {report.ground_truth}"]
     if any(one.backend == "strict" for one in report.candidates):
         facts.append("FP16 by strict emulation on a CPU: every tensor rounded to its type; no GPU took part")
     if report.without_right:
-        names = _some(report.without_right)
+        names = listed(report.without_right, MOST_NAMES)
         facts.append(
             f"{len(report.without_right)} queries without a right image: {names}; recall@N counts them as misses, as "
             f"published figures do, @N of {report.num_answerable} and mAP leave them out"
@@ -131,7 +135,3 @@ def _facts(report: EvaluationReport) -> list[str]:
     if report.skipped:
         facts.append(f"{len(report.skipped)} files skipped: {count_reasons(report.skipped)}")
     return facts
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:LISTED]) + (" ..." if len(names) > LISTED else "")

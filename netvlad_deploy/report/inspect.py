@@ -1,4 +1,4 @@
-"""An inspection: what a file is, whether what it was made from stands beside it, and what TensorRT shows of it."""
+"""The result of `inspect`: the content of an artifact or a checkpoint, and the state of the files it refers to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from netvlad_deploy.tensorrt.loader import EngineTensor
 
 @dataclass(frozen=True, kw_only=True)
 class Relative:
-    """A file that an artifact refers to; `state` is unchanged, changed, or not here."""
+    """A file that an artifact refers to, with its recorded hash; `state` is unchanged, changed, or not here."""
 
     role: str
     name: str
@@ -23,7 +23,16 @@ class Relative:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a file is. `tensors` and `memory_bytes` are an engine's as TensorRT shows them, `reason` why it cannot."""
+    """An artifact and the files that it refers to.
+
+    Args:
+        artifact: the artifact with all that its sidecar says.
+        relatives: the files that it refers to.
+        rebuild_command: the command that builds an engine again.
+        tensors: inputs and outputs of an engine, as TensorRT reports them.
+        memory_bytes: memory of an engine's execution context in each profile.
+        reason: why TensorRT reports neither here.
+    """
 
     artifact: Artifact
     relatives: tuple[Relative, ...]
@@ -35,10 +44,19 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInspection:
-    """What a checkpoint holds: its head, what is no part of it, and what would map its descriptor on.
+    """The head of a checkpoint, and the tensors that are no part of it.
 
-    `backbone` is the name of its image backbone, or why `export` refuses it, and `images` what that takes; `unplaced`
-    are the tensors of which nothing says where they stand, and `assumed` is what the file leaves open.
+    Args:
+        path: the checkpoint.
+        dialect: the dialect of its names.
+        spec: shape and conventions of the head.
+        preprocessing: what the local descriptors must be, in words.
+        ignored: tensors that are no part of the head.
+        projections: those of them that look like a projection after the head, which the dialect does not have.
+        unplaced: those of them that may stand before the head or after it.
+        assumed: conventions that the file does not settle, as they are assumed, in words.
+        backbone: name of its image backbone, or why `export` refuses it; empty without one.
+        images: how images become the backbone's input.
     """
 
     path: Path
@@ -54,7 +72,7 @@ class CheckpointInspection:
 
 
 def checkpoint_lines(found: CheckpointInspection) -> list[str]:
-    """Return what `inspect` prints of a checkpoint."""
+    """Return the lines that `inspect` prints of a checkpoint."""
     spec = found.spec
     conventions = {
         "BatchNorm on the assignments": spec.batch_norm,
@@ -86,7 +104,7 @@ def checkpoint_lines(found: CheckpointInspection) -> list[str]:
 
 
 def _projection_words(projection: Projection) -> str:
-    """Return what follows a head."""
+    """Return a projection and all after it in words."""
     offset = "BatchNorm" if projection.batch_norm else "a bias" if projection.bias else "no bias"
     words = [f"a projection to {projection.size} values with {offset}"]
     words += ["L2-normalised"] if projection.l2 else []
@@ -96,7 +114,7 @@ def _projection_words(projection: Projection) -> str:
 
 
 def inspection_lines(inspection: Inspection) -> list[str]:
-    """Return what `inspect` prints."""
+    """Return the lines that `inspect` prints of an artifact."""
     artifact = inspection.artifact
     lines = artifact_lines(artifact)
     lines += [f"  SHA-256 {artifact.sha256}", f"  preprocessing {artifact.preprocessing}"]

@@ -9,9 +9,9 @@ from netvlad_deploy.spec.verdict import Verdict
 
 
 def parity_junit(report: ParityReport) -> str:
-    """Return one test case for each output of each case, and where a failure departs.
+    """Return JUnit XML: a test case for each output of each case, and the tensor where a failure first departs.
 
-    What is NOT_RUN or NOT_JUDGED is skipped, with its reason.
+    Cases that are NOT_RUN or NOT_JUDGED are skipped, with their reasons.
     """
     suite = ET.Element("testsuite", name=f"parity of {report.candidate} against {report.reference}")
     for case in report.cases:

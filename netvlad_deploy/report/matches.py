@@ -1,4 +1,7 @@
-"""A picture of queries and their best matches, right ones framed green and wrong ones red, misses first."""
+"""The picture of an evaluation: queries with their best matches, right ones framed green, wrong ones red, misses first.
+
+It is laid out with Pillow, which `evaluate` needs for the photos anyway (docs/adr/0018-own-writer-and-own-picture.md).
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,15 +17,18 @@ from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 
-ROWS: Final = 8
-MISSES: Final = 6
-"""Rows of an artifact, and how many of them misses may take while there are hits."""
+MOST_ROWS: Final = 8
+"""Most rows in the section of an artifact."""
 
-WIDTH, HEIGHT, FRAME, GAP, MARGIN = 176, 132, 4, 12, 24
+MOST_MISSES: Final = 6
+"""Most of those rows that show misses, if there are hits for the others."""
+
+PHOTO_WIDTH, PHOTO_HEIGHT, FRAME, GAP, MARGIN = 176, 132, 4, 12, 24
 CAPTION, TITLE = 14, 22
-"""Lengths in pixels: a photo, its frame, the gaps between photos, and the two sizes of letters."""
+"""Lengths in pixels: a photo, its frame, the gaps between photos, the page's margin, and the two sizes of letters."""
 
 PAPER, INK, PALE, RIGHT, WRONG = "#ffffff", "#222222", "#767676", "#228833", "#cc3311"
+"""Colours of the page, of text, of captions and queries, and of the frames of right and wrong matches."""
 
 
 def draw_matches(
@@ -31,18 +37,19 @@ def draw_matches(
     """Return the picture as PNG: a section for each artifact, a row for each of its chosen queries.
 
     Args:
-        report: what was found.
-        queries: where the images of the queries stand, by name.
-        database: where those of the database stand.
-        depth: how many bits of grey values in files of 16 or 32 bits are shown, None for all 16.
+        report: the evaluation.
+        queries: paths of the queries' images by name.
+        database: paths of the database's images by name.
+        depth: bits of the grey values that are shown of files of 16 or 32 bits, None for all 16.
+
+    Raises: MissingDependencyError without Pillow.
     """
-    pillow, draw = require("PIL.Image", extra="images"), require("PIL.ImageDraw", extra="images")
     chosen = [(one, choose(one.found.queries)) for one in report.candidates]
-    row_height = HEIGHT + 2 * FRAME + CAPTION * 3 + GAP
+    row_height = PHOTO_HEIGHT + 2 * FRAME + CAPTION * 3 + GAP
     height = MARGIN + sum(TITLE + CAPTION + 2 * GAP + len(rows) * row_height + MARGIN for _, rows in chosen)
-    width = 2 * MARGIN + (SHOWN + 1) * (WIDTH + 2 * FRAME + GAP) + GAP
-    sheet = pillow.new("RGB", (width, height), PAPER)
-    page = _Page(sheet, draw.Draw(sheet), ImageInput(depth=depth or 16))
+    width = 2 * MARGIN + (SHOWN + 1) * (PHOTO_WIDTH + 2 * FRAME + GAP) + GAP
+    sheet = require("PIL.Image", extra="images").new("RGB", (width, height), PAPER)
+    page = _Page(sheet, ImageInput(depth=depth or 16))
     top = MARGIN
     for one, rows in chosen:
         page.text(MARGIN, top, one.name, TITLE, INK)
@@ -58,15 +65,15 @@ def draw_matches(
 
 
 def choose(results: Sequence[QueryResult]) -> list[QueryResult]:
-    """Return the queries to show: misses first, then hits, each kind spread over the walk."""
+    """Return at most MOST_ROWS queries: misses first, then hits, each kind spread evenly over the walk."""
     misses = [one for one in results if one.first_right > 1]
     hits = [one for one in results if one.first_right == 1]
-    shown = _spread(misses, max(MISSES, ROWS - len(hits)))
-    return shown + _spread(hits, ROWS - len(shown))
+    shown = _spread(misses, max(MOST_MISSES, MOST_ROWS - len(hits)))
+    return shown + _spread(hits, MOST_ROWS - len(shown))
 
 
 def section_caption(one: CandidateRecall, rows: Sequence[QueryResult]) -> str:
-    """Return what stands under an artifact's name."""
+    """Return the line under an artifact's name: its recall@1, and how many misses and hits are shown of how many."""
     misses = sum(result.first_right > 1 for result in one.found.queries)
     shown = sum(result.first_right > 1 for result in rows)
     hits = len(one.found.queries) - misses
@@ -83,16 +90,15 @@ def _spread(results: Sequence[QueryResult], most: int) -> list[QueryResult]:
 
 
 class _Page:
-    """A sheet to draw photos and captions on."""
+    """A Pillow image to draw photos and captions on; photos are loaded as `prepared` says."""
 
-    def __init__(self, sheet: Any, draw: Any, prepared: ImageInput) -> None:
-        self._sheet, self._draw, self._prepared = sheet, draw, prepared
+    def __init__(self, sheet: Any, prepared: ImageInput) -> None:
+        self._sheet, self._prepared = sheet, prepared
+        self._draw = require("PIL.ImageDraw", extra="images").Draw(sheet)
         self._font = require("PIL.ImageFont", extra="images").load_default
-        self._contain = require("PIL.ImageOps", extra="images").contain
-        self._fromarray = require("PIL.Image", extra="images").fromarray
 
     def text(self, left: int, top: int, text: str, size: int, colour: str, *, width: int | None = None) -> None:
-        """Write a line; of one wider than `width` the start gives way."""
+        """Write a line of text; if it is wider than `width` pixels, replace its start by an ellipsis."""
         font = self._font(size)
         short = text = printable(text)
         while width is not None and short and font.getlength("…" + short) > width:
@@ -100,8 +106,8 @@ class _Page:
         self._draw.text((left, top), text if short == text else "…" + short, font=font, fill=colour)
 
     def row(self, top: int, row: QueryResult, queries: Mapping[str, Path], database: Mapping[str, Path]) -> None:
-        """Draw a query and its best matches, the last of them the first right one if it comes later."""
-        step = WIDTH + 2 * FRAME + GAP
+        """Draw a query and its best matches, the last replaced by the first right one if that ranks below them."""
+        step = PHOTO_WIDTH + 2 * FRAME + GAP
         first = "right image first" if row.first_right == 1 else f"right image at rank {row.first_right}"
         self._photo(MARGIN, top, queries[row.query], PALE, (f"query {row.query}", first))
         for place, match in enumerate((*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:])):
@@ -109,16 +115,18 @@ class _Page:
             self._photo(left, top, database[match.name], RIGHT if match.right else WRONG, _captions(match))
 
     def _photo(self, left: int, top: int, path: Path, colour: str, captions: tuple[str, str]) -> None:
-        right, bottom = left + WIDTH + 2 * FRAME, top + HEIGHT + 2 * FRAME
+        """Draw a framed photo and its captions, or an area in the frame's colour if the file cannot be read."""
+        ops, pillow = require("PIL.ImageOps", extra="images"), require("PIL.Image", extra="images")
         with load_images([ImageFile(path=path, name=path.name)], self._prepared) as loaded:
             ((_, pixels),) = loaded
-        self._draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+        photo = pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), colour)
         if isinstance(pixels, np.ndarray):
-            photo = self._contain(self._fromarray(pixels), (WIDTH, HEIGHT))
-            self._draw.rectangle((left + FRAME, top + FRAME, right - FRAME - 1, bottom - FRAME - 1), fill=PAPER)
-            self._sheet.paste(photo, ((left + right - photo.width) // 2, (top + bottom - photo.height) // 2))
+            photo = ops.pad(pillow.fromarray(pixels), photo.size, color=PAPER)
+        framed = ops.expand(photo, FRAME, fill=colour)
+        self._sheet.paste(framed, (left, top))
         for line, (text, ink) in enumerate(zip(captions, (INK, PALE), strict=True)):
-            self.text(left, bottom + 4 + line * (CAPTION + 3), text, CAPTION, ink, width=WIDTH + 2 * FRAME)
+            below = top + framed.height + 4 + line * (CAPTION + 3)
+            self.text(left, below, text, CAPTION, ink, width=framed.width)
 
 
 def _captions(match: Match) -> tuple[str, str]:

@@ -9,8 +9,8 @@ from netvlad_deploy.parity.precisions import CasePrecision
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.require import require
 
-LIMIT, NOT_FINITE = 1e-16, 100.0
-"""Where a distance of zero is drawn, and NaN."""
+LEAST_DRAWN, NOT_FINITE = 1e-16, 100.0
+"""Places on the axis: of all distances up to the first, zero included, and of a result that is not finite."""
 
 COLOURS: Mapping[str, str] = {
     "fp32": "#4477aa",
@@ -26,7 +26,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "font.size": 9,
     "text.parse_math": False,
 }
-"""What differs from matplotlib's own defaults: the same figures give the same bytes, and a dollar sign is one."""
+"""Settings beside matplotlib's defaults: fixed ids and no math text, so that equal figures give equal bytes and a name
+may hold a dollar sign."""
 
 
 def draw_distances(title: str, precisions: Sequence[str], figures: Sequence[CasePrecision]) -> bytes:
@@ -52,7 +53,7 @@ def draw_distances(title: str, precisions: Sequence[str], figures: Sequence[Case
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Draw with our settings alone: a `matplotlibrc` in the working folder could have text set by LaTeX, a program."""
+    """Draw with SETTINGS only: a `matplotlibrc` in the working folder could make matplotlib run LaTeX, a program."""
     matplotlib = require("matplotlib", extra="report")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -62,7 +63,7 @@ def _own_settings() -> Iterator[None]:
 
 def _draw_scale(axes: Any, cases: Sequence[str]) -> None:
     axes.set_xscale("log")
-    axes.set_xlim(LIMIT / 3, NOT_FINITE * 5)
+    axes.set_xlim(LEAST_DRAWN / 3, NOT_FINITE * 5)
     axes.set_xticks([*(10.0**power for power in range(-16, 1, 2)), NOT_FINITE])
     axes.set_xticklabels([*(f"1e{power}" for power in range(-16, 1, 2)), "NaN"])
     axes.axvspan(NOT_FINITE / 4, NOT_FINITE * 5, color="#ee6677", alpha=0.12, lw=0)
@@ -75,7 +76,7 @@ def _draw_scale(axes: Any, cases: Sequence[str]) -> None:
 
 def _draw_marks(axes: Any, figures: Sequence[CasePrecision], cases: Sequence[str], precision: str) -> None:
     marks = [
-        (NOT_FINITE if each.non_finite else max(LIMIT, each.distance or 0), cases.index(each.case))
+        (NOT_FINITE if each.non_finite else max(LEAST_DRAWN, each.distance or 0), cases.index(each.case))
         for each in figures
         if each.non_finite or each.distance is not None
     ]

@@ -1,4 +1,4 @@
-"""The precision report: what is FP32 in an FP16 graph and why, and what each precision costs."""
+"""The result of `precision`: the types in an FP16 graph with their reasons, and the error of each precision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from netvlad_deploy.parity.precisions import CasePrecision
 from netvlad_deploy.report.escape import markdown_text
 from netvlad_deploy.report.picture import draw_distances
-from netvlad_deploy.report.text import markdown_table, table
+from netvlad_deploy.report.text import distance_text, markdown_table, table
 from netvlad_deploy.spec.graph_options import OperatorTypes
 
 REASONS: Mapping[str, str] = {
@@ -23,12 +23,20 @@ REASONS: Mapping[str, str] = {
     "Sigmoid": "gating",
     "Add": "bias: FP16 logits near 224 are 0.125 apart",
 }
-"""Why an operator computes in the type it has, by operator."""
+"""Reason for the type in which each operator computes, by operator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionReport:
-    """What FP16 costs these weights; `plain` is the layer exported after `module.half()`, to compare with."""
+    """The error of each precision for these weights.
+
+    Args:
+        origin: where the weights come from, in words.
+        precisions: names of the precisions; `plain fp16` is the layer exported after `module.half()`, for comparison.
+        operators: number of FP16 and FP32 results of each operator of the FP16 graph.
+        cases: the error of each case in each precision.
+        warnings: sentences about the weights.
+    """
 
     origin: str
     precisions: tuple[str, ...]
@@ -41,29 +49,24 @@ def precision_rows(report: PrecisionReport) -> list[tuple[str, ...]]:
     """Return a row for each case: the largest norm of a local descriptor, then 1-cos in each precision."""
     cells: dict[tuple[str, float], list[str]] = {}
     for figure in report.cases:
-        cells.setdefault((figure.case, figure.feature_norm), []).append(_cell(figure))
+        cell = f"{figure.non_finite} not finite" if figure.non_finite else distance_text(figure.distance, "near zero")
+        cells.setdefault((figure.case, figure.feature_norm), []).append(cell)
     return [(case, f"{norm:.3g}", *row) for (case, norm), row in cells.items()]
 
 
-def _cell(figure: CasePrecision) -> str:
-    if figure.non_finite:
-        return f"{figure.non_finite} not finite"
-    return "near zero" if figure.distance is None else f"{max(0.0, figure.distance):.1e}"
-
-
 def precision_header(report: PrecisionReport) -> tuple[str, ...]:
-    """Return the header of `precision_rows`."""
+    """Return the column names of `precision_rows`."""
     return ("worst 1-cos", "feature norm", *report.precisions)
 
 
 def precision_lines(report: PrecisionReport) -> list[str]:
-    """Return the table of all cases, and what the weights warn of."""
+    """Return the lines that `precision` prints: the table of all cases, and the warnings."""
     warnings = [f"warning: {warning}" for warning in report.warnings]
     return [report.origin, *table(precision_header(report), precision_rows(report)), *warnings]
 
 
 def precision_markdown(report: PrecisionReport, picture: str) -> str:
-    """Return the report page."""
+    """Return the report page in Markdown; `picture` is the name of the image file of the errors."""
     types = [
         (row.operator, str(row.half or ""), str(row.single or ""), REASONS.get(row.operator, ""))
         for row in report.operators

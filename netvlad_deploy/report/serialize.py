@@ -11,10 +11,13 @@ from typing import Any
 from netvlad_deploy.report.escape import unicode_text
 
 VERSION = 1
+"""Version of the layout of the JSON, which each result names in `schema`."""
+
 DERIVED = ("verdict", "not_judged")
 """Properties of a result that stand in its JSON beside its fields."""
 
 REPORT_JSON, REPORT_PAGE = "report.json", "report.md"
+"""Names of the files that a report's folder holds."""
 
 
 def to_json(verb: str, result: Any) -> str:
@@ -23,7 +26,11 @@ def to_json(verb: str, result: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries (with what is DERIVED), and numbers that JSON cannot say as null."""
+    """Return a value as JSON can hold it: dataclasses as dictionaries with DERIVED, NaN and infinity as None.
+
+    >>> plain((Path("a.onnx"), float("nan"), 0.5))
+    ['a.onnx', None, 0.5]
+    """
     if is_dataclass(value) and not isinstance(value, type):
         record = {item.name: plain(getattr(value, item.name)) for item in fields(value)}
         return record | {name: plain(getattr(value, name)) for name in DERIVED if hasattr(value, name)}

@@ -1,9 +1,9 @@
-"""Results for a person at a terminal."""
+"""Artifacts, parity and latency as lines of text, and tables for the terminal and for Markdown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
-from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport
+from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.escape import markdown_text
@@ -12,8 +12,8 @@ from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
 
 MIB = 2**20
-LISTED = 12
-"""How many clusters a line names."""
+MOST_CLUSTERS = 12
+"""Most clusters that a line names."""
 
 PARITY_HEADER = (
     "verdict",
@@ -33,7 +33,7 @@ LATENCY_HEADER = ("verdict", "candidate", "p50 ms", "p90 ms", "p95 ms", "p99 ms"
 
 
 def artifact_lines(artifact: Artifact) -> list[str]:
-    """Return what was written and what it is."""
+    """Return the file, the layer, the tensors and the feature range of an artifact, of an engine also its build."""
     spec = artifact.spec
     lines = [
         f"{artifact.path}  {artifact.precision}, {artifact.size_bytes} bytes, SHA-256 {artifact.sha256[:16]}",
@@ -59,7 +59,7 @@ def artifact_lines(artifact: Artifact) -> list[str]:
 
 
 def shape_words(spec: NetVLADSpec) -> str:
-    """Return the sizes of a layer, and the order of its values."""
+    """Return in words the sizes of a layer and the order of the values in its descriptor."""
     sizes = f"K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}"
     if spec.projection is None:
         return f"{sizes}, descriptor {spec.descriptor_size} ({spec.flatten})"
@@ -67,7 +67,7 @@ def shape_words(spec: NetVLADSpec) -> str:
 
 
 def _destination(artifact: EngineArtifact) -> str:
-    """Return which GPUs an engine is for."""
+    """Return the GPUs that an engine runs on, in words."""
     if artifact.targets:
         return ", ".join(artifact.targets)
     return "Ampere and later GPUs" if artifact.options.hardware_compatible else "the GPU it was built on"
@@ -78,7 +78,11 @@ def _tensors(artifact: Artifact, names: Sequence[str]) -> str:
 
 
 def mebibytes(size_bytes: int | None) -> str:
-    """Return a size in MiB, or say that it is unknown."""
+    """Return a size in MiB with its unit, `unknown` for None.
+
+    >>> mebibytes(3 * 2**19)
+    '1.50 MiB'
+    """
     return "unknown" if size_bytes is None else f"{size_bytes / MIB:.2f} MiB"
 
 
@@ -107,18 +111,23 @@ def _output_cells(output: OutputParity) -> tuple[str, ...]:
 
 
 def _share(value: float) -> str:
-    """Return a relative change in per cent, with two digits."""
+    """Return a relative change in per cent, with two significant digits."""
     return f"{100 * value:.2g} %" if value < 1 else "over 100 %"
 
 
 def _cosine(output: OutputParity) -> str:
-    """Return the worst 1 - cosine, and how many items were too short for one."""
+    """Return the worst 1 - cosine, and the number of items that were too short for a cosine."""
     short = f" ({output.short_rows} short)" if output.short_rows else ""
-    return ("-" if output.cosine_min is None else f"{max(0.0, 1 - output.cosine_min):.1e}") + short
+    return distance_text(None if output.cosine_min is None else 1 - output.cosine_min) + short
+
+
+def distance_text(distance: float | None, absent: str = "-") -> str:
+    """Return 1 - cosine with two digits, 0 where rounding leaves it negative, and `absent` for None."""
+    return absent if distance is None else f"{max(0.0, distance):.1e}"
 
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """Return the verdict and a table of all cases."""
+    """Return the lines of a parity report: its verdict, a table of all cases, what was not judged, and retrieval."""
     title = f"{report.verdict.value}  {report.candidate} against {report.reference}, {report.precision}"
     if report.reason:
         return [f"{title}: {report.reason}"]
@@ -130,7 +139,7 @@ def parity_lines(report: ParityReport) -> list[str]:
 
 
 def not_judged_lines(report: ParityReport) -> list[str]:
-    """Return a line for each reason why cases prove nothing, with those cases, and one for what no case reveals."""
+    """Return a line for each reason why cases prove nothing, with their names, and one for faults that none shows."""
     names: dict[str, list[str]] = {}
     for case in report.cases:
         if case.verdict is Verdict.NOT_JUDGED:
@@ -154,10 +163,10 @@ def retrieval_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
 
 
 def departure_line(departure: Departure) -> str:
-    """Return where a failing candidate first departs, and what to change."""
+    """Return in words the first tensor in which a failing candidate departs, and what to change."""
     if not departure.tensor:
         return f"first departure: none. {departure.advice}"
-    shown = ", ".join(map(str, departure.clusters[:LISTED])) + (" ..." if len(departure.clusters) > LISTED else "")
+    shown = listed(departure.clusters, MOST_CLUSTERS)
     return (
         f"first departure: {departure.tensor} of {departure.case!r}, error {departure.error:.1e} where "
         f"{departure.tolerance:.1e} is tolerated, in {len(departure.clusters)} {departure.unit} ({shown}). "
@@ -165,26 +174,30 @@ def departure_line(departure: Departure) -> str:
     )
 
 
+def listed(items: Sequence[object], most: int) -> str:
+    """Return the first `most` items, separated by commas, and an ellipsis if there are more.
+
+    >>> listed((3, 5, 8), 2)
+    '3, 5 ...'
+    """
+    return ", ".join(map(str, items[:most])) + (" ..." if len(items) > most else "")
+
+
 def latency_rows(report: LatencyReport) -> Iterator[tuple[str, ...]]:
     """Yield a row for each candidate, under LATENCY_HEADER."""
-    return (_latency_row(candidate) for candidate in report.candidates)
-
-
-def _latency_row(candidate: CandidateLatency) -> tuple[str, ...]:
-    ratio = candidate.ratio
-    milliseconds = (candidate.p50_ms, candidate.p90_ms, candidate.p95_ms, candidate.p99_ms)
-    return (
-        candidate.verdict.value,
-        candidate.name + (f": {candidate.reason}" if candidate.reason else ""),
-        *("-" if value is None else f"{value:.3f}" for value in milliseconds),
-        "-" if candidate.variation is None else f"{candidate.variation:.1%}",
-        "-" if candidate.descriptors_per_s is None else f"{candidate.descriptors_per_s:.0f}",
-        "-" if ratio is None else f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-    )
+    for one in report.candidates:
+        yield (
+            one.verdict.value,
+            one.name + (f": {one.reason}" if one.reason else ""),
+            *("-" if value is None else f"{value:.3f}" for value in (one.p50_ms, one.p90_ms, one.p95_ms, one.p99_ms)),
+            "-" if one.variation is None else f"{one.variation:.1%}",
+            "-" if one.descriptors_per_s is None else f"{one.descriptors_per_s:.0f}",
+            "-" if one.ratio is None else f"{one.ratio.median:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]",
+        )
 
 
 def latency_title(report: LatencyReport) -> str:
-    """Return what was measured, how and where."""
+    """Return in words the input, the schedule and the processor of a latency measurement."""
     size = report.image_size
     shape = f"num_features {report.num_features}" if size is None else f"images of {size[0]}x{size[1]}"
     return (
@@ -194,12 +207,12 @@ def latency_title(report: LatencyReport) -> str:
 
 
 def latency_lines(report: LatencyReport) -> list[str]:
-    """Return the conditions and a table of all candidates; the ratio is time over the first candidate's."""
+    """Return the conditions and a table of all candidates; a time ratio is relative to the first of them."""
     return [latency_title(report), *table(LATENCY_HEADER, list(latency_rows(report))), *device_lines(report)]
 
 
 def device_lines(report: LatencyReport) -> list[str]:
-    """Return a line for each candidate on a device: what the device's own clock says, and under which conditions."""
+    """Return a line for each candidate on a GPU: its times by the GPU's clock, and the state of the GPU."""
     return [
         f"{one.name} by the GPU's clock: copies in {one.h2d_ms:.3f} ms, work {one.compute_ms:.3f} ms, copies out "
         f"{one.d2h_ms:.3f} ms; {one.conditions}"
@@ -209,7 +222,11 @@ def device_lines(report: LatencyReport) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows in columns, two spaces apart."""
+    """Return the lines of a table, its columns two spaces apart.
+
+    >>> table(("case", "error"), [("random", "1e-7")])
+    ['case    error', 'random  1e-7']
+    """
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -218,7 +235,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table's lines."""
+    """Return the lines of a Markdown table.
+
+    >>> markdown_table(("case", "error"), [("random", "1e-7")])
+    ['| case | error |', '| --- | --- |', '| random | 1e-7 |']
+    """
     return [_row(header), "| " + " | ".join("---" for _ in header) + " |", *(_row(row) for row in rows)]
 
 

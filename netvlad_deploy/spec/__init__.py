@@ -1,1 +1,1 @@
-"""What the steps tell each other: a layer, an image, a graph, an engine, a verdict. Standard library only."""
+"""The words that all rooms share: a layer, an image, a graph, an engine, a verdict. Standard library only."""

@@ -1,4 +1,4 @@
-"""What an exported graph takes and gives, in which precision it computes, and for which features that is right."""
+"""Options of an exported graph: inputs, outputs and precision; and the range of features for which it is accurate."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES
 
 COARSE_STEP: Final = 0.5
-"""Largest unsuspicious logit step: rounding by half of it changes an assignment by e^0.25 - 1 = 28 %."""
+"""Logit step above which a warning is due: rounding by half a step then changes an assignment by e^0.25 - 1 = 28 %."""
 
 PRECISIONS: Final = ("fp32", "fp16")
-DTYPES: Final = ("float32", "float16")
+GRAPH_DTYPES: Final = ("float32", "float16")
 OLDEST_OPSET: Final = 17
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphOptions:
-    """What an exported graph takes and gives, and in which precision it computes.
+    """Inputs, outputs and precision of an exported graph.
 
     Args:
         masked: add the input `mask` (batch, num_features) bool.
@@ -30,6 +30,12 @@ class GraphOptions:
         feature_norm: norm of a usual local descriptor, for which the logit step is judged.
 
     Raises: UsageError if two of them contradict each other.
+
+    >>> options = GraphOptions(precision="fp16", wide_logits=True, masked=True)
+    >>> options.precision_name, options.inputs
+    ('fp16-wide-logits', ('features', 'mask'))
+    >>> options.dtypes
+    {'features': 'float16', 'mask': 'bool', 'descriptor': 'float32'}
     """
 
     masked: bool = False
@@ -42,7 +48,8 @@ class GraphOptions:
     feature_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", PRECISIONS), ("input_dtype", (None, *DTYPES)), ("output_dtype", DTYPES)):
+        known = {"precision": PRECISIONS, "input_dtype": (None, *GRAPH_DTYPES), "output_dtype": GRAPH_DTYPES}
+        for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} {value!r} is unknown: choose {' or '.join(filter(None, choices))}")
         if not 0 < self.feature_norm < math.inf:
@@ -52,17 +59,17 @@ class GraphOptions:
 
     @property
     def half(self) -> bool:
-        """Return whether the weighted mean is computed in FP16."""
+        """Return True if the weighted mean is computed in FP16."""
         return self.precision == "fp16"
 
     @property
     def half_logits(self) -> bool:
-        """Return whether the logits are computed in FP16."""
+        """Return True if the logits are computed in FP16."""
         return self.half and not self.wide_logits
 
     @property
     def precision_name(self) -> str:
-        """Return what reports call the precision: fp32, fp16 or fp16-wide-logits."""
+        """Return the name of the precision in reports: fp32, fp16 or fp16-wide-logits."""
         return f"{self.precision}-wide-logits" if self.wide_logits else self.precision
 
     @property
@@ -77,7 +84,7 @@ class GraphOptions:
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """Return the dtype of every input and output."""
+        """Return the dtype of every input and output by its name."""
         features = self.input_dtype or ("float16" if self.half else "float32")
         known = {FEATURES: features, MASK: "bool", DESCRIPTOR: self.output_dtype}
         return {name: known.get(name, "float32") for name in (*self.inputs, *self.outputs)}
@@ -85,15 +92,15 @@ class GraphOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRange:
-    """How large and how small local descriptors may be.
+    """Range of local descriptors for which a graph is accurate.
 
     Args:
-        norm: that of a usual local descriptor, as the export was told.
-        largest: largest absolute value that overflows nowhere, None if any FP32 number may come.
-        smallest: least norm of a local descriptor that is not zero, None if it may be any.
-        logit_slope: largest change of a logit for a change of the features by 1: the largest norm of a weight column.
-        logit_step: distance of neighbouring representable logits at `norm`, where they are largest.
-        normalized: the layer L2-normalises its input, so that a logit never sees another norm than 1.
+        norm: norm of a usual local descriptor, as given to the export.
+        largest: largest absolute value that overflows nowhere, None if every FP32 number is allowed.
+        smallest: least norm of a local descriptor that is not zero, None if every norm is allowed.
+        logit_slope: largest change of a logit per unit of a local descriptor: the largest norm of a weight column.
+        logit_step: distance between neighbouring representable logits at `norm`, where they are largest.
+        normalized: the layer L2-normalises its input, so that logits always belong to norm 1.
     """
 
     norm: float
@@ -103,31 +110,8 @@ class FeatureRange:
     normalized: bool = False
     smallest: float | None = None
 
-    @classmethod
-    def at(
-        cls,
-        norm: float,
-        logit_slope: float,
-        *,
-        significant_bits: int,
-        largest: float | None,
-        normalized: bool = False,
-        smallest: float | None = None,
-    ) -> "FeatureRange":
-        """Return the range of logits with this many significant bits (11 in FP16, 24 in FP32)."""
-        norm = 1.0 if normalized else norm
-        step = 2.0 ** (_exponent(logit_slope * norm) - significant_bits + 1) if logit_slope else 0.0
-        return cls(
-            norm=norm,
-            largest=largest,
-            logit_slope=logit_slope,
-            logit_step=step,
-            normalized=normalized,
-            smallest=smallest,
-        )
-
     def step_at(self, norm: float) -> float:
-        """Return the logit step for local descriptors of another norm."""
+        """Return the logit step for local descriptors of this norm."""
         if not self.logit_step or not norm:
             return 0.0
         norm = 1.0 if self.normalized else norm
@@ -136,14 +120,23 @@ class FeatureRange:
         )
 
 
+def logit_step(largest: float, significant_bits: int) -> float:
+    """Return the distance between neighbouring logits up to `largest`, of 11 significant bits in FP16 or 24 in FP32.
+
+    >>> logit_step(224.0, 11)
+    0.125
+    """
+    return 2.0 ** (_exponent(largest) - significant_bits + 1) if largest else 0.0
+
+
 def _exponent(value: float) -> int:
-    """Return the largest e with 2^e <= value."""
+    """Return the largest whole e with 2^e <= value."""
     return math.frexp(value)[1] - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorTypes:
-    """How often an operator of a graph gives FP16, and how often FP32."""
+    """Numbers of nodes of one operator whose result is FP16 (`half`) and FP32 (`single`)."""
 
     operator: str
     half: int

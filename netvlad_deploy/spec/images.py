@@ -1,7 +1,7 @@
-"""What a pipeline takes: images of which sizes, and what is done to them before the backbone sees them.
+"""How an image becomes the input of a pipeline: resize, crop, orientation, depth, mean and deviation.
 
-Standard library only, like `spec`. Whoever loads an image prepares it by the rule here; the graph subtracts the mean
-and divides by the deviation itself, so that every device gives the backbone the same numbers.
+Who loads an image resizes and crops it by these rules. The graph subtracts the mean and divides by the deviation, so
+that the backbone gets the same numbers on every device.
 """
 
 import math
@@ -28,25 +28,25 @@ ALIASED: Final = "bilinear-aliased"
 AREA: Final = "area"
 NEAREST: Final = "nearest"
 FILTERS: Final = (BILINEAR, ANTIALIASED, ALIASED, AREA, BOX, NEAREST)
-"""How an image is resized.
+"""Filters that resize an image.
 
 `bilinear` and `box` are Pillow's on bytes: both average when they shrink. `bilinear-antialiased` and `bilinear-aliased`
-are torch's on tensors, the second takes four pixels however much it shrinks. `area` is OpenCV's, fractions of pixels
-weighed. `nearest` is torch's.
+are torch's on tensors; the second reads four pixels however much it shrinks. `area` is OpenCV's, which weighs fractions
+of pixels. `nearest` is torch's.
 """
 
 MAX_PIXELS: Final = 89_478_485
-"""Larger images are not decoded, nor made. Source: Pillow's own limit, above which it warns: a quarter GiB of RGB."""
+"""Most pixels of an image that is decoded or made: a quarter GiB of RGB. Source: Pillow, which warns above this."""
 
 LEAST_SIDE, MOST_SIDE = 16, 16_384
-"""Lengths that can be asked for: below, a backbone of stride 16 has nothing left; no photo is longer."""
+"""Shortest and longest side to ask for: below, a backbone of stride 16 has no output; above, there are no photos."""
 
 IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
 IMAGENET_STD: Final = (58.395, 57.12, 57.375)
 """Mean and deviation of RGB values from 0 to 255 over ImageNet. Source: torchvision's models, times 255."""
 
-RULES: Final = {(None, 2): "size", (None, 1): "longest", ("shorter:", 1): "shortest", ("cover:", 2): "cover"}
-"""Which rule of `Resize` a text means, by the word before its numbers and how many they are."""
+RULE_FIELDS: Final = {(None, 2): "size", (None, 1): "longest", ("shorter:", 1): "shortest", ("cover:", 2): "cover"}
+"""Field of `Resize` that a text sets, by the word before its numbers and the count of the numbers."""
 
 Size: TypeAlias = tuple[int, int]
 """A height and a width."""
@@ -54,19 +54,24 @@ Size: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """How large an image becomes before it enters the graph; without a rule it stays as large as it is.
+    """The rule for an image's size before it enters the graph; without a rule it stays as large as it is.
 
     Args:
-        size: height and width, whatever the image's own shape.
-        longest: most length of the longer side, the shape kept, rounded; smaller images are not enlarged.
-        shortest: length of the shorter side, the shape kept, the longer side rounded down; smaller images are enlarged.
-        cover: height and width that the image, its shape kept, just covers; smaller images are enlarged.
+        size: height and width; the image is stretched to them.
+        longest: most length of the longer side; the shape is kept, rounded, and smaller images are not enlarged.
+        shortest: length of the shorter side; the shape is kept, rounded down, and smaller images are enlarged.
+        cover: height and width that the image just covers; the shape is kept, and smaller images are enlarged.
         filter: one of FILTERS; None for the dialect's own, or `bilinear`.
 
     Raises: InputError if several rules are given, a length is below 1 or the filter is unknown.
 
     Source: `longest` as hloc's extract_features.py rounds it, `shortest` as torchvision's `resize` of one number,
     `cover` as the deep visual geo-localization benchmark's `central_crop`.
+
+    >>> Resize.parse("480").target(height=600, width=800)
+    (360, 480)
+    >>> str(Resize.parse("cover:224x224,box"))
+    'to cover 224x224 (box)'
     """
 
     size: Size | None = None
@@ -98,7 +103,7 @@ class Resize:
 
     @property
     def rule(self) -> Size | int | None:
-        """Return the length or lengths it goes by, None if images stay as large as they are."""
+        """Return the length or lengths of the rule, None if images stay as large as they are."""
         return self.size or self.longest or self.shortest or self.cover
 
     @property
@@ -120,7 +125,7 @@ class Resize:
         found = re.fullmatch(r"(shorter:|cover:)?([1-9][0-9]*)(?:x([1-9][0-9]*))?", rule)
         kind, *digits = found.groups() if found else ("", None, None)
         sides = [_length(side, text) for side in digits if side is not None]
-        field = RULES.get((kind, len(sides)))
+        field = RULE_FIELDS.get((kind, len(sides)))
         if field is None:
             raise UsageError(
                 f"resize {_short(text)} is not HxW, one number for the longer side, shorter:N, cover:HxW or none: "
@@ -142,17 +147,19 @@ class Resize:
             long = max(1, self.shortest * max(height, width) // min(height, width))
             return (self.shortest, long) if height <= width else (long, self.shortest)
         if self.cover is not None:
-            high, wide = self.cover
-            by_height = high * width >= wide * height
-            return (high, high * width // height) if by_height else (wide * height // width, wide)
+            least_height, least_width = self.cover
+            by_height = least_height * width >= least_width * height
+            if by_height:
+                return least_height, least_height * width // height
+            return least_width * height // width, least_width
         return height, width
 
     def factor(self, height: int, width: int) -> float | None:
-        """Return by what both sides of an image are multiplied, None where the rule says lengths and no factor."""
+        """Return the factor by which `cover` multiplies both sides of an image; None under the other rules."""
         return None if self.cover is None else max(self.cover[0] / height, self.cover[1] / width)
 
     def may_hold(self, height: int, width: int) -> bool:
-        """Return whether an image can be this high and wide at least once it is resized."""
+        """Return False if no resized image can be at least this high and wide."""
         size = self.size or self.cover
         if size is not None:
             return height <= size[0] and width <= size[1]
@@ -166,14 +173,14 @@ def _text(size: Size | None) -> str | None:
 
 
 def _short(text: str) -> str:
-    """Return what was typed, cut where nobody would read on."""
+    """Return a user's text in quotes, cut after 40 characters."""
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 def _length(digits: str, text: str) -> int:
-    """Return a length in its range.
+    """Return the number that `digits` give; `text` is what the user typed.
 
-    Raises: UsageError.
+    Raises: UsageError if it is not from LEAST_SIDE to MOST_SIDE.
     """
     length = int(digits) if len(digits) <= len(str(MOST_SIDE)) else MOST_SIDE + 1
     if not LEAST_SIDE <= length <= MOST_SIDE:
@@ -183,14 +190,15 @@ def _length(digits: str, text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInput:
-    """How an image becomes a backbone's input: prepared by whoever loads it, then (rgb - mean) / std in the graph.
+    """The way from an image to a backbone's input: prepared when it is loaded, then (rgb - mean) / std in the graph.
 
     Args:
-        mean, std: of RGB values from 0 to 255.
-        resize: how large it becomes.
-        crop: height and width of the middle that is cut out after the resize, None for all of it.
-        orient: whether the EXIF orientation turns it upright; else its pixels stay as they are stored.
-        depth: how many bits of a grey value in a file of 16 or 32 bits are used, None for all 16.
+        mean: mean of R, G and B from 0 to 255.
+        std: deviation of R, G and B from 0 to 255.
+        resize: the rule for its size.
+        crop: height and width of the middle that is kept after the resize, None for all of it.
+        orient: turn the image upright as its EXIF orientation says; else its pixels stay as they are stored.
+        depth: bits of a grey value that are used in a file of 16 or 32 bits, None for all 16.
 
     Raises: InputError if the crop is larger than the size, or the depth is unknown.
     """
@@ -216,7 +224,7 @@ class ImageInput:
 
     @property
     def preparation(self) -> str:
-        """Return in words what is done before the graph."""
+        """Return in words the steps before the graph."""
         steps = [
             None if self.depth is None else f"grey values of {self.depth} bits",
             "upright by EXIF" if self.orient else "pixels as stored",
@@ -227,16 +235,16 @@ class ImageInput:
 
     @property
     def size(self) -> Size | None:
-        """Return the height and width that every image has in the end, None if they differ."""
+        """Return the height and width of every prepared image, None if they depend on the image."""
         return self.crop or self.resize.size
 
     def target(self, height: int, width: int) -> Size:
-        """Return the height and width of an image of this height and width in the end."""
+        """Return the height and width, once prepared, of an image of this height and width."""
         return self.crop or self.resize.target(height, width)
 
     @property
     def usual_profile(self) -> "ImageProfile":
-        """Return the optimization profile for images of the rule's one size, or of the usual sizes."""
+        """Return the optimization profile for the one size of prepared images, or for the usual sizes."""
         if self.size is None:
             return USUAL_IMAGES
         height, width = (AxisRange.parse(str(length)) for length in self.size)
@@ -245,7 +253,7 @@ class ImageInput:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageChanges:
-    """What the user asks for in place of a dialect's or a backbone's own rule; None leaves a thing as it is."""
+    """Fields of ImageInput that a user gives in place of a dialect's or a backbone's own; None keeps theirs."""
 
     resize: Resize | None = None
     crop: Size | None = None
@@ -254,7 +262,7 @@ class ImageChanges:
 
     @classmethod
     def parse(cls, resize: str | None, crop: str | None, orient: bool | None, depth: int | None) -> "ImageChanges":
-        """Read the options of the command line.
+        """Read the options of the command line, each None if it was not given.
 
         Raises: UsageError if a text has another form.
         """
@@ -267,16 +275,16 @@ class ImageChanges:
 
     @classmethod
     def to(cls, images: ImageInput) -> "ImageChanges":
-        """Return the changes that lead from a rule to this one again; what is None here was None there."""
+        """Return the changes that give `images` again when they are applied to the rule that it was made from."""
         return cls(**{field.name: getattr(images, field.name) for field in fields(cls)})
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) is not None for field in fields(self))
 
     def on(self, images: ImageInput) -> ImageInput:
-        """Return the rule with the changes; a resize without a filter keeps the rule's own.
+        """Return `images` with the changes; a resize without a filter keeps the filter of `images`.
 
-        Raises: UsageError if they do not fit together.
+        Raises: UsageError if the result contradicts itself, such as a crop larger than the size.
         """
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
         if self.resize is not None:
@@ -292,7 +300,7 @@ NO_CHANGES: Final = ImageChanges()
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProfile(ShapeRanges):
-    """Optimization profile of a pipeline."""
+    """Optimization profile of a pipeline: ranges of the batch and of the images' height and width."""
 
     FORM: ClassVar[str] = "BxHxW"
     EXAMPLE: ClassVar[str] = "1x480x640"
@@ -318,9 +326,15 @@ def parse_size(text: str, what: str = "image size") -> Size:
 
 
 def parse_profile(text: str) -> AnyProfile:
-    """Read an optimization profile: of a head `BxN`, of a pipeline `BxHxW`, one shape or three."""
+    """Read an optimization profile, of a head in shapes `BxN`, of a pipeline in shapes `BxHxW`.
+
+    Raises: UsageError if the text has another form, or is not ordered or not within the limits.
+
+    >>> parse_profile("1x480x640")
+    ImageProfile(batch=AxisRange(min=1, opt=1, max=1), height=AxisRange(min=480, ...), width=AxisRange(min=640, ...))
+    """
     return ImageProfile.parse(text) if text.partition(",")[0].count("x") == 2 else Profile.parse(text)
 
 
 USUAL_IMAGES: Final = ImageProfile.parse("1x224x224,1x480x640,8x1024x1024")
-"""The profile of a pipeline whose images come in any size."""
+"""Usual profile of a pipeline whose images differ in size."""

@@ -1,7 +1,4 @@
-"""What the steps tell each other: the layer's shape and conventions, what a graph takes and gives, a verdict.
-
-Standard library only, so that every floor can speak these words.
-"""
+"""Shape and conventions of a NetVLAD layer, and the names of the tensors in its graph."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,18 +13,19 @@ GATINGS: Final = (None, BIAS, BATCH_NORM)
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """Shape and conventions of what follows a head.
+    """Shape and conventions of the projection after a head, and of its gating.
 
     Args:
-        size: P, how many values come out.
+        size: P, the number of values in the result.
         bias: add a bias (P,) to the product.
-        batch_norm: normalise the product instead.
+        batch_norm: apply BatchNorm to the product; excludes `bias`.
         l2: L2-normalise the result.
-        gating: multiply each value by a sigmoid of a square map of all; the map has a `bias` or `batch_norm`.
-        final_l2: L2-normalise what the gating gives.
+        gating: multiply the result by the sigmoid of a linear map of it (P,P), which has a `bias` or `batch_norm`; or
+            None.
+        final_l2: L2-normalise after the gating.
 
     Raises: InputError if the size is out of range, the gating is unknown, both a bias and BatchNorm are asked for, or
-        nothing is gated and `final_l2` is asked for.
+        `final_l2` is asked for without gating.
 
     Source of the gating: Miech et al. 2017, "Learnable pooling with Context Gating for video classification".
     """
@@ -51,12 +49,12 @@ class Projection:
 
     @property
     def bounded(self) -> bool:
-        """Return whether no value that comes out is larger than 1."""
+        """Return True if no value of the result can exceed 1."""
         return self.l2 or self.final_l2
 
     @property
     def unit_length(self) -> bool:
-        """Return whether what comes out has the length 1."""
+        """Return True if the result has Euclidean norm 1."""
         return self.final_l2 or (self.l2 and self.gating is None)
 
 
@@ -69,36 +67,40 @@ PROBES: Final = (SOFT_ASSIGNMENT, RESIDUAL_SUM)
 ASSIGNMENT_LOGITS: Final = "assignment_logits"
 MEAN_RESIDUAL: Final = "mean_residual"
 STAGES: Final = (ASSIGNMENT_LOGITS, SOFT_ASSIGNMENT, MEAN_RESIDUAL, RESIDUAL_SUM, DESCRIPTOR)
-"""The named tensors of an exported graph, each computed from those before it."""
+"""Names of tensors in an exported graph, in the order in which they are computed."""
 
 AGGREGATE: Final = "aggregate"
-"""The descriptor before the projection: a stage, before the last, of a layer that has one."""
+"""Name of the flattened, L2-normalised vector before a projection: the last but one stage of a layer that has one."""
 
 CLAMP: Final = "clamp"
 RSQRT: Final = "rsqrt"
 ADD: Final = "add"
 NORM_FLOORS: Final = MappingProxyType({CLAMP: 1e-12, RSQRT: 1e-6, ADD: 1e-6})
-"""What keeps a division by a norm finite, by the way it is done: in `clamp`, as torch does it, every norm is at least
-1e-12; in `rsqrt`, as TensorFlow does it, its square is; in `add`, as MatConvNet does it, 1e-12 is added to its square.
+"""Constant that keeps a division by a norm finite, by convention: `clamp`, torch's, takes every norm as at least 1e-12;
+`rsqrt`, TensorFlow's, takes its square as at least 1e-12; `add`, MatConvNet's, adds 1e-12 to its square.
 """
 
 CLUSTERS_LAST: Final = "d*K+k"
 CLUSTERS_FIRST: Final = "k*D+d"
 FLATTENINGS: Final = (CLUSTERS_LAST, CLUSTERS_FIRST)
-"""Index of value d of cluster k in a descriptor."""
+"""Conventions for the index of value d of cluster k in a descriptor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetVLADSpec:
-    """Shape and conventions of a NetVLAD layer: K clusters of width D, G ghost clusters, and what follows them.
+    """Shape and conventions of a NetVLAD layer.
 
     Args:
-        batch_norm: normalise the assignment logits.
-        assignment_bias: add a bias to the logits instead.
-        normalize_input: L2-normalise every local descriptor before anything else.
+        num_clusters: K.
+        feature_size: D, the number of values in a local descriptor.
+        num_ghost_clusters: G, clusters that take assignments and have no part in the descriptor.
+        batch_norm: apply BatchNorm to the assignment logits.
+        assignment_bias: add a bias to the logits; excludes `batch_norm`.
+        normalize_input: L2-normalise every local descriptor first.
         flatten: index of value d of cluster k in a descriptor, `d*K+k` or `k*D+d`.
+        normalization: the normalisations of the residuals, in their order.
         epsilon: how a division by a norm is kept finite, one of NORM_FLOORS.
-        projection: what follows the flattened, L2-normalised vector, None if that is the descriptor.
+        projection: what follows the flattened, L2-normalised vector; None if that is the descriptor.
 
     Raises: InputError if a size is out of range, or the conventions are unknown or contradict each other.
     """
@@ -127,17 +129,17 @@ class NetVLADSpec:
 
     @property
     def aggregate_size(self) -> int:
-        """Return D*K, the length of the flattened vector."""
+        """Return D*K, the number of values in the flattened vector."""
         return self.num_clusters * self.feature_size
 
     @property
     def descriptor_size(self) -> int:
-        """Return the length of a descriptor: that of the projection, or D*K without one."""
+        """Return the number of values in a descriptor: that of the projection, or D*K without one."""
         return self.aggregate_size if self.projection is None else self.projection.size
 
     @property
     def unit_length(self) -> bool:
-        """Return whether descriptors have the length 1."""
+        """Return True if descriptors have Euclidean norm 1."""
         return self.projection is None or self.projection.unit_length
 
     @property

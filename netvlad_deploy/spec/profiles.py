@@ -1,7 +1,4 @@
-"""Lengths of dynamic axes: the ranges of an optimization profile.
-
-Standard library only, like `spec`.
-"""
+"""Optimization profiles: smallest, usual and largest length of each dynamic axis."""
 
 import math
 import re
@@ -17,6 +14,9 @@ class AxisRange:
     """Smallest, usual and largest length of a dynamic axis.
 
     Raises: UsageError unless 1 <= min <= opt <= max.
+
+    >>> 64 in AxisRange.parse("1:8:64"), 65 in AxisRange.parse("1:8:64")
+    (True, False)
     """
 
     min: int
@@ -51,9 +51,11 @@ ShapeRangesType = TypeVar("ShapeRangesType", bound="ShapeRanges")
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRanges:
-    """Ranges of the dynamic axes of an input: a field for each, in the order of a shape.
+    """Ranges of the dynamic axes of an input, one field for each axis, in the order of the input's shape.
 
-    Raises: UsageError if a range reaches beyond its limit.
+    `FORM` and `EXAMPLE` show a shape in the text of a profile, and such a text.
+
+    Raises: UsageError if the largest length of an axis, or their product, exceeds its limit.
     """
 
     FORM: ClassVar[str]
@@ -66,9 +68,9 @@ class ShapeRanges:
 
     @classmethod
     def parse(cls: type[ShapeRangesType], text: str) -> ShapeRangesType:
-        """Read the smallest, usual and largest shape, or one shape, as in EXAMPLE.
+        """Read the smallest, usual and largest shape, or one shape for all three, as in EXAMPLE.
 
-        Raises: UsageError if the text has another form or the ranges are none.
+        Raises: UsageError if the text has another form, or is not ordered or not within the limits.
         """
         names = [field.name for field in fields(cls)]
         shape = "x".join([r"\d+"] * len(names))
@@ -82,7 +84,7 @@ class ShapeRanges:
 
     @property
     def axes(self) -> dict[str, AxisRange]:
-        """Return the ranges by the names of their axes, in the order of a shape."""
+        """Return the range of each axis by its name, in the order of the input's shape."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __str__(self) -> str:
@@ -101,17 +103,23 @@ class ShapeRanges:
 
     @property
     def largest(self) -> int:
-        """Return how many positions the largest shape has, which activation memory follows."""
+        """Return the number of positions in the largest shape, to which activation memory is proportional."""
         return math.prod(axis.max for axis in self.axes.values())
 
     def holds(self, *shape: int) -> bool:
-        """Return whether a shape is within the ranges."""
+        """Return True if every length of a shape is within the range of its axis."""
         return all(length in axis for length, axis in zip(shape, self.axes.values(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile(ShapeRanges):
-    """Optimization profile of a head."""
+    """Optimization profile of a head: ranges of the batch and of the number of local descriptors.
+
+    >>> Profile.parse("1x1,8x300,64x4096") == Profile()
+    True
+    >>> Profile().holds(8, 5000)
+    False
+    """
 
     FORM: ClassVar[str] = "BxN"
     EXAMPLE: ClassVar[str] = "1x1,8x300,64x4096"

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 class Verdict(str, enum.Enum):
     """Outcome of a check.
 
-    NOT_RUN is never a pass, and neither is NOT_JUDGED: the check ran, but nothing it saw could have failed it.
+    NOT_RUN is never a pass. Neither is NOT_JUDGED: the check ran, but it could not have failed on what it was given.
+
+    >>> Verdict.combine([Verdict.PASS, Verdict.NOT_RUN]).value
+    'NOT_RUN'
     """
 
     PASS = "PASS"
@@ -17,10 +20,9 @@ class Verdict(str, enum.Enum):
 
     @staticmethod
     def combine(verdicts: "Iterable[Verdict]") -> "Verdict":
-        """Return the verdict of several checks.
+        """Return the verdict of several checks together.
 
-        FAIL if any failed, else NOT_RUN if any did not run or there were none, else PASS if any passed, and
-        NOT_JUDGED if none of them proves anything.
+        FAIL if any failed, else NOT_RUN if any did not run or there are none, else PASS if any passed, else NOT_JUDGED.
         """
         seen = set(verdicts)
         if not seen:

@@ -85,6 +85,7 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
         dialect=source.dialect,
         head_only=source.head_only,
         with_backbone=source.takes != FEATURES,
+        resized=source.changes.resize is not None,
     )
     check_options(head.spec, source.checkpoint, **source.sizes)
     parent = FileReference(name=source.checkpoint.name, sha256=sha256_file(source.checkpoint))

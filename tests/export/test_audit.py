@@ -1,3 +1,5 @@
+"""The audit of folded weights: feature range, logit step, lost bits, dead clusters, overflow, and its warnings."""
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def test_fp16_logits_are_a_step_apart() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_the_step_at_another_norm_is_what_its_export_would_say(precision: str) -> None:
+def test_the_step_at_another_norm_is_that_of_an_export_at_it(precision: str) -> None:
     weight = 1.5 * PAIR
     known = range_of(weight, precision=precision)
     for norm in (1e-4, 0.3, 1, 1.4, 7, 22, 450, 1e5):
@@ -84,7 +86,7 @@ def test_zero_weights_have_no_step() -> None:
     assert (found.logit_slope, found.logit_step, found.step_at(100)) == (0, 0, 0)
 
 
-def test_the_step_is_judged_on_what_the_graph_holds() -> None:
+def test_the_step_is_judged_on_the_weights_in_the_graph() -> None:
     shared = PAIR + 50
     assert range_of(shared).logit_slope == 2
     assert range_of(shared, precision="fp32").logit_slope == pytest.approx(float(shared.norm(dim=0).max()))
@@ -264,7 +266,7 @@ def long_centroids(length: float) -> FoldedNetVLAD:
     return layer
 
 
-def test_centroids_outweigh_what_short_features_lose() -> None:
+def test_centroids_outweigh_the_loss_of_short_features() -> None:
     assert audit(long_centroids(1e-3))[0].smallest is None
     assert audit(long_centroids(1e-20))[0].smallest == SMALLEST_NORM
 
@@ -310,7 +312,7 @@ def test_a_projection_that_overflows_is_refused() -> None:
     ({"input_dtype": "float32"}, (2.0**61, None)),
     ({}, (LARGEST_FEATURE, pytest.approx(100 * 2.0**-25 * np.sqrt(4 / 3)))),
 ])  # fmt: skip
-def test_what_is_normalised_before_it_is_narrowed_may_have_any_length(options: Any, expected: Any) -> None:
+def test_features_normalised_before_rounding_may_have_any_length(options: Any, expected: Any) -> None:
     layer = folded(PAIR, **options)
     layer.spec = replace(layer.spec, normalize_input=True)
     found = audit(layer)[0]

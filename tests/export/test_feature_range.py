@@ -46,7 +46,7 @@ def test_both_ends_of_the_range_are_right(tmp_path: Path, precision: str, normal
     ({"precision": "fp16", "input_dtype": "float32"}, 3e19, r"e\+18 is over 5.76461e\+17"),
     ({"precision": "fp16", "input_dtype": "float32"}, 1e-8, ""),
 ])  # fmt: skip
-def test_what_the_range_keeps_from_a_wrong_descriptor(tmp_path: Path, options: Any, norm: float, refused: str) -> None:
+def test_the_range_prevents_wrong_descriptors(tmp_path: Path, options: Any, norm: float, refused: str) -> None:
     """Of a layer that L2-normalises its input: without the range `embed` gave these, off by 0.016 to 0.19."""
     spec = replace(make_module(8, 32, batch_norm=False).spec, normalize_input=True)
     artifact = export_onnx(initialize(spec, 0).eval(), tmp_path / "m.onnx", GraphOptions(**options))

@@ -1,3 +1,5 @@
+"""Folding the BatchNorms of a backbone, its rounding to FP16, and the backbones that are refused."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -112,7 +114,7 @@ class OneNorm(nn.Module):
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)), 0),
     ],
 )
-def test_what_cannot_be_taken_in_becomes_a_factor_and_a_constant(make: Callable[[], nn.Module], left: int) -> None:
+def test_other_batch_norms_become_a_factor_and_a_constant(make: Callable[[], nn.Module], left: int) -> None:
     backbone = trained(make())
     assert affines(folded(backbone)) == left
 
@@ -129,7 +131,7 @@ def test_a_batch_norm_that_is_more_is_refused() -> None:
         fold_backbone(trained(nn.Sequential(nn.Conv2d(3, 4, 3), Squaring(4))), images())
 
 
-def test_what_else_changes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_change_of_the_backbone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A count of reads that misses one would fold a convolution that something else reads, too."""
     monkeypatch.setattr("netvlad_deploy.export.fold_backbone._Watched.__torch_dispatch__", _blind)
     with pytest.raises(ExportError, match="computes something else"):

@@ -1,3 +1,5 @@
+"""The FP16 fold of a head: centred and scaled logits, no overflow, empty clusters, and equality with the module."""
+
 import copy
 import math
 from typing import Any
@@ -268,7 +270,7 @@ def test_options_that_contradict_each_other_are_refused(arguments: dict[str, Any
         GraphOptions(**arguments)
 
 
-def test_options_name_what_they_ask_for() -> None:
+def test_options_name_precision_inputs_and_outputs() -> None:
     assert [options.precision_name for options in (GraphOptions(), HALF, WIDE)] == ["fp32", "fp16", "fp16-wide-logits"]
     assert HALF.dtypes == {FEATURES: "float16", DESCRIPTOR: "float32"}
     asked = GraphOptions(precision="fp16", masked=True, probe=True, input_dtype="float32", output_dtype="float16")

@@ -1,3 +1,5 @@
+"""The FP32 fold of a head into the mean form, and the modules that are refused."""
+
 import pytest
 import torch
 

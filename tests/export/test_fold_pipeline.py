@@ -1,3 +1,5 @@
+"""Pipelines as ONNX files: graph, golden images, strips of convolutions, large constants and external data."""
+
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact
 from netvlad_deploy.errors import ArtifactError, ExportError, FoldError, UsageError
 from netvlad_deploy.export import onnx_model
-from netvlad_deploy.export.float64_convolutions import WideConvolutions
+from netvlad_deploy.export.float64_convolutions import Float64Convolutions
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.assembly import read_backbone
@@ -45,7 +47,7 @@ def largest_error(artifact: OnnxArtifact, pipeline: Pipeline) -> float:
     return worst
 
 
-def test_the_graph_computes_what_torch_does(tiny: OnnxArtifact) -> None:
+def test_the_graph_equals_torch(tiny: OnnxArtifact) -> None:
     assert largest_error(tiny, tiny_pipeline()) < 1e-6
 
 
@@ -70,7 +72,7 @@ def test_the_newest_opset(tmp_path: Path) -> None:
     assert largest_error(artifact, tiny_pipeline()) < 1e-6
 
 
-def test_the_sidecar_says_what_becomes_of_an_image(tmp_path: Path) -> None:
+def test_the_sidecar_says_how_an_image_is_prepared(tmp_path: Path) -> None:
     pipeline = tiny_pipeline(Resize(size=(40, 56)))
     artifact = export_onnx(pipeline, tmp_path / "m.onnx")
     loaded = load_artifact(artifact.path)
@@ -100,7 +102,7 @@ def test_half_precision_is_in_the_backbone_and_not_before_it(half: OnnxArtifact)
 
 
 @pytest.mark.parametrize("options", [GraphOptions(masked=True), GraphOptions(probe=True), GraphOptions(feature_norm=2)])
-def test_what_a_pipeline_does_not_have_is_refused(tmp_path: Path, options: GraphOptions) -> None:
+def test_options_of_a_head_are_refused_for_a_pipeline(tmp_path: Path, options: GraphOptions) -> None:
     with pytest.raises(UsageError, match="leave --masked, --probe, --input-dtype and --feature-norm out"):
         export_onnx(tiny_pipeline(), tmp_path / "m.onnx", options)
     assert not list(tmp_path.iterdir())
@@ -233,7 +235,7 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
         for height in (7, 37, 53):
             x = torch.randn(2, 4, height, 11, dtype=torch.float64)
             expected = conv(x)
-            with WideConvolutions(strips=True):
+            with Float64Convolutions(strips=True):
                 got = conv(x)
             assert got.shape == expected.shape
             assert (got - expected).abs().max() < 1e-13
@@ -241,7 +243,7 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
 
 def test_a_cost_is_of_a_local_descriptor_and_not_of_a_head_s_profile(tiny: OnnxArtifact) -> None:
     assert tiny.spec.normalize_input
-    (finding,) = (one for one in tiny.warnings if "are kept beside the features" in one)
+    (finding,) = (one for one in tiny.warnings if "are a second copy in memory" in one)
     assert finding.endswith(f": {4 * tiny.spec.feature_size} bytes each")
 
 

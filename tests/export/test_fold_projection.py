@@ -151,7 +151,7 @@ def test_the_sidecar_and_the_reference_file_have_the_whole_spec(loupe: OnnxArtif
     assert (loupe.spec.descriptor_size, loupe.spec.aggregate_size) == (12, 96)
 
 
-def test_the_projection_alone_is_fp16_and_what_follows_fp32(loupe: OnnxArtifact) -> None:
+def test_the_projection_alone_is_fp16_and_the_steps_after_it_fp32(loupe: OnnxArtifact) -> None:
     graph = onnx.load(loupe.path).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert types["projection.weight"] == onnx.TensorProto.FLOAT16

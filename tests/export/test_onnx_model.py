@@ -1,3 +1,5 @@
+"""ONNX files of heads: operators, axes, opsets, equal bytes, the reference file, and the refusals."""
+
 import re
 import subprocess
 import sys
@@ -54,7 +56,7 @@ def test_axes_names_and_probes(exported: OnnxArtifact, masked: OnnxArtifact) -> 
 
 
 @pytest.mark.parametrize("opset", [17, 18, 21, NEWEST])
-def test_every_opset_is_what_was_asked_and_passes_the_full_check(tmp_path: Path, opset: int) -> None:
+def test_every_opset_is_the_one_asked_for_and_passes_the_full_check(tmp_path: Path, opset: int) -> None:
     artifact = export_onnx(make_module(3, 8, 1), tmp_path / "m.onnx", GraphOptions(opset=opset))
     model = onnx.load(artifact.path)
     onnx.checker.check_model(model, full_check=True)

@@ -86,7 +86,7 @@ def test_weights_are_rounded_once_and_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("stored", "logits"), [(False, False), (True, False), (True, True)])
-def test_a_head_rounds_what_it_is_told_to(stored: bool, logits: bool) -> None:
+def test_a_head_rounds_the_tensors_that_it_is_told_to(stored: bool, logits: bool) -> None:
     head = tiny_pipeline().head
     features = torch.from_numpy(np.random.default_rng(4).standard_normal((1, 30, WIDTH)).astype(np.float32))
     with torch.inference_mode():
@@ -97,7 +97,7 @@ def test_a_head_rounds_what_it_is_told_to(stored: bool, logits: bool) -> None:
     assert 0.05 * UNIT < error < 10 * UNIT
 
 
-def test_a_constant_on_all_logits_is_not_what_is_rounded() -> None:
+def test_a_constant_on_all_logits_is_not_rounded() -> None:
     """No softmax sees it, and an FP16 graph has taken it out of its weights: of 3000 it would leave nothing."""
     head = tiny_pipeline().head
     features = torch.from_numpy(np.random.default_rng(4).standard_normal((1, 30, WIDTH)).astype(np.float32))

@@ -63,7 +63,7 @@ def test_the_lines_say_all_figures() -> None:
     assert len(lines) == 3
 
 
-def test_what_was_left_out_is_said() -> None:
+def test_queries_and_files_left_out_are_named() -> None:
     lost = (Skipped(path="x.jpg", reason="an empty file"), Skipped(path="y.txt", reason="no image by its suffix"))
     full = replace(
         REPORT,
@@ -110,20 +110,21 @@ def test_the_picture_shows_grey_values_of_the_depth_that_was_embedded(
     for path in paths.values():
         Image.fromarray(np.full((30, 40), 1023 if depth else 255, np.uint16)).save(path)
     with Image.open(io.BytesIO(draw_matches(REPORT, paths, paths, depth=depth))) as image:
-        left = picture.MARGIN + picture.FRAME + picture.WIDTH // 2
-        top = picture.MARGIN + picture.TITLE + picture.CAPTION + 2 * picture.GAP + picture.FRAME + picture.HEIGHT // 2
+        left = picture.MARGIN + picture.FRAME + picture.PHOTO_WIDTH // 2
+        first_row = picture.MARGIN + picture.TITLE + picture.CAPTION + 2 * picture.GAP
+        top = first_row + picture.FRAME + picture.PHOTO_HEIGHT // 2
         assert image.getpixel((left, top)) == shown
 
 
 def test_misses_are_shown_first_and_spread() -> None:
     results = [result(index, 1 if index % 2 else 9) for index in range(40)]
     shown = choose(results)
-    assert len(shown) == picture.ROWS
-    assert [one.first_right > 1 for one in shown] == [True] * picture.MISSES + [False] * 2
-    assert (shown[0].query, shown[picture.MISSES - 1].query) == ("q0", "q38")
+    assert len(shown) == picture.MOST_ROWS
+    assert [one.first_right > 1 for one in shown] == [True] * picture.MOST_MISSES + [False] * 2
+    assert (shown[0].query, shown[picture.MOST_MISSES - 1].query) == ("q0", "q38")
     assert section_caption(candidate("a", *results), shown).endswith("Shown: 6 of 20 misses, 2 of 20 hits")
     assert len(choose(results[:3])) == 3
-    assert [one.first_right for one in choose([result(index, 2) for index in range(9)])] == [2] * picture.ROWS
+    assert [one.first_right for one in choose([result(index, 2) for index in range(9)])] == [2] * picture.MOST_ROWS
 
 
 def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:
@@ -137,11 +138,11 @@ def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(content)) as image:
         assert image.format == "PNG"
         sheet = np.asarray(image.convert("RGB"))
-    step = picture.WIDTH + 2 * picture.FRAME + picture.GAP
+    step = picture.PHOTO_WIDTH + 2 * picture.FRAME + picture.GAP
     lefts = [picture.MARGIN + picture.GAP * (column > 0) + column * step for column in range(6)]
     top = picture.MARGIN + picture.TITLE + picture.CAPTION + 2 * picture.GAP
-    height = picture.HEIGHT + 2 * picture.FRAME + 3 * picture.CAPTION + picture.GAP
-    middle = picture.FRAME + picture.WIDTH // 2
+    height = picture.PHOTO_HEIGHT + 2 * picture.FRAME + 3 * picture.CAPTION + picture.GAP
+    middle = picture.FRAME + picture.PHOTO_WIDTH // 2
     columns = [["q0", "d1", "d2", "d3", "d4", "d7"], ["q1", "d1", "d2", "d3", "d4", "d5"]]
     right = [["d7"], ["d1"]]
     for row, names in enumerate(columns):
@@ -149,15 +150,16 @@ def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:
             frame = picture.PALE if name[0] == "q" else picture.RIGHT if name in right[row] else picture.WRONG
             edge = sheet[top + row * height + 1, left + middle]
             assert tuple(edge) == ImageColor.getrgb(frame), (row, name)
-            photo = sheet[top + row * height + picture.FRAME + picture.HEIGHT // 2, left + middle]
+            photo = sheet[top + row * height + picture.FRAME + picture.PHOTO_HEIGHT // 2, left + middle]
             with_photo = ImageColor.getrgb(frame) if name == "d2" else (list(paths).index(name) * 20, 100, 50)
             assert tuple(photo) == with_photo, (row, name)
 
 
-def test_a_long_name_is_cut_at_its_start() -> None:
+def test_a_long_name_is_cut_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     draw = type("Draw", (), {"text": lambda self, at, text, **style: drawn.append(text)})()
-    page = picture._Page(None, draw, ImageInput())
+    page = picture._Page(Image.new("RGB", (8, 6)), ImageInput())
+    monkeypatch.setattr(page, "_draw", draw)
     page.text(0, 0, "short", 14, "#000000", width=170)
     page.text(0, 0, "a/very/long/path/" * 5 + "end.jpg", 14, "#000000", width=170)
     assert drawn[0] == "short"

@@ -1,3 +1,5 @@
+"""Parity, latency and deployment reports as JSON, text, Markdown and JUnit XML."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +100,7 @@ def with_cases(*cases: CaseParity) -> ParityReport:
     return replace(parity(OUTPUT), cases=cases)
 
 
-def test_what_proves_nothing_is_counted_and_never_a_pass() -> None:
+def test_cases_that_prove_nothing_are_counted_and_never_a_pass() -> None:
     seen = replace(parity(OUTPUT).cases[0], smallest_fault=0.00123)
     report = with_cases(seen, UNMADE, BLIND, replace(BLIND, name="longer"))
     assert (report.verdict, report.not_judged) == (Verdict.PASS, 3)
@@ -116,7 +118,7 @@ def test_what_proves_nothing_is_counted_and_never_a_pass() -> None:
     assert long == "not judged: long, longer: a swap would not show"
 
 
-def test_junit_skips_what_proves_nothing() -> None:
+def test_junit_skips_cases_that_prove_nothing() -> None:
     suite = ET.fromstring(parity_junit(with_cases(*parity(OUTPUT).cases, UNMADE, BLIND)))
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "0", "2")
     reasons = [element.get("message") for element in suite.iter("skipped")]
@@ -170,7 +172,7 @@ def deployment() -> Deployment:
     )
 
 
-def test_what_did_not_run_stands_last(deployment: Deployment) -> None:
+def test_steps_that_did_not_run_stand_last(deployment: Deployment) -> None:
     assert [row[0] for row in step_rows(deployment.steps)] == ["PASS", "NOT_RUN"]
 
 

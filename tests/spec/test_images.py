@@ -52,7 +52,7 @@ def test_a_rule_is_read_and_said(text: str, resize: Resize, words: str) -> None:
         ":480",
     ],
 )
-def test_what_is_no_rule_is_refused(text: str) -> None:
+def test_a_text_that_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"for example 480x640|names another filter"):
         Resize.parse(text)
 
@@ -118,7 +118,7 @@ def test_a_crop_decides_the_size_in_the_end() -> None:
     assert parse_size("480x640") == (480, 640)
 
 
-def test_what_is_asked_for_replaces_one_thing_and_no_other() -> None:
+def test_a_change_replaces_one_field_and_no_other() -> None:
     own = ImageInput(mean=(1.0, 2.0, 3.0), resize=Resize(size=(480, 640), filter="area"), orient=False)
     assert not ImageChanges()
     assert ImageChanges().on(own) == own
@@ -152,7 +152,7 @@ def test_a_profile_is_read_and_written_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("text", ["1x480", "1x480x640,8x480x640", "8x4x4,2x4x4,9x4x4", "0x4x4", "1x4x4x3", "axbxc", ""])
-def test_what_is_no_profile_is_refused(text: str) -> None:
+def test_a_text_that_is_no_profile_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         ImageProfile.parse(text)
 

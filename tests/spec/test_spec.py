@@ -1,3 +1,5 @@
+"""Verdicts, ranges of axes, and the shapes and conventions that are refused."""
+
 from dataclasses import replace
 from typing import Any
 

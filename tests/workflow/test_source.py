@@ -40,6 +40,7 @@ def test_a_checkpoint_with_a_backbone_takes_images(whole: Path, caplog: pytest.L
     resized = load_module(Source(checkpoint=whole, takes="images", changes=ImageChanges(resize=Resize(longest=99))))[0]
     assert isinstance(resized, Pipeline)
     assert resized.images.resize == Resize(longest=99)
+    assert sum(line.startswith("assumed") for line in caplog.messages) == 1, "nothing is assumed with --resize"
 
 
 def test_features_take_the_head_alone(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
