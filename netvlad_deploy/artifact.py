@@ -23,7 +23,7 @@ from netvlad_deploy.support.external_data import check_names
 from netvlad_deploy.support.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file
 from netvlad_deploy.support.formats import no_artifact
 from netvlad_deploy.support.records import from_record
-from netvlad_deploy.support.sidecar import AGAIN, LARGEST_BYTES, seal, unseal
+from netvlad_deploy.support.sidecar import AGAIN, LARGEST_SIDECAR_BYTES, seal, unseal
 
 REFERENCE_SUFFIX = ".reference.npz"
 REMAKE: Final = "export and build again"
@@ -301,7 +301,9 @@ def _compare(path: Path, found: str, reference: FileReference, cure: str) -> Non
 
 
 def _read_sidecar(path: Path) -> bytes:
-    return read_bounded(sidecar_path(path), LARGEST_BYTES, missing="an artifact needs the sidecar it was written with")
+    return read_bounded(
+        sidecar_path(path), LARGEST_SIDECAR_BYTES, missing="an artifact needs the sidecar it was written with"
+    )
 
 
 def _parse_sidecar(sidecar: Path, content: bytes, path: Path) -> OnnxArtifact | EngineArtifact:

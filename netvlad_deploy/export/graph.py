@@ -116,7 +116,7 @@ def check_opset(options: GraphOptions) -> GraphOptions:
     return options
 
 
-LEAST = {"height": 32, "width": 32}
+LEAST_SIDES = {"height": 32, "width": 32}
 """Lengths from which a backbone of stride 32 has an output at all: with less, torch traces it a second time."""
 
 
@@ -131,7 +131,7 @@ def trace(
 ) -> Graph:
     """Return the graph of a module as torch writes it, `axes` dynamic."""
     dims = {
-        name: torch.export.Dim(name, min=min(LEAST.get(name, 1), example.shape[index]))
+        name: torch.export.Dim(name, min=min(LEAST_SIDES.get(name, 1), example.shape[index]))
         for example, names in zip(examples, axes, strict=True)
         for index, name in names.items()
     }

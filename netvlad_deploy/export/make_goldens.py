@@ -21,7 +21,7 @@ from netvlad_deploy.support.arrays import Array, Float64
 SEEDS = range(2)
 """Of the roundings to 11 bits that are tried on every golden image but the last, which may be large: in all four."""
 
-LEAST = 2.0**-24
+LEAST_DISTANCE = 2.0**-24
 """Keeps the ratio of two distances finite."""
 
 
@@ -42,7 +42,7 @@ def make_goldens(pipeline: Pipeline, precision: str) -> tuple[tuple[Golden, ...]
         raise ExportError("the descriptor of a golden image is not finite in torch.float32")
     tries = [_distances(single.descriptors(images[:-1], narrow, seed), exact[:-1]) for seed in SEEDS]
     rounded = [max(distances_of_one) for distances_of_one in zip(*tries, strict=True)]
-    rounded.append(max(rounded) * max(1.0, fp32[-1] / max(LEAST, *fp32[:-1])))
+    rounded.append(max(rounded) * max(1.0, fp32[-1] / max(LEAST_DISTANCE, *fp32[:-1])))
     goldens = tuple(
         Golden(image=image, descriptor=wanted, distances={FP32: by_fp32, narrow: by_rounding})
         for image, wanted, by_fp32, by_rounding in zip(images, exact, fp32, rounded, strict=True)

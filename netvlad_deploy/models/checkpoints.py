@@ -18,7 +18,7 @@ import torch
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, Place, find_head_in, places
-from netvlad_deploy.models.dialects.base import BACKBONES, LOSSES, PROJECTION, BackboneState, names
+from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSSES, PROJECTION, BackboneState, names
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.vocabulary_record import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
@@ -136,7 +136,7 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
     elsewhere = {each.start for each in places(state) if each.start not in ("", place.start)}
     unused = (start + loss for start in {place.before, ""} for loss in LOSSES)
     known = (*elsewhere, *unused, *(place.before + start for start in place.dialect.unused))
-    roots = tuple(start + root for start in {place.before, ""} for root in BACKBONES)
+    roots = tuple(start + root for start in {place.before, ""} for root in BACKBONE_PREFIXES)
     root = head.backbone.root if head.backbone is not None else None
     sizes = (head.spec.aggregate_size, head.spec.descriptor_size)
     projections, unplaced = [], []

@@ -20,7 +20,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import LARGEST_RATIO, Array
 
 HEADER_BYTES: Final = 128
-VERSION: Final = 0x0100
+MATLAB_VERSION: Final = 0x0100
 BYTE_ORDERS: Final = {b"IM": "<", b"MI": ">"}
 NUMBERS: Final = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 MATRIX, COMPRESSED = 14, 15
@@ -28,7 +28,7 @@ CELL, STRUCT, CHAR = 1, 2, 4
 NUMERIC: Final = range(6, 16)
 """Classes of arrays, from double to uint64."""
 COMPLEX: Final = 0x0800
-DEEPEST: Final = 32
+DEEPEST_CELL: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def read_variable(path: Path, name: str) -> tuple[Any, list[str]]:
     """
     content = memoryview(path.read_bytes())
     order = BYTE_ORDERS.get(bytes(content[HEADER_BYTES - 2 : HEADER_BYTES]), "")
-    if not order or struct.unpack(f"{order}H", content[HEADER_BYTES - 4 : HEADER_BYTES - 2]) != (VERSION,):
+    if not order or struct.unpack(f"{order}H", content[HEADER_BYTES - 4 : HEADER_BYTES - 2]) != (MATLAB_VERSION,):
         raise InputError(f"{path} is no MATLAB file of version 5 to 7.2: save it with -v7")
     found, names = None, []
     for element in _elements(content[HEADER_BYTES:], order):
@@ -109,7 +109,7 @@ def _inflated(content: memoryview, order: str) -> _Element:
 
 def _value(element: _Element, order: str, depth: int) -> Any:
     """Return what an element of the kind MATRIX holds."""
-    if element.kind != MATRIX or depth > DEEPEST:
+    if element.kind != MATRIX or depth > DEEPEST_CELL:
         raise ValueError(f"element {element.kind} stands where an array should, {depth} deep")
     if not element.content:
         return np.zeros(0)

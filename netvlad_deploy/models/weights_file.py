@@ -28,7 +28,7 @@ TENSORS: Final = (torch.Tensor, StoredTensor)
 LOG = logging.getLogger(__name__)
 
 SAVE_ALONE: Final = "load it with the code it came from, and save its state_dict alone"
-DTYPES: Final = frozenset(
+WEIGHT_DTYPES: Final = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
         *(torch.int8, torch.int16, torch.int32, torch.int64),
@@ -50,7 +50,7 @@ OF_TORCH: Final = ("torch._", "torch.nn.", "torch.storage.", "torch.Tensor", "__
 OPTIMIZER = "optim"
 """How the names of containers start that hold an optimizer's own tensors."""
 
-MOST_TENSORS, LONGEST_NAME, DEEPEST, MOST_VISITED = 50_000, 512, 64, 250_000
+MOST_TENSORS, LONGEST_NAME, DEEPEST_CONTAINER, MOST_VISITED = 50_000, 512, 64, 250_000
 """Bounds that no network of weights comes near to."""
 
 
@@ -163,7 +163,7 @@ class _Walk:
             self.objects.update([] if start else [node.name])
         for key, value in (node if attributes is None else attributes).items():
             self._visited += 1
-            if depth > DEEPEST or self._visited > MOST_VISITED:
+            if depth > DEEPEST_CONTAINER or self._visited > MOST_VISITED:
                 raise InputError(f"{self._path} is nested without an end: save its state_dict alone")
             if _is_plain(value) or not isinstance(key, str | int):
                 continue
@@ -240,7 +240,7 @@ def _tensor(value: Any, name: str, path: Path) -> torch.Tensor | None:
         raise InputError(f"{path} holds {name}, {kind}")
     if isinstance(value, NumpyArray):
         value = _of_array(value.array, name, path)
-    if value.dtype not in DTYPES:
+    if value.dtype not in WEIGHT_DTYPES:
         raise InputError(f"{path} holds {name} of {value.dtype}, expected real numbers: save it as float32")
     if isinstance(value, StoredTensor):
         try:

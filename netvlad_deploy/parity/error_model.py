@@ -44,7 +44,7 @@ from netvlad_deploy.oracle.equations import (
     soft_assignment,
 )
 from netvlad_deploy.parity.projection_error import projection_error
-from netvlad_deploy.parity.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, PRECISIONS, TINY, Rounding
+from netvlad_deploy.parity.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, ROUNDINGS, TINY, Rounding
 from netvlad_deploy.spec.layer import (
     ADD,
     AGGREGATE,
@@ -100,7 +100,7 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     of `soft_assignment` is absolute (B,N,K), and that of `assignment_logits` too (B,N,K+G), less the row's mean. Of a
     layer with a projection the parts are those of `aggregate`, and the error of `descriptor` is absolute (B,P).
     """
-    rounding = PRECISIONS[precision]
+    rounding = ROUNDINGS[precision]
     error = LAMBDA * rounding.unit
     features, assignment = local_descriptors(parameters, feeds[FEATURES]), expected[SOFT_ASSIGNMENT]
     narrow = features  # as the products of an FP16 graph see them

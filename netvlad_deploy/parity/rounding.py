@@ -30,7 +30,7 @@ class Rounding:
     half_mean: bool = False
 
 
-PRECISIONS: Mapping[str, Rounding] = MappingProxyType(
+ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
     {
         "fp32": Rounding(),
         "tf32": Rounding(unit=HALF),

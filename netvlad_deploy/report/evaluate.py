@@ -10,7 +10,7 @@ from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
 
 AGREEMENT_HEADER = ("artifact", "against", "same top-1", "worst 1-cos", "of image")
-LISTED = 10
+LISTED_NAMES = 10
 """How many names a line lists."""
 
 
@@ -134,4 +134,4 @@ def _facts(report: EvaluationReport) -> list[str]:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:LISTED]) + (" ..." if len(names) > LISTED else "")
+    return ", ".join(names[:LISTED_NAMES]) + (" ..." if len(names) > LISTED_NAMES else "")

@@ -14,7 +14,7 @@ from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 
-ROWS: Final = 8
+ROWS_SHOWN: Final = 8
 MISSES: Final = 6
 """Rows of an artifact, and how many of them misses may take while there are hits."""
 
@@ -61,8 +61,8 @@ def choose(results: Sequence[QueryResult]) -> list[QueryResult]:
     """Return the queries to show: misses first, then hits, each kind spread over the walk."""
     misses = [one for one in results if one.first_right > 1]
     hits = [one for one in results if one.first_right == 1]
-    shown = _spread(misses, max(MISSES, ROWS - len(hits)))
-    return shown + _spread(hits, ROWS - len(shown))
+    shown = _spread(misses, max(MISSES, ROWS_SHOWN - len(hits)))
+    return shown + _spread(hits, ROWS_SHOWN - len(shown))
 
 
 def section_caption(one: CandidateRecall, rows: Sequence[QueryResult]) -> str:

@@ -12,7 +12,7 @@ from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
 
 MIB = 2**20
-LISTED = 12
+LISTED_CLUSTERS = 12
 """How many clusters a line names."""
 
 PARITY_HEADER = (
@@ -157,7 +157,9 @@ def departure_line(departure: Departure) -> str:
     """Return where a failing candidate first departs, and what to change."""
     if not departure.tensor:
         return f"first departure: none. {departure.advice}"
-    shown = ", ".join(map(str, departure.clusters[:LISTED])) + (" ..." if len(departure.clusters) > LISTED else "")
+    shown = ", ".join(map(str, departure.clusters[:LISTED_CLUSTERS])) + (
+        " ..." if len(departure.clusters) > LISTED_CLUSTERS else ""
+    )
     return (
         f"first departure: {departure.tensor} of {departure.case!r}, error {departure.error:.1e} where "
         f"{departure.tolerance:.1e} is tolerated, in {len(departure.clusters)} {departure.unit} ({shown}). "

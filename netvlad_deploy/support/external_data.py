@@ -14,7 +14,7 @@ from typing import Final
 PROPERTY: Final = "netvlad_deploy.external_data"
 """Where an ONNX file of ours has name and hash of its external data, so that its own hash is that of both."""
 
-DEEPEST: Final = 100
+DEEPEST_MESSAGE: Final = 100
 """Messages within messages that protobuf itself reads."""
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
@@ -52,8 +52,8 @@ def read_names(content: bytes) -> Names:
     pending = [("model", memoryview(content), 0)]
     while pending:
         kind, message, depth = pending.pop()
-        if depth > DEEPEST:
-            raise ValueError(f"messages are more than {DEEPEST} deep")
+        if depth > DEEPEST_MESSAGE:
+            raise ValueError(f"messages are more than {DEEPEST_MESSAGE} deep")
         if kind in ("external", "property"):
             keys, values = _entry(message)
             if kind == "property" and keys:

@@ -17,7 +17,7 @@ from netvlad_deploy.support import journal
 from netvlad_deploy.support.locks import hold, lock
 from netvlad_deploy.support.scratch import scratch_folder
 
-BLOCK_BYTES: Final = 1 << 20
+COPY_BYTES: Final = 1 << 20
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def sha256_file(path: Path, *, missing: str = "") -> str:
 def _digest(stream: IO[bytes], copy: IO[bytes] | None = None) -> str:
     """Return the SHA-256 of what a stream still holds, and write that into a copy, which is unbuffered."""
     digest = hashlib.sha256()
-    while block := stream.read(BLOCK_BYTES):
+    while block := stream.read(COPY_BYTES):
         digest.update(block)
         if copy is not None:
             _write_scratch(copy, block)

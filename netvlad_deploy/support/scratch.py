@@ -16,7 +16,7 @@ from netvlad_deploy.support.locks import hold, left_behind
 PREFIX: Final = "netvlad-deploy-scratch-"
 """How every scratch folder begins: `sweep` looks at no other. A user's own folder must not be taken for one."""
 
-NAME: Final = re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}")
+SCRATCH_NAME: Final = re.compile(rf"{re.escape(PREFIX)}[a-z0-9_]{{8}}")
 """Source: the eight characters after the prefix are those of Python's `tempfile`."""
 
 
@@ -42,7 +42,7 @@ def sweep() -> None:
     with contextlib.suppress(OSError):
         temporary = Path(tempfile.gettempdir())
         for name in os.listdir(temporary):  # noqa: PTH208 - names, of a folder that others change meanwhile
-            if NAME.fullmatch(name):
+            if SCRATCH_NAME.fullmatch(name):
                 with contextlib.suppress(OSError):  # a living process holds it, or another run removes it
                     _remove(temporary / name)
 

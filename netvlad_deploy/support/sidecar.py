@@ -9,7 +9,7 @@ from netvlad_deploy.errors import ArtifactError
 
 SCHEMA: Final = "netvlad-deploy/artifact/4"
 
-LARGEST_BYTES: Final = 16 * 2**20
+LARGEST_SIDECAR_BYTES: Final = 16 * 2**20
 """Far more than the longest list of kernels takes."""
 
 AGAIN: Final = "export or build again"

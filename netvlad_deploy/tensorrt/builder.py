@@ -36,7 +36,7 @@ NO_TARGETS = frozenset(("NONE", "CURRENT"))
 
 MIB = 2**20
 
-Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
+InputShapes = Mapping[str, tuple[tuple[int, ...], ...]]
 """The smallest, usual and largest shape of every input under one optimization profile."""
 
 
@@ -58,7 +58,7 @@ class BuildRequest:
     external: str | None
     target: Path
     options: BuildOptions
-    profiles: tuple[tuple[str, Shapes], ...]
+    profiles: tuple[tuple[str, InputShapes], ...]
     timing_cache: Path | None = None
     device: int | None = None
 
@@ -216,7 +216,7 @@ def _capabilities(config: Any) -> tuple[str, ...]:
     return tuple(config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
 
 
-def _profile(builder: Any, shapes: Shapes, tensorrt: TensorRT, logger: Any) -> Any:
+def _profile(builder: Any, shapes: InputShapes, tensorrt: TensorRT, logger: Any) -> Any:
     """Return TensorRT's optimization profile for the dynamic axes of every input."""
     optimization_profile = tensorrt.accepted(builder.create_optimization_profile(), "an optimization profile", logger)
     for name, bounds in shapes.items():

@@ -33,18 +33,6 @@ from netvlad_deploy.tensorrt.cuda import current_device
 TURING = "SM75"
 """The architecture whose matrix products are FP16 only, as TensorRT-RTX compiles them."""
 
-HARDWARE_PRICE = (
-    "hardware-compatible: runs on Ampere and later GPUs, with at most 48 KiB of shared memory and fewer kernels to "
-    "choose from, so slower than an engine built for its GPU"
-)
-"""Source: TensorRT API reference, HardwareCompatibilityLevel."""
-
-VERSION_PRICE = (
-    "version-compatible: carries a runtime of its own as native code, which makes the file larger, may make it slower "
-    "and must be allowed where it is loaded"
-)
-"""Source: TensorRT documentation, Version Compatibility."""
-
 
 def build_engine(
     source: Artifact | Path | str,
@@ -134,7 +122,6 @@ def _artifact(
     built: Built,
     figures: BuildFigures,
 ) -> EngineArtifact:
-    prices = ((options.hardware_compatible, HARDWARE_PRICE), (options.version_compatible, VERSION_PRICE))
     return EngineArtifact(
         path=target,
         spec=parent.spec,
@@ -143,7 +130,7 @@ def _artifact(
         outputs=parent.outputs,
         dtypes=parent.dtypes,
         range=parent.range,
-        warnings=(*parent.warnings, *(price for paid, price in prices if paid)),
+        warnings=(*parent.warnings, *(price for price, _ in options.chosen("price"))),
         origin=parent.origin,
         parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
         reference=replace(parent.reference, name=_relative(parent.reference_path, target)),

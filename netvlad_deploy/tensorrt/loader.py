@@ -20,7 +20,7 @@ from netvlad_deploy.tensorrt.cuda import Cuda
 
 LOG = logging.getLogger(__name__)
 
-DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool", "UINT8": "uint8"}
+TENSOR_DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool", "UINT8": "uint8"}
 """The names of TensorRT's data types that an input or output can have."""
 
 AMPERE: Final = (8, 0)
@@ -119,7 +119,7 @@ class LoadedEngine:
 
 
 def _dtype(dtype: Any) -> str:
-    return DTYPES.get(dtype.name, str(dtype.name))
+    return TENSOR_DTYPES.get(dtype.name, str(dtype.name))
 
 
 def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> None:

@@ -31,19 +31,13 @@ def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> 
 
 
 def _tuning(artifact: EngineArtifact, timing_cache: Path | None) -> list[str]:
+    """Return the words for how the builder works: TF32 is the one option that `trtexec` must be told to leave out."""
     options = artifact.options
     major = int(artifact.versions[options.flavor].partition(".")[0])
-    chosen = {
-        "--stronglyTyped": major < 11,  # the only kind of network from 11 on
-        "--noTF32": not options.tf32,
-        "--profilingVerbosity=detailed": True,
-        f"--memPoolSize=workspace:{options.workspace_mib}": options.workspace_mib is not None,
-        f"--builderOptimizationLevel={options.optimization_level}": options.optimization_level is not None,
-        "--hardwareCompatibilityLevel=ampere+": options.hardware_compatible,
-        "--versionCompatible": options.version_compatible,
-        f"--timingCacheFile={timing_cache}": timing_cache is not None,
-    }
-    return [word for word, wanted in chosen.items() if wanted]
+    words = ["--stronglyTyped"] if major < 11 else []  # the only kind of network from 11 on
+    words += ["--profilingVerbosity=detailed"] if options.tf32 else ["--noTF32", "--profilingVerbosity=detailed"]
+    words += [word.format(value) for word, value in options.chosen("trtexec")]
+    return words + ([f"--timingCacheFile={timing_cache}"] if timing_cache else [])
 
 
 def _shapes(artifact: EngineArtifact, profile: AnyProfile) -> list[str]:

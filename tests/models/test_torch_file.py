@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.weights_file import DTYPES, read_tensors
+from netvlad_deploy.models.weights_file import WEIGHT_DTYPES, read_tensors
 
 pytestmark = pytest.mark.export
 
@@ -37,7 +37,7 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
 def content() -> OrderedDict[str, torch.Tensor]:
     """Return a state of every type as torch writes tensors: views of one storage, none, one or no value, parameters."""
     state: OrderedDict[str, torch.Tensor] = OrderedDict()
-    for dtype in sorted(DTYPES, key=str):
+    for dtype in sorted(WEIGHT_DTYPES, key=str):
         whole = random_bits(dtype)
         views = (whole, whole[:, 1:, ::2], whole.permute(2, 0, 1), whole[1, 2, 3], whole[:0], whole[:1].expand(5, 3, 4))
         state.update({f"{dtype}.{number}": view for number, view in enumerate((*views, whole.clone()))})

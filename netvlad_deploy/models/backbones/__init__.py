@@ -15,12 +15,12 @@ __all__ = ["BACKBONES", "Backbone", "find_backbone", "is_custom"]
 IMAGENET = ImageInput(resize=Resize(size=(480, 640)))
 """What networks trained on ImageNet take; the size is that of the place recognition benchmarks."""
 
-STAGES = {"conv3": 2, "conv4": 3, "conv5": 4}
+RESNET_STAGES = {"conv3": 2, "conv4": 3, "conv5": 4}
 """How many stages a ResNet keeps, by the last one."""
 
 
 def _resnet(depth: int, last: str) -> Backbone:
-    stages = STAGES[last]
+    stages = RESNET_STAGES[last]
     layers = {f"layer{number}.": f"{number + 3}." for number in range(1, 5)}
     return Backbone(
         name=f"resnet{depth}-{last}",
@@ -48,7 +48,7 @@ BACKBONES: dict[str, Backbone] = {
     for backbone in (
         _plain("vgg16", 512),
         _plain("alexnet", 256),
-        *(_resnet(depth, last) for depth in (18, 50) for last in STAGES),
+        *(_resnet(depth, last) for depth in (18, 50) for last in RESNET_STAGES),
         Backbone(
             name="efficientnet-lite0",
             build=efficientnet_lite0,

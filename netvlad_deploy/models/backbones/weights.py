@@ -13,13 +13,13 @@ from netvlad_deploy.models.backbones.custom import FAULTS
 from netvlad_deploy.models.dialects.base import BackboneState, names
 from netvlad_deploy.spec.images import CHANNELS, ImageInput
 
-Shapes = Mapping[str, tuple[int, ...]]
+StateShapes = Mapping[str, tuple[int, ...]]
 
 COUNTER = "num_batches_tracked"
 TOKENS = re.compile(r"token|pos(ition)?_emb|positional_emb")
 """Names that a transformer alone has."""
 
-BLOCK = re.compile(r"(?:layer)?(?P<stage>\d+)\.(?P<block>\d+)\.conv\d+\.weight$")
+CONVOLUTION_OF_BLOCK = re.compile(r"(?:layer)?(?P<stage>\d+)\.(?P<block>\d+)\.conv\d+\.weight$")
 """A convolution of a ResNet's block, by torchvision's names or by those of its children in a row."""
 
 RESNET_DEPTHS = {
@@ -109,7 +109,7 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
     return output.shape[1]
 
 
-def describe(shapes: Shapes) -> str:
+def describe(shapes: StateShapes) -> str:
     """Return in words which network tensors of these names and shapes are: kind, depth and channels, or tokens."""
     if any(TOKENS.search(name) for name in shapes):
         return f"a transformer, whose tokens are no feature map ({names(filter(TOKENS.search, shapes))})"
@@ -118,7 +118,7 @@ def describe(shapes: Shapes) -> str:
     if not convolutions:
         return "a network without convolutions"
     blocks: dict[str, set[str]] = {}
-    for match in filter(None, map(BLOCK.match, convolutions)):
+    for match in filter(None, map(CONVOLUTION_OF_BLOCK.match, convolutions)):
         blocks.setdefault(match["stage"], set()).add(match["block"])
     kind = f"a network of {len(convolutions)} convolution{'' if len(convolutions) == 1 else 's'}"
     if blocks:
@@ -130,7 +130,7 @@ def describe(shapes: Shapes) -> str:
     return f"{kind}, from {channels} input channel{'' if channels == 1 else 's'} to {width}"
 
 
-def _is_another(backbone: Backbone, found: Shapes) -> bool:
+def _is_another(backbone: Backbone, found: StateShapes) -> bool:
     """Return whether tensors are of another network than a backbone, and not those of one that is damaged."""
     wanted = _shapes(backbone)
     own = {name: shape for name, shape in found.items() if name in wanted or not name.startswith(backbone.beyond)}

@@ -14,7 +14,7 @@ from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec, Projection
 PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
 NORMALIZES = "the layer L2-normalises them itself"
 
-BACKBONES = ("encoder.", "backbone.", "base_model.", "point_net.")
+BACKBONE_PREFIXES = ("encoder.", "backbone.", "base_model.", "point_net.")
 PROJECTION = re.compile(
     r"(^|\.)(WPCA|pca_layer|whiten|hidden1_weights|out_projection|bn2|context_gating|gating_\w+|aggregation\.1)(\.|$)"
 )
@@ -293,7 +293,7 @@ class Place:
         keys = self.dialect.backbone
         if keys is not None and (found := keys.find(self.below(state))) is not None:
             return replace(found, root=self.before + found.root)
-        for root in (start + each for start in (self.before, "") for each in BACKBONES):
+        for root in (start + each for start in (self.before, "") for each in BACKBONE_PREFIXES):
             tensors = {name.removeprefix(root): state[name] for name in ignored if name.startswith(root)}
             if tensors:
                 return BackboneState(root=root, tensors=tensors, candidates=(), images=ImageInput())

@@ -14,7 +14,7 @@ from netvlad_deploy.models.dialects.base import Head
 from netvlad_deploy.models.dialects.collaborative_experts import CollaborativeExperts
 from netvlad_deploy.oracle.reference_file import ASSIGNMENT_BIAS, MARKS, PROJECTION
 
-BATCH_NORM = "batch_norm."
+BATCH_NORM_PREFIX = "batch_norm."
 
 
 class MixtureOfEmbeddingExperts(CollaborativeExperts):
@@ -22,7 +22,7 @@ class MixtureOfEmbeddingExperts(CollaborativeExperts):
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Drop BatchNorm, and refuse ghost clusters."""
-        unused = tuple(name for name in state if name.startswith(BATCH_NORM))
+        unused = tuple(name for name in state if name.startswith(BATCH_NORM_PREFIX))
         head = super().convert({name: tensor for name, tensor in state.items() if name not in unused}, root)
         if head.spec.num_ghost_clusters:
             shapes = f"clusters {tuple(state['clusters'].shape)} and clusters2 {tuple(state['clusters2'].shape)}"
@@ -33,8 +33,8 @@ class MixtureOfEmbeddingExperts(CollaborativeExperts):
 MIXTURE_OF_EMBEDDING_EXPERTS = MixtureOfEmbeddingExperts(
     name="mixture-of-embedding-experts",
     keys="clusters (D,K), clusters2 (1,D,K), batch_norm.* that is not used",
-    needs=("clusters", "clusters2", f"{BATCH_NORM}weight"),
-    lacks=(f"{BATCH_NORM}eps", *MARKS, ASSIGNMENT_BIAS, f"{PROJECTION}.weight"),
-    unused=(BATCH_NORM,),
+    needs=("clusters", "clusters2", f"{BATCH_NORM_PREFIX}weight"),
+    lacks=(f"{BATCH_NORM_PREFIX}eps", *MARKS, ASSIGNMENT_BIAS, f"{PROJECTION}.weight"),
+    unused=(BATCH_NORM_PREFIX,),
     explicit=True,
 )
