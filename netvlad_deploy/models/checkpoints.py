@@ -18,7 +18,7 @@ import torch
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.dialects import Head, Place, find_head_in, places
-from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSSES, PROJECTION, BackboneState, names
+from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSSES, PROJECTION_KEY, BackboneState, names
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.vocabulary_record import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
@@ -145,7 +145,7 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
         if name.startswith(known) or (root is not None and name.startswith(root)):
             continue
         mapping = sizes[0] in shape[:2] if len(shape) != 2 else any(size in shape for size in sizes)
-        if not name.startswith(roots) and (PROJECTION.search(name) or mapping):
+        if not name.startswith(roots) and (PROJECTION_KEY.search(name) or mapping):
             projections.append(name)
         elif state[name].numel() > 1 and state[name].is_floating_point():
             unplaced.append(name)

@@ -19,7 +19,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.matlab_file import read_variable
 from netvlad_deploy.support.formats import reading
 
-ASSIGNMENT, ASSIGNMENT_BIAS, NEGATED_CENTRES = "vlad.assignment", "vlad.assignment_bias", "vlad.negated_centres"
+ASSIGNMENT, VLAD_BIAS, NEGATED_CENTRES = "vlad.assignment", "vlad.assignment_bias", "vlad.negated_centres"
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
 BACKBONE, AVERAGE_IMAGE = "backbone.", "average_image"
 """Names of the tensors: convolutions are `backbone.N.weight` and `backbone.N.bias`, N counted as MatConvNet does."""
@@ -88,7 +88,7 @@ def _head(layers: Any, found: list[str]) -> dict[str, Tensor]:
     core = _weights(layers[1], (2, 3))
     tensors = {ASSIGNMENT: core[0], NEGATED_CENTRES: core[-1]}
     if len(core) == 3:
-        tensors[ASSIGNMENT_BIAS] = core[1].reshape(-1)
+        tensors[VLAD_BIAS] = core[1].reshape(-1)
     if len(found) > len(HEAD):
         tensors[PCA_WEIGHT], tensors[PCA_BIAS] = _weights(layers[4], (2,))
     return tensors

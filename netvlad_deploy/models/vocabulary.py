@@ -27,7 +27,7 @@ VARIANCE_FLOOR = 1e-9
 RANK = 1e-7
 """A direction with less of the largest one's variance is rounding, not data."""
 
-ROWS, COLUMNS = 4096, 2048
+BLOCK_ROWS, COLUMNS = 4096, 2048
 """How many rows, or columns, are widened to float64 at once."""
 
 WEIGHT, PROJECTION_BIAS = "projection.weight", "projection.bias"
@@ -73,8 +73,8 @@ def sharpness(points: Float32, centroids: Float32) -> float:
     """
     wide = centroids.astype(np.float64)
     gaps = 0.0
-    for start in range(0, len(points), ROWS):
-        rows = points[start : start + ROWS].astype(np.float64)
+    for start in range(0, len(points), BLOCK_ROWS):
+        rows = points[start : start + BLOCK_ROWS].astype(np.float64)
         squares = (wide**2).sum(axis=1) - 2 * rows @ wide.T  # |x|^2 is the same for every centroid
         nearest = np.partition(squares, 1, axis=1)
         gaps += float((nearest[:, 1] - nearest[:, 0]).sum())

@@ -50,7 +50,7 @@ OF_TORCH: Final = ("torch._", "torch.nn.", "torch.storage.", "torch.Tensor", "__
 OPTIMIZER = "optim"
 """How the names of containers start that hold an optimizer's own tensors."""
 
-MOST_TENSORS, LONGEST_NAME, DEEPEST_CONTAINER, MOST_VISITED = 50_000, 512, 64, 250_000
+MOST_TENSORS, LONGEST_KEY, DEEPEST_CONTAINER, MOST_VISITED = 50_000, 512, 64, 250_000
 """Bounds that no network of weights comes near to."""
 
 
@@ -167,7 +167,7 @@ class _Walk:
                 raise InputError(f"{self._path} is nested without an end: save its state_dict alone")
             if _is_plain(value) or not isinstance(key, str | int):
                 continue
-            if (length := sum(map(len, (*containers, start, name := str(key))))) > LONGEST_NAME:
+            if (length := sum(map(len, (*containers, start, name := str(key))))) > LONGEST_KEY:
                 raise InputError(f"{self._path} is no checkpoint: a name of {length} characters begins {name[:40]}")
             if _attributes(value) is not None and attributes is not None:
                 yield from self._below(value, containers, f"{start}{name}.", depth + 1)

@@ -17,7 +17,7 @@ PROPERTY: Final = "netvlad_deploy.external_data"
 DEEPEST_MESSAGE: Final = 100
 """Messages within messages that protobuf itself reads."""
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "model": {7: "graph", 14: "property", 20: "training", 25: "function"},
@@ -95,7 +95,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         if wire == VARINT:
             _, position = _varint(message, position)
             continue
-        if wire == LENGTH:
+        if wire == LENGTH_DELIMITED:
             length, position = _varint(message, position)
         elif wire in (FIXED32, FIXED64):
             length = 4 if wire == FIXED32 else 8
@@ -104,7 +104,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         end = position + length
         if end > len(message):
             raise ValueError(f"field {number} ends beyond its message")
-        if wire == LENGTH:
+        if wire == LENGTH_DELIMITED:
             yield number, message[position:end]
         position = end
 

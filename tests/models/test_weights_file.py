@@ -18,7 +18,7 @@ import torch
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models import weights_file
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.models.weights_file import LONGEST_NAME, read_tensors
+from netvlad_deploy.models.weights_file import LONGEST_KEY, read_tensors
 from tests.modules import make_module
 
 pytestmark = pytest.mark.export
@@ -287,7 +287,7 @@ def test_a_small_file_that_asks_for_much_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "m.pt")
     torch.save({"a.weight": torch.ones(3, 1).expand(3, 2)}, tmp_path / "m.pt")
     assert torch.equal(read_tensors(tmp_path / "m.pt")["a.weight"], torch.ones(3, 2))
-    torch.save({"." * (LONGEST_NAME + 1): torch.ones(2, 2)}, tmp_path / "m.pt")
+    torch.save({"." * (LONGEST_KEY + 1): torch.ones(2, 2)}, tmp_path / "m.pt")
     with pytest.raises(InputError, match=r"a name of 513 characters begins \.\.\."):
         read_tensors(tmp_path / "m.pt")
     looped: dict[str, Any] = {"a.weight": torch.ones(2, 2)}

@@ -118,12 +118,12 @@ def test_the_picture_shows_grey_values_of_the_depth_that_was_embedded(
 def test_misses_are_shown_first_and_spread() -> None:
     results = [result(index, 1 if index % 2 else 9) for index in range(40)]
     shown = choose(results)
-    assert len(shown) == picture.ROWS
+    assert len(shown) == picture.ROWS_SHOWN
     assert [one.first_right > 1 for one in shown] == [True] * picture.MISSES + [False] * 2
     assert (shown[0].query, shown[picture.MISSES - 1].query) == ("q0", "q38")
     assert section_caption(candidate("a", *results), shown).endswith("Shown: 6 of 20 misses, 2 of 20 hits")
     assert len(choose(results[:3])) == 3
-    assert [one.first_right for one in choose([result(index, 2) for index in range(9)])] == [2] * picture.ROWS
+    assert [one.first_right for one in choose([result(index, 2) for index in range(9)])] == [2] * picture.ROWS_SHOWN
 
 
 def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:

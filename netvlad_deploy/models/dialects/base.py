@@ -15,7 +15,7 @@ PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer w
 NORMALIZES = "the layer L2-normalises them itself"
 
 BACKBONE_PREFIXES = ("encoder.", "backbone.", "base_model.", "point_net.")
-PROJECTION = re.compile(
+PROJECTION_KEY = re.compile(
     r"(^|\.)(WPCA|pca_layer|whiten|hidden1_weights|out_projection|bn2|context_gating|gating_\w+|aggregation\.1)(\.|$)"
 )
 """Names of what comes after a head: a linear map of its descriptor, with its BatchNorm and gating."""
@@ -200,7 +200,7 @@ class Dialect(ABC):
         others = tuple(sorted(set(state) - set(used)))
         lacking = {root + name for name in self.lacks}
         strange = [
-            name for name in others if name.startswith(root) and (name in lacking or not PROJECTION.search(name))
+            name for name in others if name.startswith(root) and (name in lacking or not PROJECTION_KEY.search(name))
         ]
         if strange:
             raise InputError(f"holds {names(strange)} in the layer, which {self.name} does not have")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Set
 
 from torch import Tensor
 
-from netvlad_deploy.models.dialects.base import FOLLOWING, PROJECTION, BackboneKeys, Dialect, Head, columns
+from netvlad_deploy.models.dialects.base import FOLLOWING, PROJECTION_KEY, BackboneKeys, Dialect, Head, columns
 from netvlad_deploy.oracle.reference_file import (
     ASSIGNMENT_BIAS,
     CLUSTERS_FIRST_MARK,
@@ -28,7 +28,7 @@ class CollaborativeExperts(Dialect):
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Keep every tensor but a projection of others: the module refuses what it does not know."""
-        ignored = tuple(sorted(name for name in state if PROJECTION.search(name) or name.startswith(BACKBONE)))
+        ignored = tuple(sorted(name for name in state if PROJECTION_KEY.search(name) or name.startswith(BACKBONE)))
         marks = {name for name in MARKS if name in state and bool(state[name].all())}
         tensors = {name: tensor for name, tensor in state.items() if name not in (*ignored, *MARKS)}
         following = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FOLLOWING)}

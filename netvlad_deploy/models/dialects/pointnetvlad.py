@@ -17,7 +17,7 @@ from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, Head, colum
 from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, NetVLADSpec, Projection
 
 WEIGHTS, WEIGHTS2, BIASES, FIRST_NORM = "cluster_weights", "cluster_weights2", "cluster_biases", "bn1."
-HIDDEN, SECOND_NORM, GATING = "hidden1_weights", "bn2.", "context_gating."
+HIDDEN_WEIGHTS, SECOND_NORM, GATE = "hidden1_weights", "bn2.", "context_gating."
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 COUNTER = "num_batches_tracked"
 
@@ -59,20 +59,20 @@ class PointNetVLAD(Dialect):
             ignored=self.others(state, root, used.values()),
             preprocessing=self.preprocessing,
         )
-        following = any(name.startswith((root + HIDDEN, root + SECOND_NORM, root + GATING)) for name in state)
+        following = any(name.startswith((root + HIDDEN_WEIGHTS, root + SECOND_NORM, root + GATE)) for name in state)
         return self._followed(state, root, head) if following else head
 
     def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:
         """Return the head with `hidden1_weights`, the BatchNorm after it if it is applied, and context gating."""
-        hidden, gate = root + HIDDEN, root + GATING + "gating_weights"
+        hidden, gate = root + HIDDEN_WEIGHTS, root + GATE + "gating_weights"
         weight = self.matrix(state, hidden, head.spec.aggregate_size, by_column=True)
         size = len(weight)
         norm = self._norm(state, hidden, size, root + SECOND_NORM) if self.projection_norm else {}
         used = {f"projection.{name}": key for name, key in norm.items()}
         gating = None
-        if any(name.startswith(root + GATING) for name in state):
+        if any(name.startswith(root + GATE) for name in state):
             square = self.matrix(state, gate, size, by_column=True)
-            added = self._added(state, gate, size, root + GATING + FIRST_NORM, root + GATING + "gating_biases")
+            added = self._added(state, gate, size, root + GATE + FIRST_NORM, root + GATE + "gating_biases")
             if len(square) != size:
                 raise InputError(f"{gate} has shape {tuple(state[gate].shape)}, expected ({size}, {size})")
             gating = BIAS if BIAS in added else BATCH_NORM

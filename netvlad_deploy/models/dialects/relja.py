@@ -14,11 +14,11 @@ from netvlad_deploy.models.dialects.base import BackboneKeys, BackboneState, Dia
 from netvlad_deploy.models.dialects.convolution import MATCONVNET, VGG16_FEATURES
 from netvlad_deploy.models.matlab import (
     ASSIGNMENT,
-    ASSIGNMENT_BIAS,
     AVERAGE_IMAGE,
     NEGATED_CENTRES,
     PCA_BIAS,
     PCA_WEIGHT,
+    VLAD_BIAS,
     average_image,
 )
 from netvlad_deploy.spec.layer import ADD, NetVLADSpec, Projection
@@ -45,17 +45,17 @@ class Relja(Dialect):
             raise InputError(f"{ASSIGNMENT} {first} and {NEGATED_CENTRES} {second} are not both (D, K)")
         feature_size, num_clusters = first
         tensors = {"clusters": state[ASSIGNMENT], "clusters2": -state[NEGATED_CENTRES][None]}
-        if ASSIGNMENT_BIAS in state:
-            tensors["assignment_bias"] = self.vector(state, ASSIGNMENT_BIAS, num_clusters, ASSIGNMENT)
+        if VLAD_BIAS in state:
+            tensors["assignment_bias"] = self.vector(state, VLAD_BIAS, num_clusters, ASSIGNMENT)
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
             batch_norm=False,
-            assignment_bias=ASSIGNMENT_BIAS in state,
+            assignment_bias=VLAD_BIAS in state,
             normalize_input=True,
             epsilon=ADD,
         )
-        used = (ASSIGNMENT, NEGATED_CENTRES, ASSIGNMENT_BIAS, PCA_WEIGHT, PCA_BIAS)
+        used = (ASSIGNMENT, NEGATED_CENTRES, VLAD_BIAS, PCA_WEIGHT, PCA_BIAS)
         others = self.others(state, f"{root}vlad.", used)
         head = Head(spec=spec, tensors=tensors, ignored=others, preprocessing=self.preprocessing)
         if PCA_WEIGHT not in state and PCA_BIAS not in state:
