@@ -19,7 +19,7 @@ STRIP_BYTES = 2**24
 """Of the patches of one strip: small enough for the allocator to use the same memory again, whose pages are there."""
 
 
-class WideConvolutions(TorchFunctionMode):
+class Float64Convolutions(TorchFunctionMode):
     """Compute every float64 convolution so, while this is on.
 
     Args:
@@ -64,8 +64,8 @@ def _in_strips(
     stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    high, wide = _pair(padding)
-    padded = functional.pad(x, (wide, wide, high, high))
+    above, beside = _pair(padding)
+    padded = functional.pad(x, (beside, beside, above, above))
     reach = dilation[0] * (weight.shape[2] - 1) + 1
     rows = (padded.shape[2] - reach) // stride[0] + 1
     columns = (padded.shape[3] - dilation[1] * (weight.shape[3] - 1) - 1) // stride[1] + 1

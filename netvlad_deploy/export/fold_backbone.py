@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from netvlad_deploy.errors import ExportError, FoldError
-from netvlad_deploy.export.float64_convolutions import WideConvolutions
+from netvlad_deploy.export.float64_convolutions import Float64Convolutions
 from netvlad_deploy.models.affine import is_finite
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -56,7 +56,7 @@ def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
     check_backbone(backbone)
     folded = copy.deepcopy(backbone).double().requires_grad_(False)
     if any(isinstance(part, BATCH_NORMS) for part in folded.modules()):
-        with WideConvolutions(strips=False):
+        with Float64Convolutions(strips=False):
             _fold_all(folded, example.double())
     folded = folded.float()
     for name, tensor in folded.state_dict().items():

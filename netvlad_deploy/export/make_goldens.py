@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call
 
 from netvlad_deploy.errors import ExportError
-from netvlad_deploy.export.float64_convolutions import WideConvolutions
+from netvlad_deploy.export.float64_convolutions import Float64Convolutions
 from netvlad_deploy.export.seeded_rounding import RoundedBackbone, RoundedHead
 from netvlad_deploy.models.affine import in_float64
 from netvlad_deploy.models.pipeline import Pipeline
@@ -54,7 +54,7 @@ def _exact(pipeline: Pipeline, images: list[Array]) -> tuple[list[Float64], floa
     """Return the descriptor (P,) of each image (H,W,3) in float64, and the largest norm of a local descriptor."""
     width, twin, aggregate = pipeline.head.spec.feature_size, _twin(pipeline, torch.float64), in_float64(pipeline.head)
     found, norm = [], 0.0
-    with torch.inference_mode(), WideConvolutions(strips=True):
+    with torch.inference_mode(), Float64Convolutions(strips=True):
         for image in images:
             local_descriptors = twin.local_descriptors(torch.from_numpy(image)[None])
             if local_descriptors.shape[2] != width:

@@ -28,7 +28,7 @@ RANK = 1e-7
 """A direction with less of the largest one's variance is rounding, not data."""
 
 BLOCK_ROWS, COLUMNS = 4096, 2048
-"""How many rows, or columns, are widened to float64 at once."""
+"""How many rows, or columns, are converted to float64 at once."""
 
 WEIGHT, PROJECTION_BIAS = "projection.weight", "projection.bias"
 
@@ -71,11 +71,11 @@ def sharpness(points: Float32, centroids: Float32) -> float:
 
     Raises: InputError if no point is nearer to one centroid than to all others.
     """
-    wide = centroids.astype(np.float64)
+    centres = centroids.astype(np.float64)
     gaps = 0.0
     for start in range(0, len(points), BLOCK_ROWS):
         rows = points[start : start + BLOCK_ROWS].astype(np.float64)
-        squares = (wide**2).sum(axis=1) - 2 * rows @ wide.T  # |x|^2 is the same for every centroid
+        squares = (centres**2).sum(axis=1) - 2 * rows @ centres.T  # |x|^2 is the same for every centroid
         nearest = np.partition(squares, 1, axis=1)
         gaps += float((nearest[:, 1] - nearest[:, 0]).sum())
     if not gaps > 0:
@@ -88,11 +88,11 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
 
     Then softmax(w x + b) is exp(-alpha |x - c|^2) over its sum.
     """
-    wide = centroids.astype(np.float64)
+    centres = centroids.astype(np.float64)
     return {
-        "clusters": (2 * alpha * wide.T).astype(np.float32),
+        "clusters": (2 * alpha * centres.T).astype(np.float32),
         "clusters2": centroids.T[None],
-        ASSIGNMENT_BIAS: (-alpha * (wide**2).sum(axis=1)).astype(np.float32),
+        ASSIGNMENT_BIAS: (-alpha * (centres**2).sum(axis=1)).astype(np.float32),
         NORMALIZE_INPUT: np.ones((), np.float32),
     }
 
@@ -159,8 +159,8 @@ def _principal(points: Float32, mean: Float64, size: int) -> tuple[Float64, Floa
         left = left / np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))
         directions = np.concatenate([centred(block).T @ left for block in blocks])
     else:
-        wide = centred(slice(None))
-        squares, vectors = np.linalg.eigh(wide.T @ wide)
+        rows = centred(slice(None))
+        squares, vectors = np.linalg.eigh(rows.T @ rows)
         squares, directions = squares[::-1][:size], vectors[:, ::-1][:, :size]
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(size)])
     return directions * signs, squares / (count - 1)

@@ -106,8 +106,8 @@ def doubts(goldens: Sequence[Golden], precision: str) -> tuple[str, ...]:
 
 def distances(got: Array, expected: Array) -> Float64:
     """Return |got - expected| / |expected| of descriptors (B,P), row by row; infinite where a value is not finite."""
-    wide, wanted = got.astype(np.float64), expected.astype(np.float64)
-    difference = np.where(np.isfinite(wide), wide - wanted, np.inf)
+    given, wanted = got.astype(np.float64), expected.astype(np.float64)
+    difference = np.where(np.isfinite(given), given - wanted, np.inf)
     norm = np.maximum(np.linalg.norm(wanted, axis=-1), np.finfo(np.float64).tiny)
     found: Float64 = np.linalg.norm(difference, axis=-1) / norm
     return found

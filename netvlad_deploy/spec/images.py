@@ -142,9 +142,10 @@ class Resize:
             long = max(1, self.shortest * max(height, width) // min(height, width))
             return (self.shortest, long) if height <= width else (long, self.shortest)
         if self.cover is not None:
-            high, wide = self.cover
-            by_height = high * width >= wide * height
-            return (high, high * width // height) if by_height else (wide * height // width, wide)
+            least_height, least_width = self.cover
+            if least_height * width >= least_width * height:
+                return least_height, least_height * width // height
+            return least_width * height // width, least_width
         return height, width
 
     def factor(self, height: int, width: int) -> float | None:
