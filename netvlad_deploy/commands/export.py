@@ -1,4 +1,4 @@
-"""From weights to artifacts: `export`, `build`, `deploy`, `precision`."""
+"""The verbs that make artifacts from weights: `export`, `build`, `deploy`, `precision`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -142,6 +142,10 @@ def precision(
 
 
 def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
+    """Return the source of the weights as the workflow takes it.
+
+    Raises: UsageError for an option that needs a checkpoint, or excludes one; or if the layer would be too large.
+    """
     from netvlad_deploy.workflow.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):

@@ -44,7 +44,7 @@ Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate
 
 @dataclass(frozen=True)
 class ImageFlags:
-    """What is done to an image otherwise than the checkpoint's or the backbone's own code does."""
+    """How images are prepared, where that differs from the checkpoint's or the backbone's own code."""
 
     resize: Annotated[
         str | None,
@@ -66,9 +66,9 @@ class ImageFlags:
 
     @property
     def changes(self) -> ImageChanges:
-        """Return the options that were given as one object.
+        """Return the changes as one object.
 
-        Raises: UsageError if a text has another form.
+        Raises: UsageError if a text has not the form that its help shows.
         """
         return ImageChanges.parse(self.resize, self.crop, self.orient, self.depth)
 
@@ -109,7 +109,7 @@ class SourceFlags:
 
 @dataclass(frozen=True)
 class GraphFlags:
-    """What the exported graph takes and gives, field by field those of GraphOptions."""
+    """Inputs, outputs and precision of the exported graph: the fields of `GraphOptions`, by name."""
 
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32"
     wide_logits: Annotated[
@@ -142,7 +142,7 @@ class Tuning(dict[str, Any]):
 
 @dataclass(frozen=True)
 class EngineFlags:
-    """Which TensorRT builds the engine, and for which shapes."""
+    """The flavor of TensorRT that builds the engine, and the shapes that the engine is for."""
 
     flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")] = "tensorrt"
     batch: Annotated[
@@ -167,7 +167,7 @@ class EngineFlags:
 
     @property
     def profiles(self) -> tuple[AnyProfile, ...]:
-        """Return the optimization profiles, none for the usual one of what is built.
+        """Return the optimization profiles; none stands for the usual one of a head or pipeline.
 
         Raises: UsageError if they are given in two ways.
         """
@@ -223,7 +223,7 @@ def flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _signed(command: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> Callable[..., None]:
-    """Return a command with another signature, from which Typer reads its options."""
+    """Return the command with these parameters as its signature, from which Typer reads the options."""
 
     @functools.wraps(command)
     def signed(**values: Any) -> None:
@@ -236,13 +236,13 @@ def _signed(command: Callable[..., None], parameters: Iterable[inspect.Parameter
 
 
 def checked(command: Callable[..., None]) -> Callable[..., None]:
-    """Have every number and path of a command checked against `limits` before it begins, and say so in its help."""
+    """Return the command with every number and path checked by `support/limits.py` first; the help shows the ranges."""
     parameters = inspect.signature(command).parameters.values()
     return _signed(command, [each.replace(annotation=_checked(each.name, each.annotation)) for each in parameters])
 
 
 def _checked(name: str, annotation: Any) -> Any:
-    """Return the annotation of an option with its check."""
+    """Return the annotation of an option with the check for its type and name."""
     kind, info = get_args(annotation)
     kinds = {kind, *get_args(kind)}
     info = copy(info)

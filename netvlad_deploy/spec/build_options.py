@@ -1,4 +1,4 @@
-"""How an engine is to be built: flavor, optimization profiles, what the builder may do; and what it said of the engine.
+"""The options that an engine is built with, and the figures that the builder gives of it.
 
 Standard library only, like `spec`. The fields of `BuildOptions` are the table of build options: the command line, the
 command that builds an engine again, the line of `trtexec` and the sidecar are made from it. The calls of TensorRT that
@@ -116,7 +116,7 @@ class BuildOptions:
 
     @property
     def arguments(self) -> list[str]:
-        """These options as `netvlad-deploy build` takes them, those at their defaults left out."""
+        """Return these options as `netvlad-deploy build` takes them, those at their defaults left out."""
         words = [] if self.flavor == TENSORRT else ["--flavor", self.flavor]
         words += [word for profile in self.profiles for word in ("--profile", profile.text)]
         # numbers before switches before lists: scripts and reports have had this order from the start
@@ -130,6 +130,10 @@ def fitting_profile(profiles: Sequence[AnyProfile], *shape: int) -> int:
     """Return the index of the profile with the smallest maximum that holds this shape.
 
     Raises: InputError if none does.
+
+    >>> from netvlad_deploy.spec.profiles import Profile
+    >>> fitting_profile((Profile.parse("1x1,8x300,64x4096"), Profile.parse("1x300")), 1, 300)
+    1
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.holds(*shape)]
     if not fitting:
@@ -152,9 +156,9 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFigures:
-    """What the builder said of the engine; None where this TensorRT does not say.
+    """Figures of an engine from the log of its build; None where this version of TensorRT does not log one.
 
-    `host_bytes` is the most memory that the process of the build has taken from the host.
+    `host_bytes` is the most host memory that the process of the build has taken.
     """
 
     build_ms: float
@@ -166,7 +170,7 @@ class BuildFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """The GPU an engine was built on: its name, its compute capability as `8.7`, and the driver's CUDA version."""
+    """A GPU: its name, its compute capability as `8.7`, and the driver's CUDA version."""
 
     name: str
     compute_capability: str

@@ -1,4 +1,4 @@
-"""The command of NVIDIA's own tool that builds the same engine, to compare with and to report a fault by."""
+"""The command by which NVIDIA's own tool builds the same engine, for comparisons and for reports to NVIDIA."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,7 @@ from netvlad_deploy.tensorrt.api import MODULES
 def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> str:
     """Return the line of `trtexec`, or of TensorRT-RTX's own tool, that builds an engine with the same options.
 
-    For TensorRT-RTX it has files, shapes and compute capabilities only: no public page lists the tool's other options.
+    The line of TensorRT-RTX's tool has files, shapes and compute capabilities only: no public page lists the others.
 
     Source: TensorRT documentation, trtexec; TensorRT-RTX documentation, CPU-only AOT and dynamic shapes.
     """
@@ -41,7 +41,7 @@ def _tuning(artifact: EngineArtifact, timing_cache: Path | None) -> list[str]:
 
 
 def _shapes(artifact: EngineArtifact, profile: AnyProfile) -> list[str]:
-    """Return the shapes of every input, smallest, usual and largest."""
+    """Return the words for the least, usual and largest shape of every input."""
     shapes = artifact.input_shapes(profile)
     return [
         f"--{bound}Shapes=" + ",".join(f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in shapes)
