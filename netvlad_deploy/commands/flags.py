@@ -44,7 +44,7 @@ Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate
 
 @dataclass(frozen=True)
 class ImageFlags:
-    """How images are prepared, where that differs from the checkpoint's or the backbone's own code."""
+    """The preparation of images, where it differs from the checkpoint's or the backbone's own code."""
 
     resize: Annotated[
         str | None,
@@ -75,7 +75,7 @@ class ImageFlags:
 
 @dataclass(frozen=True)
 class SourceFlags:
-    """Where the weights come from."""
+    """The source of the weights."""
 
     checkpoint: Annotated[
         Path | None,

@@ -35,7 +35,7 @@ def _option(default: Any, flag: str, text: str, **more: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What an engine is built with.
+    """The options that an engine is built with.
 
     Args:
         flavor: tensorrt, or tensorrt-rtx, which builds without a GPU.
@@ -106,7 +106,7 @@ class BuildOptions:
             raise UsageError(f"--compute-capability is for {RTX}: {self.flavor} builds for the GPU it runs on")
 
     def chosen(self, key: str) -> list[tuple[str, Any]]:
-        """Return what stands under a key of the table for each option that is not at its default, and its value.
+        """Return the word under `key` of the table, and the value, of each option that has one and is not at its default.
 
         >>> BuildOptions(workspace_mib=512, version_compatible=True).chosen("trtexec")
         [('--memPoolSize=workspace:{}', 512), ('--versionCompatible', True)]

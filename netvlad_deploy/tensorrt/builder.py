@@ -46,7 +46,7 @@ InputShapes = Mapping[str, tuple[tuple[int, ...], ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What to build: everything the process of the builder needs to know.
+    """The request for one build, with everything that the process of the builder needs to know.
 
     Args:
         source: the ONNX file, whose bytes are compared with their hash when they are read.

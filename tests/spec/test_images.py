@@ -152,7 +152,7 @@ def test_a_profile_is_read_and_written_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("text", ["1x480", "1x480x640,8x480x640", "8x4x4,2x4x4,9x4x4", "0x4x4", "1x4x4x3", "axbxc", ""])
-def test_what_is_no_profile_is_refused(text: str) -> None:
+def test_text_of_another_form_is_no_profile(text: str) -> None:
     with pytest.raises(UsageError):
         ImageProfile.parse(text)
 

@@ -41,7 +41,7 @@ DEFAULTS = {
 
 
 def content(artifact: EngineArtifact) -> dict[str, Any]:
-    """Return what the double of the builder built the engine with."""
+    """Return the settings with which the double of the builder built the engine."""
     return dict(json.loads(artifact.path.read_bytes()))
 
 
@@ -303,7 +303,7 @@ def test_rtx_keeps_no_timings(open_world: Open, build: Build) -> None:
         build(open_world(RTX), cache=True)
 
 
-def test_capabilities_are_what_the_binding_has(world: BuilderWorld) -> None:
+def test_capabilities_are_those_of_the_binding(world: BuilderWorld) -> None:
     tensorrt = TensorRT(flavor=world.flavor, module=world.binding)
     assert tensorrt.builds_without_gpu == tensorrt.chooses_compute_capability == world.rtx
     assert tensorrt.checks_validity == tensorrt.has_runtime_cache == world.rtx

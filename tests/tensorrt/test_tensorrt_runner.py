@@ -160,7 +160,9 @@ def test_memory_on_the_gpu_goes_where_there_is_none_on_the_host(machine: Machine
         assert machine.cuda.alive == {}
 
 
-def test_what_failed_first_is_what_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_failure_is_the_one_reported(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
         check(runner, values(1, 3, 3))
         machine.world.failing |= {"cudaStreamSynchronize", "cudaFree"}
@@ -195,7 +197,7 @@ def test_a_release_that_fails_after_a_sound_run_is_said(machine: Machine, tmp_pa
         lending.__exit__(None, None, None)
 
 
-def test_latency_reports_hear_what_makes_it_fast(machine: Machine, tmp_path: Path) -> None:
+def test_latency_reports_name_the_conditions_of_the_runs(machine: Machine, tmp_path: Path) -> None:
     said = ", kernels compiled eagerly" if machine.world.rtx else ""
     for graphs, word in ((True, "on"), (False, "off")):
         with TensorRTRunner(machine.engine(tmp_path / "m.engine"), cuda_graphs=graphs) as runner:
