@@ -106,7 +106,7 @@ class BuildOptions:
             raise UsageError(f"--compute-capability is for {RTX}: {self.flavor} builds for the GPU it runs on")
 
     def chosen(self, key: str) -> list[tuple[str, Any]]:
-        """Return the word under `key` of the table, and the value, of each option that has one and is not at its default.
+        """Return the entry under `key` and the value of each option that has such an entry and is not at its default.
 
         >>> BuildOptions(workspace_mib=512, version_compatible=True).chosen("trtexec")
         [('--memPoolSize=workspace:{}', 512), ('--versionCompatible', True)]
