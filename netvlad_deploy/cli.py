@@ -38,15 +38,17 @@ for verb in VERBS:
     app.command()(checked(verb))
 
 INTERNAL_ERROR = 70
+"""Exit code for a fault of this package. Source: EX_SOFTWARE of sysexits.h."""
+
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-"""What ends a verb with everything cleaned up, and how the error says it. The exit code is 128 and its number."""
+"""Signals after which a verb cleans up and ends, and the word of the error; the exit code is 128 + the signal."""
 
 
 class _Signalled(KeyboardInterrupt):
-    """A signal ends the verb.
+    """A signal that ends the verb.
 
-    It is no plain KeyboardInterrupt: where one leaves the text of an `exec`, as dataclasses are made of, `python -m`
-    kills itself by SIGINT in the end, whoever has caught it and whatever the exit code.
+    It is a class of its own, since Python remembers a plain KeyboardInterrupt that leaves code run by `exec`, such as
+    the code of a dataclass: `python -m` then kills itself by SIGINT in the end, although it was caught.
 
     Source: CPython, Python/pythonrun.c, run_eval_code_obj.
     """
@@ -70,13 +72,13 @@ def main() -> None:
         _fail(SIGNALS[signal.Signals(end.number)], 128 + end.number)
     except NetVLADDeployError as error:
         _fail(str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last door: a fault of this package, with its trace
+    except Exception as error:  # noqa: BLE001 - a fault of this package: its trace is printed
         traceback.print_exc()
         _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)
 
 
-class _Line(logging.Formatter):
-    """A message on one line, whatever the names in it hold."""
+class _OneLineFormatter(logging.Formatter):
+    """Put a message on one line, whatever characters the names in it have."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -84,7 +86,7 @@ class _Line(logging.Formatter):
 
 def _log_to_standard_error() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line())
+    handler.setFormatter(_OneLineFormatter())
     logger = logging.getLogger("netvlad_deploy")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
@@ -92,9 +94,10 @@ def _log_to_standard_error() -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Raise _Signalled at a signal, and once more in the end, whatever has become of it on its way.
+    """Raise _Signalled at a signal, and once more at the end of the `with`.
 
-    Torch's exporter and a failing import turn it into errors of their own, and typer ends without a word.
+    On its way up the first one may be lost: torch's exporter and a failing import turn it into errors of their own, and
+    typer exits without a message.
     """
     received: list[int] = []
 
@@ -114,6 +117,7 @@ def _signals() -> Iterator[None]:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
+    """Print the message as one line on standard error, and exit."""
     with contextlib.suppress(OSError):
         print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     flush_errors()

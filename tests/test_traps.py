@@ -17,7 +17,7 @@ from torch.nn import functional
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import BuildError, ExportError, UsageError
 from netvlad_deploy.export.fold_head import FoldedNetVLAD
-from netvlad_deploy.export.graph import FORBIDDEN_OPS, SHAPE_OPS, wide_extremes
+from netvlad_deploy.export.graph import FORBIDDEN_OPS, SHAPE_OPS, extremes_over_axes
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.equations import assignment_logits, soft_assignment
@@ -251,7 +251,7 @@ def extremes(operator: str, opset: int, axes: list[int], shape: str) -> list[str
         f"<int64[{len(axes)}] axes = {{{str(axes)[1:-1]}}}>"
         f"{{ descriptor = {operator} {attribute if axes else ''} (features{name}) }}"
     )
-    return list(wide_extremes(model))
+    return list(extremes_over_axes(model))
 
 
 @pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])

@@ -1,4 +1,4 @@
-"""From weights to artifacts: `export`, `build`, `deploy`, `precision`."""
+"""The verbs that make artifacts from weights: `export`, `build`, `deploy`, `precision`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,6 @@ import typer
 
 from netvlad_deploy.commands.flags import (
     AllowNotRun,
-    BuildFlags,
     Duration,
     EngineFlags,
     ExpectSha256,
@@ -17,11 +16,11 @@ from netvlad_deploy.commands.flags import (
     Json,
     Output,
     SourceFlags,
+    Tuning,
     flags,
 )
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.support.limits import check_limit
@@ -58,7 +57,10 @@ def export(
 def build(
     source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported ONNX file.")],
     engine: EngineFlags,
-    tuning: BuildFlags,
+    tuning: Tuning,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kernel timings to use and add to, shared by all builds.")
+    ] = None,
     output: Output = None,
     expect_sha256: ExpectSha256 = None,
     force: Force = False,
@@ -73,16 +75,15 @@ def build(
     from netvlad_deploy.tensorrt.trtexec import trtexec_line
     from netvlad_deploy.workflow.build import build as run
 
-    target, cache = output or source.with_suffix(".engine"), tuning.timing_cache
     artifact = run(
         source,
-        target,
-        tuning.options(engine),
-        timing_cache=cache,
+        output or source.with_suffix(".engine"),
+        engine.options(tuning),
+        timing_cache=timing_cache,
         expect_sha256=expect_sha256,
         force=force,
     )
-    render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, cache)}"], as_json)
+    render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, timing_cache)}"], as_json)
 
 
 @flags
@@ -111,7 +112,7 @@ def deploy(
         _source(source, images.changes),
         output,
         GraphOptions(**vars(graph)),
-        engine_options=BuildOptions(flavor=engine.flavor, profiles=engine.profiles),
+        engine_options=engine.options(),
         duration_s=duration,
         force=force,
     )
@@ -141,6 +142,10 @@ def precision(
 
 
 def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
+    """Return the source of the weights as the workflow takes it.
+
+    Raises: UsageError for an option that needs a checkpoint, or excludes one; or if the layer would be too large.
+    """
     from netvlad_deploy.workflow.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):

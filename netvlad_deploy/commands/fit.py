@@ -1,4 +1,4 @@
-"""A head for people who have none: `fit`."""
+"""The verb `fit`, which makes a head from images, for people who have no trained one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +53,7 @@ def fit(
 
 
 def _lines(done: "Vocabulary") -> list[str]:
-    """Return what `fit` prints."""
+    """Return the lines that `fit` prints."""
     from netvlad_deploy.retrieval.image_files import count_reasons
 
     record = done.record

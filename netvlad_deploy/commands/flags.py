@@ -2,10 +2,11 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 import typer
@@ -43,7 +44,7 @@ Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate
 
 @dataclass(frozen=True)
 class ImageFlags:
-    """What is done to an image otherwise than the checkpoint's or the backbone's own code does."""
+    """The preparation of images, where it differs from the checkpoint's or the backbone's own code."""
 
     resize: Annotated[
         str | None,
@@ -65,16 +66,16 @@ class ImageFlags:
 
     @property
     def changes(self) -> ImageChanges:
-        """Return the options that were given as one object.
+        """Return the changes as one object.
 
-        Raises: UsageError if a text has another form.
+        Raises: UsageError if a text has not the form that its help shows.
         """
         return ImageChanges.parse(self.resize, self.crop, self.orient, self.depth)
 
 
 @dataclass(frozen=True)
 class SourceFlags:
-    """Where the weights come from."""
+    """The source of the weights."""
 
     checkpoint: Annotated[
         Path | None,
@@ -108,7 +109,7 @@ class SourceFlags:
 
 @dataclass(frozen=True)
 class GraphFlags:
-    """What the exported graph takes and gives, field by field those of GraphOptions."""
+    """Inputs, outputs and precision of the exported graph: the fields of `GraphOptions`, by name."""
 
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32"
     wide_logits: Annotated[
@@ -122,9 +123,26 @@ class GraphFlags:
     opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")] = 18
 
 
+def _parameter(option: Field[Any]) -> inspect.Parameter:
+    """Return the parameter of one build option, as Typer reads it: a list where the option may be repeated."""
+    table, several = option.metadata, option.default == ()
+    info = typer.Option(table["flag"], help=table["help"], metavar=table.get("metavar"))
+    kind = list[str] | None if several else option.type
+    default = None if several else option.default
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+class Tuning(dict[str, Any]):
+    """The build options that were given, by field of `BuildOptions`, all but flavor and profiles."""
+
+    __signature__ = inspect.Signature([_parameter(each) for each in fields(BuildOptions) if "flag" in each.metadata])
+
+
 @dataclass(frozen=True)
 class EngineFlags:
-    """Which TensorRT builds the engine, and for which shapes."""
+    """The flavor of TensorRT that builds the engine, and the shapes that the engine is for."""
 
     flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")] = "tensorrt"
     batch: Annotated[
@@ -149,7 +167,7 @@ class EngineFlags:
 
     @property
     def profiles(self) -> tuple[AnyProfile, ...]:
-        """Return the optimization profiles, none for the usual one of what is built.
+        """Return the optimization profiles; none stands for the usual one of a head or pipeline.
 
         Raises: UsageError if they are given in two ways.
         """
@@ -166,6 +184,16 @@ class EngineFlags:
         batch, num_features = self.batch or str(Profile().batch), self.num_features or str(Profile().num_features)
         return (Profile(batch=AxisRange.parse(batch), num_features=AxisRange.parse(num_features)),)
 
+    def options(self, tuning: Mapping[str, Any] = MappingProxyType({})) -> BuildOptions:
+        """Return all options of the builder as one object.
+
+        Raises: UsageError if two of them contradict each other.
+        """
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tuning.items()
+        }
+        return BuildOptions(flavor=self.flavor, profiles=self.profiles, **given)
+
 
 def _image_profile(batch: AxisRange, sizes: str) -> ImageProfile:
     """Return the profile of a batch and of `HxW` or `HxW,HxW,HxW`."""
@@ -174,68 +202,28 @@ def _image_profile(batch: AxisRange, sizes: str) -> ImageProfile:
     return ImageProfile.parse(",".join(f"{bound}x{size}" for bound, size in zip(bounds, listed * 3, strict=False)))
 
 
-@dataclass(frozen=True)
-class BuildFlags:
-    """What the builder may do, and the file of timings it shares with other builds."""
-
-    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32, which costs about 1e-3 of accuracy.")] = False
-    workspace_mib: Annotated[
-        int | None, typer.Option(help="Most scratch memory of a kernel, in MiB.  [default: the GPU's memory]")
-    ] = None
-    optimization_level: Annotated[
-        int | None, typer.Option(help="0 builds fastest, 5 tries most.  [default: TensorRT's own, 3]")
-    ] = None
-    hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="One engine for GPUs since Ampere, at the price of speed.")
-    ] = False
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="One engine for later versions of the same major version.")
-    ] = False
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SMxx", help="GPU architecture of a tensorrt-rtx engine; repeat for several."),
-    ] = None
-    timing_cache: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Kernel timings to use and add to, shared by all builds.")
-    ] = None
-
-    def options(self, engine: EngineFlags) -> BuildOptions:
-        """Return all options of the builder as one object.
-
-        Raises: UsageError if two of them contradict each other.
-        """
-        return BuildOptions(
-            flavor=engine.flavor,
-            profiles=engine.profiles,
-            tf32=self.tf32,
-            workspace_mib=self.workspace_mib,
-            optimization_level=self.optimization_level,
-            hardware_compatible=self.hardware_compatible,
-            version_compatible=self.version_compatible,
-            compute_capabilities=tuple(self.compute_capability or ()),
-        )
-
-
 def flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each parameter that is a dataclass into an option for each of its fields: Typer has no groups."""
-    own = inspect.signature(command).parameters.values()
-    groups: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
-    parameters: list[inspect.Parameter] = []
-    for each in own:
-        parameters += inspect.signature(groups[each.name]).parameters.values() if each.name in groups else [each]
+    """Turn each parameter that is a dataclass or `Tuning` into an option for each of its fields: Typer has no groups.
+
+    An option that was not given is left to the group's own default.
+    """
+    own = inspect.signature(command).parameters
+    kinds = {name: each.annotation for name, each in own.items()}
+    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if kind is Tuning or is_dataclass(kind)}
+    signatures = {name: inspect.signature(group).parameters for name, group in groups.items()}
 
     @functools.wraps(command)
     def expanded(**values: Any) -> None:
-        built = {
-            name: group(**{key.name: values.pop(key.name) for key in fields(group)}) for name, group in groups.items()
-        }
-        command(**built, **values)
+        for name, group in groups.items():
+            given = {key: values.pop(key) for key in signatures[name]}
+            values[name] = group(**{key: value for key, value in given.items() if value is not None})
+        command(**values)
 
-    return _signed(expanded, parameters)
+    return _signed(expanded, [each for name in own for each in signatures.get(name, {name: own[name]}).values()])
 
 
 def _signed(command: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> Callable[..., None]:
-    """Return a command with another signature, from which Typer reads its options."""
+    """Return the command with these parameters as its signature, from which Typer reads the options."""
 
     @functools.wraps(command)
     def signed(**values: Any) -> None:
@@ -248,13 +236,13 @@ def _signed(command: Callable[..., None], parameters: Iterable[inspect.Parameter
 
 
 def checked(command: Callable[..., None]) -> Callable[..., None]:
-    """Have every number and path of a command checked against `limits` before it begins, and say so in its help."""
+    """Return the command with every number and path checked by `support/limits.py` first; the help shows the ranges."""
     parameters = inspect.signature(command).parameters.values()
     return _signed(command, [each.replace(annotation=_checked(each.name, each.annotation)) for each in parameters])
 
 
 def _checked(name: str, annotation: Any) -> Any:
-    """Return the annotation of an option with its check."""
+    """Return the annotation of an option with the check for its type and name."""
     kind, info = get_args(annotation)
     kinds = {kind, *get_args(kind)}
     info = copy(info)

@@ -1,4 +1,4 @@
-"""What an artifact is worth: `validate`, `bench`, `inspect`, `doctor`."""
+"""The verbs that judge and describe artifacts and machines: `validate`, `bench`, `inspect`, `doctor`."""
 
 from pathlib import Path
 from typing import Annotated

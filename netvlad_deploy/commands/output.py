@@ -1,4 +1,4 @@
-"""How a verb ends: its result on standard output, its verdict as the exit code."""
+"""End a verb: print its result, and turn its verdict into an exit code."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from netvlad_deploy.spec.verdict import Verdict
 _Result = TypeVar("_Result")
 
 READER_GONE = 141
-"""Exit code where whoever reads standard output has closed it: what a shell says of a process ended by SIGPIPE."""
+"""Exit code if the reader of standard output has closed it: the code of a process that SIGPIPE ends, 128 + 13."""
 
 
 def render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: bool) -> None:
@@ -26,7 +26,7 @@ def render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: b
 
 
 def leave(verdict: Verdict, allow_not_run: bool) -> NoReturn:
-    """End with the exit code of a verdict."""
+    """End with the exit code of a verdict, 0 for NOT_RUN if that is allowed."""
     not_run = 0 if allow_not_run else 69
     codes = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOT_JUDGED: 1, Verdict.NOT_RUN: not_run}
     raise typer.Exit(codes[verdict])
@@ -34,10 +34,10 @@ def leave(verdict: Verdict, allow_not_run: bool) -> NoReturn:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Keep what is printed from getting lost without a word, and from getting into files.
+    """Report output that is lost, and keep the output of libraries out of files.
 
-    A standard stream that is closed is opened on nothing, since the next file that is opened would take its number,
-    and get what libraries print. Standard output is flushed before the end, where an error still has an exit code;
+    A standard stream that is closed is opened on /dev/null: otherwise the next file that is opened takes its number,
+    and gets what libraries print. Standard output is flushed before the end, when an error can still set the exit code;
     standard error may be lost.
 
     Raises: OutputError if standard output is closed, or did not take all; SystemExit with READER_GONE if its reader
@@ -47,9 +47,9 @@ def standard_streams() -> Iterator[None]:
         pass
     os.close(spare)
     if sys.stderr is None:
-        sys.stderr = _nothing()
+        sys.stderr = _open_devnull()
     if sys.stdout is None:
-        sys.stdout = _nothing()
+        sys.stdout = _open_devnull()
         raise OutputError("standard output is closed: send it to /dev/null if it is not wanted")
     stdout = sys.stdout
     watched = _Watched(stdout)
@@ -63,11 +63,11 @@ def standard_streams() -> Iterator[None]:
             watched.flush()
         if watched.error is not None:
             _discard(stdout)
-            raise _lost(watched.error) from watched.error
+            raise _lost_output(watched.error) from watched.error
 
 
 class _Watched:
-    """Standard output that remembers what it could not write: Typer takes some of it for an end of its own."""
+    """Standard output that remembers an error of writing: Typer takes some of them for a reason to exit."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -98,17 +98,18 @@ def flush_errors() -> None:
         _discard(sys.stderr)
 
 
-def _lost(error: OSError) -> NetVLADDeployError | SystemExit:
+def _lost_output(error: OSError) -> NetVLADDeployError | SystemExit:
+    """Return the exception that ends the verb if standard output could not be written."""
     if isinstance(error, BrokenPipeError):
         return SystemExit(READER_GONE)
     return OutputError(f"standard output cannot be written: {error.strerror or error}")
 
 
-def _nothing() -> TextIO:
+def _open_devnull() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - lives as long as the process
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what a stream still holds go to nothing: Python flushes it once more at the very end."""
-    with _nothing() as nothing:
-        os.dup2(nothing.fileno(), stream.fileno())
+    """Send what a stream still holds to /dev/null, since Python flushes it once more at the very end."""
+    with _open_devnull() as devnull:
+        os.dup2(devnull.fileno(), stream.fileno())

@@ -1,4 +1,4 @@
-"""What an artifact is for: `embed` and `evaluate`."""
+"""The verbs that use an artifact: `embed` and `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -250,7 +250,7 @@ def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int
     model = traced.model
     operators = {node.op_type for node in model.graph.node}
     found = sorted(operators & (FORBIDDEN_OPS | SHAPE_OPS if head else FORBIDDEN_OPS))
-    found += wide_extremes(model) if head else []
+    found += extremes_over_axes(model) if head else []
     if found:
         raise ExportError(f"torch {torch.__version__} wrote a graph with {', '.join(found)}: use another version")
     written = {entry.domain: entry.version for entry in model.opset_import}
@@ -269,7 +269,7 @@ def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int
     require("onnx", extra="export").checker.check_model(model, full_check=True)
 
 
-def wide_extremes(model: Any) -> Iterator[str]:
+def extremes_over_axes(model: Any) -> Iterator[str]:
     """Yield each maximum or minimum that is not over the last axis alone, or whose last axis is dynamic, in words.
 
     TensorRT 11.2 computed NaN for a maximum over N. The axes are an attribute up to opset 17, a constant input from 18.

@@ -73,11 +73,11 @@ def sharpness(points: Float32, centroids: Float32) -> float:
     >>> round(sharpness(points, centroids=points), 3)
     4.605
     """
-    wide = centroids.astype(np.float64)
+    centres = centroids.astype(np.float64)
     gaps = 0.0
     for start in range(0, len(points), SHARPNESS_BLOCK_ROWS):
         rows = points[start : start + SHARPNESS_BLOCK_ROWS].astype(np.float64)
-        squares = (wide**2).sum(axis=1) - 2 * rows @ wide.T  # |x|^2 is the same for every centroid
+        squares = (centres**2).sum(axis=1) - 2 * rows @ centres.T  # |x|^2 is the same for every centroid
         nearest = np.partition(squares, 1, axis=1)
         gaps += float((nearest[:, 1] - nearest[:, 0]).sum())
     if not gaps > 0:
@@ -90,11 +90,11 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
 
     Its softmax assigns x to a centroid c by exp(-alpha |x - c|^2), divided by the sum over all centroids.
     """
-    wide = centroids.astype(np.float64)
+    centres = centroids.astype(np.float64)
     return {
-        "clusters": (2 * alpha * wide.T).astype(np.float32),
+        "clusters": (2 * alpha * centres.T).astype(np.float32),
         "clusters2": centroids.T[None],
-        ASSIGNMENT_BIAS: (-alpha * (wide**2).sum(axis=1)).astype(np.float32),
+        ASSIGNMENT_BIAS: (-alpha * (centres**2).sum(axis=1)).astype(np.float32),
         NORMALIZE_INPUT: np.ones((), np.float32),
     }
 
@@ -162,8 +162,8 @@ def _principal(points: Float32, mean: Float64, size: int) -> tuple[Float64, Floa
         left = left / np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))
         directions = np.concatenate([centred(block).T @ left for block in blocks])
     else:
-        wide = centred(slice(None))
-        squares, vectors = np.linalg.eigh(wide.T @ wide)
+        rows = centred(slice(None))
+        squares, vectors = np.linalg.eigh(rows.T @ rows)
         squares, directions = squares[::-1][:size], vectors[:, ::-1][:, :size]
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(size)])
     return directions * signs, squares / (count - 1)

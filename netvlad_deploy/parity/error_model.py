@@ -44,7 +44,7 @@ from netvlad_deploy.oracle.equations import (
     soft_assignment,
 )
 from netvlad_deploy.parity.projection_error import projection_error
-from netvlad_deploy.parity.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, PRECISIONS, TINY, Rounding
+from netvlad_deploy.parity.rounding import FP32_UNIT, HALF, HALF_QUANTUM, LAMBDA, ROUNDINGS, TINY, Rounding
 from netvlad_deploy.spec.layer import (
     ADD,
     AGGREGATE,
@@ -100,7 +100,7 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     of `soft_assignment` is absolute (B,N,K), and that of `assignment_logits` too (B,N,K+G), less the row's mean. Of a
     layer with a projection the parts are those of `aggregate`, and the error of `descriptor` is absolute (B,P).
     """
-    rounding = PRECISIONS[precision]
+    rounding = ROUNDINGS[precision]
     error = LAMBDA * rounding.unit
     features, assignment = local_descriptors(parameters, feeds[FEATURES]), expected[SOFT_ASSIGNMENT]
     narrow = features  # as the products of an FP16 graph see them
@@ -161,7 +161,7 @@ def _relative_growth(rho: Float64) -> Float64:
 
 def _input_error(parameters: ReferenceParameters, width: int) -> float:
     """Return the relative error of an L2-normalised local descriptor's length: half that of its sum of squares."""
-    return LAMBDA * FP32 * (np.sqrt(width) / 2 + 2) if parameters.normalize_input else 0.0
+    return LAMBDA * FP32_UNIT * (np.sqrt(width) / 2 + 2) if parameters.normalize_input else 0.0
 
 
 def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Float64, rounding: Rounding) -> _Logits:
@@ -175,7 +175,7 @@ def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Fl
     wide = LAMBDA * rounding.unit * wide
     if parameters.normalize_input:
         product = np.abs(logits - bias)
-        wide = wide + LAMBDA * FP32 * norms * np.linalg.norm(weight, axis=0)
+        wide = wide + LAMBDA * FP32_UNIT * norms * np.linalg.norm(weight, axis=0)
         wide = wide + _input_error(parameters, features.shape[-1]) * product
     if not rounding.half_logits:
         return _Logits(wide=wide, half=np.zeros_like(wide), weights=np.zeros_like(wide))
@@ -235,7 +235,7 @@ def _mean_errors(
     error = 2 * wide * spread + LAMBDA * rounding.unit * (walk + drift + np.linalg.norm(centroids, axis=-1))
     if parameters.normalize_input:
         length = (weights * np.linalg.norm(features, axis=-1)[..., None]).sum(axis=1)
-        error += LAMBDA * FP32 * walk + _input_error(parameters, features.shape[-1]) * length
+        error += LAMBDA * FP32_UNIT * walk + _input_error(parameters, features.shape[-1]) * length
     along = np.zeros_like(error)
     if rounding.half_mean:
         # Equal local descriptors round alike: their errors add up.

@@ -16,7 +16,7 @@ derivation is in docs/error-model.md.
 import numpy as np
 
 from netvlad_deploy.oracle.equations import LinearMap, ReferenceParameters, by_cluster, divisor, sigmoid
-from netvlad_deploy.parity.rounding import FP32, HALF, HALF_QUANTUM, LAMBDA, Rounding
+from netvlad_deploy.parity.rounding import FP32_UNIT, HALF, HALF_QUANTUM, LAMBDA, Rounding
 from netvlad_deploy.support.arrays import Float64
 
 
@@ -67,7 +67,7 @@ def _product_error(
     drift = np.sqrt(vectors.shape[-1])
     error = np.sqrt(allowed**2 @ parts.T**2) + np.abs(products) * shared
     error = error + LAMBDA * rounding.unit * (walk + np.abs(added) + np.abs(values))
-    error = error + LAMBDA * FP32 * drift * np.abs(products)
+    error = error + LAMBDA * FP32_UNIT * drift * np.abs(products)
     if rounding.half_mean:
         lost = HALF_QUANTUM * (drift + 2 * LAMBDA) * np.linalg.norm(parts, axis=-1)
         error = error + 2 * LAMBDA * HALF * walk + HALF * np.abs(products) + lost
@@ -95,7 +95,7 @@ def _gated_error(gating: LinearMap, values: Float64, error: Float64, rounding: R
     added = np.abs(gating.offset(np.zeros(len(norms))))
     moved, length = (np.linalg.norm(each, axis=-1, keepdims=True) for each in (error, values))
     off = norms * moved + unit * (norms * length + added + np.abs(gates))
-    off = np.minimum((off + LAMBDA * FP32 * np.sqrt(len(norms)) * np.abs(products)) / 4, 1)
+    off = np.minimum((off + LAMBDA * FP32_UNIT * np.sqrt(len(norms)) * np.abs(products)) / 4, 1)
     opened = sigmoid(gates)
     gated: Float64 = values * opened
     return gated, opened * error + (np.abs(values) + error) * off + 2 * unit * np.abs(gated)

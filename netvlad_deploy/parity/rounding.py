@@ -9,7 +9,7 @@ import numpy as np
 LAMBDA = 4.0
 """Standard deviations of a rounding error that are allowed for."""
 
-FP32, HALF = 2.0**-24, 2.0**-11
+FP32_UNIT, HALF = 2.0**-24, 2.0**-11
 """Unit roundoffs of FP32 and of FP16, which TF32 shares: half the distance from 1 to the next number."""
 
 HALF_QUANTUM = 2.0**-25
@@ -25,12 +25,12 @@ class Rounding:
     `half_mean` stands for the weighted mean and for the projection.
     """
 
-    unit: float = FP32
+    unit: float = FP32_UNIT
     half_logits: bool = False
     half_mean: bool = False
 
 
-PRECISIONS: Mapping[str, Rounding] = MappingProxyType(
+ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
     {
         "fp32": Rounding(),
         "tf32": Rounding(unit=HALF),

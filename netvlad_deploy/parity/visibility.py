@@ -65,7 +65,7 @@ CHANGES = np.geomspace(1e-8, 10.0, 181)
 SMALL = 1e-3
 """Change of a centroid from which that of a projected descriptor is taken to be in proportion."""
 
-IMAGES = 4
+IMAGES_JUDGED = 4
 """Images in which the faults of a layer with a projection are planted."""
 
 
@@ -133,7 +133,7 @@ def visibility(
         zero = _shows_if_not_zero(parameters, expected, allowed, short_limit)
         return Visibility(counts={}, revealed={}, smallest_fault=None, zero=zero)
     if parameters.projection is not None:
-        images = images[np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int))]
+        images = images[np.unique(np.linspace(0, len(images) - 1, IMAGES_JUDGED).astype(int))]
     arrays = {name: values[images] for name, values in {**feeds, **expected}.items()}
     follow = _unprojected if parameters.projection is None else _projected
     moved, revealed, smallest = follow(parameters, vectors[images], arrays, CERTAIN * allowed[images])

@@ -10,7 +10,7 @@ from typing import Any
 
 from netvlad_deploy.report.escape import unicode_text
 
-VERSION = 1
+SCHEMA_VERSION = 1
 """Version of the layout of the JSON, which each result names in `schema`."""
 
 DERIVED = ("verdict", "not_judged")
@@ -22,7 +22,7 @@ REPORT_JSON, REPORT_PAGE = "report.json", "report.md"
 
 def to_json(verb: str, result: Any) -> str:
     """Return a result dataclass as JSON text; `schema` names the verb and the version of the layout."""
-    return json.dumps({"schema": f"netvlad-deploy/{verb}/{VERSION}", **plain(result)}, indent=2)
+    return json.dumps({"schema": f"netvlad-deploy/{verb}/{SCHEMA_VERSION}", **plain(result)}, indent=2)
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 
 LOG = logging.getLogger(__name__)
 
-SUFFIXES = (".npy", ".npz")
+FEATURE_SUFFIXES = (".npy", ".npz")
 
 
 def load_features(path: Path) -> Array | Arrays:
@@ -22,8 +22,8 @@ def load_features(path: Path) -> Array | Arrays:
 
     Raises: InputError if the file is missing, unreadable or holds something else.
     """
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path} is no feature file: expected {' or '.join(SUFFIXES)}")
+    if path.suffix not in FEATURE_SUFFIXES:
+        raise InputError(f"{path} is no feature file: expected {' or '.join(FEATURE_SUFFIXES)}")
     return read_arrays(path)
 
 

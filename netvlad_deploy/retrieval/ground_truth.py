@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 Positives: TypeAlias = Mapping[str, frozenset[str]]
 """The names of the right database images of each query."""
 
-LARGEST_BYTES: Final = 2**28
+LARGEST_TRUTH_BYTES: Final = 2**28
 """A larger file of JSON is not read: this holds the names of some millions of right images."""
 
 QUERY_PLACES, DATABASE_PLACES, RADIUS = "utmQ", "utmDb", "posDistThr"
@@ -41,8 +41,10 @@ def load_positives(path: Path, queries: Sequence[str], database: Sequence[str]) 
         return _within_reach(path, queries, database)
     with reading(path):
         size = path.stat().st_size
-        if size > LARGEST_BYTES:
-            raise InputError(f"{path} has {size} bytes, of a ground truth in JSON at most {LARGEST_BYTES} are read")
+        if size > LARGEST_TRUTH_BYTES:
+            raise InputError(
+                f"{path} has {size} bytes, of a ground truth in JSON at most {LARGEST_TRUTH_BYTES} are read"
+            )
         content = path.read_bytes()
     try:
         record: Any = json.loads(content)

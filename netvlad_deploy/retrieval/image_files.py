@@ -26,7 +26,7 @@ from netvlad_deploy.support.require import require
 
 LOG = logging.getLogger(__name__)
 
-SUFFIXES: Final = (
+IMAGE_SUFFIXES: Final = (
     ".jpg",
     ".jpeg",
     ".jpe",
@@ -59,7 +59,7 @@ NO_SUFFIX = "without the suffix of a format that is read"
 EMPTY, NO_IMAGE = "an empty file", "not recognised as an image"
 DAMAGED, NO_MEMORY = "damaged or not supported", "too large for the memory that is left"
 UNREADABLE, ABOVE = "unreadable", "a link to a folder above the one that is searched"
-DAMAGE: Final = (
+IMAGE_DAMAGE: Final = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -144,9 +144,9 @@ def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]
 
 def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
     """Return an image, what was lost, or the path of a file that plainly is no image, unless it was `named`."""
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         lost = named or _starts_as_image(path)
-        cure = f"rename it or convert it: {', '.join(SUFFIXES)} are read"
+        cure = f"rename it or convert it: {', '.join(IMAGE_SUFFIXES)} are read"
         return Skipped(path=printable(path), reason=NO_SUFFIX, detail=cure) if lost else printable(path)
     if not path.is_file():
         return Skipped(path=printable(path), reason=UNREADABLE, detail="not a file")
@@ -262,7 +262,7 @@ def _load(pillow: Any, file: ImageFile, prepared: ImageInput) -> Array | Skipped
         reason = NO_MEMORY
     except PermissionError as error:
         reason, detail = UNREADABLE, str(error.strerror)
-    except DAMAGE as error:
+    except IMAGE_DAMAGE as error:
         detail = str(error)
     return Skipped(path=printable(file.path), reason=reason, detail=" ".join(detail.split()))
 

@@ -58,12 +58,12 @@ def pixels_of(pillow: Any, image: Any, prepared: ImageInput, name: str) -> Array
 
     Raises: UnfitError if its values, or its size, are not what the rule takes; whatever Pillow raises for damage.
     """
-    wide = _has_wide_colours(image)
+    cut_to_8_bits = _has_16_bit_colours(image)
     image = _turned(pillow, image, upright=prepared.orient)
     if image.mode[0] in "IF":  # Pillow would clip 16 bits to 8
         image = pillow.fromarray(_grey(np.asarray(image), prepared.depth, name))
     image = image if image.mode == "RGB" else image.convert("RGB")
-    if wide:
+    if cut_to_8_bits:
         _check_colours(image, prepared.depth, name)
     return _cut(_resized(pillow, image, prepared), prepared.crop)
 
@@ -98,7 +98,7 @@ def _grey(values: Array, depth: int | None, name: str) -> Array:
     return (values >> ((depth or ALL_BITS) - 8)).astype(np.uint8)
 
 
-def _has_wide_colours(image: Any) -> bool:
+def _has_16_bit_colours(image: Any) -> bool:
     """Return whether an opened file has 16 bits a colour, which Pillow cuts to 8."""
     for codec, _, _, given in image.tile:
         arguments = given if isinstance(given, tuple) else (given,)

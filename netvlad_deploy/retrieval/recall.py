@@ -20,7 +20,7 @@ DEPTHS: Final = (1, 5, 10)
 SHOWN: Final = 5
 """How many best matches of a query are kept; the first right image is always kept."""
 
-BLOCK: Final = 256
+QUERY_BLOCK: Final = 256
 """Queries whose distances to the whole database are computed at once."""
 
 SHORTEST: Final = 1e-30
@@ -178,8 +178,8 @@ def agree(
 def _nearness(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Float32]]:
     """Yield the first place of each block of queries, and q.d - |d|^2 / 2 (Q,N), which falls as distance grows."""
     halves = np.array([0.5 * np.linalg.norm(row.astype(np.float64)) ** 2 for row in database.descriptors], np.float32)
-    for start in range(0, len(queries.names), BLOCK):
-        nearness = queries.descriptors[start : start + BLOCK] @ database.descriptors.T - halves
+    for start in range(0, len(queries.names), QUERY_BLOCK):
+        nearness = queries.descriptors[start : start + QUERY_BLOCK] @ database.descriptors.T - halves
         if alone:
             rows = np.arange(len(nearness))
             nearness[rows, start + rows] = -np.inf

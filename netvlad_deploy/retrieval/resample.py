@@ -12,7 +12,7 @@ import numpy.typing as npt
 from netvlad_deploy.spec.images import ALIASED, ANTIALIASED, AREA, NEAREST, Size
 from netvlad_deploy.support.arrays import Array, Float32
 
-BLOCK: Final = 32
+OUTPUT_BLOCK: Final = 32
 """Output places that share a matrix product: their neighbours overlap, so that few of its weights are 0."""
 
 SLIVER: Final = 1e-3
@@ -53,16 +53,16 @@ def _shrink_rows(planes: Array, weights: Weights) -> Float32:
     starts, shares = weights
     length, taps = planes.shape[1], shares.shape[1]
     result = np.empty((planes.shape[0], len(starts), planes.shape[2]), np.float32)
-    for first in range(0, len(starts), BLOCK):
-        inside = starts[first : first + BLOCK]
+    for first in range(0, len(starts), OUTPUT_BLOCK):
+        inside = starts[first : first + OUTPUT_BLOCK]
         low, high = int(inside[0]), min(int(inside[-1]) + taps, length)
         matrix = np.zeros((len(inside), high - low + taps), np.float32)
         places = (inside - low)[:, None] + np.arange(taps)
-        np.put_along_axis(matrix, places, shares[first : first + BLOCK], axis=1)
+        np.put_along_axis(matrix, places, shares[first : first + OUTPUT_BLOCK], axis=1)
         np.matmul(
             matrix[:, : high - low],
             np.ascontiguousarray(planes[:, low:high], dtype=np.float32),
-            out=result[:, first : first + BLOCK],
+            out=result[:, first : first + OUTPUT_BLOCK],
         )
     return result
 

@@ -1,12 +1,13 @@
-"""How an engine is to be built: flavor, optimization profiles, what the builder may do; and what it said of the engine.
+"""The options that an engine is built with, and the figures that the builder gives of it.
 
-Standard library only, like `spec`. One object says it to the builder, to the sidecar, to the command that builds the
-same engine again, and to `trtexec`.
+Standard library only, like `spec`. The fields of `BuildOptions` are the table of build options: the command line, the
+command that builds an engine again, the line of `trtexec` and the sidecar are made from it. The calls of TensorRT that
+set an option stand in `tensorrt/builder.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.spec.images import AnyProfile
@@ -19,9 +20,22 @@ LEVELS: Final = range(6)
 """TensorRT's optimization levels; without one it takes its own default, 3."""
 
 
+def _option(default: Any, flag: str, text: str, **more: str) -> Any:
+    """Return the field of one option.
+
+    Args:
+        default: the value that needs no word: False, None or ().
+        flag: the option on the command line, which takes a value unless the default is False.
+        text: what `--help` says of it.
+        more: `metavar`, which stands for the value in the help; `trtexec`, the word of that tool, with {} for the
+            value; `price`, the warning of an engine that is built with it.
+    """
+    return field(default=default, metadata={"flag": flag, "help": text, **more})
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What an engine is built with.
+    """The options that an engine is built with.
 
     Args:
         flavor: tensorrt, or tensorrt-rtx, which builds without a GPU.
@@ -36,16 +50,48 @@ class BuildOptions:
         compute_capabilities: GPU architectures of an RTX engine, such as SM89; empty for the portable set.
 
     Raises: UsageError if two of them contradict each other.
+
+    >>> BuildOptions(optimization_level=5, tf32=True).arguments
+    ['--optimization-level', '5', '--tf32']
+    >>> BuildOptions(compute_capabilities=("SM89",))
+    Traceback (most recent call last):
+    netvlad_deploy.errors.UsageError: --compute-capability is for tensorrt-rtx: tensorrt builds for the GPU it runs on
     """
 
     flavor: str = TENSORRT
     profiles: tuple[AnyProfile, ...] = ()
-    tf32: bool = False
-    workspace_mib: int | None = None
-    optimization_level: int | None = None
-    hardware_compatible: bool = False
-    version_compatible: bool = False
-    compute_capabilities: tuple[str, ...] = ()
+    tf32: bool = _option(False, "--tf32", "Allow TF32, which costs about 1e-3 of accuracy.")
+    workspace_mib: int | None = _option(
+        None,
+        "--workspace-mib",
+        "Most scratch memory of a kernel, in MiB.  [default: the GPU's memory]",
+        trtexec="--memPoolSize=workspace:{}",
+    )
+    optimization_level: int | None = _option(
+        None,
+        "--optimization-level",
+        "0 builds fastest, 5 tries most.  [default: TensorRT's own, 3]",
+        trtexec="--builderOptimizationLevel={}",
+    )
+    hardware_compatible: bool = _option(
+        False,
+        "--hardware-compatible",
+        "One engine for GPUs since Ampere, at the price of speed.",
+        trtexec="--hardwareCompatibilityLevel=ampere+",
+        price="hardware-compatible: runs on Ampere and later GPUs, with at most 48 KiB of shared memory and fewer "
+        "kernels to choose from, so slower than an engine built for its GPU",
+    )
+    version_compatible: bool = _option(
+        False,
+        "--version-compatible",
+        "One engine for later versions of the same major version.",
+        trtexec="--versionCompatible",
+        price="version-compatible: carries a runtime of its own as native code, which makes the file larger, may make "
+        "it slower and must be allowed where it is loaded",
+    )
+    compute_capabilities: tuple[str, ...] = _option(
+        (), "--compute-capability", "GPU architecture of a tensorrt-rtx engine; repeat for several.", metavar="SMxx"
+    )
 
     def __post_init__(self) -> None:
         if self.flavor not in FLAVORS:
@@ -59,26 +105,35 @@ class BuildOptions:
         if self.flavor != RTX and self.compute_capabilities:
             raise UsageError(f"--compute-capability is for {RTX}: {self.flavor} builds for the GPU it runs on")
 
+    def chosen(self, key: str) -> list[tuple[str, Any]]:
+        """Return the entry under `key` and the value of each option that has such an entry and is not at its default.
+
+        >>> BuildOptions(workspace_mib=512, version_compatible=True).chosen("trtexec")
+        [('--memPoolSize=workspace:{}', 512), ('--versionCompatible', True)]
+        """
+        pairs = [(option, getattr(self, option.name)) for option in fields(self) if key in option.metadata]
+        return [(option.metadata[key], value) for option, value in pairs if value != option.default]
+
     @property
     def arguments(self) -> list[str]:
         """Return these options as `netvlad-deploy build` takes them, those at their defaults left out."""
-        arguments = [] if self.flavor == TENSORRT else ["--flavor", self.flavor]
-        arguments += [word for profile in self.profiles for word in ("--profile", profile.text)]
-        for name, value in (("workspace-mib", self.workspace_mib), ("optimization-level", self.optimization_level)):
-            arguments += [] if value is None else [f"--{name}", str(value)]
-        for name, value in (
-            ("tf32", self.tf32),
-            ("hardware-compatible", self.hardware_compatible),
-            ("version-compatible", self.version_compatible),
-        ):
-            arguments += [f"--{name}"] if value else []
-        return arguments + [word for name in self.compute_capabilities for word in ("--compute-capability", name)]
+        words = [] if self.flavor == TENSORRT else ["--flavor", self.flavor]
+        words += [word for profile in self.profiles for word in ("--profile", profile.text)]
+        # numbers before switches before lists: scripts and reports have had this order from the start
+        for flag, value in sorted(self.chosen("flag"), key=lambda pair: (isinstance(pair[1], tuple), pair[1] is True)):
+            items = value if isinstance(value, tuple) else (value,)
+            words += [flag] if value is True else [word for item in items for word in (flag, str(item))]
+        return words
 
 
 def fitting_profile(profiles: Sequence[AnyProfile], *shape: int) -> int:
     """Return the index of the profile with the smallest maximum that holds this shape.
 
     Raises: InputError if none does.
+
+    >>> from netvlad_deploy.spec.profiles import Profile
+    >>> fitting_profile((Profile.parse("1x1,8x300,64x4096"), Profile.parse("1x300")), 1, 300)
+    1
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.holds(*shape)]
     if not fitting:
@@ -101,9 +156,9 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFigures:
-    """What the builder said of the engine; None where this TensorRT does not say.
+    """Figures of an engine from the log of its build; None where this version of TensorRT does not log one.
 
-    `host_bytes` is the most memory that the process of the build has taken from the host.
+    `host_bytes` is the most host memory that the process of the build has taken.
     """
 
     build_ms: float
@@ -115,7 +170,7 @@ class BuildFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """The GPU an engine was built on: its name, its compute capability as `8.7`, and the driver's CUDA version."""
+    """A GPU: its name, its compute capability as `8.7`, and the driver's CUDA version."""
 
     name: str
     compute_capability: str

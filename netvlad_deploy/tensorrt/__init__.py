@@ -1,1 +1,1 @@
-"""Everything about TensorRT: building engines with it, and running them on a GPU."""
+"""TensorRT: building engines with it, and running them on a GPU."""

@@ -1,4 +1,4 @@
-"""The one door to TensorRT: the standard package or TensorRT-RTX, always named by the caller.
+"""Open TensorRT, the standard package or TensorRT-RTX, whichever the caller names.
 
 Only this file names the packages `tensorrt` and `tensorrt_rtx`. The flavor is an argument, never an environment
 variable or whichever package happens to be installed.
@@ -20,9 +20,12 @@ from netvlad_deploy.support.require import install_line, require
 from netvlad_deploy.tensorrt.cuda import describe_gpu
 
 MODULES: Final = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
-ERRORS: Final = ("ERROR", "INTERNAL_ERROR")
-MOST_ERRORS: Final = 100
 EXTRAS: Final = {TENSORRT: "tensorrt", RTX: "rtx"}
+"""The Python package of each flavor, and the extra of this project that installs it."""
+
+ERROR_SEVERITIES: Final = ("ERROR", "INTERNAL_ERROR")
+MOST_ERRORS_KEPT: Final = 100
+"""An engine may be loaded for months: its logger drops the oldest errors beyond this number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,37 +56,37 @@ class TensorRT:
 
     @property
     def chooses_compute_capability(self) -> bool:
-        """Return whether the builder is told which GPU architectures an engine is for."""
+        """Return True if the builder must be told which GPU architectures an engine is for."""
         return hasattr(self.module.IBuilderConfig, "set_compute_capability")
 
     @property
     def builds_without_gpu(self) -> bool:
-        """Return whether an engine can be built on a machine without a GPU: it then names its architectures."""
+        """Return True if an engine can be built without a GPU, for architectures that are named."""
         return self.chooses_compute_capability
 
     @property
     def has_precision_flags(self) -> bool:
-        """Return whether a flag of the builder could choose FP16; this package leaves precision to the graph."""
+        """Return True if a flag of the builder could choose FP16; this package leaves precision to the graph."""
         return hasattr(self.module.BuilderFlag, "FP16")
 
     @property
     def checks_validity(self) -> bool:
-        """Return whether the runtime can say of an engine's bytes whether it would load them."""
+        """Return True if the runtime can check the bytes of an engine before it loads them."""
         return hasattr(self.module.Runtime, "get_engine_validity")
 
     @property
     def has_runtime_cache(self) -> bool:
-        """Return whether kernels compiled at run time can be kept."""
+        """Return True if kernels that are compiled at run time can be kept in a file."""
         return hasattr(self.module, "IRuntimeCache")
 
     @property
     def has_timing_cache(self) -> bool:
-        """Return whether the builder measures kernels; one that leaves them to the runtime has a cache in name only."""
+        """Return True if the builder times kernels; a flavor that compiles them at run time has no timings to keep."""
         return not self.has_runtime_cache
 
     @property
     def capabilities(self) -> str:
-        """Return in words what this TensorRT can do that another cannot."""
+        """Return the abilities that not every TensorRT has, in words, separated by commas."""
         words = {
             "builds without a GPU": self.builds_without_gpu,
             "has precision flags": self.has_precision_flags,
@@ -94,17 +97,17 @@ class TensorRT:
         return ", ".join(word for word, true in words.items() if true)
 
     def logger(self, *, errors_only: bool = False) -> Any:
-        """Return a logger that keeps every message in its `lines`; with `errors_only` the last errors, for a server."""
+        """Return a logger whose `lines` keep every message, or with `errors_only` the last MOST_ERRORS_KEPT errors."""
         base = self.module.ILogger
 
         class Recorder(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
                 super().__init__()
-                self.lines: deque[LogLine] = deque(maxlen=MOST_ERRORS if errors_only else None)
+                self.lines: deque[LogLine] = deque(maxlen=MOST_ERRORS_KEPT if errors_only else None)
 
             def log(self, severity: Any, text: str) -> None:
                 line = LogLine(severity=str(severity).rpartition(".")[2], text=text, thread=threading.get_ident())
-                if not errors_only or line.severity in ERRORS:
+                if not errors_only or line.severity in ERROR_SEVERITIES:
                     self.lines.append(line)
 
         return Recorder()
@@ -112,8 +115,8 @@ class TensorRT:
     def builder(self, logger: Any) -> Any:
         """Return a builder.
 
-        Raises: DeviceUnavailableError where this flavor needs a GPU to build and there is none; BuildError where there
-            is one, and no builder all the same.
+        Raises: DeviceUnavailableError if this flavor needs a GPU to build and there is none; BuildError if there is
+            one and TensorRT still gives no builder.
         """
         try:
             return self.module.Builder(logger)
@@ -135,18 +138,18 @@ class TensorRT:
         except TypeError as error:  # pybind11 reports a null pointer so
             raise RunError(f"{self.name} gives no runtime: {last_error(logger) or 'no reason given'}") from error
 
-    def accepted(self, answer: Any, what: str, logger: Any) -> Any:
-        """Return what a call of the builder gave.
+    def accepted(self, answer: Any, request: str, logger: Any) -> Any:
+        """Return `answer`, which a call of the builder gave to `request`.
 
-        Raises: BuildError in TensorRT's own words if it refused: None, False or a negative index.
+        Raises: BuildError in TensorRT's own words if it is None, False or a negative index, by which TensorRT refuses.
         """
         if answer is None or answer is False or (isinstance(answer, int) and answer < 0):
-            raise BuildError(f"{self.name} refused {what}: {last_error(logger) or 'no reason given'}")
+            raise BuildError(f"{self.name} refused {request}: {last_error(logger) or 'no reason given'}")
         return answer
 
 
 def open_tensorrt(flavor: str) -> TensorRT:
-    """Import the flavor that was asked for, and no other.
+    """Import this flavor, and no other.
 
     Raises: MissingDependencyError if it or its libraries are missing.
     """
@@ -160,13 +163,13 @@ def open_tensorrt(flavor: str) -> TensorRT:
 
 
 def members(kind: Any) -> dict[str, Any]:
-    """Return the members of one of the binding's enums by name: their integers differ between versions."""
+    """Return the members of an enum of the binding by name: their integers differ between versions."""
     return dict(kind.__members__)
 
 
 def last_error(logger: Any, thread: int | None = None) -> str:
-    """Return TensorRT's last error in its own words, of one thread or of any, or an empty string."""
-    lines = [line for line in logger.lines if line.severity in ERRORS and thread in (None, line.thread)]
+    """Return the text of TensorRT's last error, in one thread or in any; an empty string if there was none."""
+    lines = [line for line in logger.lines if line.severity in ERROR_SEVERITIES and thread in (None, line.thread)]
     return lines[-1].text if lines else ""
 
 
@@ -189,14 +192,18 @@ def _in_words(error: Any) -> str:
 
 
 class _Redirection:
-    """Whether descriptor 1 goes to descriptor 2 just now, which is a matter of the whole process."""
+    """The redirection of descriptor 1 to descriptor 2.
+
+    Descriptors belong to the whole process, so threads that need the redirection at once share one and are counted:
+    if each saved and restored by itself, one could save what another had redirected, and restore that for good.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = self._saved = 0
 
     def enter(self) -> None:
-        """Redirect, if nobody has yet."""
+        """Redirect, unless another thread has done so."""
         with self._lock:
             if not self._users:
                 _flush()
@@ -205,7 +212,7 @@ class _Redirection:
             self._users += 1
 
     def leave(self) -> None:
-        """Restore, if nobody else needs it."""
+        """Restore, unless another thread still needs the redirection."""
         with self._lock:
             self._users -= 1
             if not self._users:
@@ -218,7 +225,7 @@ _REDIRECTION: Final = _Redirection()
 
 
 def _flush() -> None:
-    """Write out what Python and the C library hold back: it belongs to where descriptor 1 leads now."""
+    """Flush the buffers of Python and of the C library, so that their text goes where descriptor 1 leads now."""
     if sys.stdout is not None:
         sys.stdout.flush()
     ctypes.CDLL(None).fflush(None)
@@ -228,7 +235,7 @@ def _flush() -> None:
 def stdout_to_stderr() -> Iterator[None]:
     """Send file descriptor 1 to descriptor 2: TensorRT's compiler writes warnings past its logger.
 
-    Several threads may do so at once: the first redirects, the last restores.
+    Several threads may be inside at once: the first redirects, the last restores.
     """
     _REDIRECTION.enter()
     try:

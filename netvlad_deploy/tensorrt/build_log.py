@@ -1,6 +1,6 @@
-"""The builder's log: figures of the engine read from it, and the file NAME.engine.log beside the engine.
+"""The log of the builder: the figures read from it, and its file NAME.engine.log beside the engine.
 
-The text is not an interface: figures are comparable within one version only, and None where it is silent.
+TensorRT does not promise the text: figures can be compared within one version only, and are None where it lacks them.
 """
 
 import re
@@ -14,13 +14,13 @@ from netvlad_deploy.tensorrt.api import LogLine
 from netvlad_deploy.tensorrt.trtexec import trtexec_line
 
 NOT_KERNELS = frozenset(("shape_call", "signal", "wait"))
-"""Entries of the layer list that are bookkeeping of the engine, not GPU work."""
+"""Kinds in the list of layers that are no GPU work."""
 
 PRODUCT_KINDS = frozenset(("gemm", "runtime_fusion"))
-"""Kinds of kernels that hold a matrix product."""
+"""Kinds of kernels that compute a matrix product."""
 
 FP32_PRODUCTS = {"fp16": 0, "fp16-wide-logits": 1}
-"""How many matrix products of an FP16 graph read FP32, without that of gating."""
+"""Number of matrix products that read FP32, by the precision of an FP16 graph, not counting gating."""
 
 
 def log_text(artifact: EngineArtifact, lines: Sequence[LogLine], timing_cache: Path | None) -> str:
@@ -39,7 +39,12 @@ def log_text(artifact: EngineArtifact, lines: Sequence[LogLine], timing_cache: P
 
 
 def read_figures(lines: Sequence[LogLine], build_ms: float, host_bytes: int) -> BuildFigures:
-    """Read activation memory, weight bytes and the kernel list from the builder's log."""
+    """Return the figures in the builder's log: memory of activations and weights in bytes, and the kernels.
+
+    >>> line = LogLine(severity="VERBOSE", text="Total Activation Memory: 2048 bytes")
+    >>> read_figures([line], build_ms=12.5, host_bytes=1 << 20).activation_bytes
+    2048
+    """
     text = "\n".join(line.text for line in lines)
     return BuildFigures(
         build_ms=round(build_ms, 3),
@@ -56,7 +61,7 @@ def _bytes(text: str, label: str) -> int | None:
 
 
 def _kernels(text: str) -> list[Kernel]:
-    """Return the kernels of the log's layer list, without bookkeeping entries."""
+    """Return the kernels in the list of layers, without NOT_KERNELS."""
     pattern = r"^Name: (\S+), LayerType: (\w+), Inputs: (.*), Constants: .*, Outputs: (.*), TacticName:"
     records = re.findall(pattern, text, re.MULTILINE)
     return [
@@ -71,20 +76,26 @@ def _dtypes(tensors: str) -> tuple[str, ...]:
 
 
 def check_types(kernels: Sequence[Kernel], precision: str, *, gated: bool = False) -> None:
-    """Compare the dtypes of an engine's matrix products with those the graph asked for, where the builder lists them.
+    """Compare the dtypes of an engine's matrix products with the precision of its graph.
 
-    `gated`: the layer ends with gating, a product that is FP32 in every precision.
+    With `gated` the layer ends with gating, one more product, which is FP32 in every precision. A builder that lists
+    no kernels passes.
 
-    Raises: BuildError if an engine came out in another precision than its graph.
+    Raises: BuildError naming the kernels if the engine has another precision than its graph.
+
+    >>> check_types([Kernel(name="k", kind="gemm", inputs=("Float",), outputs=("Float",))], "fp32")
+    >>> check_types([Kernel(name="k", kind="gemm", inputs=("Half",), outputs=("Float",))], "fp32")
+    Traceback (most recent call last):
+    netvlad_deploy.errors.BuildError: the engine of a graph in fp32 has other types in k: nothing was written
     """
     half = [kernel.name for kernel in kernels if "Half" in (*kernel.inputs, *kernel.outputs)]
     products = [kernel for kernel in kernels if kernel.kind in PRODUCT_KINDS]
     if precision not in FP32_PRODUCTS:
         wrong = half
     else:
-        wide = [kernel.name for kernel in products if "Half" not in kernel.inputs]
+        fp32 = [kernel.name for kernel in products if "Half" not in kernel.inputs]
         expected = FP32_PRODUCTS[precision] + gated
-        fits = len(wide) <= expected and (len(products) < 2 or len(wide) == expected)
+        fits = len(fp32) <= expected and (len(products) < 2 or len(fp32) == expected)
         wrong = [] if fits else [kernel.name for kernel in products]
     if wrong:
         raise BuildError(

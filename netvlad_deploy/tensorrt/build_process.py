@@ -1,8 +1,8 @@
-"""A fresh process for each build.
+"""Run each build in a fresh process.
 
-A build that fails can leave something behind in TensorRT: after one for SM75 the next in the same process takes the
-plan of Turing, whatever it is for. And a process can be killed: so Ctrl-C ends a builder that is deep in its work.
-The process reads the graph and writes the engine itself: both are hundreds of megabytes.
+A failed build can spoil the next one in its process: after one for SM75, TensorRT-RTX takes the plan of Turing for
+every other architecture. And Ctrl-C can kill a process, however deep the builder is in its work. The process reads the
+graph and writes the engine itself, since both may be hundreds of megabytes.
 """
 
 from dataclasses import asdict
@@ -35,7 +35,7 @@ def build_apart(request: BuildRequest) -> Built:
 
 
 def serve(channel: Channel) -> None:
-    """Be the fresh process: build what the first message asks for."""
+    """Build what the first message asks for, and send back the `Built`: this is all that the fresh process does."""
     message, _ = channel.receive()
     paths = {name: path and Path(path) for name, path in message["paths"].items()}
     source = from_record(OnnxArtifact, message["source"], path=paths.pop("source"))

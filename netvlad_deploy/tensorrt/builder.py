@@ -1,4 +1,8 @@
-"""What the builder does, in the process that `build_process` starts for it."""
+"""Build an engine, in the process that `build_process` starts for each build.
+
+TensorRT refers to the logger, the timing cache and the progress monitor in C++ without owning them, so `_build` keeps
+each in a local variable until the engine is written.
+"""
 
 import logging
 import time
@@ -29,27 +33,27 @@ from netvlad_deploy.tensorrt.timing_cache import load_timing_cache, save_timing_
 LOG = logging.getLogger(__name__)
 
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120 and later")
-"""Where an RTX engine runs if no compute capability is named. Source: TensorRT-RTX documentation, CPU-only AOT."""
+"""Architectures of an RTX engine if none is named. Source: TensorRT-RTX documentation, CPU-only AOT."""
 
 NO_TARGETS = frozenset(("NONE", "CURRENT"))
-"""Compute capabilities of the binding that are no GPU architecture."""
+"""Members of the binding's enum of compute capabilities that are no GPU architecture."""
 
 MIB = 2**20
 
-Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
-"""The smallest, usual and largest shape of every input under one optimization profile."""
+InputShapes = Mapping[str, tuple[tuple[int, ...], ...]]
+"""The smallest, usual and largest shape of every input, in one optimization profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What to build: everything the process of the builder needs to know.
+    """The request for one build, with everything that the process of the builder needs to know.
 
     Args:
-        source: the ONNX file, whose bytes are compared with their hash where they are read.
+        source: the ONNX file, whose bytes are compared with their hash when they are read.
         external: a path in the folder of the graph's external data, None if it has none.
-        target: the file to write the engine into, which its user has reserved.
-        options: what to build it with, less its profiles.
-        profiles: each in words, with its shapes.
+        target: the file to write the engine into, which the caller has created.
+        options: the options of the builder; it takes the profiles from the next field.
+        profiles: the optimization profiles, each as text for errors and with the shapes of every input.
         timing_cache: the file of kernel timings, None for none.
         device: the number of the GPU to build on, None for whichever there is.
     """
@@ -58,14 +62,17 @@ class BuildRequest:
     external: str | None
     target: Path
     options: BuildOptions
-    profiles: tuple[tuple[str, Shapes], ...]
+    profiles: tuple[tuple[str, InputShapes], ...]
     timing_cache: Path | None = None
     device: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What the builder wrote, and what it was set to; `host_bytes` is the most memory that its process has taken."""
+    """The engine that was written, the settings it was built with, and the log.
+
+    `host_bytes` is the most host memory that the process has taken, `flags` are the builder flags that were set.
+    """
 
     sha256: str
     size_bytes: int
@@ -79,7 +86,7 @@ class Built:
 
 
 def build_here(request: BuildRequest) -> Built:
-    """Build in this process, which is not fit for another build if this one fails.
+    """Build in this process, in which no other build may follow if this one fails.
 
     Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
         TensorRT's own words; UsageError for an option that this flavor does not have; ArtifactError if the source is
@@ -134,7 +141,7 @@ def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
 
 
 def _write(target: Path, engine: memoryview) -> tuple[str, int]:
-    """Write an engine from where it lies, and return its SHA-256 and its size in bytes."""
+    """Write an engine without copying it; return its SHA-256 and its size in bytes."""
     try:
         return write_hashed(target, (engine,))
     except OSError as error:
@@ -142,7 +149,7 @@ def _write(target: Path, engine: memoryview) -> tuple[str, int]:
 
 
 def _keep_timings(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logger: Any) -> None:
-    """Save what the build measured; an engine is not thrown away because that cannot be kept."""
+    """Save the timings of this build; a failure is only logged, since the engine is good without them."""
     try:
         save_timing_cache(tensorrt, config, path, cache, logger)
     except (BuildError, OutputError) as error:
@@ -150,7 +157,7 @@ def _keep_timings(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logge
 
 
 def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:
-    """Return the GPU an engine is built on, None where it is built for named architectures or without one."""
+    """Return the GPU an engine is built on; None if architectures are named, or on a machine without a GPU."""
     if options.compute_capabilities:
         return None
     try:
@@ -162,44 +169,51 @@ def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:
 
 
 def _configure(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> tuple[str, ...]:
-    """Set what the options say, read all of it back, and return the names of all flags that are set.
+    """Set the options, read each back, and return the names of all builder flags that are set.
+
+    They are set call by call, not from a table: so `tools/mutation.py` deletes each call in turn, and a test must fail.
 
     Raises: BuildError if TensorRT does not keep a setting; UsageError for an unknown compute capability.
     """
     trt = tensorrt.module
     detailed = trt.ProfilingVerbosity.DETAILED
     config.profiling_verbosity = detailed
-    _kept(tensorrt, "profiling verbosity", config.profiling_verbosity, detailed)
+    _check_kept(tensorrt, "profiling verbosity", config.profiling_verbosity, detailed)
     if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    _kept(tensorrt, "TF32", config.get_flag(trt.BuilderFlag.TF32), options.tf32)
+    _check_kept(tensorrt, "TF32", config.get_flag(trt.BuilderFlag.TF32), options.tf32)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        _kept(tensorrt, "VERSION_COMPATIBLE", config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE), True)
+        _check_kept(tensorrt, "VERSION_COMPATIBLE", config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE), True)
     if options.hardware_compatible:
         ampere = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         config.hardware_compatibility_level = ampere
-        _kept(tensorrt, "hardware compatibility", config.hardware_compatibility_level, ampere)
+        _check_kept(tensorrt, "hardware compatibility", config.hardware_compatibility_level, ampere)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-        _kept(tensorrt, "optimization level", config.builder_optimization_level, options.optimization_level)
+        _check_kept(tensorrt, "optimization level", config.builder_optimization_level, options.optimization_level)
     if options.workspace_mib is not None:
         workspace, limit_bytes = trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB
         config.set_memory_pool_limit(workspace, limit_bytes)
-        _kept(tensorrt, "workspace in bytes", config.get_memory_pool_limit(workspace), limit_bytes)
+        _check_kept(tensorrt, "workspace in bytes", config.get_memory_pool_limit(workspace), limit_bytes)
     if options.compute_capabilities:
         _choose_capabilities(tensorrt, config, options, logger)
     return tuple(sorted(name for name, flag in members(trt.BuilderFlag).items() if config.get_flag(flag)))
 
 
-def _kept(tensorrt: TensorRT, what: str, found: Any, expected: Any) -> None:
+def _check_kept(tensorrt: TensorRT, setting: str, found: Any, expected: Any) -> None:
+    """Raise BuildError if TensorRT reads back another value of a setting: it ignores some without a word."""
     if found != expected:
-        raise BuildError(f"{tensorrt.name} did not keep {what}: got {found}, expected {expected}")
+        raise BuildError(f"{tensorrt.name} did not keep {setting}: got {found}, expected {expected}")
 
 
 def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> None:
+    """Set the GPU architectures of an RTX engine.
+
+    Raises: UsageError if the binding does not know one; BuildError if TensorRT refuses one.
+    """
     listed = members(tensorrt.module.ComputeCapability)
     known = {name: value for name, value in listed.items() if name not in NO_TARGETS}
     for name in options.compute_capabilities:
@@ -209,15 +223,15 @@ def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions,
     for index, name in enumerate(options.compute_capabilities):
         answer = config.set_compute_capability(known[name], index)
         tensorrt.accepted(answer, f"compute capability {name}", logger)
-    _kept(tensorrt, "compute capabilities", _capabilities(config), options.compute_capabilities)
+    _check_kept(tensorrt, "compute capabilities", _capabilities(config), options.compute_capabilities)
 
 
 def _capabilities(config: Any) -> tuple[str, ...]:
     return tuple(config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
 
 
-def _profile(builder: Any, shapes: Shapes, tensorrt: TensorRT, logger: Any) -> Any:
-    """Return TensorRT's optimization profile for the dynamic axes of every input."""
+def _profile(builder: Any, shapes: InputShapes, tensorrt: TensorRT, logger: Any) -> Any:
+    """Return TensorRT's own optimization profile with the shapes of every input."""
     optimization_profile = tensorrt.accepted(builder.create_optimization_profile(), "an optimization profile", logger)
     for name, bounds in shapes.items():
         asked = tuple(tuple(shape) for shape in bounds)
@@ -226,17 +240,17 @@ def _profile(builder: Any, shapes: Shapes, tensorrt: TensorRT, logger: Any) -> A
         except (RuntimeError, ValueError) as error:
             raise BuildError(f"{tensorrt.name} refused the shapes {asked} of {name}: {error}") from error
         found = tuple(tuple(shape) for shape in optimization_profile.get_shape(name))
-        _kept(tensorrt, f"the shapes of {name}", found, asked)
+        _check_kept(tensorrt, f"the shapes of {name}", found, asked)
     return optimization_profile
 
 
 def _targets(tensorrt: TensorRT, config: Any, options: BuildOptions) -> tuple[str, ...]:
-    """Return the architectures an RTX engine is for; another engine is for the GPU it was built on.
+    """Return the architectures of an RTX engine; none of an engine for the GPU it was built on.
 
     Raises: BuildError if it was built for others than those asked for.
     """
     if not tensorrt.builds_without_gpu:
         return ()
     found = _capabilities(config)
-    _kept(tensorrt, "compute capabilities", found, options.compute_capabilities)
+    _check_kept(tensorrt, "compute capabilities", found, options.compute_capabilities)
     return found or RTX_TARGETS

@@ -14,10 +14,10 @@ from netvlad_deploy.support.require import require
 
 
 class Cuda:
-    """The CUDA runtime on the current GPU. Addresses, streams, events and graphs are its own handles.
+    """The CUDA runtime on this thread's current GPU. Addresses, streams, events and graphs are CUDA's own handles.
 
-    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError without a driver or a GPU; every method
-        RunError with the call's name and CUDA's own name of the error.
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError without a driver or a GPU. Every method
+        raises RunError with the name of the call and CUDA's own name of the error.
     """
 
     def __init__(self, *, extra: str) -> None:
@@ -28,12 +28,12 @@ class Cuda:
         return int(self._call("cudaGetDevice"))
 
     def use(self, device: int) -> None:
-        """Make this GPU the thread's own from now on."""
+        """Make this GPU the current one of this thread from now on."""
         self._call("cudaSetDevice", device)
 
     @contextlib.contextmanager
     def using(self, device: int) -> Iterator[None]:
-        """Work on this GPU for a while: which one is current is a matter of each thread."""
+        """Make this GPU the current one of this thread inside the `with`; every thread has a current GPU of its own."""
         previous = self.device()
         self.use(device)
         try:
@@ -46,7 +46,7 @@ class Cuda:
         return int(self._call("cudaPointerGetAttributes", address).device)
 
     def gpu(self) -> Gpu:
-        """Return what the current GPU is, and the newest CUDA version its driver knows."""
+        """Return name and compute capability of the current GPU, and the newest CUDA version of its driver."""
         properties = self._call("cudaGetDeviceProperties", self.device())
         driver = int(self._call("cudaDriverGetVersion"))
         return Gpu(
@@ -56,13 +56,13 @@ class Cuda:
         )
 
     def free_bytes(self) -> int:
-        """Return how much device memory is free."""
+        """Return the size of the free device memory in bytes."""
         status, free, _ = self._binding.cudaMemGetInfo()
         self._check("cudaMemGetInfo", status)
         return int(free)
 
     def create_stream(self) -> Any:
-        """Return a stream that waits for no other: what it must wait for is said with `wait`."""
+        """Return a stream that waits for no other stream, unless `wait` makes it."""
         return self._call("cudaStreamCreateWithFlags", self._binding.cudaStreamNonBlocking)
 
     def synchronize(self, stream: Any) -> None:
@@ -82,12 +82,12 @@ class Cuda:
         self._call("cudaFree", address)
 
     def allocate_pinned(self, size_bytes: int) -> Array:
-        """Return new host memory, as bytes, that the GPU copies from and to without a detour."""
+        """Return new pinned host memory as uint8 (size_bytes,): the GPU copies from and to it directly."""
         address = int(self._call("cudaMallocHost", size_bytes))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
 
     def free_pinned(self, memory: Array) -> None:
-        """Release what `allocate_pinned` returned; no view of it may be used any more."""
+        """Release memory of `allocate_pinned`; no view of it may be used afterwards."""
         self._call("cudaFreeHost", memory.ctypes.data)
 
     def copy_to_device(self, address: int, array: Array, stream: Any) -> None:
@@ -105,7 +105,7 @@ class Cuda:
         return self._call("cudaEventCreate")
 
     def record(self, event: Any, stream: Any) -> None:
-        """Mark this point of a stream."""
+        """Record an event at this point of a stream."""
         self._call("cudaEventRecord", event, stream)
 
     def wait(self, event: Any, stream: Any) -> None:
@@ -113,7 +113,7 @@ class Cuda:
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Return the GPU time between two events that have happened."""
+        """Return the GPU time in ms between two events that have happened."""
         return float(self._call("cudaEventElapsedTime", start, end))
 
     def destroy_event(self, event: Any) -> None:
@@ -121,7 +121,7 @@ class Cuda:
         self._call("cudaEventDestroy", event)
 
     def capture(self, stream: Any, queue: Callable[[], None]) -> Any:
-        """Record what `queue` queues on a stream, instead of running it, and return it ready to launch."""
+        """Record the work that `queue` queues on a stream, without running it; return a graph that `launch` takes."""
         mode = self._binding.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         complete = False
@@ -138,7 +138,7 @@ class Cuda:
             self._call("cudaGraphDestroy", graph)
 
     def _abandon_capture(self, stream: Any) -> None:
-        """End a capture whose work failed: what failed first is what to say, so a failure here is not."""
+        """End a capture whose work failed; a second failure here is not reported, since the first one is on its way."""
         status, graph = self._binding.cudaStreamEndCapture(stream)
         if status == self._binding.cudaError_t.cudaSuccess:
             self._call("cudaGraphDestroy", graph)
@@ -148,7 +148,7 @@ class Cuda:
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Release what `capture` returned."""
+        """Release a graph of `capture`."""
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -162,31 +162,34 @@ class Cuda:
 
 
 def describe_gpu(extra: str) -> Gpu:
-    """Return what the current GPU is.
+    """Return name, compute capability and driver of the current GPU.
 
-    Raises: MissingDependencyError without cuda-bindings, of which `extra` brings one; DeviceUnavailableError.
+    Raises: MissingDependencyError without cuda-bindings, which `extra` installs; DeviceUnavailableError without a GPU.
     """
     return Cuda(extra=extra).gpu()
 
 
 def current_device(extra: str) -> int:
-    """Return the number of this thread's GPU: another process, or a new thread, starts on GPU 0.
+    """Return the number of this thread's current GPU; another process, or a new thread, starts on GPU 0.
 
-    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError.
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError without a GPU.
     """
     return Cuda(extra=extra).device()
 
 
 def use_device(extra: str, device: int) -> None:
-    """Make a GPU this thread's own from now on.
+    """Make a GPU the current one of this thread from now on.
 
-    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError.
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError without a GPU.
     """
     Cuda(extra=extra).use(device)
 
 
 def _open_runtime(extra: str) -> Any:
-    """Return the CUDA runtime binding after making sure that there is a GPU."""
+    """Return the binding of the CUDA runtime.
+
+    Raises: MissingDependencyError without cuda-bindings; DeviceUnavailableError without a driver or a GPU.
+    """
     try:
         binding = require("cuda.bindings.runtime", extra=extra)
         status, count = binding.cudaGetDeviceCount()

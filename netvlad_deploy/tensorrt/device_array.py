@@ -19,10 +19,10 @@ CUDA_KINDS: Final = (CUDA_DEVICE, 13)
 """DLPack's kDLCUDA and kDLCUDAManaged."""
 
 ALIGNMENT: Final = 256
-"""What TensorRT demands of an address. Source: NvInferRuntime.h, IExecutionContext::setTensorAddress."""
+"""TensorRT takes multiples of this as addresses. Source: NvInferRuntime.h, IExecutionContext::setTensorAddress."""
 
 LEGACY_STREAM: Final = 1
-"""The legacy default stream by its handle: where a producer that names no stream is taken to write, to be safe."""
+"""Handle of CUDA's legacy default stream, on which a producer that names no stream is assumed to write."""
 
 DLPACK_KINDS: Final = {0: "i", 1: "u", 2: "f", 6: "b"}
 """NumPy's kind of each DLPack type code that an input can have: int, uint, float, bool."""
@@ -67,7 +67,7 @@ class _Tensor(ctypes.Structure):
 
 
 def device_array(value: Any, stream: int, device: int) -> DeviceArray | None:
-    """Return a view of what lies on a GPU, None if it does not.
+    """Return a view of an array on a GPU, None of anything else.
 
     Args:
         value: anything; a NumPy array or CPU tensor is not on a GPU.
@@ -111,7 +111,9 @@ def _from_interface(value: Any, interface: dict[str, Any]) -> DeviceArray:
 
 
 def from_dlpack(capsule: Any) -> DeviceArray:
-    """Read the tensor in a DLPack capsule, which stays unused, so that its own end releases the tensor.
+    """Return a view of the tensor in a DLPack capsule.
+
+    The capsule is read and not consumed, so its own destructor still releases the tensor.
 
     Raises: InputError if it is not contiguous or of a type that no input has.
     """
@@ -131,7 +133,7 @@ def from_dlpack(capsule: Any) -> DeviceArray:
 
 
 def _check_strides(strides: tuple[int, ...] | None, shape: tuple[int, ...], itemsize: int) -> None:
-    """Raise InputError unless strides in bytes, None for C order, are those of a C-contiguous array."""
+    """Raise InputError unless strides, in bytes, are those of a C-contiguous array; None stands for C order."""
     if strides is None:
         return
     expected = itemsize

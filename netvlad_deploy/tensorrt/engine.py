@@ -31,19 +31,7 @@ from netvlad_deploy.tensorrt.builder import BuildRequest, Built
 from netvlad_deploy.tensorrt.cuda import current_device
 
 TURING = "SM75"
-"""The architecture whose matrix products are FP16 only, as TensorRT-RTX compiles them."""
-
-HARDWARE_PRICE = (
-    "hardware-compatible: runs on Ampere and later GPUs, with at most 48 KiB of shared memory and fewer kernels to "
-    "choose from, so slower than an engine built for its GPU"
-)
-"""Source: TensorRT API reference, HardwareCompatibilityLevel."""
-
-VERSION_PRICE = (
-    "version-compatible: carries a runtime of its own as native code, which makes the file larger, may make it slower "
-    "and must be allowed where it is loaded"
-)
-"""Source: TensorRT documentation, Version Compatibility."""
+"""The one architecture for which TensorRT-RTX compiles matrix products in FP16 only."""
 
 
 def build_engine(
@@ -54,9 +42,9 @@ def build_engine(
     timing_cache: Path | str | None = None,
     force: bool = False,
 ) -> EngineArtifact:
-    """Build `source`; write the engine, its sidecar and its build log.
+    """Build `source`; write the engine, its sidecar and its build log; return the engine.
 
-    `timing_cache` is a file of kernel timings that builds share: it changes how long a build takes, not what it makes.
+    `timing_cache` is a file of kernel timings that builds share: it makes a build faster, and changes no engine.
 
     Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
         TensorRT's own words; ArtifactError if `source` is damaged; UsageError, OutputError for the target.
@@ -90,7 +78,7 @@ def build_engine(
 def _request(
     parent: OnnxArtifact, engine: Path, options: BuildOptions, cache_path: Path | None, weights: Path | None
 ) -> BuildRequest:
-    """Return what the process of the builder is told; what it reads has the hash that was found here."""
+    """Return the request to the process of the builder, with the hashes of the files as they were verified here."""
     return BuildRequest(
         source=parent,
         target=engine,
@@ -103,7 +91,7 @@ def _request(
 
 
 def _check_turing(parent: OnnxArtifact, options: BuildOptions, *, gated: bool) -> None:
-    """Refuse what TensorRT-RTX cannot compile for Turing, before the builder starts.
+    """Refuse a graph that TensorRT-RTX cannot compile for Turing, before the builder starts.
 
     Raises: UsageError for a graph with FP32 matrix products.
     """
@@ -116,7 +104,7 @@ def _check_turing(parent: OnnxArtifact, options: BuildOptions, *, gated: bool) -
 
 
 def _with_profiles(options: BuildOptions, parent: OnnxArtifact) -> BuildOptions:
-    """Return the options with the optimization profiles of what is built.
+    """Return the options with the profiles given, or with the usual one of a head or pipeline if none is given.
 
     Raises: UsageError for a profile of a head if it is a pipeline, or the reverse.
     """
@@ -134,7 +122,6 @@ def _artifact(
     built: Built,
     figures: BuildFigures,
 ) -> EngineArtifact:
-    prices = ((options.hardware_compatible, HARDWARE_PRICE), (options.version_compatible, VERSION_PRICE))
     return EngineArtifact(
         path=target,
         spec=parent.spec,
@@ -143,7 +130,7 @@ def _artifact(
         outputs=parent.outputs,
         dtypes=parent.dtypes,
         range=parent.range,
-        warnings=(*parent.warnings, *(price for paid, price in prices if paid)),
+        warnings=(*parent.warnings, *(price for price, _ in options.chosen("price"))),
         origin=parent.origin,
         parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
         reference=replace(parent.reference, name=_relative(parent.reference_path, target)),
@@ -160,15 +147,15 @@ def _artifact(
 
 
 def _device(options: BuildOptions) -> int | None:
-    """Return the number of the GPU that this thread has chosen, None where none takes part."""
+    """Return the number of this thread's current GPU; None if architectures are named or there is no GPU."""
     if options.compute_capabilities:
         return None
     try:
         return current_device(EXTRAS[options.flavor])
-    except (DeviceUnavailableError, MissingDependencyError):  # whether one is needed, the builder knows
+    except (DeviceUnavailableError, MissingDependencyError):  # the builder says so if it needs one
         return None
 
 
 def _relative(path: Path, target: Path) -> str:
-    """Return the name under which the folder of `target` reaches `path`."""
+    """Return `path` relative to the folder of `target`."""
     return os.path.relpath(path.resolve(), target.parent.resolve())

@@ -1,9 +1,8 @@
-"""What one run needs for itself: an execution context with a stream, buffers, events and CUDA graphs of its own.
+"""An execution slot: a context with a stream, buffers, events and CUDA graphs of its own, for one run at a time.
 
-Host arrays go through pinned memory that is kept from run to run; arrays on the GPU are read where they lie. Work that
-has come twice with the same shapes at the same addresses is captured as a CUDA graph after the second time, when the
-context has just run it, and replayed from then on. TensorRT-RTX captures by itself, since it compiles kernels for a
-shape while it runs.
+Host arrays go through pinned memory that is kept from run to run; arrays on the GPU are read where they are. When work
+with the same shapes at the same addresses has run twice, it is captured as a CUDA graph, and replayed from then on.
+TensorRT-RTX captures by itself, since it compiles kernels for a shape while it runs.
 """
 
 import contextlib
@@ -24,17 +23,19 @@ from netvlad_deploy.tensorrt.loader import LoadedEngine
 LOG = logging.getLogger(__name__)
 
 MOST_BINDINGS: Final = 32
-"""Shapes and addresses that are kept with their graphs; the one not used for longest goes first."""
+"""Most bindings that are kept with their graphs. Beyond that the binding that was not used for longest is dropped."""
 
 RUNS_BEFORE_CAPTURE: Final = 2
+"""The first run of a new shape gives TensorRT work that no graph can hold, so a graph is captured after this many."""
 
 Inputs = Mapping[str, Array | DeviceArray]
-Key = tuple[tuple[str, tuple[int, ...], int], ...]
+BindingKey = tuple[tuple[str, tuple[int, ...], int], ...]
+"""Name, shape and address of every input."""
 
 
 @dataclass
 class _Buffer:
-    """Memory of one tensor on the GPU, and as much pinned memory on the host."""
+    """Memory of one tensor on the GPU, and pinned memory of the same size on the host."""
 
     address: int
     host: Array
@@ -42,31 +43,34 @@ class _Buffer:
 
 @dataclass
 class _Binding:
-    """Inputs of certain shapes at certain addresses: the shapes of the outputs, and the graph once there is one."""
+    """The outputs' shapes for inputs of certain shapes at certain addresses, and the graph once there is one."""
 
     outputs: dict[str, tuple[int, ...]]
     runs: int = 0
     graph: Any = None
 
 
-class Lane:
+class ExecutionSlot:
     """Run an engine, one run at a time.
 
     Args:
-        loaded: the engine; it must outlive the lane.
-        context: an execution context that nobody else uses.
-        cuda_graphs: replay what comes again from a CUDA graph; `replays` counts how often.
+        loaded: the engine; it must outlive the slot.
+        context: an execution context that nothing else uses.
+        cuda_graphs: replay repeated work from a CUDA graph; `replays` counts the replays.
 
-    Raises: RunError if CUDA or TensorRT refuses; a lane that raised it must be closed.
+    Raises: RunError if CUDA or TensorRT refuses; a slot that raised it must be closed.
     """
 
     def __init__(self, loaded: LoadedEngine, context: Any, *, cuda_graphs: bool) -> None:
         self._loaded, self._context, self.cuda = loaded, context, loaded.cuda
         self._cuda_graphs = cuda_graphs
         self.replays = 0
+        # Profile, buffers and bindings outlive a run, since setting them up again costs more than a small run. They
+        # depend on each other: a graph holds addresses of buffers and of the profile's memory, so when one of those
+        # changes all bindings are dropped.
         self._profile: int | None = None
         self._buffers: dict[str, _Buffer] = {}
-        self._bindings: dict[Key, _Binding] = {}
+        self._bindings: dict[BindingKey, _Binding] = {}
         with contextlib.ExitStack() as undo:
             self._stream = self.cuda.create_stream()
             undo.callback(self.cuda.destroy_stream, self._stream)
@@ -78,7 +82,7 @@ class Lane:
 
     @property
     def device(self) -> int:
-        """Return the number of the engine's GPU."""
+        """Return the number of the GPU that the engine is on."""
         return self._loaded.device
 
     @property
@@ -88,7 +92,7 @@ class Lane:
 
     def close(self) -> None:
         """Release graphs, context, buffers, events and stream, in this order, each even if another one fails."""
-        with self._loaded.quiet, self._undo:
+        with self._loaded.capture_lock, self._undo:
             self._undo.callback(self._free_buffers)
             self._undo.callback(self._drop_context)
             self._undo.callback(self._drop_bindings)
@@ -104,10 +108,10 @@ class Lane:
         return EventTimes(*(self.cuda.elapsed_ms(*self._events[index : index + 2]) for index in range(3)))
 
     def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
-        """Copy in, compute, copy out, wait; return the shapes of the outputs, which lie in pinned memory then."""
+        """Copy in, compute, copy out, wait; return the shapes of the outputs, which are in pinned memory afterwards."""
         cuda, stream = self.cuda, self._stream
         self._select_profile(*inputs[self._loaded.artifact.inputs[0]].shape[:-1])
-        self._await(inputs)
+        self._wait_for_producers(inputs)
         binding = self._bind(inputs)
         self._mark(0, timed)
         for name, value in inputs.items():
@@ -125,19 +129,22 @@ class Lane:
         return binding.outputs
 
     def _select_profile(self, *shape: int) -> None:
-        """Switch to the profile for this shape. Graphs go: they hold the addresses of the other profile's memory."""
+        """Switch to the profile for this shape, and drop graphs: they hold addresses of the other profile's memory."""
         profile = fitting_profile(self._loaded.artifact.profiles, *shape)
         if profile == self._profile:
             return
-        with self._loaded.quiet:
+        with self._loaded.capture_lock:
             self._drop_bindings()
             if not self._context.set_optimization_profile_async(profile, self.stream):
                 self._fail(f"optimization profile {profile}")
             self.cuda.synchronize(self._stream)
         self._profile = profile
 
-    def _await(self, inputs: Inputs) -> None:
-        """Let the stream wait for the producers of arrays on the GPU, which must be the engine's own."""
+    def _wait_for_producers(self, inputs: Inputs) -> None:
+        """Let the stream wait for the producers of arrays on the GPU.
+
+        Raises: InputError if an array is on another GPU than the engine.
+        """
         for name, value in inputs.items():
             if not isinstance(value, DeviceArray):
                 continue
@@ -161,7 +168,7 @@ class Lane:
         key = tuple((name, tuple(value.shape), addresses[name]) for name, value in inputs.items())
         binding = self._bindings.pop(key, None)
         if binding is not None:
-            self._bindings[key] = binding  # the last to be dropped now
+            self._bindings[key] = binding  # at the end of the order now: it is dropped last
             if binding.graph is not None:
                 return binding
         for name, value in inputs.items():
@@ -170,14 +177,14 @@ class Lane:
             if not self._context.set_tensor_address(name, addresses[name]):
                 self._fail(f"address of {name}")
         outputs = self._bind_outputs()
-        if key not in self._bindings:  # asked again: a buffer that grew has dropped them all
+        if key not in self._bindings:  # looked up again: a buffer that grew has dropped all bindings
             while len(self._bindings) >= MOST_BINDINGS:
                 self._drop(next(iter(self._bindings)))
             self._bindings[key] = _Binding(outputs)
         return self._bindings[key]
 
     def _bind_outputs(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the outputs, after giving each memory."""
+        """Give every output memory, and return the shapes of the outputs."""
         try:
             missing = self._context.infer_shapes()
         except RuntimeError as error:
@@ -192,7 +199,7 @@ class Lane:
         return shapes
 
     def _execute(self, binding: _Binding) -> None:
-        """Queue the work, from its graph if there is one."""
+        """Queue the work, as a graph if there is one."""
         if binding.graph is not None:
             self.cuda.launch(binding.graph, self._stream)
             self.replays += 1
@@ -201,12 +208,13 @@ class Lane:
         binding.runs += 1
 
     def _capture(self, binding: _Binding) -> None:
-        """Record the work that has just run, for the next time; a lane whose work cannot be recorded goes on without.
+        """Capture the work that has just run as a graph; a slot whose work cannot be captured goes on without graphs.
 
-        Nothing else may wait for the whole GPU meanwhile, as memory and contexts that come and go may do.
+        It holds the capture lock: a wait for the whole GPU would break the capture, and allocating or releasing memory
+        or contexts may wait so.
         """
         try:
-            with self._loaded.quiet:
+            with self._loaded.capture_lock:
                 binding.graph = self.cuda.capture(self._stream, self._enqueue)
         except RunError as error:
             self._cuda_graphs = False
@@ -217,11 +225,11 @@ class Lane:
             self._fail("execution")
 
     def _reserve(self, name: str, size_bytes: int) -> None:
-        """Give a tensor at least this much memory. Where it grows, graphs go: they hold the old address."""
+        """Give a tensor at least this much memory. If it grows, graphs are dropped: they hold the old address."""
         held = self._buffers.get(name)
         if held is not None and held.host.nbytes >= size_bytes:
             return
-        with self._loaded.quiet:
+        with self._loaded.capture_lock:
             self._drop_bindings()
             if held is not None:
                 self._free(name)
@@ -233,7 +241,7 @@ class Lane:
                 raise
 
     def _host(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Return a tensor's pinned memory as an array."""
+        """Return the pinned memory of a tensor as an array of this shape."""
         view: Array = self._buffers[name].host[: self._size_bytes(name, shape)].view(self._dtype(name)).reshape(shape)
         return view
 
@@ -248,9 +256,9 @@ class Lane:
             self.cuda.record(self._events[index], self._stream)
 
     def _drop_bindings(self) -> None:
-        _each(self._drop, list(self._bindings))
+        _release_each(self._drop, list(self._bindings))
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: BindingKey) -> None:
         binding = self._bindings.pop(key)
         if binding.graph is not None:
             self.cuda.destroy_graph(binding.graph)
@@ -259,7 +267,7 @@ class Lane:
         self._context = None
 
     def _free_buffers(self) -> None:
-        _each(self._free, list(self._buffers))
+        _release_each(self._free, list(self._buffers))
 
     def _free(self, name: str) -> None:
         buffer = self._buffers.pop(name)
@@ -272,12 +280,12 @@ class Lane:
     def _name(self) -> str:
         return f"{self._loaded.artifact.path.name} on {self._loaded.artifact.flavor}"
 
-    def _fail(self, what: str) -> Any:
-        raise RunError(f"{self._name} refused {what}: {self._loaded.last_error}")
+    def _fail(self, request: str) -> Any:
+        raise RunError(f"{self._name} refused {request}: {self._loaded.last_error}")
 
 
-def _each(release: Callable[[Any], None], things: Iterable[Any]) -> None:
-    """Release each thing even if another one fails."""
+def _release_each(release: Callable[[Any], None], things: Iterable[Any]) -> None:
+    """Release every one of them, even if releasing another fails."""
     with contextlib.ExitStack() as undo:
         for thing in things:
             undo.callback(release, thing)

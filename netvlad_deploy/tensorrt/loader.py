@@ -1,8 +1,8 @@
-"""Load an engine, after proving that it is the one its sidecar describes and that it fits this machine.
+"""Load an engine, after checking that it is the one of its sidecar and that it fits this machine.
 
-A serialized engine is executable code, and TensorRT's own checks find no tampering. So its bytes are hashed again as
-they are read, and TensorRT's version and the GPU are compared with the sidecar, before anything is deserialised. What
-TensorRT then shows of its tensors must be what the sidecar says.
+A serialised engine is executable code, and TensorRT's own checks find no tampering. So its bytes are hashed again as
+they are read, and TensorRT's version and the GPU are compared with the sidecar, before anything is deserialised.
+Afterwards the tensors of the engine must be those of the sidecar.
 """
 
 import logging
@@ -20,16 +20,16 @@ from netvlad_deploy.tensorrt.cuda import Cuda
 
 LOG = logging.getLogger(__name__)
 
-DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool", "UINT8": "uint8"}
-"""The names of TensorRT's data types that an input or output can have."""
+TENSOR_DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool", "UINT8": "uint8"}
+"""NumPy's name of each data type of TensorRT that an input or output can have."""
 
 AMPERE: Final = (8, 0)
-"""Compute capability from which on a hardware-compatible engine runs."""
+"""Least compute capability of a GPU that runs a hardware-compatible engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTensor:
-    """An input or output as TensorRT shows it; `profiles` holds the shapes of an input in each profile."""
+    """An input or output of a loaded engine; `profiles` holds the least, usual and largest shape in each profile."""
 
     name: str
     mode: str
@@ -42,18 +42,18 @@ class EngineTensor:
 class LoadedEngine:
     """A deserialised engine with the objects that must outlive it.
 
-    It belongs to the GPU that was this thread's, `device`. `quiet` is held by whoever captures a CUDA graph, and by
-    whatever may wait for the whole GPU, which a capture does not stand.
+    It is on the GPU that was this thread's current one, `device`. The slots of an engine share `capture_lock`: whoever
+    captures a CUDA graph holds it, and so does all that may wait for the whole GPU, which would break a capture.
 
-    Raises: DeviceUnavailableError without a GPU; ArtifactError if the file, TensorRT or the GPU is another than the
-        sidecar says; RunError with TensorRT's own words if it cannot be loaded.
+    Raises: DeviceUnavailableError without a GPU; ArtifactError if the file, TensorRT or the GPU differs from the
+        sidecar; RunError with TensorRT's own words if the engine cannot be loaded.
     """
 
     def __init__(self, artifact: EngineArtifact) -> None:
         self.artifact = artifact
         self.cuda = Cuda(extra=EXTRAS[artifact.flavor])
         self.device = self.cuda.device()
-        self.quiet = threading.RLock()
+        self.capture_lock = threading.RLock()
         self.tensorrt = open_tensorrt(artifact.flavor)
         content = artifact.content()
         _check_machine(artifact, self.tensorrt, self.cuda.gpu())
@@ -70,11 +70,11 @@ class LoadedEngine:
 
     @property
     def last_error(self) -> str:
-        """Return TensorRT's last error in this thread, in its own words."""
+        """Return TensorRT's last error in this thread, in its own words; other threads may fail at the same time."""
         return last_error(self.logger, threading.get_ident()) or "no reason given"
 
     def tensors(self) -> Iterator[EngineTensor]:
-        """Yield every input and output as TensorRT shows it."""
+        """Yield every input and output of the engine."""
         engine, trt = self.engine, self.tensorrt.module
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
@@ -93,7 +93,7 @@ class LoadedEngine:
             )
 
     def memory_bytes(self) -> tuple[int, ...]:
-        """Return the activation memory that an execution context takes in each profile."""
+        """Return the bytes of activation memory that an execution context takes in each profile."""
         profiles = range(self.engine.num_optimization_profiles)
         return tuple(self.engine.get_device_memory_size_for_profile_v2(profile) for profile in profiles)
 
@@ -119,7 +119,7 @@ class LoadedEngine:
 
 
 def _dtype(dtype: Any) -> str:
-    return DTYPES.get(dtype.name, str(dtype.name))
+    return TENSOR_DTYPES.get(dtype.name, str(dtype.name))
 
 
 def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> None:
@@ -137,7 +137,7 @@ def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> No
 
 
 def _same_version(built: str, running: str, *, later: bool) -> bool:
-    """Return whether the versions are equal; with `later`, whether the running one may be a later one of its major."""
+    """Return True if the versions are equal, or with `later` if the running one is a later one of the same major."""
     if built == running or not later:
         return built == running
     numbers = [[int(part) for part in re.findall(r"\d+", version)] for version in (built, running)]
@@ -145,7 +145,10 @@ def _same_version(built: str, running: str, *, later: bool) -> bool:
 
 
 def _fits_gpu(artifact: EngineArtifact, gpu: Gpu) -> bool:
-    """Return whether the engine was built for this GPU: its architectures on RTX, else the very model it ran on."""
+    """Return True if the engine was built for this GPU.
+
+    An RTX engine is for architectures, a hardware-compatible one for GPUs since Ampere, any other for one model of GPU.
+    """
     major, minor = (int(part) for part in gpu.compute_capability.split("."))
     if artifact.targets:
         return any(_is_target(target, 10 * major + minor) for target in artifact.targets)
@@ -156,7 +159,11 @@ def _fits_gpu(artifact: EngineArtifact, gpu: Gpu) -> bool:
 
 
 def _is_target(target: str, architecture: int) -> bool:
-    """Return whether `SM89`, or `SM120 and later`, names this architecture."""
+    """Return True if a target such as `SM89` or `SM120 and later` names this architecture.
+
+    >>> _is_target("SM89", 89), _is_target("SM89", 90), _is_target("SM80 and later", 90)
+    (True, False, True)
+    """
     found = re.fullmatch(r"SM(\d+)( and later)?", target)
     if found is None:
         return False

@@ -1,7 +1,7 @@
 """Run an engine with TensorRT or TensorRT-RTX on the GPU: NumPy, cuda-bindings and TensorRT alone.
 
-One runner serves any number of threads. Each run takes a lane from a pool, an execution context with all that a run
-changes, and gives it back; so there are as many lanes as runs have been under way at once, each with its own memory.
+One runner serves any number of threads. Each run borrows an execution slot from a pool: a context with all that a run
+changes. So there are as many slots as there have been runs at the same time, each with memory of its own.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from netvlad_deploy.spec.build_options import RTX
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.support.files import Staging, check_apart, locked, read_private, stage_files
 from netvlad_deploy.tensorrt.device_array import device_array
-from netvlad_deploy.tensorrt.execution_slot import Lane
+from netvlad_deploy.tensorrt.execution_slot import ExecutionSlot
 from netvlad_deploy.tensorrt.loader import LoadedEngine
 
 LOG = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class TensorRTRunner(Runner):
 
     Args:
         artifact: the engine.
-        cuda_graphs: replay a shape that comes again from a CUDA graph.
+        cuda_graphs: replay work that is repeated from a CUDA graph.
         runtime_cache: file of the kernels that TensorRT-RTX compiles for this GPU, read now and written on closing. It
             is executable code: keep it where nobody else writes.
 
@@ -62,7 +62,9 @@ class TensorRTRunner(Runner):
             check_apart(runtime_cache, own, "runtime cache")
             Staging(force=True).check(runtime_cache)
         self._lock = threading.Lock()
-        self._idle: list[Lane] = []
+        # Runs in other threads may be under way when `close` is called. The lock guards these two and whether the
+        # runner is open; the last run to end finds nobody busy, and releases the engine.
+        self._idle: list[ExecutionSlot] = []
         self._busy = 0
         self._cuda_graphs, self._cache_path = cuda_graphs, runtime_cache
         self._loaded: LoadedEngine | None = LoadedEngine(artifact)
@@ -70,12 +72,12 @@ class TensorRTRunner(Runner):
         self._runtime_cache: Any = None
         if self._loaded.tensorrt.has_runtime_cache:
             self._configure(self._loaded)
-        with self._lane():  # what cannot run says so now
+        with self._slot():  # makes the first slot, so that an engine that cannot run fails here
             pass
 
     @property
     def conditions(self) -> str:
-        """Return whether runs are replayed from CUDA graphs, how many were, and when TensorRT-RTX compiles kernels."""
+        """Return the conditions of the runs in words: CUDA graphs on or off, replays, when RTX compiles kernels."""
         graphs = f"CUDA graphs {'on' if self._cuda_graphs else 'off'}"
         if self._runtime_config is None and self._cuda_graphs:
             graphs += f", {self.replays} replays"
@@ -83,24 +85,24 @@ class TensorRTRunner(Runner):
 
     @property
     def replays(self) -> int:
-        """Return how many runs of the lanes in the pool came from a CUDA graph."""
+        """Return the number of runs that came from a CUDA graph, in all slots that are idle now."""
         with self._lock:
-            return sum(lane.replays for lane in self._idle)
+            return sum(slot.replays for slot in self._idle)
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return a fresh array for each output, on the host.
 
         Raises: InputError if the feeds are not what the engine takes; RunError if it was closed or failed.
         """
-        return self._run(feeds)  # checked there, on the stream that arrays on the GPU must arrive on
+        return self._run(feeds)  # it checks the feeds, once it has the stream that must wait for arrays on the GPU
 
     def time(self, feeds: Mapping[str, Any]) -> EventTimes:
-        """Run once and return what the GPU's own clock says of the copies and the work."""
-        with self._lane() as lane:
-            return lane.time(self._views(feeds, lane))
+        """Run once and return the times of the copies and the work by the GPU's own clock."""
+        with self._slot() as slot:
+            return slot.time(self._views(feeds, slot))
 
     def close(self) -> None:
-        """Release everything. A run under way in another thread ends first, and the last one of them releases."""
+        """Release everything, or leave that to the last run that is under way in another thread."""
         with self._lock:
             super().close()
             idle, self._idle = self._idle, []
@@ -108,64 +110,66 @@ class TensorRTRunner(Runner):
         with contextlib.ExitStack() as undo:
             if last:
                 undo.callback(self._release)
-            for lane in idle:
-                undo.callback(_close, lane, sound=True)
+            for slot in idle:
+                undo.callback(_close, slot, sound=True)
 
     def _run(self, feeds: Mapping[str, Any]) -> Arrays:
-        with self._lane() as lane:
-            return lane.run(self._views(feeds, lane))
+        with self._slot() as slot:
+            return slot.run(self._views(feeds, slot))
 
-    def _views(self, feeds: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
-        """Return checked feeds, those on the GPU as arrays there."""
+    def _views(self, feeds: Mapping[str, Any], slot: ExecutionSlot) -> dict[str, Any]:
+        """Return the checked feeds, with arrays on the GPU as `DeviceArray`."""
         return self.check_feeds(
-            {name: device_array(value, lane.stream, lane.device) or value for name, value in feeds.items()}
+            {name: device_array(value, slot.stream, slot.device) or value for name, value in feeds.items()}
         )
 
     @contextlib.contextmanager
-    def _lane(self) -> Iterator[Lane]:
-        """Lend a lane of the pool, or a new one where none is idle. One that failed is not lent again."""
+    def _slot(self) -> Iterator[ExecutionSlot]:
+        """Lend an idle slot, or a new one if there is none. A slot that failed is closed and not lent again."""
         with self._lock:
             loaded = self._loaded
             if not self._open or loaded is None:
                 raise RunError(f"{self.name} is closed: open it again before running it")
-            lane = self._idle.pop() if self._idle else None
+            slot = self._idle.pop() if self._idle else None
             self._busy += 1
         sound = False
         try:
             with loaded.cuda.using(loaded.device):
-                lane = lane or self._new_lane(loaded)
-                yield lane
+                slot = slot or self._new_slot(loaded)
+                yield slot
             sound = True
         except InputError:  # refused before anything was queued
             sound = True
             raise
         finally:
-            self._take_back(lane, sound=sound)
+            self._take_back(slot, sound=sound)
 
-    def _take_back(self, lane: Lane | None, *, sound: bool) -> None:
+    def _take_back(self, slot: ExecutionSlot | None, *, sound: bool) -> None:
         with self._lock:
             self._busy -= 1
             last = not self._open and not self._busy
-            keep = self._open and sound and lane is not None
-            if keep and lane is not None:
-                self._idle.append(lane)
+            keep = self._open and sound and slot is not None
+            if keep and slot is not None:
+                self._idle.append(slot)
         with contextlib.ExitStack() as undo:
             if last:
                 undo.callback(self._release)
-            if lane is not None and not keep:
-                undo.callback(_close, lane, sound=sound)
+            if slot is not None and not keep:
+                undo.callback(_close, slot, sound=sound)
 
-    def _new_lane(self, loaded: LoadedEngine) -> Lane:
+    def _new_slot(self, loaded: LoadedEngine) -> ExecutionSlot:
         trt = loaded.tensorrt.module
-        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE  # memory of one profile, not of the largest
-        with loaded.quiet:
+        strategy = (
+            trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        )  # takes the memory of one profile, not of the largest
+        with loaded.capture_lock:
             context = loaded.engine.create_execution_context(self._runtime_config or strategy)
         if context is None:
             raise RunError(f"{loaded.artifact.path} gives no execution context: {loaded.last_error}")
-        return Lane(loaded, context, cuda_graphs=self._cuda_graphs and self._runtime_config is None)
+        return ExecutionSlot(loaded, context, cuda_graphs=self._cuda_graphs and self._runtime_config is None)
 
     def _configure(self, loaded: LoadedEngine) -> None:
-        """Let TensorRT-RTX compile a shape's kernels before its first run ends, capture by itself, and keep kernels."""
+        """Have TensorRT-RTX compile the kernels of a shape in its first run, capture by itself, and keep kernels."""
         trt = loaded.tensorrt.module
         runtime_config = loaded.engine.create_runtime_config()
         runtime_config.set_execution_context_allocation_strategy(
@@ -186,7 +190,7 @@ class TensorRTRunner(Runner):
         self._runtime_config = runtime_config
 
     def _release(self) -> None:
-        """Read the runtime cache, let go of the engine, and write the cache."""
+        """Release the engine, then write the runtime cache, which was read from it before."""
         kernels = self._runtime_cache and self._runtime_cache.serialize()
         content = bytes(kernels) if kernels is not None else b""
         self._runtime_cache = self._runtime_config = self._loaded = None
@@ -195,11 +199,11 @@ class TensorRTRunner(Runner):
                 staging.write(self._cache_path, content, private=True)
 
 
-def _close(lane: Lane, *, sound: bool) -> None:
-    """Close a lane; what fails after a failure is logged, so that the first one is what the caller hears of."""
+def _close(slot: ExecutionSlot, *, sound: bool) -> None:
+    """Close a slot. A failure is only logged if the slot had failed before, since the caller gets that first one."""
     try:
-        with lane.cuda.using(lane.device):
-            lane.close()
+        with slot.cuda.using(slot.device):
+            slot.close()
     except RunError as error:
         if sound:
             raise

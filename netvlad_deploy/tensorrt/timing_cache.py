@@ -1,7 +1,8 @@
-"""One file of kernel timings for many builds, also at once: see docs/adr/0011-one-timing-cache-for-many-builds.md.
+"""One file of kernel timings for many builds at once: see docs/adr/0011-one-timing-cache-for-many-builds.md.
 
-A build takes what the file holds, and adds what it measured to what the file holds by then. The lock is held for
-reading and for merging, never while the builder works. The file is replaced whole, so a killed build leaves the old.
+A build reads the file, and when it is done adds its own timings to those that are in the file by then. The lock is held
+while the file is read or merged, never while the builder works. The file is replaced whole, so a build that is killed
+leaves the old one.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from netvlad_deploy.tensorrt.api import TensorRT, last_error
 
 
 def load_timing_cache(tensorrt: TensorRT, config: Any, path: Path, logger: Any) -> Any:
-    """Give the builder what earlier builds measured; a file that is not there holds nothing yet.
+    """Give the builder the timings in the file; a file that does not exist counts as empty.
 
     Returns: the cache, into which the builder writes: it must outlive the build.
 
@@ -28,7 +29,7 @@ def load_timing_cache(tensorrt: TensorRT, config: Any, path: Path, logger: Any) 
 
 
 def save_timing_cache(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logger: Any) -> None:
-    """Add what a build wrote into `cache` to the file, which other builds may have added to since.
+    """Add the timings that a build wrote into `cache` to the file, to which other builds may have added meanwhile.
 
     Raises: BuildError if TensorRT refuses the file; OutputError if it cannot be written.
     """

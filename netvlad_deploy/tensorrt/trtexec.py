@@ -1,4 +1,4 @@
-"""The command of NVIDIA's own tool that builds the same engine, to compare with and to report a fault by."""
+"""The command by which NVIDIA's own tool builds the same engine, for comparisons and for reports to NVIDIA."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,7 @@ from netvlad_deploy.tensorrt.api import MODULES
 def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> str:
     """Return the line of `trtexec`, or of TensorRT-RTX's own tool, that builds an engine with the same options.
 
-    For TensorRT-RTX it has files, shapes and compute capabilities only: no public page lists the tool's other options.
+    The line of TensorRT-RTX's tool has files, shapes and compute capabilities only: no public page lists the others.
 
     Source: TensorRT documentation, trtexec; TensorRT-RTX documentation, CPU-only AOT and dynamic shapes.
     """
@@ -31,23 +31,17 @@ def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> 
 
 
 def _tuning(artifact: EngineArtifact, timing_cache: Path | None) -> list[str]:
+    """Return the words for how the builder works: TF32 is the one option that `trtexec` must be told to leave out."""
     options = artifact.options
     major = int(artifact.versions[options.flavor].partition(".")[0])
-    chosen = {
-        "--stronglyTyped": major < 11,  # the only kind of network from 11 on
-        "--noTF32": not options.tf32,
-        "--profilingVerbosity=detailed": True,
-        f"--memPoolSize=workspace:{options.workspace_mib}": options.workspace_mib is not None,
-        f"--builderOptimizationLevel={options.optimization_level}": options.optimization_level is not None,
-        "--hardwareCompatibilityLevel=ampere+": options.hardware_compatible,
-        "--versionCompatible": options.version_compatible,
-        f"--timingCacheFile={timing_cache}": timing_cache is not None,
-    }
-    return [word for word, wanted in chosen.items() if wanted]
+    words = ["--stronglyTyped"] if major < 11 else []  # the only kind of network from 11 on
+    words += ["--profilingVerbosity=detailed"] if options.tf32 else ["--noTF32", "--profilingVerbosity=detailed"]
+    words += [word.format(value) for word, value in options.chosen("trtexec")]
+    return words + ([f"--timingCacheFile={timing_cache}"] if timing_cache else [])
 
 
 def _shapes(artifact: EngineArtifact, profile: AnyProfile) -> list[str]:
-    """Return the shapes of every input, smallest, usual and largest."""
+    """Return the words for the least, usual and largest shape of every input."""
     shapes = artifact.input_shapes(profile)
     return [
         f"--{bound}Shapes=" + ",".join(f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in shapes)

@@ -10,7 +10,7 @@ import numpy as np
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.retrieval import embed_features as features
 from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
-from netvlad_deploy.retrieval.image_files import SUFFIXES, Skipped, find_images
+from netvlad_deploy.retrieval.image_files import IMAGE_SUFFIXES, Skipped, find_images
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.arrays import npz_content, write_npz
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
@@ -54,7 +54,7 @@ def embed(
     if images is None:
         return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
     for source in sources:
-        if source.suffix in features.SUFFIXES:
+        if source.suffix in features.FEATURE_SUFFIXES:
             raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
     check_suffix(target, ".npz")
     with stage_files(force=force) as staging:
@@ -79,7 +79,7 @@ def _embed_features(
     candidate: Candidate, sources: Sequence[Path], target: Path, batch: int, runtime_cache: Path | None, force: bool
 ) -> EmbedResult:
     """Write the descriptors of a feature file: array to array, sequences to sequences."""
-    if len(sources) != 1 or sources[0].is_dir() or sources[0].suffix.lower() in SUFFIXES:
+    if len(sources) != 1 or sources[0].is_dir() or sources[0].suffix.lower() in IMAGE_SUFFIXES:
         raise UsageError(
             f"{candidate.name} takes one file of local descriptors, got {' '.join(map(str, sources))}: "
             "for images export with --input images"

@@ -1,3 +1,5 @@
+"""The verbs that need no GPU, by the command line: output, files and exit codes."""
+
 import json
 import os
 import signal

@@ -1,3 +1,5 @@
+"""The verbs that build and take engines, by the command line."""
+
 import json
 import shlex
 import sys

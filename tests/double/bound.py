@@ -31,7 +31,7 @@ def bound(world: World, kind: str, base: type[Double]) -> Any:
 
 
 class Refusing(Double):
-    """What TensorRT makes itself: its constructor takes what the double needs, and it logs why it refuses."""
+    """An object that TensorRT makes itself: its constructor takes what the double needs, and it logs why it refuses."""
 
     _logger: Any
 
@@ -50,7 +50,7 @@ class Refusing(Double):
 
 
 class Overridden(Double):
-    """What Python code subclasses; its own attributes are its own business."""
+    """A class that Python code subclasses; a subclass may have attributes of its own."""
 
     _ready = False
 

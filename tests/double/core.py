@@ -1,4 +1,4 @@
-"""What every double shares: the API tables, and a base class for which a member outside them is an error.
+"""The base of every double: the API tables, and a class for which a member outside them is an error.
 
 A double has exactly the members that the real binding of its version has, as `tests/data/tensorrt_api.json` lists
 them. Those that no double implements raise too, so that a new call asks for its behaviour to be written down.
@@ -19,7 +19,7 @@ VERSIONS: Final = tuple(sorted(TABLES))
 
 
 class World:
-    """What the doubles of one test share.
+    """The state that the doubles of one test share.
 
     Args:
         version: the table to obey, such as `10.3` or `rtx-1.7.1`.
@@ -35,7 +35,7 @@ class World:
 
     @property
     def rtx(self) -> bool:
-        """Return whether this is TensorRT-RTX."""
+        """Return True for TensorRT-RTX."""
         return self.version.startswith("rtx")
 
     def fails(self, call: str) -> bool:

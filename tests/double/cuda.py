@@ -61,7 +61,7 @@ class CudaDouble:
 
     @property
     def alive(self) -> dict[str, int]:
-        """Return how much of each kind has not been released."""
+        """Return the amount of each kind of resource that has not been released."""
         kinds = ("memory", "pinned", "events", "graphs", "executables", "capturing")
         counts = {kind: len(getattr(self, kind)) for kind in kinds} | {"streams": len(self.streams) - 1}
         return {kind: count for kind, count in counts.items() if count}

@@ -279,7 +279,7 @@ def binding(world: World, cuda: CudaDouble) -> Any:
 
 
 def descriptors(features: Any, size: int, mask: Any = None) -> Any:
-    """Return what the engine computes."""
+    """Return the descriptors that the engine computes."""
     features = np.asarray(features, np.float64)
     if mask is not None:
         features = features * mask[..., None]

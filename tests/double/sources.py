@@ -40,7 +40,7 @@ TENSORRT_OBJECTS: Final = {
     "runtime_config": "IRuntimeConfig",
     "runtime_cache": "IRuntimeCache",
 }
-"""What a variable or attribute of this name holds, with or without a leading underscore."""
+"""The class of the object that a variable or attribute of this name holds, with or without a leading underscore."""
 
 CUDA_OBJECTS: Final = frozenset(("cuda", "_cuda"))
 
@@ -53,19 +53,19 @@ def owner(node: ast.AST) -> str:
 
 
 def is_gpu_attribute(node: ast.AST) -> bool:
-    """Return whether a node is a member of a CUDA or TensorRT object."""
+    """Return True if a node is a member of a CUDA or TensorRT object."""
     return isinstance(node, ast.Attribute) and owner(node) in {*TENSORRT_OBJECTS, "cuda"}
 
 
 def is_gpu_call(node: ast.Call) -> bool:
-    """Return whether a call is one on a CUDA or TensorRT object, or on the binding, or hands such a member on."""
+    """Return True if a call is one on a CUDA or TensorRT object, or on the binding, or hands such a member on."""
     if isinstance(node.func, ast.Attribute) and (node.func.attr == "_call" or re.match("cuda[A-Z]", node.func.attr)):
         return True
     return is_gpu_attribute(node.func) or any(is_gpu_attribute(argument) for argument in node.args)
 
 
 def is_gpu_statement(node: ast.Expr | ast.Assign) -> bool:
-    """Return whether a statement is a GPU call, or sets a member of a GPU object."""
+    """Return True if a statement is a GPU call, or sets a member of a GPU object."""
     if isinstance(node, ast.Assign):
         return any(is_gpu_attribute(target) for target in node.targets)
     return isinstance(node.value, ast.Call) and is_gpu_call(node.value)

@@ -48,7 +48,7 @@ def test_a_network_that_is_not_strongly_typed_is_refused(world: BuilderWorld) ->
         world.binding.Builder(make_logger(world)).create_network()
 
 
-def test_what_is_built_too_early_is_refused(world: BuilderWorld) -> None:
+def test_building_too_early_is_refused(world: BuilderWorld) -> None:
     logger = make_logger(world)
     builder = world.binding.Builder(logger)
     network, config = make_network(world, builder), builder.create_builder_config()

@@ -44,7 +44,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["json", "npz"])
 def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     """A pipe would wait for a writer, a device has no end."""
-    monkeypatch.setattr(ground_truth, "LARGEST_BYTES", 10)
+    monkeypatch.setattr(ground_truth, "LARGEST_TRUTH_BYTES", 10)
     pipe = tmp_path / f"pipe.{suffix}"
     os.mkfifo(pipe)
     (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")

@@ -92,7 +92,7 @@ def test_ranks_are_those_of_brute_force(
     alone: bool, block: int, normalised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By float64 distances, one pair at a time; lengths that differ must count, as they do in a distance."""
-    monkeypatch.setattr(recall, "BLOCK", block)
+    monkeypatch.setattr(recall, "QUERY_BLOCK", block)
     random = np.random.default_rng(1)
     points = [random.standard_normal((count, 8)) for count in (7, 12)]
     if normalised:

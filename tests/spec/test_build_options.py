@@ -1,3 +1,5 @@
+"""Optimization profiles and build options: their text, the choice of a profile, and contradictions."""
+
 import shlex
 from typing import Any
 
@@ -12,7 +14,7 @@ from netvlad_deploy.spec.profiles import AxisRange, Profile
 PROFILES = tuple(Profile.parse(text) for text in ("1x1,8x300,64x4096", "1x100,1x300,4x400", "1x1200"))
 
 
-def test_a_profile_reads_what_it_writes() -> None:
+def test_a_profile_reads_its_own_text() -> None:
     wide = Profile(batch=AxisRange(min=1, opt=8, max=64), num_features=AxisRange(min=1, opt=300, max=4096))
     assert PROFILES[0] == wide
     assert [profile.text for profile in PROFILES] == ["1x1,8x300,64x4096", "1x100,1x300,4x400", "1x1200,1x1200,1x1200"]
@@ -20,7 +22,7 @@ def test_a_profile_reads_what_it_writes() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "1x", "1x1,8x300", "1x1,8x300,64x4096,9x9", "2x1,1x1,3x1", "0x1", "-1x1"])
-def test_what_is_no_profile_is_refused(text: str) -> None:
+def test_text_of_another_form_is_no_profile(text: str) -> None:
     with pytest.raises(UsageError):
         Profile.parse(text)
 
@@ -53,7 +55,7 @@ def test_options_that_contradict_each_other_are_refused(wrong: dict[str, object]
         BuildOptions(**wrong)  # type: ignore[arg-type]
 
 
-def test_a_profile_says_by_its_form_what_it_is_of() -> None:
+def test_the_form_of_a_profile_tells_its_kind() -> None:
     for text, kind in (("1x300", Profile), ("1x1,8x300,64x4096", Profile), ("1x480x640", ImageProfile)):
         assert isinstance(parse_profile(text), kind)
     with pytest.raises(UsageError, match="is not BxHxW,BxHxW,BxHxW or one shape"):
@@ -92,7 +94,7 @@ def test_flags_that_contradict_each_other_are_refused(given: dict[str, Any]) -> 
         _ = EngineFlags(**given).profiles
 
 
-def test_the_arguments_say_what_is_not_the_default() -> None:
+def test_the_arguments_leave_defaults_out() -> None:
     assert BuildOptions().arguments == []
     rtx = BuildOptions(flavor=RTX, profiles=PROFILES[1:], tf32=True, compute_capabilities=("SM89", "SM120"))
     assert shlex.join(rtx.arguments) == (

@@ -28,14 +28,14 @@ Open = Callable[..., BuilderWorld]
 
 
 def files(folder: Path) -> set[str]:
-    """Return what a build left in the folder, beside its sources and the lock of a timing cache."""
+    """Return the names of the files in the folder, without the sources of a build and the lock of a timing cache."""
     sources = {"m.onnx", "m.onnx.json", "m.reference.npz", ".timings.lock"}
     return {path.name for path in folder.iterdir()} - sources
 
 
 @pytest.fixture
 def open_world(monkeypatch: pytest.MonkeyPatch) -> Open:
-    """Return what installs a binding for builds in this process, with a GPU for the standard package, none for RTX."""
+    """Return a function that installs a binding for builds here, with a GPU for the standard package, none for RTX."""
 
     def opened(version: str, **arguments: Any) -> BuilderWorld:
         world = BuilderWorld(version, **arguments)

@@ -63,7 +63,9 @@ def request(graph: OnnxArtifact, **changes: object) -> BuildRequest:
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def test_a_fresh_process_builds_what_this_one_would(graph: OnnxArtifact, binding: Path, open_world: Open) -> None:
+def test_a_fresh_process_builds_the_same_engine_as_this_one(
+    graph: OnnxArtifact, binding: Path, open_world: Open
+) -> None:
     apart = build_apart(request(graph, timing_cache=graph.path.with_name("timings")))
     assert (graph.path.parent / "timings").is_file()
     assert hashlib.sha256(graph.path.with_name("built").read_bytes()).hexdigest() == apart.sha256

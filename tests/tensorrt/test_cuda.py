@@ -125,7 +125,7 @@ def test_another_thread_is_put_on_the_same_gpu(single: Machine) -> None:
         assert pool.submit(lambda: single.cuda.current).result() == 3
 
 
-def test_free_memory_is_what_is_not_allocated(single: Machine) -> None:
+def test_free_memory_shrinks_by_an_allocation(single: Machine) -> None:
     gpu = Cuda(extra="rtx")
     before = gpu.free_bytes()
     address = gpu.allocate(1000)

@@ -33,7 +33,7 @@ def test_a_length_of_one_may_have_any_stride() -> None:
         from_dlpack(np.ones(3, np.complex64).__dlpack__())
 
 
-def test_what_lies_on_the_cpu_is_no_device_array() -> None:
+def test_an_array_on_the_cpu_is_no_device_array() -> None:
     assert device_array(np.ones(3), 5, 0) is None
     assert device_array([1.0], 5, 0) is None
 

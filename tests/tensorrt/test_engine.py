@@ -1,3 +1,5 @@
+"""Engines of TensorRT-RTX, built for real: sidecar, log, figures, refusals."""
+
 import json
 import os
 import sys
@@ -64,7 +66,7 @@ def engine(masked: OnnxArtifact, tmp_path_factory: pytest.TempPathFactory) -> En
 
 
 @rtx
-def test_sidecar_says_what_was_built(engine: EngineArtifact, masked: OnnxArtifact) -> None:
+def test_the_sidecar_describes_the_build(engine: EngineArtifact, masked: OnnxArtifact) -> None:
     assert load_artifact(engine.path) == engine
     assert engine.parent is not None
     assert engine.parent.sha256 == sha256_file(masked.path)
@@ -123,7 +125,7 @@ def test_a_changed_onnx_file_is_not_built(tmp_path: Path) -> None:
 
 
 @rtx
-def test_what_the_compiler_prints_stays_off_standard_output(
+def test_output_of_the_compiler_stays_off_standard_output(
     masked: OnnxArtifact, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parse = trt_api.parse_onnx

@@ -5,6 +5,7 @@ Whatever call or setting of the builder is left out makes a test here fail. Noth
 
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, load_artifact, log_path
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, UsageError
-from netvlad_deploy.spec.build_options import Gpu
+from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.tensorrt import api as trt_api
-from netvlad_deploy.tensorrt import builder, engine, progress
+from netvlad_deploy.tensorrt import builder, progress
 from netvlad_deploy.tensorrt.api import TensorRT
 from tests.double.builder import BuilderWorld
 from tests.double.core import VERSIONS
@@ -40,7 +41,7 @@ DEFAULTS = {
 
 
 def content(artifact: EngineArtifact) -> dict[str, Any]:
-    """Return what the double of the builder built the engine with."""
+    """Return the settings with which the double of the builder built the engine."""
     return dict(json.loads(artifact.path.read_bytes()))
 
 
@@ -76,7 +77,13 @@ def test_every_option_reaches_the_builder(version: str, open_world: Open, build:
     }
     assert artifact.flags == ("TF32", "VERSION_COMPATIBLE")
     assert artifact.targets == ()
-    assert artifact.warnings == ("of the audit", engine.HARDWARE_PRICE, engine.VERSION_PRICE)
+    prices = {option.name: option.metadata["price"] for option in fields(BuildOptions) if "price" in option.metadata}
+    assert artifact.warnings == ("of the audit", prices["hardware_compatible"], prices["version_compatible"])
+
+
+def test_the_builder_reads_every_option_of_the_table() -> None:
+    source = Path(builder.__file__).read_text()
+    assert [option.name for option in fields(BuildOptions)[2:] if f"options.{option.name}" not in source] == []
 
 
 def test_compute_capabilities_reach_the_builder(open_world: Open, build: Build) -> None:
@@ -296,7 +303,7 @@ def test_rtx_keeps_no_timings(open_world: Open, build: Build) -> None:
         build(open_world(RTX), cache=True)
 
 
-def test_capabilities_are_what_the_binding_has(world: BuilderWorld) -> None:
+def test_capabilities_are_those_of_the_binding(world: BuilderWorld) -> None:
     tensorrt = TensorRT(flavor=world.flavor, module=world.binding)
     assert tensorrt.builds_without_gpu == tensorrt.chooses_compute_capability == world.rtx
     assert tensorrt.checks_validity == tensorrt.has_runtime_cache == world.rtx

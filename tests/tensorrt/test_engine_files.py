@@ -26,7 +26,7 @@ from tests.double.graph import GRAPH, write_graph
 from tests.tensorrt.conftest import Build, Open, files
 
 
-def test_a_timing_cache_is_not_what_the_build_writes(open_world: Open, build: Build, tmp_path: Path) -> None:
+def test_a_timing_cache_is_no_file_that_the_build_writes(open_world: Open, build: Build, tmp_path: Path) -> None:
     open_world("10.3")
     for name in ("m.engine", "m.engine.json", "m.engine.log"):
         with pytest.raises(UsageError, match=f"{name} is read or written here, it cannot be the timing cache too"):

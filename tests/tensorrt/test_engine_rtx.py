@@ -57,7 +57,7 @@ def test_no_timing_cache(masked: OnnxArtifact, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_log_holds_what_the_builder_said(masked: OnnxArtifact, tmp_path: Path) -> None:
+def test_the_log_holds_the_messages_of_the_builder(masked: OnnxArtifact, tmp_path: Path) -> None:
     artifact = build_engine(masked, tmp_path / "m.engine", OPTIONS)
     text = log_path(artifact.path).read_text()
     assert text.startswith(f"# tensorrt_rtx --onnx={tmp_path}/")

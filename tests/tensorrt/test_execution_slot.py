@@ -18,7 +18,7 @@ from tests.tensorrt.test_tensorrt_runner import check, values
 SIZE = SPEC.descriptor_size
 
 
-def test_what_came_twice_is_captured_and_replayed_from_then_on(machine: Machine, tmp_path: Path) -> None:
+def test_repeated_work_is_captured_and_replayed_from_then_on(machine: Machine, tmp_path: Path) -> None:
     with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
         for seed in range(5):
             check(runner, values(2, 5, 3, seed=seed))
@@ -91,7 +91,7 @@ def test_only_so_many_graphs_are_kept(machine: Machine, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [DlpackOnGpu, InterfaceOnGpu])
 @pytest.mark.parametrize("stream", [None, 1])
-def test_what_lies_on_the_gpu_is_read_there(
+def test_an_array_on_the_gpu_is_read_in_place(
     machine: Machine, tmp_path: Path, kind: type[OnGpu], stream: int | None
 ) -> None:
     x, mask = values(2, 3, 3), np.array([[True, True, False], [False, True, True]])
@@ -108,7 +108,7 @@ def test_what_lies_on_the_gpu_is_read_there(
     assert machine.cuda.alive == {}
 
 
-def test_what_lies_on_another_gpu_or_in_pieces_is_refused(machine: Machine, tmp_path: Path) -> None:
+def test_an_array_on_another_gpu_or_in_pieces_is_refused(machine: Machine, tmp_path: Path) -> None:
     with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
         x = DlpackOnGpu(machine.cuda, values(2, 3, 3))
         machine.cuda.elsewhere.add(x.address)
@@ -136,7 +136,7 @@ def test_what_lies_on_another_gpu_or_in_pieces_is_refused(machine: Machine, tmp_
     assert machine.cuda.alive == {}
 
 
-def test_what_a_producer_keeps_to_itself_is_refused(machine: Machine, tmp_path: Path) -> None:
+def test_an_array_that_its_producer_withholds_is_refused(machine: Machine, tmp_path: Path) -> None:
     class Kept(DlpackOnGpu):
         def __dlpack__(self, *, stream: int) -> Any:
             raise BufferError("it requires a gradient")

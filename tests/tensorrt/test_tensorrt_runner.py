@@ -118,7 +118,7 @@ def test_sixteen_threads_share_no_buffer(machine: Machine, tmp_path: Path) -> No
 
 def test_runs_at_once_have_a_lane_each(machine: Machine, tmp_path: Path) -> None:
     with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
-        with runner._lane() as first, runner._lane() as second:
+        with runner._slot() as first, runner._slot() as second:
             assert first.stream != second.stream
         assert len(machine.cuda.streams) == 3
 
@@ -126,14 +126,14 @@ def test_runs_at_once_have_a_lane_each(machine: Machine, tmp_path: Path) -> None
 def test_closing_while_a_run_is_under_way_lets_it_end(machine: Machine, tmp_path: Path) -> None:
     cache = {"runtime_cache": tmp_path / "kernels"} if machine.world.rtx else {}
     runner = TensorRTRunner(machine.engine(tmp_path / "m.engine"), **cache)  # type: ignore[arg-type]
-    with runner._lane() as lane:
+    with runner._slot() as slot:
         runner.close()
         runner.close()
         assert machine.cuda.alive["streams"] == 1
         assert not (tmp_path / "kernels").exists()
         with pytest.raises(RunError, match="is closed: open it again"):
             runner.run({FEATURES: values(1, 1, 3)})
-        assert lane.run({FEATURES: values(1, 1, 3)})[DESCRIPTOR].shape == (1, SIZE)
+        assert slot.run({FEATURES: values(1, 1, 3)})[DESCRIPTOR].shape == (1, SIZE)
     assert machine.cuda.alive == {}
     assert (tmp_path / "kernels").exists() == machine.world.rtx
 
@@ -160,7 +160,9 @@ def test_memory_on_the_gpu_goes_where_there_is_none_on_the_host(machine: Machine
         assert machine.cuda.alive == {}
 
 
-def test_what_failed_first_is_what_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_failure_is_the_one_reported(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
         check(runner, values(1, 3, 3))
         machine.world.failing |= {"cudaStreamSynchronize", "cudaFree"}
@@ -187,7 +189,7 @@ def test_work_that_a_failed_run_left_behind_ends_before_its_context_does(
 
 def test_a_release_that_fails_after_a_sound_run_is_said(machine: Machine, tmp_path: Path) -> None:
     runner = TensorRTRunner(machine.engine(tmp_path / "m.engine"))
-    lending = runner._lane()
+    lending = runner._slot()
     lending.__enter__()
     runner.close()
     machine.world.failing.add("cudaStreamDestroy")
@@ -195,7 +197,7 @@ def test_a_release_that_fails_after_a_sound_run_is_said(machine: Machine, tmp_pa
         lending.__exit__(None, None, None)
 
 
-def test_latency_reports_hear_what_makes_it_fast(machine: Machine, tmp_path: Path) -> None:
+def test_latency_reports_name_the_conditions_of_the_runs(machine: Machine, tmp_path: Path) -> None:
     said = ", kernels compiled eagerly" if machine.world.rtx else ""
     for graphs, word in ((True, "on"), (False, "off")):
         with TensorRTRunner(machine.engine(tmp_path / "m.engine"), cuda_graphs=graphs) as runner:

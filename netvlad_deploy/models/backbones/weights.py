@@ -15,7 +15,7 @@ from netvlad_deploy.models.head import BackboneState
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER, names
 from netvlad_deploy.spec.images import CHANNELS, ImageInput
 
-Shapes = Mapping[str, tuple[int, ...]]
+StateShapes = Mapping[str, tuple[int, ...]]
 
 TRANSFORMER_NAME = re.compile(r"token|pos(ition)?_emb|positional_emb")
 """Part of a name that only the tensors of transformers have."""
@@ -99,7 +99,7 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
     return output.shape[1]
 
 
-def describe(shapes: Shapes) -> str:
+def describe(shapes: StateShapes) -> str:
     """Return the network that tensors of these names and shapes show, in words: kind, depth and channels.
 
     >>> describe({"0.weight": (64, 3, 11, 11), "3.weight": (192, 64, 5, 5)})
@@ -124,7 +124,7 @@ def describe(shapes: Shapes) -> str:
     return f"{kind}, from {channels} input channel{'' if channels == 1 else 's'} to {width}"
 
 
-def _is_another(backbone: Backbone, found: Shapes) -> bool:
+def _is_another(backbone: Backbone, found: StateShapes) -> bool:
     """Return True if tensors are of another network than the backbone; False if some of the backbone's are missing."""
     wanted = _shapes(backbone)
     own = {name: shape for name, shape in found.items() if name in wanted or not name.startswith(backbone.beyond)}
