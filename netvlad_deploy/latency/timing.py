@@ -145,6 +145,8 @@ class _Worker:
     """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
 
     def __init__(self, candidate: Candidate, threads: int) -> None:
+        if candidate.artifact is not None:
+            candidate.artifact.release()  # this process does not run it, and the other one reads it for itself
         self.candidate = candidate
         self.threads = threads
         self.blocks: list[Float64] = []
@@ -166,7 +168,7 @@ class _Worker:
         request = {
             "path": str(self.candidate.path),
             "backend": self.candidate.backend,
-            "expect_sha256": self.candidate.expect_sha256,
+            "expect_sha256": None if self.candidate.artifact is None else self.candidate.artifact.sha256,
             "threads": self.threads,
             "warmup_ms": warmup_ms,
         }

@@ -26,7 +26,6 @@ def bench(
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     block_ms = 300.0
-    candidates = [candidate.pinned() for candidate in candidates]  # each is opened again, in a process of its own
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = max(5, round(duration_s * 1e3 / block_ms))
     return measure(

@@ -1,7 +1,6 @@
 """Export, build, validate and measure in one go, with one report."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +46,14 @@ def deploy(
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
     LOG.info("validate %s", onnx_path)
-    parity = [validate(Candidate(path=onnx_path, expect_sha256=onnx.sha256))]
+    exported = Candidate.of(onnx)
+    parity = [validate(exported)]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    exported = Candidate(path=onnx_path, expect_sha256=onnx.sha256)
-    candidates = [*([replace(exported, backend="torch")] if onnx.images is None else []), exported]
+    candidates = [*([exported.on("torch")] if onnx.images is None else []), exported]
     engine = None
     LOG.info("build %s with %s", engine_path, flavor)
     try:
-        engine = build(onnx_path, engine_path, engine_options, expect_sha256=onnx.sha256, force=force)
+        engine = build(onnx, engine_path, engine_options, force=force)
     except UNAVAILABLE as error:
         for leftover in engine_files:  # of an earlier deployment
             leftover.unlink(missing_ok=True)
@@ -62,9 +61,9 @@ def deploy(
     else:
         steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
         LOG.info("validate %s", engine_path)
-        parity.append(validate(Candidate(path=engine_path, expect_sha256=engine.sha256)))
+        candidates.append(Candidate.of(engine))
+        parity.append(validate(candidates[-1]))
         steps.append(_parity_step("parity of the engine", parity[1]))
-        candidates.append(Candidate(path=engine_path, expect_sha256=engine.sha256))
     profile = (engine_options.profiles or (onnx.usual_profile,))[0]
     latency = bench(candidates, **_usual_input(profile), duration_s=duration_s)
     steps += [

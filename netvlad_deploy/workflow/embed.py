@@ -47,7 +47,6 @@ def embed(
 
     Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
     """
-    candidate = candidate.pinned()
     if runtime_cache is not None:
         check_apart(runtime_cache, (*sources, target), "runtime cache")
     images = None if candidate.artifact is None else candidate.artifact.images

@@ -1,12 +1,14 @@
 """The verb `evaluate`: how well artifacts find the right place again."""
 
+import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import load_artifact
+from netvlad_deploy.artifact import AnyArtifact, load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.matches import draw_matches
@@ -76,7 +78,6 @@ def evaluate(
     """
     if (ground_truth is None) == (within is None):
         raise UsageError("the right images come from --ground-truth or from --within: give one of them")
-    candidates = [candidate.pinned() for candidate in candidates]
     inputs = [_require_images(candidate) for candidate in candidates]
     make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, MATCHES_PICTURE)), force=force)
     alone = queries.resolve() == database.resolve()
@@ -84,10 +85,13 @@ def evaluate(
     asked, others = (images, []) if alone else find_images([queries])
     names = [image.name for image in asked], [image.name for image in images]
     positives = _positives(ground_truth, within, *names, alone=alone)
-    sides = [
-        _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
-        for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
-    ]
+    with contextlib.ExitStack() as stack:
+        for artifact in _opened_again(candidates):
+            stack.enter_context(artifact.keep())
+        sides = [
+            _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
+            for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
+        ]
     lost = dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))
     sides = _common(sides)
     found = [measure_recall(side.queries, side.database, positives, alone=alone) for side in sides]
@@ -126,6 +130,13 @@ def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: boo
         staging.write(folder / REPORT_JSON, to_json("evaluate", report).encode())
 
 
+def _opened_again(candidates: Sequence[Candidate]) -> list[AnyArtifact]:
+    """Return the artifacts of several candidates each, as those of one file on several backends are."""
+    artifacts = {id(candidate.artifact): candidate.artifact for candidate in candidates}
+    counts = Counter(id(candidate.artifact) for candidate in candidates)
+    return [artifact for key, artifact in artifacts.items() if artifact is not None and counts[key] > 1]
+
+
 def _require_images(candidate: Candidate) -> ImageInput:
     images = (candidate.artifact or load_artifact(candidate.path)).images
     if images is None:
@@ -152,7 +163,8 @@ def _embed_sides(
 ) -> _Side:
     """Embed the database and, if they are others, the queries."""
     backend = candidate.backend or parity_backend(candidate.artifact)
-    with stdout_to_stderr(), replace(candidate, backend=backend).open() as runner:
+    candidate = candidate.on(backend)
+    with stdout_to_stderr(), candidate.open() as runner:
         LOG.info("embed with %s%s", name, "" if backend is None else f" on {backend}")
         started = time.perf_counter()
         folders = [database] if queries is None else [database, queries]
@@ -161,7 +173,7 @@ def _embed_sides(
         precision = runner.precision
     described = [Described(names=part.names, descriptors=part.descriptors) for part in parts]
     return _Side(
-        candidate=replace(candidate, backend=backend),
+        candidate=candidate,
         name=name,
         precision=precision,
         images_per_s=sum(len(part.names) for part in parts) / duration_s,

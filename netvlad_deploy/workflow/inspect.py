@@ -27,7 +27,7 @@ def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None)
     Raises: ArtifactError if the file or its sidecar is damaged, or an engine to load is not what its sidecar says, or
         was built for another TensorRT or GPU; UsageError if there is nothing to load.
     """
-    artifact = load_artifact(path, expect_sha256=expect_sha256)
+    artifact = load_artifact(path, expect_sha256=expect_sha256, hold=load)
     relatives = tuple(_relatives(artifact))
     if not isinstance(artifact, EngineArtifact):
         if load:
@@ -43,6 +43,8 @@ def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None)
             loaded = LoadedEngine(artifact)
     except UNAVAILABLE as error:
         return replace(inspection, reason=str(error))
+    finally:
+        artifact.release()
     return replace(inspection, tensors=tuple(loaded.tensors()), memory_bytes=loaded.memory_bytes())
 
 
@@ -76,7 +78,8 @@ def _relatives(artifact: Artifact) -> Iterator[Relative]:
     external = artifact.external_data if isinstance(artifact, OnnxArtifact) else None
     for role, file in (("parent", artifact.parent), ("reference", artifact.reference), ("weights", external)):
         if file is not None:
-            yield Relative(role=role, name=file.name, sha256=file.sha256, state=_state(artifact.path.parent, file))
+            state = "unchanged" if file is external else _state(artifact.path.parent, file)  # else it had not loaded
+            yield Relative(role=role, name=file.name, sha256=file.sha256, state=state)
 
 
 def _state(folder: Path, file: FileReference) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact
+from netvlad_deploy.artifact import AnyArtifact, EngineArtifact, OnnxArtifact, copied, load_artifact
 from netvlad_deploy.errors import UNAVAILABLE, ArtifactError, UsageError
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.goldens import Golden, load_goldens
@@ -49,18 +49,22 @@ def validate(
     """
     path = candidate.path
     _check_junit(junit)
-    artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
+    artifact = candidate.artifact or load_artifact(path, hold=True)
     parameters, goldens = _read_reference(artifact)
     if goldens and (bank or queries):
         raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
-    other = None if against is None else Candidate(path=against).pinned()
+    other = None if against is None else Candidate(path=against)
     _check_against(artifact, other, read_as)
-    candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact), artifact=artifact)
+    candidate = Candidate.of(artifact, backend=candidate.backend or parity_backend(artifact))
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
-        with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
+        with stdout_to_stderr(), contextlib.ExitStack() as stack:
+            stack.callback(artifact.release)
+            if goldens:
+                stack.enter_context(artifact.keep())  # its graph is opened twice: as it is, and to see inside
+            runner = stack.enter_context(candidate.open(lineage=False))
             theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
             if goldens:
                 # a checkpoint brings none: torch computes it in FP32
@@ -87,7 +91,7 @@ def _check_junit(junit: Path | None) -> None:
     check_targets(junit, force=True)
 
 
-def _feature_profile(artifact: OnnxArtifact | EngineArtifact) -> Profile | None:
+def _feature_profile(artifact: AnyArtifact) -> Profile | None:
     """Return the first optimization profile of an engine that takes local descriptors."""
     profiles = artifact.profiles if isinstance(artifact, EngineArtifact) else ()
     return next((profile for profile in profiles if isinstance(profile, Profile)), None)
@@ -100,10 +104,10 @@ def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
         yield Bank(name=bank.name, images=load_features(bank), queries=load_features(queries) if queries else None)
 
 
-def _open_reference(artifact: OnnxArtifact | EngineArtifact, other: Candidate, read_as: Source | None) -> Runner:
+def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | None) -> Runner:
     """Open what an artifact is compared with: another one, or what it has of a checkpoint, in torch."""
     if other.artifact is not None:
-        return replace(other, backend=parity_backend(other.artifact)).open()
+        return other.on(parity_backend(other.artifact)).open()
     source = replace(
         read_as or Source(),
         checkpoint=other.path,
@@ -121,13 +125,13 @@ def _open_reference(artifact: OnnxArtifact | EngineArtifact, other: Candidate, r
     return TorchRunner(module)
 
 
-def _read_reference(artifact: OnnxArtifact | EngineArtifact) -> tuple[ReferenceParameters, tuple[Golden, ...]]:
+def _read_reference(artifact: AnyArtifact) -> tuple[ReferenceParameters, tuple[Golden, ...]]:
     """Return the oracle's parameters of an artifact, and the golden images of a pipeline: none of a head."""
     with copied(artifact.path.parent, artifact.reference) as file:
         return load_reference(file), () if artifact.images is None else load_goldens(file)
 
 
-def _check_against(artifact: OnnxArtifact | EngineArtifact, other: Candidate | None, read_as: Source | None) -> None:
+def _check_against(artifact: AnyArtifact, other: Candidate | None, read_as: Source | None) -> None:
     """Compare what an artifact is and comes from with what it is to be compared with.
 
     Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
@@ -142,7 +146,10 @@ def _check_against(artifact: OnnxArtifact | EngineArtifact, other: Candidate | N
         return
     if artifact.parent is None:
         raise ArtifactError(f"{artifact.path} names no parent: build it again")
-    check_lineage(artifact)
+    known = {artifact.reference.name: artifact.reference.sha256}  # as it was read above
+    if compared is not None and compared.path.resolve() == (artifact.path.parent / artifact.parent.name).resolve():
+        known[artifact.parent.name] = compared.sha256
+    check_lineage(artifact, known)
     if isinstance(compared, OnnxArtifact) and compared.sha256 != artifact.parent.sha256:
         raise ArtifactError(
             f"{artifact.path} was not built from {compared.path}: build it again, or compare with its own"
