@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters
@@ -249,36 +250,62 @@ def _judge(
     if got.shape != expected.shape:
         raise ParityError(f"{name} has shape {got.shape}, the reference has {expected.shape}")
     allowed = allowed + stored_rounding(got, spec)
-    got, expected = got.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(got)
-    difference = np.where(finite, got - expected, np.inf)
-    got = np.where(finite, got, 0)
+    expected = expected.astype(np.float64)
+    difference = np.where(np.isfinite(got), got.astype(np.float64) - expected, np.inf)
     errors = cluster_errors(name, difference, spec)
-    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
-    worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
-    flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
-    norms = np.linalg.norm(flat_expected, axis=1)
-    projected = name == DESCRIPTOR and spec.projection is not None
+    norms = np.linalg.norm(expected.reshape(len(expected), -1), axis=1)
     counted = norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
-    similar = cosines(flat[counted], flat_expected[counted])
     known = allowed.reshape(len(allowed), -1).max(axis=1) < UNKNOWN_LENGTH
     short_error = np.abs(difference[~counted & known]).max(initial=0.0) if name == DESCRIPTOR else 0.0
-    passed = finite.all() and ratios[worst] <= 1 and short_error < short_limit
+    projected = name == DESCRIPTOR and spec.projection is not None
+    judged = judge(name, got, expected, errors, allowed, norms=norms, counted=counted)
+    return replace(
+        judged,
+        verdict=judged.verdict if short_error < short_limit else Verdict.FAIL,
+        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
+    )
+
+
+def judge(
+    name: str,
+    got: Array,
+    expected: Float64,
+    errors: Float64,
+    allowed: Float64,
+    *,
+    norms: Float64,
+    counted: npt.NDArray[np.bool_],
+) -> OutputParity:
+    """Judge an output: it passes if all of it is finite and no error exceeds what is allowed for it.
+
+    Args:
+        got: the output, batch items first; `expected` is the reference's, or of one item for all of them.
+        errors: of each part, the clusters or values last, or of each item as a whole (B,); infinite if not finite.
+        allowed: tolerance of each error.
+        norms: length of each item of the reference (B,).
+        counted: items (B,) of which a cosine means something.
+    """
+    finite = np.isfinite(got)
+    values = np.where(finite, got, 0).astype(np.float64)
+    flat, reference = (array.reshape(len(array), -1) for array in (values, np.broadcast_to(expected, got.shape)))
+    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
+    worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
+    similar = cosines(flat[counted], reference[counted])
     return OutputParity(
         output=name,
-        verdict=Verdict.PASS if passed else Verdict.FAIL,
-        max_abs=float(np.abs(difference).max()),
+        verdict=Verdict.PASS if finite.all() and ratios[worst] <= 1 else Verdict.FAIL,
+        max_abs=float(np.abs(np.where(finite, values - expected, np.inf)).max()),
         cosine_min=float(similar.min()) if len(similar) else None,
         cosine_p1=float(np.percentile(similar, 1)) if len(similar) else None,
         cosine_rows=int(counted.sum()),
         short_rows=int((~counted).sum()),
         norm_error=float(np.abs(np.linalg.norm(flat, axis=1) - norms).max()),
         non_finite=int((~finite).sum()),
-        worst_cluster=int(worst[-1]),
+        worst_cluster=int(worst[-1]) if errors.ndim > 1 else None,
         worst_error=float(errors[worst]),
         tolerance=float(allowed[worst]),
         worst_ratio=float(ratios[worst]),
-        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
+        cluster_errors=(),
     )
 
 

@@ -220,6 +220,16 @@ def load_images(files: Sequence[ImageFile], prepared: ImageInput, *, ahead: int 
         pool.shutdown(cancel_futures=True)
 
 
+def usable(loaded: Iterable[LoadedImage], lost: list[Skipped]) -> Iterator[tuple[ImageFile, Array]]:
+    """Yield the images that could be loaded; the others are named in the log and join `lost`."""
+    for file, image in loaded:
+        if isinstance(image, Skipped):
+            LOG.warning("skipped %s", image)
+            lost.append(image)
+        else:
+            yield file, image
+
+
 def decoders() -> int:
     """Return how many threads decode: half the cores, since the CPU may compute too, and few, to keep memory small."""
     return min(max(1, available_cores() // 2), MOST_DECODERS)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval.ground_truth import Positives
-from netvlad_deploy.support.arrays import Float32, Float64
+from netvlad_deploy.support.arrays import Float32, cosines
 
 DEPTHS: Final = (1, 5, 10)
 SHOWN: Final = 5
@@ -22,9 +22,6 @@ SHOWN: Final = 5
 
 BLOCK: Final = 256
 """Queries whose distances to the whole database are computed at once."""
-
-SHORTEST: Final = 1e-30
-"""Keeps the cosine of a descriptor of zeros from being 0/0."""
 
 Order = npt.NDArray[np.int64]
 
@@ -161,10 +158,11 @@ def agree(
     differing = tuple(queries[0].names[place] for place in np.flatnonzero(best[0] != best[1]))
     distance, image = None, None
     if queries[0].descriptors.shape[1] == queries[1].descriptors.shape[1]:
-        distances = [_distances(*pair) for pair in ((database,) if alone else (database, queries))]
+        pairs = (database,) if alone else (database, queries)
+        distances = np.concatenate([1 - cosines(got.descriptors, expected.descriptors) for got, expected in pairs])
         images = database[0].names + (() if alone else queries[0].names)
-        worst = int(np.concatenate(distances).argmax())
-        distance, image = float(np.concatenate(distances)[worst]), images[worst]
+        worst = int(distances.argmax())
+        distance, image = float(distances[worst]), images[worst]
     return Agreement(
         candidate=names[0],
         reference=names[1],
@@ -198,19 +196,9 @@ def _result(
             Match(
                 name=database.names[order[place]],
                 rank=place + 1,
-                similarity=float(_cosines(descriptor[None], database.descriptors[order[place]][None])[0]),
+                similarity=float(cosines(descriptor[None], database.descriptors[order[place]][None])[0]),
                 right=bool(hits[place]),
             )
             for place in sorted({*range(min(SHOWN, len(order))), int(right[0])})
         ),
     )
-
-
-def _distances(got: Described, expected: Described) -> Float64:
-    return 1 - _cosines(got.descriptors, expected.descriptors)
-
-
-def _cosines(left: Float32, right: Float32) -> Float64:
-    """Return the cosine of each pair of rows (N,P), in float64."""
-    pairs = ((a.astype(np.float64), b.astype(np.float64)) for a, b in zip(left, right, strict=True))
-    return np.array([np.vdot(a, b) / max(np.linalg.norm(a) * np.linalg.norm(b), SHORTEST) for a, b in pairs])

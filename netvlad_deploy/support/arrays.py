@@ -19,6 +19,7 @@ Arrays = dict[str, Array]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 BLOCK_BYTES = 1 << 24
+COSINE_ROWS = 256
 LARGEST_RATIO = 1032
 """How much deflate can make of a byte. Source: zlib, Maximum Compression Factor."""
 
@@ -108,8 +109,17 @@ def unit_rows(features: Array) -> Array:
     return normalised
 
 
-def cosines(got: Float64, expected: Float64) -> Float64:
-    """Return the cosine of each row of one array with the same row of the other."""
-    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
-    values: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+def cosines(got: Array, expected: Array) -> Float64:
+    """Return the cosine (N,) of each row (N,P) with the same row of the other array, or with its one row, in float64.
+
+    A row of zeros has the cosine 0. A few rows are taken at once: widened, all descriptors of a database fill the
+    memory.
+    """
+    expected = np.broadcast_to(expected, got.shape)
+    values = np.empty(len(got))
+    for start in range(0, len(got), COSINE_ROWS):
+        rows = slice(start, start + COSINE_ROWS)
+        left, right = got[rows].astype(np.float64), expected[rows].astype(np.float64)
+        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        values[rows] = (left * right).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
     return values

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images
+from netvlad_deploy.retrieval.batches import batches
+from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images, usable
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays, Float32
@@ -40,8 +41,8 @@ MOST_WHITENED = 8192
 AHEAD = 16
 """Images that are decoded while others are in use."""
 
-PIXELS = 1 << 20
-"""Of the images that a backbone sees at once."""
+MAX_BATCH_PIXELS = 1 << 20
+"""Pixels of all the images that a backbone sees at once; one larger image goes alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,19 +205,7 @@ def _by_batches(
 def _batches(
     files: Sequence[ImageFile], prepared: ImageInput, skipped: list[Skipped]
 ) -> Iterator[tuple[list[ImageFile], Array]]:
-    """Yield neighbouring images of one shape together, as many as PIXELS allows."""
-    group: list[ImageFile] = []
-    images: list[Array] = []
+    """Yield neighbouring images of one shape together, (B,H,W,3), as many as MAX_BATCH_PIXELS allows."""
     with load_images(files, prepared, ahead=AHEAD) as loaded:
-        for file, image in loaded:
-            if isinstance(image, Skipped):
-                LOG.warning("skipped %s", image)
-                skipped.append(image)
-                continue
-            if images and (image.shape != images[0].shape or (len(images) + 1) * image[..., 0].size > PIXELS):
-                yield group, np.stack(images)
-                group, images = [], []
-            group.append(file)
-            images.append(image)
-    if images:
-        yield group, np.stack(images)
+        for group in batches(usable(loaded, skipped), lambda shape: MAX_BATCH_PIXELS // (shape[0] * shape[1])):
+            yield [file for file, _ in group], np.stack([image for _, image in group])
