@@ -6,7 +6,7 @@ they claim is checked on the features as the runner gets them: a case that FP32,
 hold says so, instead of being another case than its name says.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,6 +88,17 @@ def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bo
             yield replace(case, name=f"{case.name} in {profile.text}")
 
 
+def rounded_cases(cases: Iterable[Case], *runners: Runner) -> Iterator[tuple[Case, str]]:
+    """Yield each case with features that all the runners can take, and why it is not what it claims for one of them.
+
+    Features are rounded to FP16 if one of the runners computes in it, so that all get the same numbers.
+    """
+    half = any(runner.half for runner in runners)
+    for given in cases:
+        case = given.rounded(np.float16) if half else given
+        yield case, next(filter(None, (case.doubt(runner.range) for runner in runners)), "")
+
+
 def default_cases(
     parameters: ReferenceParameters,
     *,
@@ -159,6 +170,11 @@ def _margin(parameters: ReferenceParameters, features: Float32, winners: slice) 
     if won.all():
         return np.inf
     return float((logits[..., won].min(axis=-1) - logits[..., ~won].max(axis=-1)).min())
+
+
+def largest_norm(features: Array) -> float:
+    """Return the largest norm of a local descriptor among features (B,N,D)."""
+    return float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
 
 
 def narrowed(values: Array, dtype: npt.DTypeLike) -> Array:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters
-from netvlad_deploy.parity.cases import Case, profile_cases
+from netvlad_deploy.parity.cases import Case, largest_norm, profile_cases, rounded_cases
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.localise import Departure, cluster_errors, localise, stored_rounding
 from netvlad_deploy.parity.ranks import Bank, RetrievalParity, compare_retrieval
@@ -139,9 +139,8 @@ def compare(
         cases = profile_cases(parameters, candidate, masked=masked)
     results, sights, failed = [], [], None
     with OracleRunner(parameters) as oracle:
-        for given in cases:
-            case = given.rounded(np.float16) if candidate.half or (against is not None and against.half) else given
-            if reason := case.doubt(candidate.range) or (case.doubt(against.range) if against else ""):
+        for case, reason in rounded_cases(cases, candidate, *([against] if against else [])):
+            if reason:
                 results.append(_left_out(case, reason))
                 continue
             result, sight = _compare_case(case, candidate, oracle, against)
@@ -229,7 +228,6 @@ def _case(
 ) -> CaseParity:
     """Return the case, where a fault would be hidden NOT_JUDGED in place of PASS."""
     batch, num_features, _ = features.shape
-    norm = float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
     if reason := sight.reason:
         passed = {output: replace(output, verdict=Verdict.NOT_JUDGED) for output in outputs}
         outputs = tuple(passed[each] if each.verdict is Verdict.PASS else each for each in outputs)
@@ -237,7 +235,7 @@ def _case(
         name=name,
         batch=batch,
         num_features=num_features,
-        logit_step=candidate.range.step_at(norm) if candidate.range else 0.0,
+        logit_step=candidate.range.step_at(largest_norm(features)) if candidate.range else 0.0,
         outputs=outputs,
         reason=reason,
         smallest_fault=sight.smallest_fault,
@@ -254,7 +252,7 @@ def _judge(
     difference = np.where(np.isfinite(got), got.astype(np.float64) - expected, np.inf)
     errors = cluster_errors(name, difference, spec)
     norms = np.linalg.norm(expected.reshape(len(expected), -1), axis=1)
-    counted = norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
+    counted = have_direction(name, norms, spec)
     known = allowed.reshape(len(allowed), -1).max(axis=1) < UNKNOWN_LENGTH
     short_error = np.abs(difference[~counted & known]).max(initial=0.0) if name == DESCRIPTOR else 0.0
     projected = name == DESCRIPTOR and spec.projection is not None
@@ -264,6 +262,11 @@ def _judge(
         verdict=judged.verdict if short_error < short_limit else Verdict.FAIL,
         cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
     )
+
+
+def have_direction(name: str, norms: Float64, spec: NetVLADSpec) -> npt.NDArray[np.bool_]:
+    """Return of which items, by the norms of the reference (B,), a cosine means something."""
+    return norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
 
 
 def judge(
@@ -279,7 +282,9 @@ def judge(
     """Judge an output: it passes if all of it is finite and no error exceeds what is allowed for it.
 
     Args:
-        got: the output, batch items first; `expected` is the reference's, or of one item for all of them.
+        name: the output.
+        got: its values, batch items first.
+        expected: the values of the reference, or those of one item for all of them.
         errors: of each part, the clusters or values last, or of each item as a whole (B,); infinite if not finite.
         allowed: tolerance of each error.
         norms: length of each item of the reference (B,).

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from netvlad_deploy.oracle.equations import ReferenceParameters
-from netvlad_deploy.parity.cases import default_cases
-from netvlad_deploy.parity.heads import COSINE_NORM
+from netvlad_deploy.parity.cases import default_cases, largest_norm, rounded_cases
+from netvlad_deploy.parity.heads import have_direction
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.layer import DESCRIPTOR
@@ -34,22 +34,19 @@ def measure_precisions(
 ) -> Iterator[CasePrecision]:
     """Yield the distance of every runner in every case of `validate`, on features that FP16 can say."""
     with OracleRunner(parameters) as oracle:
-        for given in default_cases(parameters, largest=largest):
-            case = given.rounded(np.float16)
-            if any(case.doubt(runner.range) for runner in runners.values()):
+        for case, doubt in rounded_cases(default_cases(parameters, largest=largest), *runners.values()):
+            if doubt:
                 continue
             expected = oracle.run(case.feeds(oracle, masked=False))[DESCRIPTOR]
-            norm = float(np.linalg.norm(case.features.astype(np.float64), axis=-1).max())
-            long = np.linalg.norm(expected, axis=1) > (COSINE_NORM if oracle.spec.unit_length else 0)
+            long = have_direction(DESCRIPTOR, np.linalg.norm(expected, axis=1), oracle.spec)
             for precision, runner in runners.items():
-                got = runner.run(case.feeds(runner, masked=False))[DESCRIPTOR].astype(np.float64)
+                got = runner.run(case.feeds(runner, masked=False))[DESCRIPTOR]
                 finite = np.isfinite(got).all(axis=1)
                 kept = long & finite
-                distance = float(1 - cosines(got[kept], expected[kept]).min()) if kept.any() else None
                 yield CasePrecision(
                     case=case.name,
                     precision=precision,
-                    feature_norm=norm,
-                    distance=distance,
+                    feature_norm=largest_norm(case.features),
+                    distance=float(1 - cosines(got[kept], expected[kept]).min()) if kept.any() else None,
                     non_finite=int((~finite).sum()),
                 )

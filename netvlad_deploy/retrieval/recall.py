@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval.ground_truth import Positives
-from netvlad_deploy.support.arrays import Float32, cosines
+from netvlad_deploy.support.arrays import Array, Float32, cosines
 
 DEPTHS: Final = (1, 5, 10)
 SHOWN: Final = 5
@@ -142,8 +142,8 @@ def _right(query: str, database: Collection[str], positives: Positives, *, alone
 
 def rank(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Order]]:
     """Yield each query's place and its database images from the nearest to the farthest, itself left out if `alone`."""
-    for start, nearness in _nearness(queries, database, alone=alone):
-        orders = np.argsort(-nearness, axis=1, kind="stable")
+    for start, near in nearness(queries.descriptors, database.descriptors, alone=alone):
+        orders = np.argsort(-near, axis=1, kind="stable")
         yield from enumerate(orders[:, :-1] if alone else orders, start)
 
 
@@ -152,8 +152,8 @@ def agree(
 ) -> Agreement:
     """Return how far a candidate, the first of each pair, agrees with a reference on the same images."""
     best = [
-        np.concatenate([block.argmax(axis=1) for _, block in _nearness(*pair, alone=alone)])
-        for pair in zip(queries, database, strict=True)
+        np.concatenate([near.argmax(axis=1) for _, near in nearness(asked.descriptors, known.descriptors, alone=alone)])
+        for asked, known in zip(queries, database, strict=True)
     ]
     differing = tuple(queries[0].names[place] for place in np.flatnonzero(best[0] != best[1]))
     distance, image = None, None
@@ -173,15 +173,21 @@ def agree(
     )
 
 
-def _nearness(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Float32]]:
-    """Yield the first place of each block of queries, and q.d - |d|^2 / 2 (Q,N), which falls as distance grows."""
-    halves = np.array([0.5 * np.linalg.norm(row.astype(np.float64)) ** 2 for row in database.descriptors], np.float32)
-    for start in range(0, len(queries.names), BLOCK):
-        nearness = queries.descriptors[start : start + BLOCK] @ database.descriptors.T - halves
+def nearness(queries: Array, images: Array, *, alone: bool, unit: bool = False) -> Iterator[tuple[int, Array]]:
+    """Yield the first place of each block of queries, and how near all images are to them (Q,N).
+
+    Nearness is q.d - |d|^2 / 2, which falls as the Euclidean distance grows; `unit` says that every |d| is 1, so that
+    q.d alone is enough. `alone` says that queries and images are the same: none is near itself.
+    """
+    halves = None if unit else np.array([0.5 * np.linalg.norm(row.astype(np.float64)) ** 2 for row in images])
+    for start in range(0, len(queries), BLOCK):
+        near = queries[start : start + BLOCK] @ images.T
+        if halves is not None:
+            near = near - halves.astype(near.dtype)
         if alone:
-            rows = np.arange(len(nearness))
-            nearness[rows, start + rows] = -np.inf
-        yield start, nearness
+            rows = np.arange(len(near))
+            near[rows, start + rows] = -np.inf
+        yield start, near
 
 
 def _result(
