@@ -73,7 +73,7 @@ class CandidateLatency:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyReport:
-    """The outcome of `measure`: of heads with `num_features`, or of pipelines with `image_size`, height and width."""
+    """The outcome of `measure`: heads have `num_features`, pipelines have `image_size`, height and width."""
 
     batch: int
     num_features: int | None
@@ -105,6 +105,15 @@ def measure(
     """Time every candidate on the same feeds, of which each takes the inputs it has, and compare it with the first.
 
     A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on.
+
+    >>> from netvlad_deploy import Candidate, export_onnx, measure
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> from netvlad_deploy.spec.layer import NetVLADSpec
+    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> feeds = {"features": np.ones((1, 5, 4), np.float32)}
+    >>> report = measure([Candidate(path=artifact.path)], feeds, rounds=1, block_ms=1, warmup_ms=1)
+    >>> report.verdict.value, report.candidates[0].runs > 0
+    ('PASS', True)
 
     Raises: ParityError if there is no candidate; RunError if a worker fails.
     """
@@ -188,7 +197,7 @@ class _Worker:
     def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
         """Return the answer to a request.
 
-        Raises: what the worker ended with, by the name of its candidate.
+        Raises: the error that ended the worker, its message after the name of the candidate.
         """
         try:
             self._child.send(request, content)
@@ -199,7 +208,7 @@ class _Worker:
             raise type(error)(f"{self.candidate.name}: {error}") from error
 
     def run_block(self, block_ms: float) -> None:
-        """Run for at least `block_ms` and keep each run's time, and what the device's clock said of one run."""
+        """Run for at least `block_ms` and keep the time of each run, and the times of one run by the device's clock."""
         answer = self._ask({"block_ms": block_ms})
         self.blocks.append(np.array(answer["samples_ms"]))
         self.times += [answer["times_ms"]] if answer["times_ms"] else []

@@ -132,6 +132,14 @@ def compare(
     The retrieval agreement on `banks` is reported beside the verdict and has no part in it; where a case is not finite
     there is nothing to rank.
 
+    >>> from netvlad_deploy import compare, export_onnx, load_reference, open_runner
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> with open_runner(artifact) as runner:
+    ...     report = compare(runner, load_reference(artifact.reference_path))
+    >>> report.verdict.value, report.departure
+    ('PASS', None)
+
     Raises: ParityError if the two have different shapes, or there is nothing to compare; InputError, RunError.
     """
     masked = _check_pair(candidate, parameters, against)

@@ -36,6 +36,16 @@ def deploy(
     """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
 
     What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
+
+    >>> source = Source(num_clusters=2, feature_size=4)
+    >>> options = BuildOptions(flavor="tensorrt")  # its engines need the GPU that builds them
+    >>> deployment = deploy(source, Path("out"), GraphOptions(), engine_options=options, duration_s=0.1)
+    >>> [(step.name, step.verdict.value) for step in deployment.steps[:2]]
+    [('export', 'PASS'), ('parity of the ONNX file', 'PASS')]
+    >>> Path("out", "report.md").exists()
+    True
+
+    Raises: as the verbs that it calls.
     """
     flavor = engine_options.flavor
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)

@@ -21,7 +21,7 @@ FEATURE_BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedResult:
-    """What `embed` wrote, and which files gave no descriptor."""
+    """The file that `embed` wrote, its descriptors, and the files that gave none."""
 
     output: Path
     descriptors: int
@@ -44,6 +44,16 @@ def embed(
     The target is complete or not there. For images it is an `.npz` file with `names` (N,), each the image's path from
     the folder that was given, and `descriptors` (N,P) float32. `batch` is how many items run at once, by default 32
     items of features or 8 images.
+
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> from netvlad_deploy.workflow.source import Source
+    >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
+    >>> np.save("x.npy", np.ones((3, 5, 4), np.float32))
+    >>> embed(Candidate(path=artifact.path), [Path("x.npy")], Path("y.npy")).descriptors
+    3
+    >>> np.load("y.npy").shape  # (B, D*K)
+    (3, 8)
 
     Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
     """

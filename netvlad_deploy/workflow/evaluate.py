@@ -30,7 +30,7 @@ MATCHES_PICTURE = "matches.png"
 
 @dataclass(frozen=True)
 class _Side:
-    """What one artifact made of both folders."""
+    """The descriptors that one artifact gave for the images of both folders."""
 
     candidate: Candidate
     name: str
@@ -41,7 +41,7 @@ class _Side:
     skipped: tuple[Skipped, ...]
 
     def finds(self, found: Recall) -> CandidateRecall:
-        """Return the report's entry of what it finds."""
+        """Return the entry of the report for this artifact."""
         return CandidateRecall(
             name=self.name,
             backend=self.candidate.backend,
@@ -52,7 +52,7 @@ class _Side:
         )
 
     def agrees(self, first: "_Side", *, alone: bool) -> Agreement:
-        """Return how far it agrees with the first artifact."""
+        """Return the agreement with the first artifact."""
         pairs = (self.queries, first.queries), (self.database, first.database)
         return agree((self.name, first.name), *pairs, alone=alone)
 
@@ -73,6 +73,22 @@ def evaluate(
     An FP16 ONNX file is emulated strictly unless its backend was chosen. If the queries are the database, each image is
     looked for among the others. Right images are those of the file `ground_truth`, see `load_positives`, or those at
     most `within` places away in the sorted folder.
+
+    With the pixels themselves as local descriptors:
+
+    >>> from PIL import Image
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> from netvlad_deploy.workflow.source import Source
+    >>> photos = Path("photos")
+    >>> photos.mkdir()
+    >>> for number in range(3):
+    ...     Image.new("RGB", (24, 16), (80 * number, 90, 40)).save(photos / f"{number}.png")
+    >>> artifact = export(Source(backbone="torch.nn:Identity", num_clusters=2), Path("m.onnx"), GraphOptions())
+    >>> candidate = Candidate(path=artifact.path)
+    >>> report = evaluate([candidate], Path("report"), queries=photos, database=photos, within=1)
+    >>> report.num_queries, report.candidates[0].found.recall[5]
+    (3, 1.0)
 
     Raises: UsageError if an artifact takes no images; InputError if nothing can be evaluated.
     """
@@ -145,7 +161,7 @@ def _require_images(candidate: Candidate) -> ImageInput:
 
 
 def _names(candidates: Sequence[Candidate]) -> list[str]:
-    """Return how the report calls each artifact: by its file's name, or by its path where two have the same."""
+    """Return the name of each artifact in the report: its file's name, or its path where two have the same."""
     names = [candidate.name for candidate in candidates]
     return [
         name.replace(candidate.path.name, str(candidate.path), 1) if names.count(name) > 1 else name

@@ -81,7 +81,7 @@ class FitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What `fit` wrote, and its record of it."""
+    """The file that `fit` wrote, the record in it, and the files that could not be used."""
 
     output: Path
     record: "VocabularyRecord"
@@ -92,6 +92,16 @@ class Vocabulary:
 
 def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bool = False) -> Vocabulary:
     """Fit a vocabulary on the images of folders, and write it with its backbone; the file is complete or not there.
+
+    With the pixels themselves as local descriptors:
+
+    >>> from PIL import Image
+    >>> Path("photos").mkdir()
+    >>> for number in range(3):
+    ...     Image.effect_noise((24, 16), 50).convert("RGB").save(f"photos/{number}.png")
+    >>> options = FitOptions(backbone="torch.nn:Identity", clusters=2)
+    >>> fit([Path("photos")], Path("v.safetensors"), options).descriptor_size
+    6
 
     Raises: InputError if there are no usable images or too few; UsageError if the target exists, or nothing says which
         backbone; MissingDependencyError.
@@ -143,7 +153,7 @@ def _content(tensors: Arrays, record: "VocabularyRecord") -> bytes:
 
 
 def _find(folders: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
-    """Return the images of folders, of which two may have the same name, and what else is there."""
+    """Return the images of folders, of which two may have the same name, and the files that cannot be taken."""
     found = [find_images([folder]) for folder in folders]
     skipped = [one for _, others in found for one in others]
     files = [file for images, _ in found for file in images]
@@ -192,7 +202,7 @@ def _by_batches(
     what: str,
     skipped: list[Skipped],
 ) -> Iterator[tuple[list[ImageFile], Float32]]:
-    """Yield what is computed of images of one shape at once, and say how far it is."""
+    """Yield the files of images of one shape and the rows computed from them, and log the progress."""
     done, said = 0, 0
     for names, images in _batches(files, pipeline.images, skipped):
         yield names, compute(pipeline, images)

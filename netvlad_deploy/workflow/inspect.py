@@ -19,10 +19,20 @@ from netvlad_deploy.tensorrt.api import stdout_to_stderr
 
 
 def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None) -> Inspection:
-    """Return what an ONNX file or an engine is.
+    """Return the description of an ONNX file or an engine: its sidecar's, and that of its relatives.
 
     With `load` an engine is loaded, which runs code that it brings, and described as TensorRT shows it, where TensorRT
     and a GPU are there.
+
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> from netvlad_deploy.workflow.source import Source
+    >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
+    >>> inspection = inspect(artifact.path)
+    >>> inspection.artifact == artifact
+    True
+    >>> [(each.role, each.name, each.state) for each in inspection.relatives]
+    [('reference', 'm.reference.npz', 'unchanged')]
 
     Raises: ArtifactError if the file or its sidecar is damaged, or an engine to load is not what its sidecar says, or
         was built for another TensorRT or GPU; UsageError if there is nothing to load.
@@ -49,7 +59,14 @@ def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None)
 
 
 def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = None) -> CheckpointInspection:
-    """Return what a checkpoint holds, without exporting it.
+    """Return the description of a checkpoint: its dialect, its sizes, its backbone and all that is left out.
+
+    >>> import torch
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> from netvlad_deploy.spec.layer import NetVLADSpec
+    >>> torch.save(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0).state_dict(), "m.pth")
+    >>> inspect_checkpoint(Path("m.pth")).spec.descriptor_size
+    8
 
     Raises: InputError if it is no checkpoint of a NetVLAD; UsageError if there is no such dialect.
     """

@@ -65,9 +65,13 @@ class Source:
 
 
 def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReference | None, str]:
-    """Return the reference module, its origin in words, the file it came from, and what its input must be.
+    """Return the reference module, its origin in words, the file it came from, and the preparation of its input.
 
     It is a pipeline if the source takes images, which it does by default where there is a backbone.
+
+    >>> module, origin, parent, preprocessing = load_module(Source(num_clusters=2, feature_size=4, seed=7))
+    >>> module.spec.descriptor_size, origin, parent
+    (8, 'untrained, seed 7', None)
 
     Raises: InputError for an unusable checkpoint; UsageError if an option contradicts it.
     """
@@ -102,7 +106,7 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
 
 
 def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
-    """Return a module initialised from the seed, and what its input must be."""
+    """Return a module initialised from the seed, and the preparation of its input in words."""
     from netvlad_deploy.models.assembly import read_backbone
     from netvlad_deploy.models.dialects.base import PREPROCESSING
     from netvlad_deploy.models.netvlad import initialize
@@ -124,6 +128,9 @@ def _preparation(pipeline: "Pipeline") -> str:
 
 def load_head(source: Source) -> tuple["NetVLAD", str]:
     """Return the reference module of the head alone, and its origin in words.
+
+    >>> load_head(Source(num_clusters=2, feature_size=4))[1]
+    'untrained, seed 0'
 
     Raises: as `load_module`; UsageError if the source takes images.
     """

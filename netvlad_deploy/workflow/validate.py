@@ -39,11 +39,18 @@ def validate(
 ) -> ParityReport:
     """Compare an artifact with the oracle, a pipeline with its golden images, or either with another one.
 
-    `against` is an artifact, or a checkpoint to run in torch; `read_as` says how its names are read, and which
-    backbone it has, where the export was told: the rest the artifact knows. `bank` and `queries` are feature files
+    `against` is an artifact, or a checkpoint to run in torch; `read_as` gives the prefix, dialect and backbone with
+    which that checkpoint was exported: all else stands in the artifact. `bank` and `queries` are feature files
     of the user's own images to rank, beside a synthetic bank of near ties.
 
     NOT_RUN, with its reason, where the artifact cannot run on this machine.
+
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
+    >>> report = validate(Candidate(path=artifact.path))
+    >>> report.verdict.value, report.reference, report.cases[0].name
+    ('PASS', 'oracle', 'typical')
 
     Raises: ArtifactError if a file is damaged or stale; ParityError if there is nothing to compare.
     """
@@ -105,7 +112,7 @@ def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
 
 
 def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | None) -> Runner:
-    """Open what an artifact is compared with: another one, or what it has of a checkpoint, in torch."""
+    """Open the other side of the comparison: another artifact, or the same part of a checkpoint, in torch."""
     if other.artifact is not None:
         return other.on(parity_backend(other.artifact)).open()
     source = replace(
@@ -132,7 +139,7 @@ def _read_reference(artifact: AnyArtifact) -> tuple[ReferenceParameters, tuple[G
 
 
 def _check_against(artifact: AnyArtifact, other: Candidate | None, read_as: Source | None) -> None:
-    """Compare what an artifact is and comes from with what it is to be compared with.
+    """Refuse a comparison of an artifact with another candidate that would say nothing.
 
     Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
         if one takes images and the other does not, or there is no checkpoint to be read as is said.
