@@ -40,9 +40,9 @@ class FileReference:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact(VerifiedFile):
-    """What every artifact records.
+    """The record of an artifact: its file, its layer, and all that a runner must know without parsing the file.
 
-    `parent` is the file it was made from, None for a seeded initialisation; `images` is what a pipeline does with
+    `parent` is the file it was made from, None for a seeded initialisation; `images` is the preparation of a pipeline's
     images, None for a head, which takes local descriptors.
     """
 
@@ -72,7 +72,7 @@ class Artifact(VerifiedFile):
 
     @property
     def reference_path(self) -> Path:
-        """Return where the oracle's parameters stand."""
+        """Return the path of the file with the oracle's parameters."""
         return self.path.parent / self.reference.name
 
     @property
@@ -181,7 +181,7 @@ class EngineArtifact(Artifact):
 
     @property
     def cure(self) -> str:
-        """Return what to do where the file is another than it was."""
+        """Return the command that replaces the file where it is another than it was."""
         return self.rebuild_command
 
     @property
@@ -197,22 +197,22 @@ ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return where the sidecar of `path` stands."""
+    """Return the path of the sidecar of `path`."""
     return path.with_name(path.name + ".json")
 
 
 def log_path(path: Path) -> Path:
-    """Return where the build log of the engine `path` stands."""
+    """Return the path of the build log of the engine `path`."""
     return path.with_name(path.name + ".log")
 
 
 def reference_path(path: Path) -> Path:
-    """Return where `export` writes the oracle's parameters for the ONNX file `path`."""
+    """Return the path at which `export` writes the oracle's parameters for the ONNX file `path`."""
     return path.with_name(path.stem + REFERENCE_SUFFIX)
 
 
 def external_path(path: Path) -> Path:
-    """Return where `export` writes the weights that are too many for the ONNX file `path`."""
+    """Return the path at which `export` writes the weights that are too many for the ONNX file `path`."""
     return path.with_name(path.name + ".data")
 
 
@@ -310,7 +310,7 @@ def _read_sidecar(path: Path) -> bytes:
 
 
 def _parse_sidecar(sidecar: Path, content: bytes, path: Path) -> AnyArtifact:
-    """Return what a sidecar says of the artifact `path`."""
+    """Return the artifact `path` as its sidecar describes it."""
     kinds: dict[str, type[OnnxArtifact | EngineArtifact]] = {"onnx": OnnxArtifact, "engine": EngineArtifact}
     record = unseal(content, str(sidecar))
     kind = str(record.pop("kind", None))

@@ -1,4 +1,4 @@
-"""What latency is measured on: random local descriptors, or random images."""
+"""Input for measuring latency: random local descriptors, or random images."""
 
 import math
 from collections.abc import Sequence

@@ -31,12 +31,12 @@ COSINE_NORM = SHORT
 """A cosine counts only where the oracle's norm exceeds this."""
 
 SHORT_TOLERANCE = 1e-6
-"""Absolute tolerance of FP32 where it does not, unless nothing is known; in other precisions the error model judges."""
+"""Absolute tolerance of FP32 for shorter descriptors, where something is known of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputParity:
-    """How one output of one case differs from the reference.
+    """Difference of one output of one case from the reference.
 
     `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`; of a projected descriptor that is a
     value, and there are no `cluster_errors`. `cosine_min` and `cosine_p1` are over the `cosine_rows` batch items whose
@@ -115,7 +115,7 @@ class ParityReport:
 
     @property
     def not_judged(self) -> int:
-        """Return how many cases prove nothing."""
+        """Return the number of cases that prove nothing."""
         return sum(case.verdict is Verdict.NOT_JUDGED for case in self.cases)
 
 
@@ -174,7 +174,7 @@ def compare(
 
 
 def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Runner | None) -> bool:
-    """Return whether the candidate takes a mask; raise ParityError if the two cannot be compared."""
+    """Return True if the candidate takes a mask; raise ParityError if the two cannot be compared."""
     if candidate.spec != parameters.spec:
         raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
     if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
@@ -273,7 +273,7 @@ def _judge(
 
 
 def have_direction(name: str, norms: Float64, spec: NetVLADSpec) -> npt.NDArray[np.bool_]:
-    """Return of which items, by the norms of the reference (B,), a cosine means something."""
+    """Return a mask (B,) of the items that are long enough, by the norms of the reference (B,), to have a cosine."""
     return norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
 
 
@@ -296,7 +296,7 @@ def judge(
         errors: of each part, the clusters or values last, or of each item as a whole (B,); infinite if not finite.
         allowed: tolerance of each error.
         norms: length of each item of the reference (B,).
-        counted: items (B,) of which a cosine means something.
+        counted: items (B,) that are long enough to have a cosine.
     """
     finite = np.isfinite(got)
     values = np.where(finite, got, 0).astype(np.float64)

@@ -70,7 +70,7 @@ def compare_goldens(
 
 
 def _batch(runner: Runner, golden: Golden) -> int:
-    """Return how often a runner must be given an image at once, 0 if it cannot take it."""
+    """Return the smallest batch in which a runner takes an image, 0 if it takes none of that size."""
     shape = smallest_shape(runner.profiles, (1, *golden.image.shape[:2]))
     return 0 if shape is None else shape[0]
 

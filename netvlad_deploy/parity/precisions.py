@@ -1,4 +1,4 @@
-"""What each precision costs: the worst cosine distance from the oracle, case by case."""
+"""The cost of each precision: the worst cosine distance from the oracle, case by case."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from netvlad_deploy.support.arrays import cosines
 
 @dataclass(frozen=True, kw_only=True)
 class CasePrecision:
-    """How far one precision is from the oracle in one case.
+    """Distance of one precision from the oracle in one case.
 
     `distance` is the worst 1 - cosine of the finite descriptors, None if there is none or all are near zero;
     `non_finite` counts descriptors with NaN or infinity. `feature_norm` is the largest norm of a local descriptor.

@@ -1,4 +1,4 @@
-"""How a candidate ranks a bank of images, against the reference: what a drift of descriptors means for retrieval.
+"""Agreement of a candidate's ranking of a bank of images with the reference's: the cost of drift for retrieval.
 
 Two arrangements: the candidate's queries against the candidate's own bank, and crossed, against the reference's bank,
 the way an index is upgraded step by step. Each side rounds the features as its own input does. Figures, no verdict: a
@@ -95,7 +95,7 @@ def _descriptors(runner: Runner, features: Array | Arrays) -> Float64:
 
 
 def _similarities(queries: Float64, images: Float64, *, alone: bool, unit: bool) -> Float64:
-    """Return how near every image is to every query (queries, images), by `nearness`."""
+    """Return the nearness of every image to every query (queries, images), see `nearness`."""
     return np.concatenate([near for _, near in nearness(queries, images, alone=alone, unit=unit)])
 
 

@@ -50,7 +50,7 @@ def smallest_shape(profiles: Sequence[AnyProfile], shape: Shape, *, grows: int =
 
 
 def largest_batch(runner: Runner, asked: int, size: Shape, *, grows: int = 1) -> int:
-    """Return how many items of a size, (N,) or (H,W), to run at once: as many as asked, within a profile for the size.
+    """Return the number of items of a size, (N,) or (H,W), to run at once: as many as asked, within a profile for it.
 
     Where no profile is for the size it is as many as asked: the runner refuses them, and says why.
     """

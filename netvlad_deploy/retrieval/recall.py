@@ -1,4 +1,4 @@
-"""How well descriptors find the right place again: recall@N and mean average precision, by exact search.
+"""Recall@N and mean average precision of descriptors: the search for the right place again, exact.
 
 Every query ranks the whole database by Euclidean distance, which for descriptors of norm 1 is the order of the dot
 product. Where two images are equally near, the one that comes first in the database wins.
@@ -18,7 +18,7 @@ from netvlad_deploy.support.arrays import Array, Float32, cosines
 
 DEPTHS: Final = (1, 5, 10)
 SHOWN: Final = 5
-"""How many best matches of a query are kept; the first right image is always kept."""
+"""Number of best matches of a query that are kept; the first right image is always kept."""
 
 BLOCK: Final = 256
 """Queries whose distances to the whole database are computed at once."""
@@ -38,7 +38,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryResult:
-    """What one query found: the rank of the first right image from 1, average precision, and the best matches."""
+    """Result of one query: the rank of the first right image from 1, average precision, and the best matches."""
 
     query: str
     first_right: int
@@ -48,7 +48,7 @@ class QueryResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """What all queries found.
+    """Results of all queries.
 
     Args:
         recall: by N, the share of all queries with a right image among the first N; one that has none is a miss. This
@@ -104,7 +104,7 @@ class Agreement:
 
 
 def measure_recall(queries: Described, database: Described, positives: Positives, *, alone: bool) -> Recall:
-    """Return what the queries find in the database; those without a right image in it are misses, and no results.
+    """Return the recall of the queries in the database; those without a right image in it are misses, and no results.
 
     `alone` says that both are the same images: a query then never matches itself.
 
@@ -150,7 +150,7 @@ def rank(queries: Described, database: Described, *, alone: bool) -> Iterator[tu
 def agree(
     names: tuple[str, str], queries: tuple[Described, Described], database: tuple[Described, Described], *, alone: bool
 ) -> Agreement:
-    """Return how far a candidate, the first of each pair, agrees with a reference on the same images."""
+    """Return the agreement of a candidate, the first of each pair, with a reference on the same images."""
     best = [
         np.concatenate([near.argmax(axis=1) for _, near in nearness(asked.descriptors, known.descriptors, alone=alone)])
         for asked, known in zip(queries, database, strict=True)
@@ -174,7 +174,7 @@ def agree(
 
 
 def nearness(queries: Array, images: Array, *, alone: bool, unit: bool = False) -> Iterator[tuple[int, Array]]:
-    """Yield the first place of each block of queries, and how near all images are to them (Q,N).
+    """Yield the first place of each block of queries, and the nearness of all images to them (Q,N).
 
     Nearness is q.d - |d|^2 / 2, which falls as the Euclidean distance grows; `unit` says that every |d| is 1, so that
     q.d alone is enough. `alone` says that queries and images are the same: none is near itself.

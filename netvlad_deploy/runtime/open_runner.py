@@ -148,7 +148,7 @@ def open_runner(
     >>> from netvlad_deploy import export_onnx, open_runner
     >>> from netvlad_deploy.models.netvlad import initialize
     >>> from netvlad_deploy.spec.layer import NetVLADSpec
-    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "head.onnx")
     >>> with open_runner(artifact) as runner:
     ...     descriptors = runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"]
     >>> descriptors.shape  # (B, D*K)

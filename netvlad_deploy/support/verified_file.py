@@ -22,7 +22,7 @@ class VerifiedFile:
 
     @property
     def cure(self) -> str:
-        """Return what to do where the file is another than it was."""
+        """Return the action to take where the file is another than it was."""
         return "export it again"
 
     def content(self) -> bytes:

@@ -92,7 +92,7 @@ def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:
 
 
 def _usual_input(profile: AnyProfile) -> dict[str, Any]:
-    """Return what `bench` is to measure: the usual input of a profile, as few at once as it takes."""
+    """Return the arguments of `bench` for the usual input of a profile, in its smallest batch."""
     axes = profile.axes
     if "num_features" in axes:
         return {"batch": axes["batch"].min, "num_features": axes["num_features"].opt}

@@ -1,4 +1,4 @@
-"""What is installed, what can run on this machine, and why not. What can be tried is tried, not concluded.
+"""The verb `doctor`: the packages that are installed, and the backends that can run here. It tries, and does not guess.
 
 A package that is missing is a fact. A package that is installed and cannot be imported, and packages that break each
 other, are faults.

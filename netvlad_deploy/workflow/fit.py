@@ -47,7 +47,7 @@ MAX_BATCH_PIXELS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How a vocabulary is fitted.
+    """Options of `fit`.
 
     Args:
         backbone: a name of `models.backbones`, `package.module:callable`, or None for that of the checkpoint.

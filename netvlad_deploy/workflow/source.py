@@ -1,4 +1,4 @@
-"""Where the weights of an export come from: a checkpoint, or a seed; a head alone, or one under its backbone.
+"""The source of an export's weights: a checkpoint, or a seed; a head alone, or one under its backbone.
 
 Nothing heavy is imported until a module is made.
 """
@@ -26,12 +26,12 @@ DEFAULT_SPEC = NetVLADSpec(num_clusters=64, feature_size=512)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights come from: a checkpoint, or a seed. Sizes left None come from the checkpoint.
+    """The source of weights: a checkpoint, or a seed. Sizes left None come from the checkpoint.
 
     Args:
         takes: `images` or `features`, None for images where there is a backbone.
         backbone: a name of `models.backbones`, or `package.module:callable`; None for the checkpoint's own.
-        changes: what is done to an image otherwise than the checkpoint's or the backbone's own code does.
+        changes: preparation of images that differs from that of the checkpoint's or the backbone's own code.
 
     Raises: UsageError if two of them contradict each other.
     """
