@@ -26,15 +26,15 @@ from netvlad_deploy.support.require import install_line, installed_version, pip_
 
 CPU: Final = "onnxruntime"
 CUDA: Final = "onnxruntime-cuda"
-TENSORRT: Final = "onnxruntime-tensorrt"
-RTX: Final = "onnxruntime-rtx"
+ORT_TENSORRT: Final = "onnxruntime-tensorrt"
+ORT_RTX: Final = "onnxruntime-rtx"
 PROVIDERS: Final = {
     CPU: "CPUExecutionProvider",
     CUDA: "CUDAExecutionProvider",
-    TENSORRT: "TensorrtExecutionProvider",
-    RTX: "NvTensorRTRTXExecutionProvider",
+    ORT_TENSORRT: "TensorrtExecutionProvider",
+    ORT_RTX: "NvTensorRTRTXExecutionProvider",
 }
-PROFILED: Final = (TENSORRT, RTX)
+PROFILED: Final = (ORT_TENSORRT, ORT_RTX)
 """Backends that build an engine, for one optimization profile."""
 
 RTX_PLUGIN: Final = "onnxruntime-ep-nv-tensorrt-rtx"
@@ -59,7 +59,7 @@ DISTRIBUTIONS: Final = (
 
 NO_CPU: Final = "session.disable_cpu_ep_fallback"
 TF32_OVERRIDE: Final = "NVIDIA_TF32_OVERRIDE"
-UNAVAILABLE: Final = re.compile(
+ABSENCE: Final = re.compile(
     r"CUDA (?:failure|error|initialization failure with error:?) (?:3|35|36|46|100|101|209|802|803|804)\b"
     r"|explicitly disabled by the user|cannot open shared object|Failed to load (?:shared )?library|Invalid device ID"
     r"|[Pp]lease install (?:TensorRT libraries|the correct version of CUDA)"
@@ -79,7 +79,7 @@ def import_onnxruntime(backend: str) -> Any:
     Raises: MissingDependencyError if it is missing, or installed more than once.
     """
     check_distributions()
-    return require("onnxruntime", extra="cpu" if backend in (CPU, RTX) else "gpu")
+    return require("onnxruntime", extra="cpu" if backend in (CPU, ORT_RTX) else "gpu")
 
 
 def installed_distributions() -> dict[str, str]:
@@ -149,14 +149,14 @@ def provider_options(
         return {}
     if backend == CUDA:
         return {"device_id": "0", "use_tf32": str(int(artifact.precision == "tf32"))}
-    prefix = "trt" if backend == TENSORRT else "nv"
+    prefix = "trt" if backend == ORT_TENSORRT else "nv"
     options = {"device_id": "0"}
     shapes = artifact.input_shapes(profile)
     for index, bound in enumerate(("min", "opt", "max")):
         options[f"{prefix}_profile_{bound}_shapes"] = ",".join(
             f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in artifact.inputs
         )
-    if cache is not None and backend == RTX:
+    if cache is not None and backend == ORT_RTX:
         options["nv_runtime_cache_path"] = str(cache)
     elif cache is not None:
         for kind in ("engine", "timing"):
@@ -177,7 +177,7 @@ def open_session(
         options.add_session_config_entry(NO_CPU, "1")
     if provider in onnxruntime.get_available_providers():
         arguments["providers"] = [(provider, settings)]
-    elif backend == RTX:
+    elif backend == ORT_RTX:
         device = _rtx_device(onnxruntime)
         provider = device.ep_name
         options.add_provider_for_devices(
@@ -189,7 +189,7 @@ def open_session(
         session = onnxruntime.InferenceSession(model, options, enable_fallback=0, **arguments)
     except errors_of(onnxruntime) as error:
         words = " ".join(str(error).split())  # a reason stands in one row of a report
-        if backend != CPU and UNAVAILABLE.search(words):
+        if backend != CPU and ABSENCE.search(words):
             if model is not PROBE and _works(backend):
                 raise RunError(f"{provider} works here and leaves nodes of {name} to the CPU: {words}") from error
             raise DeviceUnavailableError(f"{provider} cannot be used here; ONNX Runtime says: {words}") from error
@@ -243,7 +243,7 @@ def _rtx_device(onnxruntime: Any) -> Any:
             name, library = plugin.get_ep_name(), plugin.get_library_path()
         except (ImportError, OSError) as error:
             raise MissingDependencyError(
-                f"{RTX} needs a plugin ({error}): {pip_line('install', RTX_PLUGIN)}"
+                f"{ORT_RTX} needs a plugin ({error}): {pip_line('install', RTX_PLUGIN)}"
             ) from error
         try:
             onnxruntime.register_execution_provider_library(name, library)
@@ -257,5 +257,5 @@ def _rtx_device(onnxruntime: Any) -> Any:
 
 
 def _rtx_devices(onnxruntime: Any) -> list[Any]:
-    names = (PROVIDERS[RTX], "nv_tensorrt_rtx")  # of the plugin in its earlier and its later versions
+    names = (PROVIDERS[ORT_RTX], "nv_tensorrt_rtx")  # of the plugin in its earlier and its later versions
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name in names]

@@ -14,8 +14,8 @@ from netvlad_deploy.report.doctor import Check, Diagnosis, Extra
 from netvlad_deploy.runtime.execution_providers import (
     CPU,
     DISTRIBUTIONS,
+    ORT_RTX,
     PROVIDERS,
-    RTX,
     RTX_PLUGIN,
     check_distributions,
     installed_distributions,
@@ -81,7 +81,7 @@ def _gpu() -> tuple[Gpu | None, Check]:
 def _backends() -> dict[str, list[Step]]:
     """Return the steps that each backend needs, by its name."""
     backends: dict[str, list[Step]] = {
-        name: [(partial(probe, name), RTX_PLUGINS if name == RTX else DISTRIBUTIONS)] for name in PROVIDERS
+        name: [(partial(probe, name), RTX_PLUGINS if name == ORT_RTX else DISTRIBUTIONS)] for name in PROVIDERS
     }
     backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
     for flavor in FLAVORS:
