@@ -126,13 +126,13 @@ def measure(
         archive = io.BytesIO()
         np.savez(archive, allow_pickle=False, **feeds)
         workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
-        for worker in workers:
+        for worker in workers:  # all of them before the first block: opening one would disturb a measurement
             worker.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
         running = [worker for worker in workers if not worker.reason]
         random = np.random.default_rng(seed)
         for number in range(rounds if running else 0):
             LOG.info("round %d of %d", number + 1, rounds)
-            for index in random.permutation(len(running)):
+            for index in random.permutation(len(running)):  # in a fixed order one would always follow the slowest
                 running[index].run_block(block_ms)
         images, main = feeds.get(IMAGES), next(iter(feeds.values()))
         batch = len(main)
@@ -158,7 +158,7 @@ class _Worker:
             candidate.artifact.release()  # this process does not run it, and the other one reads it for itself
         self.candidate = candidate
         self.threads = threads
-        self.blocks: list[Float64] = []
+        self.blocks: list[Float64] = []  # a block for each round, so that rounds can be compared one by one
         self.times: list[list[float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs = 0

@@ -177,13 +177,18 @@ def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Run
     """Return True if the candidate takes a mask; raise ParityError if the two cannot be compared."""
     if candidate.spec != parameters.spec:
         raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
-    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
-        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
-        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
+    check_sizes(candidate, against)
     masked = MASK in candidate.inputs
     if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
         raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
     return masked
+
+
+def check_sizes(candidate: Runner, against: Runner | None) -> None:
+    """Raise ParityError if the descriptors of two runners differ in length."""
+    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
+        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
+        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
 
 
 def _localise(case: Case, candidate: Runner, oracle: OracleRunner) -> Departure:

@@ -17,7 +17,7 @@ import numpy as np
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters, by_cluster
 from netvlad_deploy.oracle.goldens import Golden, distances
-from netvlad_deploy.parity.heads import CaseParity, ParityReport, judge, judge_head
+from netvlad_deploy.parity.heads import CaseParity, ParityReport, check_sizes, judge, judge_head
 from netvlad_deploy.parity.localise import Departure, localise
 from netvlad_deploy.parity.visibility import CERTAIN, COUNTS
 from netvlad_deploy.retrieval.batches import smallest_shape
@@ -45,9 +45,7 @@ def compare_goldens(
     Raises: ParityError if descriptors have different sizes; ArtifactError if a precision was not measured; InputError,
         RunError.
     """
-    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
-        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
-        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
+    check_sizes(candidate, against)
     cases = []
     for golden in goldens:
         tolerance = golden.tolerance(candidate.precision)
