@@ -106,12 +106,11 @@ def measure(
 
     A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on.
 
-    >>> from netvlad_deploy import Candidate, export_onnx, measure
-    >>> from netvlad_deploy.models.netvlad import initialize
-    >>> from netvlad_deploy.spec.layer import NetVLADSpec
-    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> from netvlad_deploy import export_onnx
+    >>> from netvlad_deploy.models.netvlad import NetVLADSpec, initialize
+    >>> exported = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
     >>> feeds = {"features": np.ones((1, 5, 4), np.float32)}
-    >>> report = measure([Candidate(path=artifact.path)], feeds, rounds=1, block_ms=1, warmup_ms=1)
+    >>> report = measure([Candidate.of(exported)], feeds, rounds=1, block_ms=1, warmup_ms=1)
     >>> report.verdict.value, report.candidates[0].runs > 0
     ('PASS', True)
 
@@ -123,22 +122,16 @@ def measure(
         check_finite(feeds[FEATURES])
     threads = threads or available_cores()
     with ExitStack() as stack:
-        archive = io.BytesIO()
-        np.savez(archive, allow_pickle=False, **feeds)
+        np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
         workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
         for worker in workers:  # all of them before the first block: opening one would disturb a measurement
             worker.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
-        running = [worker for worker in workers if not worker.reason]
         random = np.random.default_rng(seed)
-        for number in range(rounds if running else 0):
-            LOG.info("round %d of %d", number + 1, rounds)
-            for index in random.permutation(len(running)):  # in a fixed order one would always follow the slowest
-                running[index].run_block(block_ms)
+        _run_rounds([worker for worker in workers if not worker.reason], rounds, block_ms, random)
         images, main = feeds.get(IMAGES), next(iter(feeds.values()))
-        batch = len(main)
-        results = [worker.result(batch, workers[0], random) for worker in workers]
+        results = [worker.result(len(main), workers[0], random) for worker in workers]
     return LatencyReport(
-        batch=batch,
+        batch=len(main),
         num_features=main.shape[1] if images is None else None,
         image_size=None if images is None else (images.shape[1], images.shape[2]),
         threads=threads,
@@ -148,6 +141,13 @@ def measure(
         machine=describe_machine() | installed_versions(),
         candidates=tuple(_within_budget(result, budget_p99_ms) for result in results),
     )
+
+
+def _run_rounds(running: Sequence["_Worker"], rounds: int, block_ms: float, random: np.random.Generator) -> None:
+    for number in range(rounds if running else 0):
+        LOG.info("round %d of %d", number + 1, rounds)
+        for index in random.permutation(len(running)):  # in a fixed order one would always follow the slowest
+            running[index].run_block(block_ms)
 
 
 class _Worker:

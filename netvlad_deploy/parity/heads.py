@@ -157,9 +157,7 @@ def compare(
             if failed is None and results[-1].verdict is Verdict.FAIL:
                 failed = case
         departure = None if failed is None else _localise(failed, candidate, oracle)
-        finite = not any(output.non_finite for case in results for output in case.outputs)
-        reference = against or oracle
-        retrieval = [each for bank in banks if finite for each in compare_retrieval(candidate, reference, bank)]
+        retrieval = _retrieval(candidate, against or oracle, banks, results)
     if not results:
         raise ParityError("no case to compare: a comparison of nothing is not a pass")
     return ParityReport(
@@ -168,9 +166,17 @@ def compare(
         precision=candidate.precision,
         cases=tuple(results),
         departure=departure,
-        retrieval=tuple(retrieval),
+        retrieval=retrieval,
         unseen=unseen(sights) if parameters.projection is None else "",
     )
+
+
+def _retrieval(
+    candidate: Runner, reference: Runner, banks: Iterable[Bank], results: Iterable[CaseParity]
+) -> tuple[RetrievalParity, ...]:
+    if any(output.non_finite for case in results for output in case.outputs):
+        return ()
+    return tuple(each for bank in banks for each in compare_retrieval(candidate, reference, bank))
 
 
 def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Runner | None) -> bool:

@@ -154,10 +154,7 @@ def open_runner(
     >>> descriptors.shape  # (B, D*K)
     (1, 8)
     """
-    if backend is not None and backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    if profile is not None and backend not in PROFILED:
-        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
+    _check_options(backend, profile)
     if isinstance(source, str | Path):
         source = _load(Path(source), expect_sha256, hold=True)
     if isinstance(source, Checkpoint):
@@ -165,10 +162,15 @@ def open_runner(
     if backend in ("torch", "oracle"):
         return _open_unfolded(source, backend, threads)
     if isinstance(source, OnnxArtifact):
-        if runtime_cache is not None:
-            raise UsageError(f"{source.path} is no engine: leave the runtime cache out")
-        return _open_onnx(source, backend or CPU, threads, profile)
+        return _open_onnx(source, backend or CPU, threads, profile, runtime_cache)
     return _open_engine(source, backend or ENGINES, runtime_cache, lineage=lineage)
+
+
+def _check_options(backend: str | None, profile: AnyProfile | None) -> None:
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if profile is not None and backend not in PROFILED:
+        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
 
 
 def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Runner:
@@ -182,7 +184,11 @@ def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Run
         return _open_parameters(reference, backend, threads, "")
 
 
-def _open_onnx(artifact: OnnxArtifact, backend: str, threads: int | None, profile: AnyProfile | None) -> Runner:
+def _open_onnx(
+    artifact: OnnxArtifact, backend: str, threads: int | None, profile: AnyProfile | None, runtime_cache: Path | None
+) -> Runner:
+    if runtime_cache is not None:
+        raise UsageError(f"{artifact.path} is no engine: leave the runtime cache out")
     if backend == "strict":
         from netvlad_deploy.runtime.strict_runner import StrictRunner
 

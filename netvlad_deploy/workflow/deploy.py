@@ -1,10 +1,11 @@
 """Export, build, validate and measure in one go, with one report."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from netvlad_deploy.artifact import log_path, reference_path, sidecar_path
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, log_path, reference_path, sidecar_path
 from netvlad_deploy.errors import UNAVAILABLE
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
@@ -39,15 +40,12 @@ def deploy(
 
     >>> source = Source(num_clusters=2, feature_size=4)
     >>> options = BuildOptions(flavor="tensorrt")  # its engines need the GPU that builds them
-    >>> deployment = deploy(source, Path("out"), GraphOptions(), engine_options=options, duration_s=0.1)
-    >>> [(step.name, step.verdict.value) for step in deployment.steps[:2]]
-    [('export', 'PASS'), ('parity of the ONNX file', 'PASS')]
-    >>> Path("out", "report.md").exists()
-    True
+    >>> done = deploy(source, Path("out"), GraphOptions(), engine_options=options, duration_s=0.1)
+    >>> [(step.name, step.verdict.value) for step in done.steps[:2]], Path("out", "report.md").exists()
+    ([('export', 'PASS'), ('parity of the ONNX file', 'PASS')], True)
 
     Raises: as the verbs that it calls.
     """
-    flavor = engine_options.flavor
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
     onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
     onnx_files = onnx_path, sidecar_path(onnx_path), reference_path(onnx_path)
@@ -60,16 +58,9 @@ def deploy(
     parity = [validate(exported)]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
     candidates = [*([exported.on("torch")] if onnx.images is None else []), exported]
-    engine = None
-    LOG.info("build %s with %s", engine_path, flavor)
-    try:
-        engine = build(onnx, engine_path, engine_options, force=force)
-    except UNAVAILABLE as error:
-        for leftover in engine_files:  # of an earlier deployment
-            leftover.unlink(missing_ok=True)
-        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
-    else:
-        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
+    engine, step = _build_engine(onnx, engine_files, engine_options, force=force)
+    steps.append(step)
+    if engine is not None:
         LOG.info("validate %s", engine_path)
         candidates.append(Candidate.of(engine))
         parity.append(validate(candidates[-1]))
@@ -83,6 +74,20 @@ def deploy(
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
     _write(folder, deployment, force=force)
     return deployment
+
+
+def _build_engine(
+    onnx: OnnxArtifact, files: Sequence[Path], options: BuildOptions, *, force: bool
+) -> tuple[EngineArtifact | None, Step]:
+    """Return the engine of an ONNX artifact, the first of `files`, None if it cannot be built here; and the step."""
+    name = f"build with {options.flavor}"
+    LOG.info("build %s with %s", files[0], options.flavor)
+    try:
+        return build(onnx, files[0], options, force=force), Step(name=name, verdict=Verdict.PASS)
+    except UNAVAILABLE as error:
+        for leftover in files:  # of an earlier deployment
+            leftover.unlink(missing_ok=True)
+        return None, Step(name=name, verdict=Verdict.NOT_RUN, reason=str(error))
 
 
 def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:

@@ -50,10 +50,9 @@ def embed(
     >>> from netvlad_deploy.workflow.source import Source
     >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
     >>> np.save("x.npy", np.ones((3, 5, 4), np.float32))
-    >>> embed(Candidate(path=artifact.path), [Path("x.npy")], Path("y.npy")).descriptors
-    3
-    >>> np.load("y.npy").shape  # (B, D*K)
-    (3, 8)
+    >>> result = embed(Candidate(path=artifact.path), [Path("x.npy")], Path("y.npy"))
+    >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
+    (3, (3, 8))
 
     Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
     """
@@ -62,9 +61,8 @@ def embed(
     images = None if candidate.artifact is None else candidate.artifact.images
     if images is None:
         return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
-    for source in sources:
-        if source.suffix in features.SUFFIXES:
-            raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
+    if source := next((source for source in sources if source.suffix in features.SUFFIXES), None):
+        raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
     check_suffix(target, ".npz")
     with stage_files(force=force) as staging:
         staging.check(target)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from netvlad_deploy.artifact import AnyArtifact, load_artifact
+from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.matches import draw_matches
@@ -74,18 +75,14 @@ def evaluate(
     looked for among the others. Right images are those of the file `ground_truth`, see `load_positives`, or those at
     most `within` places away in the sorted folder.
 
-    With the pixels themselves as local descriptors:
-
     >>> from PIL import Image
-    >>> from netvlad_deploy.spec.graph_options import GraphOptions
-    >>> from netvlad_deploy.workflow.export import export
-    >>> from netvlad_deploy.workflow.source import Source
-    >>> photos = Path("photos")
-    >>> photos.mkdir()
+    >>> from netvlad_deploy import GraphOptions
+    >>> from netvlad_deploy.workflow import export, source
+    >>> (photos := Path("photos")).mkdir()
     >>> for number in range(3):
     ...     Image.new("RGB", (24, 16), (80 * number, 90, 40)).save(photos / f"{number}.png")
-    >>> artifact = export(Source(backbone="torch.nn:Identity", num_clusters=2), Path("m.onnx"), GraphOptions())
-    >>> candidate = Candidate(path=artifact.path)
+    >>> pixels = source.Source(backbone="torch.nn:Identity", num_clusters=2)  # as local descriptors
+    >>> candidate = Candidate.of(export.export(pixels, Path("m.onnx"), GraphOptions()))
     >>> report = evaluate([candidate], Path("report"), queries=photos, database=photos, within=1)
     >>> report.num_queries, report.candidates[0].found.recall[5]
     (3, 1.0)
@@ -99,38 +96,42 @@ def evaluate(
     alone = queries.resolve() == database.resolve()
     images, skipped = find_images([database])
     asked, others = (images, []) if alone else find_images([queries])
-    names = [image.name for image in asked], [image.name for image in images]
-    positives = _positives(ground_truth, within, *names, alone=alone)
-    with contextlib.ExitStack() as stack:
-        for artifact in _opened_again(candidates):
-            stack.enter_context(artifact.keep())
-        sides = [
-            _embed_sides(candidate, name, resized, images, None if alone else asked, batch or BATCH)
-            for candidate, name, resized in zip(candidates, _names(candidates), inputs, strict=True)
-        ]
-    lost = dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))
-    sides = _common(sides)
-    found = [measure_recall(side.queries, side.database, positives, alone=alone) for side in sides]
+    positives = _positives(ground_truth, within, asked, images, alone=alone)
+    sides = _common(_embed_all(candidates, inputs, images, None if alone else asked, batch or BATCH))
     report = EvaluationReport(
         queries=queries,
         database=database,
         ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
         alone=alone,
-        num_queries=found[0].num_queries,
-        num_images=len(sides[0].database.names),
-        without_right=_without_right(sides[0], found[0]),
-        candidates=tuple(side.finds(recall) for side, recall in zip(sides, found, strict=True)),
-        agreements=tuple(side.agrees(sides[0], alone=alone) for side in sides[1:]),
-        skipped=tuple(lost),
+        skipped=tuple(dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))),
+        **_figures(sides, positives, alone=alone),
     )
     _write(folder, report, draw_matches(report, _paths(asked), _paths(images), depth=inputs[0].depth), force=force)
     return report
 
 
+def _figures(sides: Sequence[_Side], positives: Positives, *, alone: bool) -> dict[str, Any]:
+    """Return the fields of the report that come from the descriptors."""
+    found = [measure_recall(side.queries, side.database, positives, alone=alone) for side in sides]
+    return {
+        "num_queries": found[0].num_queries,
+        "num_images": len(sides[0].database.names),
+        "without_right": _without_right(sides[0], found[0]),
+        "candidates": tuple(side.finds(recall) for side, recall in zip(sides, found, strict=True)),
+        "agreements": tuple(side.agrees(sides[0], alone=alone) for side in sides[1:]),
+    }
+
+
 def _positives(
-    ground_truth: Path | None, within: int | None, queries: Sequence[str], database: Sequence[str], *, alone: bool
+    ground_truth: Path | None,
+    within: int | None,
+    asked: Sequence[ImageFile],
+    images: Sequence[ImageFile],
+    *,
+    alone: bool,
 ) -> Positives:
     """Return the right images, and refuse those that can answer no query before minutes go into images."""
+    queries, database = [image.name for image in asked], [image.name for image in images]
     if ground_truth is not None:
         positives = load_positives(ground_truth, queries, database)
     else:
@@ -146,11 +147,24 @@ def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: boo
         staging.write(folder / REPORT_JSON, to_json("evaluate", report).encode())
 
 
-def _opened_again(candidates: Sequence[Candidate]) -> list[AnyArtifact]:
-    """Return the artifacts of several candidates each, as those of one file on several backends are."""
+def _embed_all(
+    candidates: Sequence[Candidate],
+    inputs: Sequence[ImageInput],
+    database: Sequence[ImageFile],
+    queries: Sequence[ImageFile] | None,
+    batch: int,
+) -> list[_Side]:
+    """Return the descriptors of each candidate, one after the other."""
     artifacts = {id(candidate.artifact): candidate.artifact for candidate in candidates}
     counts = Counter(id(candidate.artifact) for candidate in candidates)
-    return [artifact for key, artifact in artifacts.items() if artifact is not None and counts[key] > 1]
+    with contextlib.ExitStack() as stack:
+        for key, artifact in artifacts.items():
+            if artifact is not None and counts[key] > 1:  # one file on several backends is opened for each of them
+                stack.enter_context(artifact.keep())
+        return [
+            _embed_sides(candidate, name, images, database, queries, batch)
+            for candidate, name, images in zip(candidates, _names(candidates), inputs, strict=True)
+        ]
 
 
 def _require_images(candidate: Candidate) -> ImageInput:

@@ -126,15 +126,11 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
         pipeline = ready.under(vocabulary.head_module(state))
         if options.whitening is not None:
             state |= _whitening(pipeline, used, options.whitening, options.seed)
+        versions = {name: installed_version(name) or "" for name in ("scikit-learn", "torch", "netvlad-deploy")}
         record = VocabularyRecord(
-            backbone=ready.name,
-            images=ready.images,
-            num_images=len(used),
-            num_descriptors=len(points),
-            seed=options.seed,
-            alpha=alpha,
-            versions={name: installed_version(name) or "" for name in ("scikit-learn", "torch", "netvlad-deploy")},
-        )
+            backbone=ready.name, images=ready.images, num_images=len(used), num_descriptors=len(points),
+            seed=options.seed, alpha=alpha, versions=versions,
+        )  # fmt: skip
         staging.write(target, _content({**state, **vocabulary.backbone_state(pipeline)}, record))
     return Vocabulary(
         output=target,

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,19 +67,8 @@ def validate(
     candidate = Candidate.of(artifact, backend=candidate.backend or parity_backend(artifact))
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
-        with stdout_to_stderr(), contextlib.ExitStack() as stack:
-            stack.callback(artifact.release)
-            if goldens:
-                stack.enter_context(artifact.keep())  # its graph is opened twice: as it is, and to see inside
-            runner = stack.enter_context(candidate.open(lineage=False))
-            theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
-            if goldens:
-                # a checkpoint brings none: torch computes it in FP32
-                their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
-                report = compare_goldens(runner, goldens, parameters, against=theirs, against_goldens=their_goldens)
-            else:
-                banks = [near_ties(parameters, shapes=_feature_profile(artifact)), *_own_bank(bank, queries)]
-                report = compare(runner, parameters, against=theirs, banks=banks)
+        with stdout_to_stderr():
+            report = _compare(candidate, artifact, parameters, goldens, other, read_as, _own_bank(bank, queries))
         report = replace(report, candidate=candidate.name, reference=reference)
     except UNAVAILABLE as error:
         report = ParityReport(
@@ -88,6 +77,30 @@ def validate(
     if junit is not None:
         write_text(junit, parity_junit(report))
     return report
+
+
+def _compare(
+    candidate: Candidate,
+    artifact: AnyArtifact,
+    parameters: ReferenceParameters,
+    goldens: Sequence[Golden],
+    other: Candidate | None,
+    read_as: Source | None,
+    banks: Iterator[Bank],
+) -> ParityReport:
+    """Open both sides and compare them; the bytes of the artifact are let go of in the end."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(artifact.release)
+        if goldens:
+            stack.enter_context(artifact.keep())  # its graph is opened twice: as it is, and to see inside
+        runner = stack.enter_context(candidate.open(lineage=False))
+        theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
+        if not goldens:
+            ties = near_ties(parameters, shapes=_feature_profile(artifact))
+            return compare(runner, parameters, against=theirs, banks=[ties, *banks])
+        # a checkpoint brings no goldens: torch computes it in FP32
+        their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
+        return compare_goldens(runner, goldens, parameters, against=theirs, against_goldens=their_goldens)
 
 
 def _check_junit(junit: Path | None) -> None:
