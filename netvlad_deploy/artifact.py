@@ -6,12 +6,11 @@ canonical text. That finds damage and mix-ups; it is no signature, and someone w
 """
 
 import contextlib
-import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeAlias, TypeVar
 
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions, Gpu
@@ -20,10 +19,11 @@ from netvlad_deploy.spec.images import IMAGES, AnyProfile, ImageInput, ImageProf
 from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.external_data import check_names
-from netvlad_deploy.support.files import Staging, finish_writing, open_regular, private_copy, read_bounded, sha256_file
+from netvlad_deploy.support.files import Staging, finish_writing, private_copy, read_bounded, sha256_file
 from netvlad_deploy.support.formats import no_artifact
 from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.sidecar import MAX_SIDECAR_BYTES, REMEDY, seal, unseal
+from netvlad_deploy.support.verified_file import VerifiedFile
 
 REFERENCE_SUFFIX = ".reference.npz"
 REMAKE: Final = "export and build again"
@@ -39,10 +39,10 @@ class FileReference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """What every artifact records.
+class Artifact(VerifiedFile):
+    """The record of an artifact: its file, its layer, and all that a runner must know without parsing the file.
 
-    `parent` is the file it was made from, None for a seeded initialisation; `images` is what a pipeline does with
+    `parent` is the file it was made from, None for a seeded initialisation; `images` is the preparation of a pipeline's
     images, None for a head, which takes local descriptors.
     """
 
@@ -71,29 +71,8 @@ class Artifact:
             raise ArtifactError(f"{', '.join(sorted(untyped))} has no dtype")
 
     @property
-    def cure(self) -> str:
-        """Return what to do where the file is another than it was."""
-        return "export it again"
-
-    def content(self) -> bytes:
-        """Read the file, and return its bytes if they are those of this artifact: nothing else is ever run or parsed.
-
-        Raises: ArtifactError if the file cannot be read, or is another one now.
-        """
-        with open_regular(self.path) as stream:
-            content = stream.read()
-        self.check_sha256(hashlib.sha256(content).hexdigest())
-        return content
-
-    def check_sha256(self, found: str) -> None:
-        """Raise ArtifactError unless this is the hash of the artifact's file."""
-        if found != self.sha256:
-            said = f"its sidecar says {self.sha256[:12]}"
-            raise ArtifactError(f"{self.path} has SHA-256 {found[:12]}, {said}: {self.cure}")
-
-    @property
     def reference_path(self) -> Path:
-        """Return where the oracle's parameters stand."""
+        """Return the path of the file with the oracle's parameters."""
         return self.path.parent / self.reference.name
 
     @property
@@ -114,6 +93,8 @@ class OnnxArtifact(Artifact):
     opset: int
     external_data: FileReference | None = None
 
+    _weights: ClassVar[Path | None] = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         name = "data" if self.external_data is None else self.external_data.name
@@ -121,7 +102,7 @@ class OnnxArtifact(Artifact):
             raise ArtifactError(f"external data {name} is no name of a file beside the graph")
 
     def content(self) -> bytes:
-        """Read the file, and return its bytes if they are those of this artifact, and name no file but its own.
+        """Return the bytes of the file, whose hash is this artifact's, and which name no file but its own.
 
         Which external data belongs to a graph stands in the graph, with its hash: so a hash that is expected of the
         graph is one of the weights, too.
@@ -137,6 +118,15 @@ class OnnxArtifact(Artifact):
             raise ArtifactError(f"{path} is a link: put the file itself beside its graph")
         return content
 
+    def check_weights(self) -> None:
+        """Compare the external data with the graph, which names it, and with its hash; nothing of it is held.
+
+        Raises: as `content`; ArtifactError if the data is missing, or other data now.
+        """
+        self.content()
+        if self.external_data is not None:
+            check_file(self.path.parent, self.external_data, cure=self.cure)
+
     @contextlib.contextmanager
     def weights_folder(self) -> Iterator[Path | None]:
         """Yield a folder with a private copy of the external data, and nothing else; None if there is no such data.
@@ -145,9 +135,15 @@ class OnnxArtifact(Artifact):
         """
         if self.external_data is None:
             yield None
-            return
-        with copied(self.path.parent, self.external_data, cure=self.cure) as copy:
-            yield copy.parent
+        elif self.kept is None:
+            with copied(self.path.parent, self.external_data, cure=self.cure) as copy:
+                yield copy.parent
+        else:
+            if self._weights is None:
+                copy = self.kept.enter_context(copied(self.path.parent, self.external_data, cure=self.cure))
+                self.__dict__["_weights"] = copy.parent
+                self.kept.callback(self.__dict__.pop, "_weights")
+            yield self._weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +181,7 @@ class EngineArtifact(Artifact):
 
     @property
     def cure(self) -> str:
-        """Return what to do where the file is another than it was."""
+        """Return the command that replaces the file where it is another than it was."""
         return self.rebuild_command
 
     @property
@@ -196,26 +192,27 @@ class EngineArtifact(Artifact):
         return shlex.join(words)
 
 
+AnyArtifact: TypeAlias = OnnxArtifact | EngineArtifact
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return where the sidecar of `path` stands."""
+    """Return the path of the sidecar of `path`."""
     return path.with_name(path.name + ".json")
 
 
 def log_path(path: Path) -> Path:
-    """Return where the build log of the engine `path` stands."""
+    """Return the path of the build log of the engine `path`."""
     return path.with_name(path.name + ".log")
 
 
 def reference_path(path: Path) -> Path:
-    """Return where `export` writes the oracle's parameters for the ONNX file `path`."""
+    """Return the path at which `export` writes the oracle's parameters for the ONNX file `path`."""
     return path.with_name(path.stem + REFERENCE_SUFFIX)
 
 
 def external_path(path: Path) -> Path:
-    """Return where `export` writes the weights that are too many for the ONNX file `path`."""
+    """Return the path at which `export` writes the weights that are too many for the ONNX file `path`."""
     return path.with_name(path.name + ".data")
 
 
@@ -237,11 +234,12 @@ def stage_sidecar(staging: Staging, artifact: ArtifactType, sha256: str, size_by
     return artifact
 
 
-def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> OnnxArtifact | EngineArtifact:
+def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: bool = False) -> AnyArtifact:
     """Read an artifact through its sidecar, after proving that neither was damaged or swapped.
 
-    `expect_sha256` is the file's hash from a source you trust, such as a signature: a sidecar proves no origin. What is
-    run later is compared again with the hash that was found here, see `Artifact.content`.
+    `expect_sha256` is the file's hash from a source you trust, such as a signature: a sidecar proves no origin. With
+    `hold` the artifact keeps the bytes that were hashed until `Artifact.content` gives them to whoever runs them, and
+    external data is hashed when it is opened; else what is run later is read again, and compared with this hash.
 
     Raises: ArtifactError naming what differs.
     """
@@ -254,7 +252,7 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
             raise ArtifactError(f"{path} is {what}")
         sidecar = _read_sidecar(path)
         try:
-            return _proven(path, sidecar, expect_sha256)
+            return _proven(path, sidecar, expect_sha256, hold=hold)
         except ArtifactError:
             finish_writing(path.parent)
             if _read_sidecar(path) == sidecar:
@@ -262,25 +260,32 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None) -> Onnx
     raise ArtifactError(f"{path} is replaced again and again: wait until that ends")
 
 
-def _proven(path: Path, sidecar: bytes, expect_sha256: str | None) -> OnnxArtifact | EngineArtifact:
-    """Return what a sidecar says, after comparing the artifact's files with their hashes."""
+def _proven(path: Path, sidecar: bytes, expect_sha256: str | None, *, hold: bool) -> AnyArtifact:
+    """Return the artifact of a sidecar, after comparing its files with their hashes."""
     artifact = _parse_sidecar(sidecar_path(path), sidecar, path)
-    artifact.check_sha256(found := sha256_file(path))
-    if expect_sha256 is not None and found != expect_sha256.lower():
-        raise ArtifactError(f"{path} has SHA-256 {found}, expected {expect_sha256}: it is another file, do not use it")
-    if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
-        artifact.content()
-        check_file(path.parent, artifact.external_data, cure=artifact.cure)
+    external = isinstance(artifact, OnnxArtifact) and artifact.external_data is not None
+    if hold or external:
+        artifact.hold()
+    else:
+        artifact.check()
+    if expect_sha256 is not None and artifact.sha256 != expect_sha256.lower():
+        raise ArtifactError(
+            f"{path} has SHA-256 {artifact.sha256}, expected {expect_sha256}: it is another file, do not use it"
+        )
+    if isinstance(artifact, OnnxArtifact) and external and not hold:
+        artifact.check_weights()
     return artifact
 
 
-def check_file(folder: Path, reference: FileReference, *, cure: str = REMAKE) -> None:
+def check_file(folder: Path, reference: FileReference, *, cure: str = REMAKE, found: str | None = None) -> None:
     """Compare the content of a file that an artifact refers to; `cure` says what to do if it is another.
+
+    `found` is its SHA-256 where somebody has read it already.
 
     Raises: ArtifactError if it is missing or another file now.
     """
     path = folder / reference.name
-    _compare(path, sha256_file(path, missing=KEEP), reference, cure)
+    _compare(path, found or sha256_file(path, missing=KEEP), reference, cure)
 
 
 @contextlib.contextmanager
@@ -306,8 +311,8 @@ def _read_sidecar(path: Path) -> bytes:
     )
 
 
-def _parse_sidecar(sidecar: Path, content: bytes, path: Path) -> OnnxArtifact | EngineArtifact:
-    """Return what a sidecar says of the artifact `path`."""
+def _parse_sidecar(sidecar: Path, content: bytes, path: Path) -> AnyArtifact:
+    """Return the artifact `path` as its sidecar describes it."""
     kinds: dict[str, type[OnnxArtifact | EngineArtifact]] = {"onnx": OnnxArtifact, "engine": EngineArtifact}
     record = unseal(content, str(sidecar))
     kind = str(record.pop("kind", None))

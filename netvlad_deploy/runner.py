@@ -70,7 +70,7 @@ class Runner(ABC):
 
     @property
     def half(self) -> bool:
-        """Return whether it computes in FP16, so that features must be rounded to it before a fair comparison."""
+        """Return True if it computes in FP16: then features must be rounded to FP16 before a fair comparison."""
         return self.precision.startswith("fp16")
 
     @property
@@ -85,7 +85,7 @@ class Runner(ABC):
 
     @property
     def conditions(self) -> str:
-        """Return what the runner does to be fast, in words for a latency report."""
+        """Return the runner's means of being fast, such as CUDA graphs, in words for a latency report."""
         return ""
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact, sidecar_path
+from netvlad_deploy.artifact import AnyArtifact, EngineArtifact, OnnxArtifact, copied, load_artifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runtime import open_runner as candidates
@@ -130,17 +130,22 @@ def test_the_oracle_reads_what_was_hashed(two: tuple[OnnxArtifact, bytes], monke
         pass
 
 
-def test_a_candidate_keeps_the_hash_it_was_first_found_with(two: tuple[OnnxArtifact, bytes]) -> None:
+def test_a_candidate_runs_the_bytes_it_was_loaded_with(two: tuple[OnnxArtifact, bytes]) -> None:
     artifact, other = two
-    pinned = Candidate(path=artifact.path).pinned()
-    assert pinned.expect_sha256 == artifact.sha256
+    x = features(1, 4, 8)
+    with open_runner(artifact) as runner:
+        expected = runner.run({FEATURES: x})[DESCRIPTOR]
+    candidate = Candidate(path=artifact.path)
+    assert candidate.source == artifact
     artifact.path.write_bytes(other)
     sidecar_path(artifact.path).write_bytes(sidecar_path(artifact.path.with_name("n.onnx")).read_bytes())
     assert load_artifact(artifact.path).sha256 != artifact.sha256, "a whole artifact, but another one"
+    with candidate.open() as runner:
+        assert np.array_equal(runner.run({FEATURES: x})[DESCRIPTOR], expected)
     with pytest.raises(ArtifactError, match="its sidecar says"):
-        pinned.open()
+        candidate.open()  # its bytes went to the first runner
     with pytest.raises(ArtifactError, match="another file, do not use it"):
-        replace(pinned, artifact=None).open()  # as in a process of its own
+        Candidate(path=artifact.path, expect_sha256=artifact.sha256)  # as in a process of its own
 
 
 @pytest.mark.parametrize("verb", ["embed", "evaluate"])
@@ -156,9 +161,9 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
     small, large = (exported_pipeline(tmp_path / size, size) for size in ("24x32", "48x64"))
     sizes = set()
 
-    def load(path: Path, *, expect_sha256: str | None = None) -> OnnxArtifact | EngineArtifact:
+    def load(path: Path, *, expect_sha256: str | None = None, hold: bool) -> AnyArtifact:
         loads.append(path)
-        return load_artifact(large, expect_sha256=expect_sha256) if len(loads) == 1 else load_artifact(small)
+        return load_artifact(small if len(loads) > 1 else large, expect_sha256=expect_sha256, hold=hold)
 
     def embed_images(runner: object, images: ImageInput, *_: object, **__: object) -> object:
         sizes.add(images.size)

@@ -78,7 +78,7 @@ def bench(
     from netvlad_deploy.workflow.bench import bench as run
 
     report = run(
-        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
+        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
         batch=batch,
         num_features=num_features,
         image_size=None if image_size is None else parse_size(image_size),

@@ -1,1 +1,1 @@
-"""How long an artifact takes, measured fairly against others."""
+"""The latency of an artifact, measured fairly against others."""

@@ -1,8 +1,7 @@
-"""What latency is measured on: random local descriptors, or random images."""
+"""Input for measuring latency: random local descriptors, or random images."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -35,7 +34,7 @@ def random_feeds(
         input is too large.
     """
     random = np.random.default_rng(seed)
-    kinds = [_kind_of(candidate.pinned()) for candidate in candidates]
+    kinds = [_kind_of(candidate) for candidate in candidates]
     spec, images = kinds[0]
     if any((other is None) != (images is None) for _, other in kinds):
         raise UsageError("some take features and some take images: measure them apart")
@@ -54,8 +53,8 @@ def random_feeds(
 
 
 def _kind_of(candidate: Candidate) -> tuple[NetVLADSpec, ImageInput | None]:
-    """Return the shape of an artifact, which may not run here, or of a checkpoint, and what it does with images."""
+    """Return the layer's spec and what a pipeline does with images. An artifact is not opened: it may not run here."""
     if candidate.artifact is not None:
         return candidate.artifact.spec, candidate.artifact.images
-    with replace(candidate, backend=None).open() as runner:
+    with candidate.on(None).open() as runner:
         return runner.spec, None

@@ -73,7 +73,7 @@ class CandidateLatency:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyReport:
-    """The outcome of `measure`: of heads with `num_features`, or of pipelines with `image_size`, height and width."""
+    """The outcome of `measure`: heads have `num_features`, pipelines have `image_size`, height and width."""
 
     batch: int
     num_features: int | None
@@ -106,6 +106,14 @@ def measure(
 
     A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on.
 
+    >>> from netvlad_deploy import export_onnx
+    >>> from netvlad_deploy.models.netvlad import NetVLADSpec, initialize
+    >>> exported = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> feeds = {"features": np.ones((1, 5, 4), np.float32)}
+    >>> report = measure([Candidate.of(exported)], feeds, rounds=1, block_ms=1, warmup_ms=1)
+    >>> report.verdict.value, report.candidates[0].runs > 0
+    ('PASS', True)
+
     Raises: ParityError if there is no candidate; RunError if a worker fails.
     """
     if not candidates or rounds < 1:
@@ -114,22 +122,16 @@ def measure(
         check_finite(feeds[FEATURES])
     threads = threads or available_cores()
     with ExitStack() as stack:
-        archive = io.BytesIO()
-        np.savez(archive, allow_pickle=False, **feeds)
+        np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
         workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
-        for worker in workers:
+        for worker in workers:  # all of them before the first block: opening one would disturb a measurement
             worker.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
-        running = [worker for worker in workers if not worker.reason]
         random = np.random.default_rng(seed)
-        for number in range(rounds if running else 0):
-            LOG.info("round %d of %d", number + 1, rounds)
-            for index in random.permutation(len(running)):
-                running[index].run_block(block_ms)
+        _run_rounds([worker for worker in workers if not worker.reason], rounds, block_ms, random)
         images, main = feeds.get(IMAGES), next(iter(feeds.values()))
-        batch = len(main)
-        results = [worker.result(batch, workers[0], random) for worker in workers]
+        results = [worker.result(len(main), workers[0], random) for worker in workers]
     return LatencyReport(
-        batch=batch,
+        batch=len(main),
         num_features=main.shape[1] if images is None else None,
         image_size=None if images is None else (images.shape[1], images.shape[2]),
         threads=threads,
@@ -141,13 +143,22 @@ def measure(
     )
 
 
+def _run_rounds(running: Sequence["_Worker"], rounds: int, block_ms: float, random: np.random.Generator) -> None:
+    for number in range(rounds if running else 0):
+        LOG.info("round %d of %d", number + 1, rounds)
+        for index in random.permutation(len(running)):  # in a fixed order one would always follow the slowest
+            running[index].run_block(block_ms)
+
+
 class _Worker:
     """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
 
     def __init__(self, candidate: Candidate, threads: int) -> None:
+        if candidate.artifact is not None:
+            candidate.artifact.release()  # this process does not run it, and the other one reads it for itself
         self.candidate = candidate
         self.threads = threads
-        self.blocks: list[Float64] = []
+        self.blocks: list[Float64] = []  # a block for each round, so that rounds can be compared one by one
         self.times: list[list[float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs = 0
@@ -166,7 +177,7 @@ class _Worker:
         request = {
             "path": str(self.candidate.path),
             "backend": self.candidate.backend,
-            "expect_sha256": self.candidate.expect_sha256,
+            "expect_sha256": None if self.candidate.artifact is None else self.candidate.artifact.sha256,
             "threads": self.threads,
             "warmup_ms": warmup_ms,
         }
@@ -186,7 +197,7 @@ class _Worker:
     def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
         """Return the answer to a request.
 
-        Raises: what the worker ended with, by the name of its candidate.
+        Raises: the error that ended the worker, its message after the name of the candidate.
         """
         try:
             self._child.send(request, content)
@@ -197,7 +208,7 @@ class _Worker:
             raise type(error)(f"{self.candidate.name}: {error}") from error
 
     def run_block(self, block_ms: float) -> None:
-        """Run for at least `block_ms` and keep each run's time, and what the device's clock said of one run."""
+        """Run for at least `block_ms` and keep the time of each run, and the times of one run by the device's clock."""
         answer = self._ask({"block_ms": block_ms})
         self.blocks.append(np.array(answer["samples_ms"]))
         self.times += [answer["times_ms"]] if answer["times_ms"] else []

@@ -1,4 +1,7 @@
-"""What the process that times one candidate does: open it, warm up, then run a block at each request."""
+"""The process that times one candidate: it opens it, warms up, then runs a block at each request.
+
+It answers only when it is asked, so that one process is busy at a time: two that ran at once would time each other.
+"""
 
 import io
 import time
@@ -14,7 +17,10 @@ from netvlad_deploy.support.children import Channel
 
 
 def serve(channel: Channel) -> None:
-    """Open what the first message names, warm up, then run one block for each further message."""
+    """Open the candidate of the first message, warm up, then run one block for each further message.
+
+    The file is read here for itself, with the hash that the asking process found.
+    """
     request, content = channel.receive()
     candidate = Candidate(
         path=Path(request["path"]), backend=request["backend"], expect_sha256=request["expect_sha256"]

@@ -6,7 +6,7 @@ they claim is checked on the features as the runner gets them: a case that FP32,
 hold says so, instead of being another case than its name says.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,7 +35,7 @@ HALF_MAX = float(np.finfo(np.float16).max)
 """FP16 graphs are compared on features that FP16 can say, whatever they take."""
 
 NEAR = 0.5, 0.05
-"""How far features near a centroid are from it, over its norm, and by how much that may be off after rounding."""
+"""Distance of features from the centroid they are near, over its norm, and the error that rounding may add to it."""
 
 KEPT_MARGIN = 0.5
 """Share of a constructed margin that must be left after rounding."""
@@ -47,7 +47,7 @@ Claim = Callable[[Float32], str]
 class Case:
     """One input: features (B,N,D) float32 and optionally a mask (B,N).
 
-    `claim` says of features why they are not what the name says, nothing if they are.
+    `claim` gives the reason for which features are not what the name says, empty if they are.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Case:
         return replace(self, features=narrowed(narrowed(self.features, dtype), np.float32))
 
     def doubt(self, limits: FeatureRange | None) -> str:
-        """Return why the case cannot be what it claims within the range of an artifact, nothing if it is."""
+        """Return the reason for which the case cannot be itself within the range of an artifact, empty if it can."""
         try:
             check_finite(self.features, limits=limits)
         except InputError as error:
@@ -68,7 +68,7 @@ class Case:
         return self.claim(self.features) if self.claim else ""
 
     def feeds(self, runner: Runner, *, masked: bool) -> Arrays:
-        """Return what a runner takes; an unpadded case gets a mask of all valid rows if one is wanted."""
+        """Return the feeds of a runner; an unpadded case gets a mask of all valid rows if one is wanted."""
         features = self.features.astype(runner.dtype)
         if not masked:
             return {FEATURES: features}
@@ -86,6 +86,17 @@ def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bo
     for profile in runner.feature_profiles:
         for case in default_cases(parameters, shapes=profile, masked=masked, largest=largest):
             yield replace(case, name=f"{case.name} in {profile.text}")
+
+
+def rounded_cases(cases: Iterable[Case], *runners: Runner) -> Iterator[tuple[Case, str]]:
+    """Yield each case with features that all the runners can take, and why it is not what it claims for one of them.
+
+    Features are rounded to FP16 if one of the runners computes in it, so that all get the same numbers.
+    """
+    half = any(runner.half for runner in runners)
+    for given in cases:
+        case = given.rounded(np.float16) if half else given
+        yield case, next(filter(None, (case.doubt(runner.range) for runner in runners)), "")
 
 
 def default_cases(
@@ -152,13 +163,18 @@ def _won_case(name: str, parameters: ReferenceParameters, features: Float32, win
 
 
 def _margin(parameters: ReferenceParameters, features: Float32, winners: slice) -> float:
-    """Return by how much the logits of the winners exceed all others, infinity where there are no others."""
+    """Return the least margin of the winners' logits over all others, infinity where there are no others."""
     logits = assignment_logits(parameters, features)
     won = np.zeros(logits.shape[-1], dtype=np.bool_)
     won[winners] = True
     if won.all():
         return np.inf
     return float((logits[..., won].min(axis=-1) - logits[..., ~won].max(axis=-1)).min())
+
+
+def largest_norm(features: Array) -> float:
+    """Return the largest norm of a local descriptor among features (B,N,D)."""
+    return float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
 
 
 def narrowed(values: Array, dtype: npt.DTypeLike) -> Array:

@@ -1,4 +1,4 @@
-"""How far a correct runner may be from the oracle: a rounding-error model of the layer, evaluated case by case.
+"""The distance that a correct runner may have from the oracle: a rounding-error model, evaluated case by case.
 
 One fixed tolerance is too wide for well-conditioned input, where it would pass a wrong epsilon, and too tight for
 features of large norm, where logits themselves are coarse. So the tolerance of every cluster follows from the oracle's
@@ -20,7 +20,8 @@ values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums ove
     intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
     descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                      d_k = r_k / g
 
-FP16 graphs are centred, in dl too. What is along V'_k counts in E_k, and in its direction only where it could turn it.
+FP16 graphs are centred, in dl too. Error parallel to V'_k counts in E_k, and affects its direction only if it exceeds
+half of its norm.
 Where R_k > 1/2, or the a_nk can grow to twice A_k, nothing is known of the assignments: E_k is at least
 max_n |x_n - m_k|, the residual sum's error N (max |x| + |c_k|), s_k = 2. The partial sums of a dot product are a drift
 towards its value plus a random walk; independent roundings of them add up as sqrt(D) |x.W| and |x| |W|. An assignment
@@ -252,7 +253,7 @@ def _mean_errors(
         error = error + _half_mean_error(_distances(features, centroids), weights, repeated)
         error = error + HALF * mean_norm + HALF_QUANTUM * np.sqrt(features.shape[-1])
     error = np.where(unknown, np.maximum(error, deviation.max(axis=1)), error)
-    # What is along V' cancels in its direction, unless it is as long as V' itself.
+    # Error parallel to V' cancels in its direction, unless it exceeds half of the norm of V'.
     turned = along > np.linalg.norm(means - centroids, axis=-1) / 2
     return _Means(
         assignment=total,
@@ -264,7 +265,7 @@ def _mean_errors(
 
 
 def _half_mean_error(distances: Float64, weights: Float64, repeated: Float64) -> Float64:
-    """Return what rounding the weights of the mean to FP16 does to V' (B,K); tiny ones are lost altogether."""
+    """Return the error of V' (B,K) from rounding the weights of the mean to FP16; tiny ones are lost altogether."""
     lost = (np.minimum(weights, HALF_QUANTUM) * distances).sum(axis=1)
     error: Float64 = lost + LAMBDA * HALF * np.linalg.norm(repeated * distances, axis=1)
     return error
@@ -286,7 +287,7 @@ def _distances(features: Float64, centres: Float64) -> Float64:
 
 
 def _multiplicity(features: Float64) -> Float64:
-    """Return how often each local descriptor occurs in its image (B,N)."""
+    """Return the number of times that each local descriptor occurs in its image (B,N)."""
     keys = [[row.tobytes() for row in image] for image in features]
     return np.array([[counts[key] for key in image] for image in keys for counts in (Counter(image),)], dtype=float)
 

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters
-from netvlad_deploy.parity.cases import Case, profile_cases
+from netvlad_deploy.parity.cases import Case, largest_norm, profile_cases, rounded_cases
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.localise import Departure, cluster_errors, localise, stored_rounding
 from netvlad_deploy.parity.ranks import Bank, RetrievalParity, compare_retrieval
@@ -30,12 +31,12 @@ COSINE_NORM = SHORT
 """A cosine counts only where the oracle's norm exceeds this."""
 
 SHORT_TOLERANCE = 1e-6
-"""Absolute tolerance of FP32 where it does not, unless nothing is known; in other precisions the error model judges."""
+"""Absolute tolerance of FP32 for shorter descriptors, where something is known of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputParity:
-    """How one output of one case differs from the reference.
+    """Difference of one output of one case from the reference.
 
     `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`; of a projected descriptor that is a
     value, and there are no `cluster_errors`. `cosine_min` and `cosine_p1` are over the `cosine_rows` batch items whose
@@ -114,7 +115,7 @@ class ParityReport:
 
     @property
     def not_judged(self) -> int:
-        """Return how many cases prove nothing."""
+        """Return the number of cases that prove nothing."""
         return sum(case.verdict is Verdict.NOT_JUDGED for case in self.cases)
 
 
@@ -131,6 +132,14 @@ def compare(
     The retrieval agreement on `banks` is reported beside the verdict and has no part in it; where a case is not finite
     there is nothing to rank.
 
+    >>> from netvlad_deploy import compare, export_onnx, load_reference, open_runner
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> with open_runner(artifact) as runner:
+    ...     report = compare(runner, load_reference(artifact.reference_path))
+    >>> report.verdict.value, report.departure
+    ('PASS', None)
+
     Raises: ParityError if the two have different shapes, or there is nothing to compare; InputError, RunError.
     """
     masked = _check_pair(candidate, parameters, against)
@@ -138,9 +147,8 @@ def compare(
         cases = profile_cases(parameters, candidate, masked=masked)
     results, sights, failed = [], [], None
     with OracleRunner(parameters) as oracle:
-        for given in cases:
-            case = given.rounded(np.float16) if candidate.half or (against is not None and against.half) else given
-            if reason := case.doubt(candidate.range) or (case.doubt(against.range) if against else ""):
+        for case, reason in rounded_cases(cases, candidate, *([against] if against else [])):
+            if reason:
                 results.append(_left_out(case, reason))
                 continue
             result, sight = _compare_case(case, candidate, oracle, against)
@@ -149,9 +157,7 @@ def compare(
             if failed is None and results[-1].verdict is Verdict.FAIL:
                 failed = case
         departure = None if failed is None else _localise(failed, candidate, oracle)
-        finite = not any(output.non_finite for case in results for output in case.outputs)
-        reference = against or oracle
-        retrieval = [each for bank in banks if finite for each in compare_retrieval(candidate, reference, bank)]
+        retrieval = _retrieval(candidate, against or oracle, banks, results)
     if not results:
         raise ParityError("no case to compare: a comparison of nothing is not a pass")
     return ParityReport(
@@ -160,22 +166,35 @@ def compare(
         precision=candidate.precision,
         cases=tuple(results),
         departure=departure,
-        retrieval=tuple(retrieval),
+        retrieval=retrieval,
         unseen=unseen(sights) if parameters.projection is None else "",
     )
 
 
+def _retrieval(
+    candidate: Runner, reference: Runner, banks: Iterable[Bank], results: Iterable[CaseParity]
+) -> tuple[RetrievalParity, ...]:
+    if any(output.non_finite for case in results for output in case.outputs):
+        return ()
+    return tuple(each for bank in banks for each in compare_retrieval(candidate, reference, bank))
+
+
 def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Runner | None) -> bool:
-    """Return whether the candidate takes a mask; raise ParityError if the two cannot be compared."""
+    """Return True if the candidate takes a mask; raise ParityError if the two cannot be compared."""
     if candidate.spec != parameters.spec:
         raise ParityError(f"{candidate.name} is {candidate.spec}, the reference is {parameters.spec}")
-    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
-        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
-        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
+    check_sizes(candidate, against)
     masked = MASK in candidate.inputs
     if against is not None and masked and MASK not in (*against.inputs, *against.optional_inputs):
         raise ParityError(f"{candidate.name} takes a mask, {against.name} does not: compare two that do, or neither")
     return masked
+
+
+def check_sizes(candidate: Runner, against: Runner | None) -> None:
+    """Raise ParityError if the descriptors of two runners differ in length."""
+    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
+        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
+        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
 
 
 def _localise(case: Case, candidate: Runner, oracle: OracleRunner) -> Departure:
@@ -228,7 +247,6 @@ def _case(
 ) -> CaseParity:
     """Return the case, where a fault would be hidden NOT_JUDGED in place of PASS."""
     batch, num_features, _ = features.shape
-    norm = float(np.linalg.norm(features.astype(np.float64), axis=-1).max())
     if reason := sight.reason:
         passed = {output: replace(output, verdict=Verdict.NOT_JUDGED) for output in outputs}
         outputs = tuple(passed[each] if each.verdict is Verdict.PASS else each for each in outputs)
@@ -236,7 +254,7 @@ def _case(
         name=name,
         batch=batch,
         num_features=num_features,
-        logit_step=candidate.range.step_at(norm) if candidate.range else 0.0,
+        logit_step=candidate.range.step_at(largest_norm(features)) if candidate.range else 0.0,
         outputs=outputs,
         reason=reason,
         smallest_fault=sight.smallest_fault,
@@ -249,36 +267,69 @@ def _judge(
     if got.shape != expected.shape:
         raise ParityError(f"{name} has shape {got.shape}, the reference has {expected.shape}")
     allowed = allowed + stored_rounding(got, spec)
-    got, expected = got.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(got)
-    difference = np.where(finite, got - expected, np.inf)
-    got = np.where(finite, got, 0)
+    expected = expected.astype(np.float64)
+    difference = np.where(np.isfinite(got), got.astype(np.float64) - expected, np.inf)
     errors = cluster_errors(name, difference, spec)
-    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
-    worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
-    flat, flat_expected = (values.reshape(len(values), -1) for values in (got, expected))
-    norms = np.linalg.norm(flat_expected, axis=1)
-    projected = name == DESCRIPTOR and spec.projection is not None
-    counted = norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
-    similar = cosines(flat[counted], flat_expected[counted])
+    norms = np.linalg.norm(expected.reshape(len(expected), -1), axis=1)
+    counted = have_direction(name, norms, spec)
     known = allowed.reshape(len(allowed), -1).max(axis=1) < UNKNOWN_LENGTH
     short_error = np.abs(difference[~counted & known]).max(initial=0.0) if name == DESCRIPTOR else 0.0
-    passed = finite.all() and ratios[worst] <= 1 and short_error < short_limit
+    projected = name == DESCRIPTOR and spec.projection is not None
+    judged = judge(name, got, expected, errors, allowed, norms=norms, counted=counted)
+    return replace(
+        judged,
+        verdict=judged.verdict if short_error < short_limit else Verdict.FAIL,
+        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
+    )
+
+
+def have_direction(name: str, norms: Float64, spec: NetVLADSpec) -> npt.NDArray[np.bool_]:
+    """Return a mask (B,) of the items that are long enough, by the norms of the reference (B,), to have a cosine."""
+    return norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
+
+
+def judge(
+    name: str,
+    got: Array,
+    expected: Float64,
+    errors: Float64,
+    allowed: Float64,
+    *,
+    norms: Float64,
+    counted: npt.NDArray[np.bool_],
+) -> OutputParity:
+    """Judge an output: it passes if all of it is finite and no error exceeds what is allowed for it.
+
+    Args:
+        name: the output.
+        got: its values, batch items first.
+        expected: the values of the reference, or those of one item for all of them.
+        errors: of each part, the clusters or values last, or of each item as a whole (B,); infinite if not finite.
+        allowed: tolerance of each error.
+        norms: length of each item of the reference (B,).
+        counted: items (B,) that are long enough to have a cosine.
+    """
+    finite = np.isfinite(got)
+    values = np.where(finite, got, 0).astype(np.float64)
+    flat, reference = (array.reshape(len(array), -1) for array in (values, np.broadcast_to(expected, got.shape)))
+    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
+    worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
+    similar = cosines(flat[counted], reference[counted])
     return OutputParity(
         output=name,
-        verdict=Verdict.PASS if passed else Verdict.FAIL,
-        max_abs=float(np.abs(difference).max()),
+        verdict=Verdict.PASS if finite.all() and ratios[worst] <= 1 else Verdict.FAIL,
+        max_abs=float(np.abs(np.where(finite, values - expected, np.inf)).max()),
         cosine_min=float(similar.min()) if len(similar) else None,
         cosine_p1=float(np.percentile(similar, 1)) if len(similar) else None,
         cosine_rows=int(counted.sum()),
         short_rows=int((~counted).sum()),
         norm_error=float(np.abs(np.linalg.norm(flat, axis=1) - norms).max()),
         non_finite=int((~finite).sum()),
-        worst_cluster=int(worst[-1]),
+        worst_cluster=int(worst[-1]) if errors.ndim > 1 else None,
         worst_error=float(errors[worst]),
         tolerance=float(allowed[worst]),
         worst_ratio=float(ratios[worst]),
-        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
+        cluster_errors=(),
     )
 
 

@@ -98,7 +98,7 @@ def localise(case: str, got: Mapping[str, Array], oracle: OracleRunner, feeds: F
 
 
 def _advice(stage: str, visible: Sequence[str], spec: NetVLADSpec) -> str:
-    """Return what to look at where a stage is the first of those visible to depart."""
+    """Return advice for the first of the visible stages that departs."""
     if len(visible) == 1:
         return HIDDEN
     if stage == DESCRIPTOR and spec.projection is not None:
@@ -132,7 +132,7 @@ def cluster_errors(name: str, difference: Float64, spec: NetVLADSpec) -> Float64
 
 
 def stored_rounding(output: Array, spec: NetVLADSpec) -> Any:
-    """Return what storing a descriptor in FP16 adds to its errors: to the norm of each part (B,K), or to each value."""
+    """Return the error of storing a descriptor in FP16: of the norm of each part (B,K), or of each value (B,P)."""
     if output.dtype != np.float16:
         return 0.0
     finite = np.where(np.isfinite(output), output, 0).astype(np.float64)

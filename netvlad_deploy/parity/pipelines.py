@@ -17,15 +17,16 @@ import numpy as np
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters, by_cluster
 from netvlad_deploy.oracle.goldens import Golden, distances
-from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport, judge_head
+from netvlad_deploy.parity.heads import CaseParity, ParityReport, check_sizes, judge, judge_head
 from netvlad_deploy.parity.localise import Departure, localise
 from netvlad_deploy.parity.visibility import CERTAIN, COUNTS
+from netvlad_deploy.retrieval.batches import smallest_shape
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Array, cosines
+from netvlad_deploy.support.arrays import Array
 
 
 def compare_goldens(
@@ -44,9 +45,7 @@ def compare_goldens(
     Raises: ParityError if descriptors have different sizes; ArtifactError if a precision was not measured; InputError,
         RunError.
     """
-    if against is not None and against.spec.descriptor_size != candidate.spec.descriptor_size:
-        sizes = candidate.spec.descriptor_size, against.spec.descriptor_size
-        raise ParityError(f"{candidate.name} has descriptors of {sizes[0]} values, {against.name} of {sizes[1]}")
+    check_sizes(candidate, against)
     cases = []
     for golden in goldens:
         tolerance = golden.tolerance(candidate.precision)
@@ -69,13 +68,9 @@ def compare_goldens(
 
 
 def _batch(runner: Runner, golden: Golden) -> int:
-    """Return how often a runner must be given an image at once, 0 if it cannot take it."""
-    if not runner.profiles:
-        return 1
-    batches = [profile.axes["batch"].min for profile in runner.profiles]
-    size = golden.image.shape[:2]
-    holding = zip(runner.profiles, batches, strict=True)
-    return min((batch for profile, batch in holding if profile.holds(batch, *size)), default=0)
+    """Return the smallest batch in which a runner takes an image, 0 if it takes none of that size."""
+    shape = smallest_shape(runner.profiles, (1, *golden.image.shape[:2]))
+    return 0 if shape is None else shape[0]
 
 
 def _run(runner: Runner, golden: Golden) -> dict[str, Array]:
@@ -93,7 +88,11 @@ def _golden_case(golden: Golden, candidate: Runner, against: Runner | None, tole
     got = _run(candidate, golden)[DESCRIPTOR]
     if got.shape[1:] != expected.shape[1:]:
         raise ParityError(f"{DESCRIPTOR} has shape {got.shape}, the golden one {expected.shape}")
-    return replace(case, outputs=(_judge(got, expected.astype(np.float64), tolerance),))
+    expected = expected.astype(np.float64)
+    found, ones = distances(got, expected), np.ones(len(got))
+    norms = np.linalg.norm(expected) * ones
+    judged = judge(DESCRIPTOR, got, expected, found, tolerance * ones, norms=norms, counted=ones > 0)
+    return replace(case, outputs=(judged,))
 
 
 def _unjudged(case: CaseParity, reason: str) -> CaseParity:
@@ -117,32 +116,6 @@ def _without_swap(case: CaseParity, golden: Golden, spec: NetVLADSpec) -> CasePa
         return case
     said = f"two clusters in each other's place may move it by {least:.2g} alone, and no head was judged"
     return _unjudged(case, f"rounding may move the descriptor by {tolerance:.2g}: {said}")
-
-
-def _judge(got: Array, expected: Array, tolerance: float) -> OutputParity:
-    """Judge descriptors (B,P) by their distance from one (1,P)."""
-    found = distances(got, expected)
-    finite = np.isfinite(got)
-    values = np.where(finite, got, 0).astype(np.float64)
-    similar = cosines(values, expected)
-    norms = np.linalg.norm(values, axis=1) - np.linalg.norm(expected)
-    worst = float(found.max())
-    return OutputParity(
-        output=DESCRIPTOR,
-        verdict=Verdict.PASS if finite.all() and worst <= tolerance else Verdict.FAIL,
-        max_abs=float(np.abs(np.where(finite, values - expected, np.inf)).max()),
-        cosine_min=float(similar.min()),
-        cosine_p1=float(np.percentile(similar, 1)),
-        cosine_rows=len(got),
-        short_rows=0,
-        norm_error=float(np.abs(norms).max()),
-        non_finite=int((~finite).sum()),
-        worst_cluster=None,
-        worst_error=worst,
-        tolerance=tolerance,
-        worst_ratio=worst / tolerance,
-        cluster_errors=(),
-    )
 
 
 def _heads(

@@ -1,4 +1,4 @@
-"""How far a correct runner may be from the oracle after a projection: value by value, from the errors before it.
+"""The distance that a correct runner may have from the oracle after a projection: value by value, from errors before.
 
     product   dy_j = sqrt(S_k (|P_jk| t_k)^2) + |p_j| S_k d_k t_k + e (m_j + |b_j| + |y_j|) + 4 u32 sqrt(D K) |p_j|
       FP16, besides  2 LAMBDA u16 m_j + u16 |p_j| + q (sqrt(D K) + 2 LAMBDA) |P_j|
@@ -25,7 +25,11 @@ def projection_error(
 ) -> Float64:
     """Return the tolerated error of every value of a projected descriptor (B,P).
 
-    Args: vectors: the oracle's v (B, D*K); allowed: the tolerance of each cluster's part of it (B,K).
+    Args:
+        parameters: the layer.
+        vectors: the oracle's aggregate v (B, D*K).
+        allowed: tolerance of each cluster's part of v (B,K).
+        rounding: unit roundoffs of the precision.
     """
     projection = parameters.projection
     if projection is None:

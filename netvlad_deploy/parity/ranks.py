@@ -1,4 +1,4 @@
-"""How a candidate ranks a bank of images, against the reference: what a drift of descriptors means for retrieval.
+"""Agreement of a candidate's ranking of a bank of images with the reference's: the cost of drift for retrieval.
 
 Two arrangements: the candidate's queries against the candidate's own bank, and crossed, against the reference's bank,
 the way an index is upgraded step by step. Each side rounds the features as its own input does. Figures, no verdict: a
@@ -13,6 +13,7 @@ import numpy as np
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.retrieval.embed_features import embed_array, embed_sequences
+from netvlad_deploy.retrieval.recall import nearness
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64, unit_rows
@@ -94,16 +95,8 @@ def _descriptors(runner: Runner, features: Array | Arrays) -> Float64:
 
 
 def _similarities(queries: Float64, images: Float64, *, alone: bool, unit: bool) -> Float64:
-    """Return dot products (queries, images), less half of |image|^2 for vectors of any length, to rank by distance.
-
-    A query that is an image itself does not match itself.
-    """
-    similarities: Float64 = queries @ images.T
-    if not unit:
-        similarities = similarities - (images**2).sum(axis=1) / 2
-    if alone:
-        np.fill_diagonal(similarities, -np.inf)
-    return similarities
+    """Return the nearness of every image to every query (queries, images), see `nearness`."""
+    return np.concatenate([near for _, near in nearness(queries, images, alone=alone, unit=unit)])
 
 
 def _agreement(bank: str, arrangement: str, got: Float64, expected: Float64) -> RetrievalParity:

@@ -1,4 +1,4 @@
-"""How numbers are rounded in each precision: the constants of the error model."""
+"""Rounding of numbers in each precision: the constants of the error model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TINY = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """Unit roundoff of the layer in general, and what is rounded to FP16 besides.
+    """Unit roundoff of the layer in general, and the stages that are rounded to FP16 besides.
 
     `half_mean` stands for the weighted mean and for the projection.
     """

@@ -1,4 +1,4 @@
-"""Which faults the tolerance of a case would reveal, and which it would hide.
+"""The faults that the tolerance of a case would reveal, and those that it would hide.
 
 Faults are planted in the oracle's own descriptor, one at a time: two clusters change places, a centroid has the wrong
 sign, a cluster has the soft assignments of the next column, or its part of the descriptor points the other way. Each is
@@ -71,7 +71,7 @@ IMAGES_JUDGED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Which faults count in a case and which of all it reveals, by kind: swaps (K,K), the other kinds (K,).
+    """The faults that count in a case, and those of all faults that it reveals, by kind: swaps (K,K), the others (K,).
 
     `smallest_fault` is the smallest relative change of a centroid, whichever it is, that would be revealed. A case of
     short descriptors alone has none, and no faults; `zero` says whether a descriptor that is not near zero would be
@@ -85,7 +85,7 @@ class Visibility:
 
     @property
     def reason(self) -> str:
-        """Return why the case is not worth a verdict, nothing if it is."""
+        """Return the reason for which the case is not worth a verdict, empty if it is."""
         if not self.zero:
             return "the right descriptor is near zero, and one that is not would be within the tolerance"
         if self.counts and not any(counts.any() for counts in self.counts.values()):
@@ -95,7 +95,7 @@ class Visibility:
 
 
 def unseen(sights: Iterable[Visibility]) -> str:
-    """Return which faults count in some case and are revealed in none, in words; nothing if there is none.
+    """Return the faults that count in some case and are revealed in none, in words; empty if there is none.
 
     Wrong assignments are left to each case: in TF32 and FP16 a right file may not reveal those of two columns that
     nearly agree.
@@ -122,10 +122,14 @@ def visibility(
     allowed: Float64,
     short_limit: float = np.inf,
 ) -> Visibility:
-    """Return which faults the tolerance of the descriptor would reveal.
+    """Return the faults that count, and those that the tolerance of the descriptor would reveal.
 
-    Args: expected: what the oracle gives for the feeds; allowed: (B,K), or (B,P) after a projection; short_limit:
-        absolute tolerance of a value where the aggregate is short.
+    Args:
+        parameters: the layer.
+        feeds: features, and the mask if there is one.
+        expected: the outputs of the oracle for the feeds.
+        allowed: tolerance of each cluster (B,K), or of each value (B,P) after a projection.
+        short_limit: absolute tolerance of a value where the aggregate is short.
     """
     vectors = aggregate(parameters, expected[RESIDUAL_SUM])
     images = np.flatnonzero(np.linalg.norm(vectors, axis=-1) > SHORT)
@@ -146,7 +150,7 @@ def visibility(
 
 
 def _shows_if_not_zero(parameters: ReferenceParameters, expected: Arrays, allowed: Float64, limit: float) -> bool:
-    """Return whether a descriptor whose clamps do not act would be revealed where the right one is near zero."""
+    """Return True if a descriptor whose clamps do not act would be revealed where the right one is near zero."""
     residuals = expected[RESIDUAL_SUM]
     norms = np.linalg.norm(residuals, axis=-1, keepdims=True)
     wrong = np.where(norms > 0, residuals / np.maximum(norms, TINY), 1.0)
@@ -199,7 +203,7 @@ def _wrong_parts(parameters: ReferenceParameters, parts: Float64, arrays: Arrays
 
 
 def _sum_of_centroids(parameters: ReferenceParameters, arrays: Arrays) -> Float64:
-    """Return what is subtracted from the sums of features (B,K,D): each centroid times its assignments."""
+    """Return each centroid times the sum of its assignments (B,K,D), which the sums of features are lessened by."""
     centres: Float64 = arrays[SOFT_ASSIGNMENT].sum(axis=1)[..., None] * parameters.centroids
     return centres
 
@@ -211,7 +215,7 @@ def _normalized(parameters: ReferenceParameters, residuals: Float64, right: Floa
 
 
 def _scale(square: Float64, others: Float64, epsilon: str) -> Float64:
-    """Return what each residual sum is multiplied by (B,K), of its |V|^2 and what the other clusters have (B,K)."""
+    """Return the factor of both norms on each residual sum (B,K), from its |V|^2 and those of all clusters (B,K)."""
     ratios, own = (each / divisor(each, epsilon) ** 2 for each in (others, square))
     total = np.maximum(ratios.sum(axis=-1, keepdims=True) - ratios, 0) + own
     scale: Float64 = 1 / (divisor(square, epsilon) * divisor(total, epsilon))
@@ -288,7 +292,7 @@ def _projected(
 
 
 def _moved_products(parameters: ReferenceParameters, projection: LinearMap, changes: list[Float64]) -> Float64:
-    """Return what changes (B,K,D) of single parts do to the products: (changes, K, B, P)."""
+    """Return the changes of the products (changes, K, B, P) for changes (B,K,D) of single parts."""
     stacked = np.concatenate(changes).transpose(1, 2, 0)  # (K, D, changes * B)
     found = np.empty((stacked.shape[0], len(projection.weight), stacked.shape[2]))
     for block, rows in projection.blocks():
@@ -299,6 +303,6 @@ def _moved_products(parameters: ReferenceParameters, projection: LinearMap, chan
 
 
 def _factor(projection: LinearMap) -> Float64 | float:
-    """Return what BatchNorm multiplies products by, with its sign."""
+    """Return the factor of BatchNorm on each product (P,) with its sign, 1 without BatchNorm."""
     norm = projection.batch_norm
     return 1.0 if norm is None else norm.weight / np.sqrt(norm.running_var + norm.eps)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from netvlad_deploy.errors import InputError, RunError, UsageError
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.retrieval.batches import batches, largest_batch, run_batch, smallest_shape
 from netvlad_deploy.runner import Runner, check_features, check_finite
 from netvlad_deploy.spec.graph_options import COARSE_STEP
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
+from netvlad_deploy.spec.layer import FEATURES, MASK
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 
 LOG = logging.getLogger(__name__)
 
 FEATURE_SUFFIXES = (".npy", ".npz")
+NOT_FINITE = "{runner} gave a descriptor that is not finite for {name}: scale its features down"
 
 
 def load_features(path: Path) -> Array | Arrays:
@@ -42,12 +44,11 @@ def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
     """
     features = _readable(features, runner)
     parts, warned = [], False
-    batch = _largest_batch(runner, batch, features.shape[1])
-    for start in range(0, len(features), batch):
-        part = features[start : start + batch]
+    for group in batches(enumerate(features), lambda shape: largest_batch(runner, batch, shape[:1], grows=2)):
+        part, start = np.stack([item for _, item in group]), group[0][0]
         check_finite(part, first_item=start, limits=runner.range)
         warned = warned or _warn_of_coarse_logits(runner, part, start)
-        items = [f"batch item {start + index}" for index in range(len(part))]
+        items = [f"batch item {index}" for index, _ in group]
         parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_), items))
     return np.concatenate(parts)
 
@@ -70,14 +71,12 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
             raise InputError(f"sequence {name}: {error}") from error
     longest = max(sequences, key=lambda name: float(_norms(sequences[name]).max()))
     _warn_of_coarse_logits(runner, sequences[longest][None], longest)
-    by_length = sorted(sequences, key=lambda name: len(sequences[name]), reverse=True)
+    by_length = sorted(sequences.items(), key=lambda item: len(item[1]), reverse=True)
     results: Arrays = {}
-    while by_length:
-        length = len(sequences[by_length[0]])
-        names = by_length[: _largest_batch(runner, batch, length)]
-        del by_length[: len(names)]
-        shortest = _padded_shape(runner, len(names), length, masked=True)[1]
-        padded, mask = pad([sequences[name] for name in names], shortest=shortest)
+    for group in batches(by_length, lambda shape: largest_batch(runner, batch, shape[:1], grows=2), padded=True):
+        names, rows = [name for name, _ in group], [row for _, row in group]
+        shape = len(rows), len(rows[0])
+        padded, mask = pad(rows, shortest=(smallest_shape(runner.profiles, shape, grows=2) or shape)[1])
         results.update(zip(names, _run(runner, padded, mask, names), strict=True))
     return {name: results[name] for name in sequences}
 
@@ -124,35 +123,9 @@ def pad(sequences: list[Array], *, shortest: int = 1) -> tuple[Array, Array]:
     return padded, np.arange(longest) < lengths[:, None]
 
 
-def _largest_batch(runner: Runner, asked: int, num_features: int) -> int:
-    """Return how many items of this length to run at once: what was asked, within a profile that takes the length."""
-    fitting = [profile.batch.max for profile in runner.feature_profiles if num_features <= profile.num_features.max]
-    return min(asked, max(fitting, default=asked))
-
-
-def _padded_shape(runner: Runner, batch: int, num_features: int, *, masked: bool) -> tuple[int, int]:
-    """Return the smallest shape some profile takes that holds this one; only a mask lets `num_features` grow."""
-    shapes = [
-        (max(batch, profile.batch.min), max(num_features, profile.num_features.min))
-        for profile in runner.feature_profiles
-        if batch <= profile.batch.max and num_features <= profile.num_features.max
-    ]
-    allowed = [shape for shape in shapes if masked or shape[1] == num_features]
-    return min(allowed, key=lambda shape: shape[0] * shape[1], default=(batch, num_features))
-
-
 def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> Array:
-    """Return one descriptor for each name; where every profile wants more items, the last one is repeated."""
-    short = _padded_shape(runner, *features.shape[:2], masked=False)[0] - len(names)
-    if short > 0:
-        features, mask = (np.concatenate([array, *[array[-1:]] * short]) for array in (features, mask))
-    masked = MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all())
+    """Return the descriptors (B,P) of named features (B,N,D); the mask (B,N) goes along where the runner needs it."""
     feeds = {FEATURES: features.astype(runner.dtype, copy=False)}
-    if masked:
+    if MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all()):
         feeds[MASK] = mask
-    descriptors = runner.run(feeds)[DESCRIPTOR][: len(names)]
-    finite = np.isfinite(descriptors).all(axis=1)
-    if not finite.all():
-        first = names[int(np.argmin(finite))]
-        raise RunError(f"{runner.name} gave a descriptor that is not finite for {first}: scale its features down")
-    return descriptors
+    return run_batch(runner, feeds, names, NOT_FINITE)

@@ -1,4 +1,4 @@
-"""Which database images are right for a query: from a file, or from the order of two folders of one walk."""
+"""The database images that are right for a query: from a file, or from the order of two folders of one walk."""
 
 import json
 import logging

@@ -43,7 +43,7 @@ IMAGE_SUFFIXES: Final = (
     ".pnm",
 )
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What Pillow may take a file for, whatever its suffix says: others can start programs, as EPS does."""
+"""Formats that Pillow may read, whatever the suffix of a file says: others can start programs, as EPS does."""
 
 SMALL_PIXELS: Final = 1 << 22
 MOST_PER_BYTE: Final = 8_500
@@ -74,17 +74,17 @@ IMAGE_DAMAGE: Final = (
     struct.error,
     zlib.error,
 )
-"""What a decoder raises for a damaged file: all that Python's own errors have, and those of the modules it calls."""
+"""Errors of a decoder that is given a damaged file: nearly all of Python's own, and those of the modules it calls."""
 
 SIGNATURES: Final = (
     b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"8BPS", b"\xff\x0a",
     b"\0\0\0\x0cJXL ",
 )  # fmt: skip
-"""How files of images start that may have any suffix or none: JPEG, PNG, GIF, TIFF and raw photos, JPEG 2000, JPEG XL,
+"""First bytes of images that may have any suffix or none: JPEG, PNG, GIF, TIFF and raw photos, JPEG 2000, JPEG XL,
 Photoshop."""
 
 CONTAINERS: Final = {b"WEBP", b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypavif", b"ftypavis", b"ftypcrx "}
-"""What stands at byte 8 or 4 of a container with an image in it: WebP, HEIC, AVIF, Canon's raw photos."""
+"""Bytes from 8 or 4 on of a container with an image in it: WebP, HEIC, AVIF, Canon's raw photos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
 
 
 def _starts_as_image(path: Path) -> bool:
-    """Return whether a file starts as an image does, whatever its name says; one that cannot be read does not."""
+    """Return True if the first bytes of a file are those of an image; False if it cannot be read."""
     try:
         if not path.is_file():  # a pipe would wait for a writer
             return False
@@ -220,8 +220,18 @@ def load_images(files: Sequence[ImageFile], prepared: ImageInput, *, ahead: int 
         pool.shutdown(cancel_futures=True)
 
 
+def usable(loaded: Iterable[LoadedImage], lost: list[Skipped]) -> Iterator[tuple[ImageFile, Array]]:
+    """Yield the images that could be loaded; the others are named in the log and join `lost`."""
+    for file, image in loaded:
+        if isinstance(image, Skipped):
+            LOG.warning("skipped %s", image)
+            lost.append(image)
+        else:
+            yield file, image
+
+
 def decoders() -> int:
-    """Return how many threads decode: half the cores, since the CPU may compute too, and few, to keep memory small."""
+    """Return the number of decoding threads: half the cores, since the CPU computes too, and few, for their memory."""
     return min(max(1, available_cores() // 2), MOST_DECODERS)
 
 
@@ -268,6 +278,6 @@ def _load(pillow: Any, file: ImageFile, prepared: ImageInput) -> Array | Skipped
 
 
 def count_reasons(skipped: Iterable[Skipped]) -> str:
-    """Return how many files were skipped for which reason, in words; nothing where none was."""
+    """Return the number of skipped files for each reason in words, empty if there is none."""
     counts = Counter(one.reason for one in skipped)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())

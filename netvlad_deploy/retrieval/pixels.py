@@ -23,13 +23,13 @@ UPRIGHT: Final = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-"""What sets an image upright, by its EXIF orientation. Source: EXIF 2.32, tag 274, in Pillow's names.
+"""Transposition that sets an image upright, by its EXIF orientation. Source: EXIF 2.32, tag 274, in Pillow's names.
 
 `ImageOps.exif_transpose` would also write the rest of the EXIF again, and fails where that is damaged.
 """
 
 BACK: Final = UPRIGHT | {6: UPRIGHT[8], 8: UPRIGHT[6]}
-"""What undoes it: all but the quarter turns undo themselves."""
+"""Transposition that undoes UPRIGHT: all but the quarter turns undo themselves."""
 
 ORIENTATION: Final = 0x0112
 ALL_BITS: Final = 16
@@ -37,7 +37,7 @@ FEWEST_BITS: Final = 13
 """Values of 16 bits that need fewer than this many leave at most 16 shades of 256: nearly black, and refused."""
 
 USUAL_BITS: Final = 15
-"""Values that need fewer are dark, which is said."""
+"""An image whose values need fewer bits is dark, which the log says."""
 
 UNKNOWN_DEPTH, TOO_LARGE, TOO_SMALL = "of an unknown depth", "too large", "smaller than the crop"
 
@@ -99,7 +99,7 @@ def _grey(values: Array, depth: int | None, name: str) -> Array:
 
 
 def _has_16_bit_colours(image: Any) -> bool:
-    """Return whether an opened file has 16 bits a colour, which Pillow cuts to 8."""
+    """Return True if an opened file has 16 bits a colour, which Pillow cuts to 8."""
     for codec, _, _, given in image.tile:
         arguments = given if isinstance(given, tuple) else (given,)
         if ";16" in str(arguments[0]) or (codec.startswith("ppm") and arguments[-1] > 255):

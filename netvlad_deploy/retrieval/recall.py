@@ -1,4 +1,4 @@
-"""How well descriptors find the right place again: recall@N and mean average precision, by exact search.
+"""Recall@N and mean average precision of descriptors: the search for the right place again, exact.
 
 Every query ranks the whole database by Euclidean distance, which for descriptors of norm 1 is the order of the dot
 product. Where two images are equally near, the one that comes first in the database wins.
@@ -14,17 +14,14 @@ import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval.ground_truth import Positives
-from netvlad_deploy.support.arrays import Float32, Float64
+from netvlad_deploy.support.arrays import Array, Float32, cosines
 
 DEPTHS: Final = (1, 5, 10)
 SHOWN: Final = 5
-"""How many best matches of a query are kept; the first right image is always kept."""
+"""Number of best matches of a query that are kept; the first right image is always kept."""
 
 QUERY_BLOCK: Final = 256
 """Queries whose distances to the whole database are computed at once."""
-
-SHORTEST: Final = 1e-30
-"""Keeps the cosine of a descriptor of zeros from being 0/0."""
 
 Order = npt.NDArray[np.int64]
 
@@ -41,7 +38,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryResult:
-    """What one query found: the rank of the first right image from 1, average precision, and the best matches."""
+    """Result of one query: the rank of the first right image from 1, average precision, and the best matches."""
 
     query: str
     first_right: int
@@ -51,7 +48,7 @@ class QueryResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """What all queries found.
+    """Results of all queries.
 
     Args:
         recall: by N, the share of all queries with a right image among the first N; one that has none is a miss. This
@@ -107,7 +104,7 @@ class Agreement:
 
 
 def measure_recall(queries: Described, database: Described, positives: Positives, *, alone: bool) -> Recall:
-    """Return what the queries find in the database; those without a right image in it are misses, and no results.
+    """Return the recall of the queries in the database; those without a right image in it are misses, and no results.
 
     `alone` says that both are the same images: a query then never matches itself.
 
@@ -145,26 +142,27 @@ def _right(query: str, database: Collection[str], positives: Positives, *, alone
 
 def rank(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Order]]:
     """Yield each query's place and its database images from the nearest to the farthest, itself left out if `alone`."""
-    for start, nearness in _nearness(queries, database, alone=alone):
-        orders = np.argsort(-nearness, axis=1, kind="stable")
+    for start, near in nearness(queries.descriptors, database.descriptors, alone=alone):
+        orders = np.argsort(-near, axis=1, kind="stable")
         yield from enumerate(orders[:, :-1] if alone else orders, start)
 
 
 def agree(
     names: tuple[str, str], queries: tuple[Described, Described], database: tuple[Described, Described], *, alone: bool
 ) -> Agreement:
-    """Return how far a candidate, the first of each pair, agrees with a reference on the same images."""
+    """Return the agreement of a candidate, the first of each pair, with a reference on the same images."""
     best = [
-        np.concatenate([block.argmax(axis=1) for _, block in _nearness(*pair, alone=alone)])
-        for pair in zip(queries, database, strict=True)
+        np.concatenate([near.argmax(axis=1) for _, near in nearness(asked.descriptors, known.descriptors, alone=alone)])
+        for asked, known in zip(queries, database, strict=True)
     ]
     differing = tuple(queries[0].names[place] for place in np.flatnonzero(best[0] != best[1]))
     distance, image = None, None
     if queries[0].descriptors.shape[1] == queries[1].descriptors.shape[1]:
-        distances = [_distances(*pair) for pair in ((database,) if alone else (database, queries))]
+        pairs = (database,) if alone else (database, queries)
+        distances = np.concatenate([1 - cosines(got.descriptors, expected.descriptors) for got, expected in pairs])
         images = database[0].names + (() if alone else queries[0].names)
-        worst = int(np.concatenate(distances).argmax())
-        distance, image = float(np.concatenate(distances)[worst]), images[worst]
+        worst = int(distances.argmax())
+        distance, image = float(distances[worst]), images[worst]
     return Agreement(
         candidate=names[0],
         reference=names[1],
@@ -175,15 +173,21 @@ def agree(
     )
 
 
-def _nearness(queries: Described, database: Described, *, alone: bool) -> Iterator[tuple[int, Float32]]:
-    """Yield the first place of each block of queries, and q.d - |d|^2 / 2 (Q,N), which falls as distance grows."""
-    halves = np.array([0.5 * np.linalg.norm(row.astype(np.float64)) ** 2 for row in database.descriptors], np.float32)
-    for start in range(0, len(queries.names), QUERY_BLOCK):
-        nearness = queries.descriptors[start : start + QUERY_BLOCK] @ database.descriptors.T - halves
+def nearness(queries: Array, images: Array, *, alone: bool, unit: bool = False) -> Iterator[tuple[int, Array]]:
+    """Yield the first place of each block of queries, and the nearness of all images to them (Q,N).
+
+    Nearness is q.d - |d|^2 / 2, which falls as the Euclidean distance grows; `unit` says that every |d| is 1, so that
+    q.d alone is enough. `alone` says that queries and images are the same: none is near itself.
+    """
+    halves = None if unit else np.array([0.5 * np.linalg.norm(row.astype(np.float64)) ** 2 for row in images])
+    for start in range(0, len(queries), QUERY_BLOCK):
+        near = queries[start : start + QUERY_BLOCK] @ images.T
+        if halves is not None:
+            near = near - halves.astype(near.dtype)
         if alone:
-            rows = np.arange(len(nearness))
-            nearness[rows, start + rows] = -np.inf
-        yield start, nearness
+            rows = np.arange(len(near))
+            near[rows, start + rows] = -np.inf
+        yield start, near
 
 
 def _result(
@@ -198,19 +202,9 @@ def _result(
             Match(
                 name=database.names[order[place]],
                 rank=place + 1,
-                similarity=float(_cosines(descriptor[None], database.descriptors[order[place]][None])[0]),
+                similarity=float(cosines(descriptor[None], database.descriptors[order[place]][None])[0]),
                 right=bool(hits[place]),
             )
             for place in sorted({*range(min(SHOWN, len(order))), int(right[0])})
         ),
     )
-
-
-def _distances(got: Described, expected: Described) -> Float64:
-    return 1 - _cosines(got.descriptors, expected.descriptors)
-
-
-def _cosines(left: Float32, right: Float32) -> Float64:
-    """Return the cosine of each pair of rows (N,P), in float64."""
-    pairs = ((a.astype(np.float64), b.astype(np.float64)) for a, b in zip(left, right, strict=True))
-    return np.array([np.vdot(a, b) / max(np.linalg.norm(a) * np.linalg.norm(b), SHORTEST) for a, b in pairs])

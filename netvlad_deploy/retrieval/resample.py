@@ -19,7 +19,7 @@ SLIVER: Final = 1e-3
 """A smaller part of a pixel counts as none in `area`. Source: OpenCV, `computeResizeAreaTab` in resize.cpp."""
 
 Weights = tuple[npt.NDArray[np.int64], Float32]
-"""Where the neighbours of each output place start (N,), and what each of them weighs (N,T)."""
+"""First neighbour of each output place (N,), and the weights of its T neighbours (N,T)."""
 
 
 def resample(pixels: npt.NDArray[np.uint8], size: Size, kernel: str, factor: float | None = None) -> Float32:
@@ -29,8 +29,8 @@ def resample(pixels: npt.NDArray[np.uint8], size: Size, kernel: str, factor: flo
         pixels: the image.
         size: height and width that it is given.
         kernel: a filter of this module.
-        factor: by what both sides were multiplied before they were rounded down to `size`. torch then places the pixels
-            by the factor; without one, by the quotient of the lengths. `area` takes no notice of it.
+        factor: multiplier of both sides before they were rounded down to `size`. torch then places the pixels by the
+            factor; without one, by the quotient of the lengths. `area` takes no notice of it.
 
     OpenCV's `area` enlarges by plain bilinear sampling if either side grows, which its users ask for. Source: cvg's
     Hierarchical-Localization, `resize_image` in extract_features.py; torch, `compute_scales_value` in UpSample.h.

@@ -1,1 +1,1 @@
-"""What runs artifacts. Nothing here imports torch, so a device without it can still embed, validate and measure."""
+"""Runners of artifacts. Only `torch_runner` imports torch, so a device without it can embed, validate and measure."""

@@ -1,4 +1,4 @@
-"""What ONNX Runtime may compute on: one execution provider for each backend, and never another than was asked for.
+"""Execution providers of ONNX Runtime: one for each backend, and never another than was asked for.
 
 ONNX Runtime goes on with the CPU in three ways, and each is shut here. It drops a provider that it cannot load (the
 first provider of the session is compared), it gives nodes that a provider does not take to the CPU (session entry
@@ -64,7 +64,7 @@ UNAVAILABLE_WORDS: Final = re.compile(
     r"|explicitly disabled by the user|cannot open shared object|Failed to load (?:shared )?library|Invalid device ID"
     r"|[Pp]lease install (?:TensorRT libraries|the correct version of CUDA)"
 )
-"""How ONNX Runtime says that a driver, a GPU or a library is not there; any other error is a fault, not an absence."""
+"""Messages of ONNX Runtime for an absent driver, GPU or library; any other error is a fault, not an absence."""
 
 PROBE: Final = bytes.fromhex(
     "08083a390a0e0a01780a01781201792203416464120570726f62655a0f0a0178120a0a08080112040a020801620f"
@@ -104,9 +104,9 @@ def errors_of(onnxruntime: Any) -> tuple[type[Exception], ...]:
 
 
 def precision_on(backend: str, artifact: OnnxArtifact) -> str:
-    """Return what an artifact computes in on a backend: FP32 may become TF32 where no option turns that off.
+    """Return the precision in effect on a backend: FP32 may become TF32 where no option turns that off.
 
-    Raises: UsageError for wide logits there: what TF32 does to them has no error model.
+    Raises: UsageError for wide logits there: no error model says how much TF32 changes them.
     """
     if backend not in PROFILED or os.environ.get(TF32_OVERRIDE) == "0":
         return artifact.precision
@@ -210,7 +210,7 @@ def probe(backend: str) -> None:
 
 
 def _works(backend: str) -> bool:
-    """Return whether a backend's provider can run anything here."""
+    """Return True if a backend's provider can run a model of one node here."""
     try:
         probe(backend)
     except (DeviceUnavailableError, MissingDependencyError, RunError):

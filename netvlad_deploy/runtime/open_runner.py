@@ -1,12 +1,14 @@
 """Open anything that can compute a descriptor, on the backend that was asked for."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from netvlad_deploy.artifact import (
     REFERENCE_SUFFIX,
+    AnyArtifact,
     Artifact,
     EngineArtifact,
     OnnxArtifact,
@@ -29,49 +31,91 @@ ENGINES: Final = "tensorrt"
 BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A file and the backend to run it on, None for the file's own.
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
-    `expect_sha256` is as for `load_artifact`; `artifact` is what that found at `path`, None if it was not asked yet, or
-    the file is a checkpoint.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A file of weights. No sidecar proves what is in it, so nothing is known of it until it is opened."""
 
     path: Path
-    backend: str | None = None
-    expect_sha256: str | None = None
-    artifact: OnnxArtifact | EngineArtifact | None = None
+
+
+class Candidate:
+    """An artifact, loaded and proven once, or a checkpoint, with the backend to run it on, None for its own.
+
+    An artifact holds the bytes that were hashed until the candidate is opened: these bytes run, whatever stands at the
+    path by then, and what is asked of `source` is asked of the same file.
+
+    Args:
+        path: the file of the artifact or of the checkpoint.
+        expect_sha256: hash that the file of an artifact must have, from a source you trust.
+        hold: False where the candidate is not opened in this process.
+
+    Raises: ArtifactError if the artifact is not what its sidecar or the expected hash says; UsageError if a hash is
+        expected of a checkpoint.
+
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> from netvlad_deploy import Candidate, export_onnx
+    >>> from netvlad_deploy.spec.layer import NetVLADSpec
+    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> candidate = Candidate(path=artifact.path, backend="oracle", expect_sha256=artifact.sha256)
+    >>> candidate.name, candidate.source == artifact
+    ('m.onnx on oracle', True)
+    >>> with candidate.open() as runner:
+    ...     runner.outputs
+    ('descriptor', 'soft_assignment', 'residual_sum')
+    """
+
+    def __init__(
+        self, *, path: Path | str, backend: str | None = None, expect_sha256: str | None = None, hold: bool = True
+    ) -> None:
+        self.source = _load(Path(path), expect_sha256, hold=hold)
+        self.backend = backend
+
+    @classmethod
+    def of(cls, source: AnyArtifact | Checkpoint, *, backend: str | None = None) -> "Candidate":
+        """Return the candidate of what is loaded already."""
+        candidate = cls.__new__(cls)
+        candidate.source, candidate.backend = source, backend
+        return candidate
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the file."""
+        return self.source.path
+
+    @property
+    def artifact(self) -> AnyArtifact | None:
+        """Return the artifact, None for a checkpoint."""
+        return None if isinstance(self.source, Checkpoint) else self.source
 
     @property
     def name(self) -> str:
-        """Return how reports call it."""
+        """Return the file's name, with the backend if one was chosen, as reports have it."""
         return self.path.name if self.backend is None else f"{self.path.name} on {self.backend}"
 
-    def pinned(self) -> "Candidate":
-        """Return the candidate with its artifact, loaded once: what is asked of it later is asked of that.
+    def on(self, backend: str | None) -> "Candidate":
+        """Return the same artifact or checkpoint on another backend."""
+        return self.of(self.source, backend=backend)
 
-        Were the path read again, another sidecar could stand there by then, and its images be given to this network.
-
-        Raises: ArtifactError if the artifact is not what its sidecar or the expected hash says.
-        """
-        if self.artifact is not None or is_checkpoint(self.path):
-            return self
-        artifact = load_artifact(self.path, expect_sha256=self.expect_sha256)
-        return replace(self, artifact=artifact, expect_sha256=artifact.sha256)
-
-    def open(self, *, threads: int | None = None, runtime_cache: Path | None = None) -> Runner:
+    def open(self, *, threads: int | None = None, runtime_cache: Path | None = None, lineage: bool = True) -> Runner:
         """Open the runner; see `open_runner`."""
         return open_runner(
-            self.artifact or self.path,
-            backend=self.backend,
-            threads=threads,
-            expect_sha256=self.expect_sha256,
-            runtime_cache=runtime_cache,
+            self.source, backend=self.backend, threads=threads, runtime_cache=runtime_cache, lineage=lineage
         )
 
 
+def _load(path: Path, expect_sha256: str | None, *, hold: bool) -> AnyArtifact | Checkpoint:
+    if not is_checkpoint(path):
+        return load_artifact(path, expect_sha256=expect_sha256, hold=hold)
+    if expect_sha256 is not None:
+        raise UsageError(f"{path} is a checkpoint: an expected hash is for ONNX files and engines")
+    return Checkpoint(path=path)
+
+
 def open_runner(
-    source: Artifact | Path | str,
+    source: Artifact | Checkpoint | Path | str,
     *,
     backend: str | None = None,
     threads: int | None = None,
@@ -79,6 +123,7 @@ def open_runner(
     profile: AnyProfile | None = None,
     expect_sha256: str | None = None,
     runtime_cache: Path | None = None,
+    lineage: bool = True,
 ) -> Runner:
     """Open an artifact or a checkpoint for running.
 
@@ -94,34 +139,56 @@ def open_runner(
             artifact's usual one.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
+        lineage: False where `check_lineage` was asked about this engine already.
 
     Raises: UsageError if the backend cannot run this file; ArtifactError, InputError, MissingDependencyError,
         DeviceUnavailableError.
+
+    >>> import numpy as np
+    >>> from netvlad_deploy import export_onnx, open_runner
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> from netvlad_deploy.spec.layer import NetVLADSpec
+    >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "head.onnx")
+    >>> with open_runner(artifact) as runner:
+    ...     descriptors = runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"]
+    >>> descriptors.shape  # (B, D*K)
+    (1, 8)
     """
+    _check_options(backend, profile)
+    if isinstance(source, str | Path):
+        source = _load(Path(source), expect_sha256, hold=True)
+    if isinstance(source, Checkpoint):
+        return _open_parameters(source.path, backend or "torch", threads, prefix)
+    if backend in ("torch", "oracle"):
+        return _open_unfolded(source, backend, threads)
+    if isinstance(source, OnnxArtifact):
+        return _open_onnx(source, backend or CPU, threads, profile, runtime_cache)
+    return _open_engine(source, backend or ENGINES, runtime_cache, lineage=lineage)
+
+
+def _check_options(backend: str | None, profile: AnyProfile | None) -> None:
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
     if profile is not None and backend not in PROFILED:
         raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if is_checkpoint(path):
-            if expect_sha256 is not None:
-                raise UsageError(f"{path} is a checkpoint: an expected hash is for ONNX files and engines")
-            return _open_parameters(path, backend or "torch", threads, prefix)
-        source = load_artifact(path, expect_sha256=expect_sha256)
-    if backend in ("torch", "oracle"):
-        if source.images is not None:
-            raise UsageError(f"{source.path} has a backbone, which {backend} has not: leave the backend out")
-        with copied(source.path.parent, source.reference) as reference:
-            return _open_parameters(reference, backend, threads, "")
-    if isinstance(source, OnnxArtifact):
-        if runtime_cache is not None:
-            raise UsageError(f"{source.path} is no engine: leave the runtime cache out")
-        return _open_onnx(source, backend or CPU, threads, profile)
-    return _open_engine(source, backend or ENGINES, runtime_cache)
 
 
-def _open_onnx(artifact: OnnxArtifact, backend: str, threads: int | None, profile: AnyProfile | None) -> Runner:
+def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Runner:
+    """Open the unfolded parameters of an artifact; its own file is compared with its hash, and does not run."""
+    if artifact.images is not None:
+        raise UsageError(f"{artifact.path} has a backbone, which {backend} has not: leave the backend out")
+    if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
+        artifact.check_weights()
+    artifact.release()
+    with copied(artifact.path.parent, artifact.reference) as reference:
+        return _open_parameters(reference, backend, threads, "")
+
+
+def _open_onnx(
+    artifact: OnnxArtifact, backend: str, threads: int | None, profile: AnyProfile | None, runtime_cache: Path | None
+) -> Runner:
+    if runtime_cache is not None:
+        raise UsageError(f"{artifact.path} is no engine: leave the runtime cache out")
     if backend == "strict":
         from netvlad_deploy.runtime.strict_runner import StrictRunner
 
@@ -133,25 +200,27 @@ def _open_onnx(artifact: OnnxArtifact, backend: str, threads: int | None, profil
     return OnnxRuntimeRunner(artifact, backend=backend, profile=profile, threads=threads)
 
 
-def _open_engine(artifact: Artifact, backend: str, runtime_cache: Path | None) -> Runner:
+def _open_engine(artifact: Artifact, backend: str, runtime_cache: Path | None, *, lineage: bool) -> Runner:
     if not isinstance(artifact, EngineArtifact):
         raise UsageError(f"{artifact.path} is neither an ONNX artifact nor an engine")
     if backend != ENGINES:
         raise UsageError(f"{artifact.path} cannot run on {backend}: leave --backend out for {ENGINES}")
-    check_lineage(artifact)
+    if lineage:
+        check_lineage(artifact)
     from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 
     return TensorRTRunner(artifact, runtime_cache=runtime_cache)
 
 
-def check_lineage(engine: EngineArtifact) -> None:
+def check_lineage(engine: EngineArtifact, known: Mapping[str, str] = NOTHING) -> None:
     """Raise ArtifactError if the ONNX file or the reference that stand where the engine was built are others now.
 
-    Neither is needed to run an engine, so either may be missing.
+    Neither is needed to run an engine, so either may be missing. `known` has the SHA-256 of those, by the names that
+    the engine has for them, that were read already.
     """
     for file in (engine.parent, engine.reference):
         if file is not None and (engine.path.parent / file.name).exists():
-            check_file(engine.path.parent, file, cure=engine.rebuild_command)
+            check_file(engine.path.parent, file, cure=engine.rebuild_command, found=known.get(file.name))
 
 
 def parity_backend(artifact: Artifact | None) -> str | None:
@@ -177,13 +246,13 @@ def _open_parameters(path: Path, backend: str, threads: int | None, prefix: str)
 
 
 def candidates_of(
-    paths: Sequence[Path], backends: Sequence[str], *, expect_sha256: str | None = None
+    paths: Sequence[Path], backends: Sequence[str], *, expect_sha256: str | None = None, hold: bool = True
 ) -> list[Candidate]:
-    """Return every artifact on every backend that was asked for, or each on its own."""
+    """Return every file on every backend that was asked for, or each on its own; each file is loaded once.
+
+    Raises: UsageError if one hash is expected of several files; and as `Candidate`.
+    """
     if expect_sha256 is not None and len(paths) > 1:
         raise UsageError(f"one hash is expected of {len(paths)} files: name one of them")
-    return [
-        Candidate(path=path, backend=backend, expect_sha256=expect_sha256)
-        for path in paths
-        for backend in (backends or (None,))
-    ]
+    sources = {path: _load(path, expect_sha256, hold=hold) for path in dict.fromkeys(paths)}
+    return [Candidate.of(sources[path], backend=backend) for path in paths for backend in (backends or (None,))]

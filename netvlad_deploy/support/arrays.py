@@ -21,6 +21,8 @@ Float64 = npt.NDArray[np.float64]
 READ_BLOCK_BYTES = 1 << 24
 MAX_DEFLATE_RATIO = 1032
 """Bytes that deflate can make of one byte at most. Source: zlib, Maximum Compression Factor."""
+COSINE_ROWS = 256
+"""Rows whose cosine is computed at once: all descriptors of a database in float64 would fill the memory."""
 
 MAX_ARRAYS = 50_000
 MAX_INFLATED_BYTES, MAX_INFLATED_RATIO = 1 << 28, 32
@@ -112,12 +114,19 @@ def unit_rows(features: Array) -> Array:
     return normalised
 
 
-def cosines(got: Float64, expected: Float64) -> Float64:
-    """Return the cosines (B,) of the rows of two arrays (B,D), 0 where a row is 0.
+def cosines(got: Array, expected: Array) -> Float64:
+    """Return the cosine (N,) of each row (N,P) with the same row of the other array, or with its one row, in float64.
+
+    A row of zeros has the cosine 0.
 
     >>> cosines(np.array([[1.0, 0.0], [2.0, 0.0]]), np.array([[1.0, 1.0], [5.0, 0.0]])).round(4)
     array([0.7071, 1.    ])
     """
-    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
-    values: Float64 = (got * expected).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    expected = np.broadcast_to(expected, got.shape)
+    values = np.empty(len(got))
+    for start in range(0, len(got), COSINE_ROWS):
+        rows = slice(start, start + COSINE_ROWS)
+        left, right = got[rows].astype(np.float64), expected[rows].astype(np.float64)
+        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        values[rows] = (left * right).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
     return values

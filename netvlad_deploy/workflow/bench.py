@@ -22,11 +22,21 @@ def bench(
     """Time artifacts against each other on the same random input: L2-normalised features, or images.
 
     `num_features` is 300 by default; `image_size`, height and width, is as the first pipeline's images are resized.
+
+    >>> from pathlib import Path
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> from netvlad_deploy.workflow.source import Source
+    >>> exported = Candidate.of(export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions()))
+    >>> report = bench([exported.on("oracle"), exported], num_features=5, duration_s=0.1, threads=1)
+    >>> [(result.name, result.verdict.value, result.ratio is not None) for result in report.candidates]
+    [('m.onnx on oracle', 'PASS', False), ('m.onnx', 'PASS', True)]
+
+    Raises: UsageError if the candidates cannot be timed together, or one is an emulation; RunError if a process fails.
     """
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     block_ms = 300.0
-    candidates = [candidate.pinned() for candidate in candidates]  # each is opened again, in a process of its own
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = max(5, round(duration_s * 1e3 / block_ms))
     return measure(

@@ -1,11 +1,11 @@
 """Export, build, validate and measure in one go, with one report."""
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from netvlad_deploy.artifact import log_path, reference_path, sidecar_path
+from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, log_path, reference_path, sidecar_path
 from netvlad_deploy.errors import UNAVAILABLE
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
@@ -37,8 +37,15 @@ def deploy(
     """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
 
     What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
+
+    >>> source = Source(num_clusters=2, feature_size=4)
+    >>> options = BuildOptions(flavor="tensorrt")  # its engines need the GPU that builds them
+    >>> done = deploy(source, Path("out"), GraphOptions(), engine_options=options, duration_s=0.1)
+    >>> [(step.name, step.verdict.value) for step in done.steps[:2]], Path("out", "report.md").exists()
+    ([('export', 'PASS'), ('parity of the ONNX file', 'PASS')], True)
+
+    Raises: as the verbs that it calls.
     """
-    flavor = engine_options.flavor
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
     onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
     onnx_files = onnx_path, sidecar_path(onnx_path), reference_path(onnx_path)
@@ -47,24 +54,17 @@ def deploy(
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
     LOG.info("validate %s", onnx_path)
-    parity = [validate(Candidate(path=onnx_path, expect_sha256=onnx.sha256))]
+    exported = Candidate.of(onnx)
+    parity = [validate(exported)]
     steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    exported = Candidate(path=onnx_path, expect_sha256=onnx.sha256)
-    candidates = [*([replace(exported, backend="torch")] if onnx.images is None else []), exported]
-    engine = None
-    LOG.info("build %s with %s", engine_path, flavor)
-    try:
-        engine = build(onnx_path, engine_path, engine_options, expect_sha256=onnx.sha256, force=force)
-    except UNAVAILABLE as error:
-        for leftover in engine_files:  # of an earlier deployment
-            leftover.unlink(missing_ok=True)
-        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.NOT_RUN, reason=str(error)))
-    else:
-        steps.append(Step(name=f"build with {flavor}", verdict=Verdict.PASS))
+    candidates = [*([exported.on("torch")] if onnx.images is None else []), exported]
+    engine, step = _build_engine(onnx, engine_files, engine_options, force=force)
+    steps.append(step)
+    if engine is not None:
         LOG.info("validate %s", engine_path)
-        parity.append(validate(Candidate(path=engine_path, expect_sha256=engine.sha256)))
+        candidates.append(Candidate.of(engine))
+        parity.append(validate(candidates[-1]))
         steps.append(_parity_step("parity of the engine", parity[1]))
-        candidates.append(Candidate(path=engine_path, expect_sha256=engine.sha256))
     profile = (engine_options.profiles or (onnx.usual_profile,))[0]
     latency = bench(candidates, **_usual_input(profile), duration_s=duration_s)
     steps += [
@@ -76,6 +76,20 @@ def deploy(
     return deployment
 
 
+def _build_engine(
+    onnx: OnnxArtifact, files: Sequence[Path], options: BuildOptions, *, force: bool
+) -> tuple[EngineArtifact | None, Step]:
+    """Return the engine of an ONNX artifact, the first of `files`, None if it cannot be built here; and the step."""
+    name = f"build with {options.flavor}"
+    LOG.info("build %s with %s", files[0], options.flavor)
+    try:
+        return build(onnx, files[0], options, force=force), Step(name=name, verdict=Verdict.PASS)
+    except UNAVAILABLE as error:
+        for leftover in files:  # of an earlier deployment
+            leftover.unlink(missing_ok=True)
+        return None, Step(name=name, verdict=Verdict.NOT_RUN, reason=str(error))
+
+
 def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:
     with stage_files(force=force) as staging:
         staging.write(folder / REPORT_PAGE, deployment_markdown(deployment).encode())
@@ -83,7 +97,7 @@ def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:
 
 
 def _usual_input(profile: AnyProfile) -> dict[str, Any]:
-    """Return what `bench` is to measure: the usual input of a profile, as few at once as it takes."""
+    """Return the arguments of `bench` for the usual input of a profile, in its smallest batch."""
     axes = profile.axes
     if "num_features" in axes:
         return {"batch": axes["batch"].min, "num_features": axes["num_features"].opt}

@@ -1,4 +1,4 @@
-"""What is installed, what can run on this machine, and why not. What can be tried is tried, not concluded.
+"""The verb `doctor`: the packages that are installed, and the backends that can run here. It tries, and does not guess.
 
 A package that is missing is a fact. A package that is installed and cannot be imported, and packages that break each
 other, are faults.
@@ -38,15 +38,19 @@ ONE_OF = ("cpu", "gpu")
 RTX_PLUGINS = (RTX_PLUGIN, f"{RTX_PLUGIN}-cu12", f"{RTX_PLUGIN}-cu13")
 CUDA_PACKAGES = ("cuda-bindings",)
 BROKEN = (BuildError, RunError, AttributeError, RuntimeError, TypeError, ValueError)
-"""What a provider raises that is there and fails, and what an import of a damaged or foreign package may raise."""
+"""Errors of a provider that is installed and fails, and of the import of a damaged or foreign package."""
 
 Step = tuple[Callable[[], object], tuple[str, ...]]
 """Something to try, and the packages that are broken if it cannot import them although they are installed."""
 
 
 def diagnose(root: Path = Path("/")) -> Diagnosis:
-    """Try what this package can do on this machine; `root` is where the system's own files stand."""
-    with stdout_to_stderr():  # the libraries that are tried say what they like there
+    """Try what this package can do on this machine; `root` is where the system's own files stand.
+
+    >>> {check.name: check.verdict.value for check in diagnose().checks}["backend oracle"]
+    'PASS'
+    """
+    with stdout_to_stderr():  # the libraries that are tried print, and standard output is for the result
         gpu, check = _gpu()
         checks = [
             _check("packages that bring onnxruntime", (check_distributions, DISTRIBUTIONS)),
@@ -75,7 +79,7 @@ def _gpu() -> tuple[Gpu | None, Check]:
 
 
 def _backends() -> dict[str, list[Step]]:
-    """Return what each backend needs."""
+    """Return the steps that each backend needs, by its name."""
     backends: dict[str, list[Step]] = {
         name: [(partial(probe, name), RTX_PLUGINS if name == ORT_RTX else DISTRIBUTIONS)] for name in PROVIDERS
     }
@@ -93,7 +97,7 @@ def _backends() -> dict[str, list[Step]]:
 
 
 def _build(flavor: str) -> str:
-    """Make a builder, for which the standard TensorRT needs a driver; return what it is."""
+    """Make a builder, for which the standard TensorRT needs a driver; return TensorRT's version and capabilities."""
     tensorrt = open_tensorrt(flavor)
     tensorrt.builder(tensorrt.logger())
     return f"{tensorrt.version}: {tensorrt.capabilities}"
@@ -106,7 +110,7 @@ def _run(flavor: str) -> None:
 
 
 def _check(name: str, *steps: Step) -> Check:
-    """Return PASS if every step can be done, with what the last one says, else why the first that cannot cannot."""
+    """Return PASS with the answer of the last step, or the verdict and reason of the first step that failed."""
     said: object = ""
     for action, packages in steps:
         try:
@@ -132,7 +136,7 @@ def _packages() -> dict[str, str | None]:
 
 
 def _extras() -> dict[str, Extra]:
-    """Return what is missing of every optional dependency group."""
+    """Return the packages of every optional dependency group, and those of them that are missing."""
     extras = {}
     for extra, names in optional_packages().items():
         missing = tuple(name for name in names if installed_version(name) is None)

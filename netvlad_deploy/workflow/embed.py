@@ -21,7 +21,7 @@ FEATURE_BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedResult:
-    """What `embed` wrote, and which files gave no descriptor."""
+    """The file that `embed` wrote, its descriptors, and the files that gave none."""
 
     output: Path
     descriptors: int
@@ -45,17 +45,24 @@ def embed(
     the folder that was given, and `descriptors` (N,P) float32. `batch` is how many items run at once, by default 32
     items of features or 8 images.
 
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> from netvlad_deploy.workflow.source import Source
+    >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
+    >>> np.save("x.npy", np.ones((3, 5, 4), np.float32))
+    >>> result = embed(Candidate(path=artifact.path), [Path("x.npy")], Path("y.npy"))
+    >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
+    (3, (3, 8))
+
     Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
     """
-    candidate = candidate.pinned()
     if runtime_cache is not None:
         check_apart(runtime_cache, (*sources, target), "runtime cache")
     images = None if candidate.artifact is None else candidate.artifact.images
     if images is None:
         return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
-    for source in sources:
-        if source.suffix in features.FEATURE_SUFFIXES:
-            raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
+    if source := next((source for source in sources if source.suffix in features.FEATURE_SUFFIXES), None):
+        raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
     check_suffix(target, ".npz")
     with stage_files(force=force) as staging:
         staging.check(target)

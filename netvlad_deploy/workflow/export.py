@@ -12,7 +12,14 @@ from netvlad_deploy.workflow.source import Source, load_module
 def export(source: Source, target: Path, options: GraphOptions, *, force: bool = False) -> OnnxArtifact:
     """Export a checkpoint, or a seeded module, to ONNX: image to descriptor where there is a backbone.
 
-    What is missing, and a target that cannot be written, is said before the checkpoint is read.
+    The untrained module of a seed needs no checkpoint:
+
+    >>> artifact = export(Source(num_clusters=2, feature_size=4, seed=1), Path("m.onnx"), GraphOptions(masked=True))
+    >>> artifact.inputs, artifact.spec.descriptor_size
+    (('features', 'mask'), 8)
+
+    Raises: MissingDependencyError without torch, onnx or onnxscript, and UsageError or OutputError for a target that
+        cannot be written, all before the checkpoint is read; InputError for an unusable checkpoint; ExportError.
     """
     check_targets(check_suffix(target, ".onnx"), sidecar_path(target), reference_path(target), force=force)
     for package in ("torch", "onnx", "onnxscript"):  # torch alone takes seconds to import

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images
+from netvlad_deploy.retrieval.batches import batches
+from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images, usable
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, ImageInput
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays, Float32
@@ -40,13 +41,13 @@ MOST_WHITENED = 8192
 AHEAD = 16
 """Images that are decoded while others are in use."""
 
-PIXELS = 1 << 20
-"""Of the images that a backbone sees at once."""
+MAX_BATCH_PIXELS = 1 << 20
+"""Pixels of all the images that a backbone sees at once; one larger image goes alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How a vocabulary is fitted.
+    """Options of `fit`.
 
     Args:
         backbone: a name of `models.backbones`, `package.module:callable`, or None for that of the checkpoint.
@@ -80,7 +81,7 @@ class FitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What `fit` wrote, and its record of it."""
+    """The file that `fit` wrote, the record in it, and the files that could not be used."""
 
     output: Path
     record: "VocabularyRecord"
@@ -91,6 +92,16 @@ class Vocabulary:
 
 def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bool = False) -> Vocabulary:
     """Fit a vocabulary on the images of folders, and write it with its backbone; the file is complete or not there.
+
+    With the pixels themselves as local descriptors:
+
+    >>> from PIL import Image
+    >>> Path("photos").mkdir()
+    >>> for number in range(3):
+    ...     Image.effect_noise((24, 16), 50).convert("RGB").save(f"photos/{number}.png")
+    >>> options = FitOptions(backbone="torch.nn:Identity", clusters=2)
+    >>> fit([Path("photos")], Path("v.safetensors"), options).descriptor_size
+    6
 
     Raises: InputError if there are no usable images or too few; UsageError if the target exists, or nothing says which
         backbone; MissingDependencyError.
@@ -115,15 +126,11 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
         pipeline = ready.under(vocabulary.head_module(state))
         if options.whitening is not None:
             state |= _whitening(pipeline, used, options.whitening, options.seed)
+        versions = {name: installed_version(name) or "" for name in ("scikit-learn", "torch", "netvlad-deploy")}
         record = VocabularyRecord(
-            backbone=ready.name,
-            images=ready.images,
-            num_images=len(used),
-            num_descriptors=len(points),
-            seed=options.seed,
-            alpha=alpha,
-            versions={name: installed_version(name) or "" for name in ("scikit-learn", "torch", "netvlad-deploy")},
-        )
+            backbone=ready.name, images=ready.images, num_images=len(used), num_descriptors=len(points),
+            seed=options.seed, alpha=alpha, versions=versions,
+        )  # fmt: skip
         staging.write(target, _content({**state, **vocabulary.backbone_state(pipeline)}, record))
     return Vocabulary(
         output=target,
@@ -142,7 +149,7 @@ def _content(tensors: Arrays, record: "VocabularyRecord") -> bytes:
 
 
 def _find(folders: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
-    """Return the images of folders, of which two may have the same name, and what else is there."""
+    """Return the images of folders, of which two may have the same name, and the files that cannot be taken."""
     found = [find_images([folder]) for folder in folders]
     skipped = [one for _, others in found for one in others]
     files = [file for images, _ in found for file in images]
@@ -191,7 +198,7 @@ def _by_batches(
     what: str,
     skipped: list[Skipped],
 ) -> Iterator[tuple[list[ImageFile], Float32]]:
-    """Yield what is computed of images of one shape at once, and say how far it is."""
+    """Yield the files of images of one shape and the rows computed from them, and log the progress."""
     done, said = 0, 0
     for names, images in _batches(files, pipeline.images, skipped):
         yield names, compute(pipeline, images)
@@ -204,19 +211,7 @@ def _by_batches(
 def _batches(
     files: Sequence[ImageFile], prepared: ImageInput, skipped: list[Skipped]
 ) -> Iterator[tuple[list[ImageFile], Array]]:
-    """Yield neighbouring images of one shape together, as many as PIXELS allows."""
-    group: list[ImageFile] = []
-    images: list[Array] = []
+    """Yield neighbouring images of one shape together, (B,H,W,3), as many as MAX_BATCH_PIXELS allows."""
     with load_images(files, prepared, ahead=AHEAD) as loaded:
-        for file, image in loaded:
-            if isinstance(image, Skipped):
-                LOG.warning("skipped %s", image)
-                skipped.append(image)
-                continue
-            if images and (image.shape != images[0].shape or (len(images) + 1) * image[..., 0].size > PIXELS):
-                yield group, np.stack(images)
-                group, images = [], []
-            group.append(file)
-            images.append(image)
-    if images:
-        yield group, np.stack(images)
+        for group in batches(usable(loaded, skipped), lambda shape: MAX_BATCH_PIXELS // (shape[0] * shape[1])):
+            yield [file for file, _ in group], np.stack([image for _, image in group])

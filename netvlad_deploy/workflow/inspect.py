@@ -19,15 +19,25 @@ from netvlad_deploy.tensorrt.api import stdout_to_stderr
 
 
 def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None) -> Inspection:
-    """Return what an ONNX file or an engine is.
+    """Return the description of an ONNX file or an engine: its sidecar's, and that of its relatives.
 
     With `load` an engine is loaded, which runs code that it brings, and described as TensorRT shows it, where TensorRT
     and a GPU are there.
 
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> from netvlad_deploy.workflow.source import Source
+    >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
+    >>> inspection = inspect(artifact.path)
+    >>> inspection.artifact == artifact
+    True
+    >>> [(each.role, each.name, each.state) for each in inspection.relatives]
+    [('reference', 'm.reference.npz', 'unchanged')]
+
     Raises: ArtifactError if the file or its sidecar is damaged, or an engine to load is not what its sidecar says, or
         was built for another TensorRT or GPU; UsageError if there is nothing to load.
     """
-    artifact = load_artifact(path, expect_sha256=expect_sha256)
+    artifact = load_artifact(path, expect_sha256=expect_sha256, hold=load)
     relatives = tuple(_relatives(artifact))
     if not isinstance(artifact, EngineArtifact):
         if load:
@@ -43,11 +53,20 @@ def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None)
             loaded = LoadedEngine(artifact)
     except UNAVAILABLE as error:
         return replace(inspection, reason=str(error))
+    finally:
+        artifact.release()
     return replace(inspection, tensors=tuple(loaded.tensors()), memory_bytes=loaded.memory_bytes())
 
 
 def inspect_checkpoint(path: Path, *, prefix: str = "", dialect: str | None = None) -> CheckpointInspection:
-    """Return what a checkpoint holds, without exporting it.
+    """Return the description of a checkpoint: its dialect, its sizes, its backbone and all that is left out.
+
+    >>> import torch
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> from netvlad_deploy.spec.layer import NetVLADSpec
+    >>> torch.save(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0).state_dict(), "m.pth")
+    >>> inspect_checkpoint(Path("m.pth")).spec.descriptor_size
+    8
 
     Raises: InputError if it is no checkpoint of a NetVLAD; UsageError if there is no such dialect.
     """
@@ -76,7 +95,8 @@ def _relatives(artifact: Artifact) -> Iterator[Relative]:
     external = artifact.external_data if isinstance(artifact, OnnxArtifact) else None
     for role, file in (("parent", artifact.parent), ("reference", artifact.reference), ("weights", external)):
         if file is not None:
-            yield Relative(role=role, name=file.name, sha256=file.sha256, state=_state(artifact.path.parent, file))
+            state = "unchanged" if file is external else _state(artifact.path.parent, file)  # else it had not loaded
+            yield Relative(role=role, name=file.name, sha256=file.sha256, state=state)
 
 
 def _state(folder: Path, file: FileReference) -> str:

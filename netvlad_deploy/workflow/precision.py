@@ -22,9 +22,18 @@ PRECISION_PICTURE = "precision.svg"
 
 
 def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force: bool = False) -> PrecisionReport:
-    """Measure what each precision costs these weights, into a folder with `report.json`, `report.md` and a picture.
+    """Measure how far each precision is from the oracle for these weights, into a folder with a report and a picture.
 
-    The layer exported after `module.half()` is measured beside them, to show what the typed graph is for.
+    The layer exported after `module.half()` is measured beside them, to show the use of the typed graph.
+
+    >>> report = precision(Source(num_clusters=2, feature_size=4), Path("report"))
+    >>> report.precisions
+    ('fp32', 'fp16', 'fp16-wide-logits', 'plain fp16')
+    >>> Path("report", "precision.svg").exists()
+    True
+
+    Raises: MissingDependencyError without matplotlib or ONNX Runtime; UsageError if the source takes images; InputError
+        for an unusable checkpoint.
     """
     for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
         require(package, extra=extra)

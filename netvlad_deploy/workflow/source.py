@@ -1,4 +1,4 @@
-"""Where the weights of an export come from: a checkpoint, or a seed; a head alone, or one under its backbone.
+"""The source of an export's weights: a checkpoint, or a seed; a head alone, or one under its backbone.
 
 Nothing heavy is imported until a module is made.
 """
@@ -26,12 +26,12 @@ DEFAULT_SPEC = NetVLADSpec(num_clusters=64, feature_size=512)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights come from: a checkpoint, or a seed. Sizes left None come from the checkpoint.
+    """The source of weights: a checkpoint, or a seed. Sizes left None come from the checkpoint.
 
     Args:
         takes: `images` or `features`, None for images where there is a backbone.
         backbone: a name of `models.backbones`, or `package.module:callable`; None for the checkpoint's own.
-        changes: what is done to an image otherwise than the checkpoint's or the backbone's own code does.
+        changes: preparation of images that differs from that of the checkpoint's or the backbone's own code.
 
     Raises: UsageError if two of them contradict each other.
     """
@@ -65,9 +65,13 @@ class Source:
 
 
 def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReference | None, str]:
-    """Return the reference module, its origin in words, the file it came from, and what its input must be.
+    """Return the reference module, its origin in words, the file it came from, and the preparation of its input.
 
     It is a pipeline if the source takes images, which it does by default where there is a backbone.
+
+    >>> module, origin, parent, preprocessing = load_module(Source(num_clusters=2, feature_size=4, seed=7))
+    >>> module.spec.descriptor_size, origin, parent
+    (8, 'untrained, seed 7', None)
 
     Raises: InputError for an unusable checkpoint; UsageError if an option contradicts it.
     """
@@ -103,7 +107,7 @@ def load_module(source: Source) -> tuple["NetVLAD | Pipeline", str, FileReferenc
 
 
 def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
-    """Return a module initialised from the seed, and what its input must be."""
+    """Return a module initialised from the seed, and the preparation of its input in words."""
     from netvlad_deploy.models.assembly import read_backbone
     from netvlad_deploy.models.head import PREPROCESSING
     from netvlad_deploy.models.netvlad import initialize
@@ -125,6 +129,9 @@ def _preparation(pipeline: "Pipeline") -> str:
 
 def load_head(source: Source) -> tuple["NetVLAD", str]:
     """Return the reference module of the head alone, and its origin in words.
+
+    >>> load_head(Source(num_clusters=2, feature_size=4))[1]
+    'untrained, seed 0'
 
     Raises: as `load_module`; UsageError if the source takes images.
     """

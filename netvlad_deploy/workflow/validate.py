@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, copied, load_artifact
+from netvlad_deploy.artifact import AnyArtifact, EngineArtifact, OnnxArtifact, copied, load_artifact
 from netvlad_deploy.errors import UNAVAILABLE, ArtifactError, UsageError
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.goldens import Golden, load_goldens
@@ -39,36 +39,36 @@ def validate(
 ) -> ParityReport:
     """Compare an artifact with the oracle, a pipeline with its golden images, or either with another one.
 
-    `against` is an artifact, or a checkpoint to run in torch; `read_as` says how its names are read, and which
-    backbone it has, where the export was told: the rest the artifact knows. `bank` and `queries` are feature files
+    `against` is an artifact, or a checkpoint to run in torch; `read_as` gives the prefix, dialect and backbone with
+    which that checkpoint was exported: all else stands in the artifact. `bank` and `queries` are feature files
     of the user's own images to rank, beside a synthetic bank of near ties.
 
     NOT_RUN, with its reason, where the artifact cannot run on this machine.
+
+    >>> from netvlad_deploy.spec.graph_options import GraphOptions
+    >>> from netvlad_deploy.workflow.export import export
+    >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
+    >>> report = validate(Candidate(path=artifact.path))
+    >>> report.verdict.value, report.reference, report.cases[0].name
+    ('PASS', 'oracle', 'typical')
 
     Raises: ArtifactError if a file is damaged or stale; ParityError if there is nothing to compare.
     """
     path = candidate.path
     _check_junit(junit)
-    artifact = load_artifact(path, expect_sha256=candidate.expect_sha256)
+    artifact = candidate.artifact or load_artifact(path, hold=True)
     parameters, goldens = _read_reference(artifact)
     if goldens and (bank or queries):
         raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
-    other = None if against is None else Candidate(path=against).pinned()
+    other = None if against is None else Candidate(path=against)
     _check_against(artifact, other, read_as)
-    candidate = replace(candidate, backend=candidate.backend or parity_backend(artifact), artifact=artifact)
+    candidate = Candidate.of(artifact, backend=candidate.backend or parity_backend(artifact))
     reference = against.name if against else "golden images" if goldens else "oracle"
     try:
-        with stdout_to_stderr(), candidate.open() as runner, contextlib.ExitStack() as stack:
-            theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
-            if goldens:
-                # a checkpoint brings none: torch computes it in FP32
-                their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
-                report = compare_goldens(runner, goldens, parameters, against=theirs, against_goldens=their_goldens)
-            else:
-                banks = [near_ties(parameters, shapes=_feature_profile(artifact)), *_own_bank(bank, queries)]
-                report = compare(runner, parameters, against=theirs, banks=banks)
+        with stdout_to_stderr():
+            report = _compare(candidate, artifact, parameters, goldens, other, read_as, _own_bank(bank, queries))
         report = replace(report, candidate=candidate.name, reference=reference)
     except UNAVAILABLE as error:
         report = ParityReport(
@@ -79,6 +79,30 @@ def validate(
     return report
 
 
+def _compare(
+    candidate: Candidate,
+    artifact: AnyArtifact,
+    parameters: ReferenceParameters,
+    goldens: Sequence[Golden],
+    other: Candidate | None,
+    read_as: Source | None,
+    banks: Iterator[Bank],
+) -> ParityReport:
+    """Open both sides and compare them; the bytes of the artifact are let go of in the end."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(artifact.release)
+        if goldens:
+            stack.enter_context(artifact.keep())  # its graph is opened twice: as it is, and to see inside
+        runner = stack.enter_context(candidate.open(lineage=False))
+        theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
+        if not goldens:
+            ties = near_ties(parameters, shapes=_feature_profile(artifact))
+            return compare(runner, parameters, against=theirs, banks=[ties, *banks])
+        # a checkpoint brings no goldens: torch computes it in FP32
+        their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
+        return compare_goldens(runner, goldens, parameters, against=theirs, against_goldens=their_goldens)
+
+
 def _check_junit(junit: Path | None) -> None:
     if junit is None:
         return
@@ -87,7 +111,7 @@ def _check_junit(junit: Path | None) -> None:
     check_targets(junit, force=True)
 
 
-def _feature_profile(artifact: OnnxArtifact | EngineArtifact) -> Profile | None:
+def _feature_profile(artifact: AnyArtifact) -> Profile | None:
     """Return the first optimization profile of an engine that takes local descriptors."""
     profiles = artifact.profiles if isinstance(artifact, EngineArtifact) else ()
     return next((profile for profile in profiles if isinstance(profile, Profile)), None)
@@ -100,10 +124,10 @@ def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
         yield Bank(name=bank.name, images=load_features(bank), queries=load_features(queries) if queries else None)
 
 
-def _open_reference(artifact: OnnxArtifact | EngineArtifact, other: Candidate, read_as: Source | None) -> Runner:
-    """Open what an artifact is compared with: another one, or what it has of a checkpoint, in torch."""
+def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | None) -> Runner:
+    """Open the other side of the comparison: another artifact, or the same part of a checkpoint, in torch."""
     if other.artifact is not None:
-        return replace(other, backend=parity_backend(other.artifact)).open()
+        return other.on(parity_backend(other.artifact)).open()
     source = replace(
         read_as or Source(),
         checkpoint=other.path,
@@ -121,14 +145,14 @@ def _open_reference(artifact: OnnxArtifact | EngineArtifact, other: Candidate, r
     return TorchRunner(module)
 
 
-def _read_reference(artifact: OnnxArtifact | EngineArtifact) -> tuple[ReferenceParameters, tuple[Golden, ...]]:
+def _read_reference(artifact: AnyArtifact) -> tuple[ReferenceParameters, tuple[Golden, ...]]:
     """Return the oracle's parameters of an artifact, and the golden images of a pipeline: none of a head."""
     with copied(artifact.path.parent, artifact.reference) as file:
         return load_reference(file), () if artifact.images is None else load_goldens(file)
 
 
-def _check_against(artifact: OnnxArtifact | EngineArtifact, other: Candidate | None, read_as: Source | None) -> None:
-    """Compare what an artifact is and comes from with what it is to be compared with.
+def _check_against(artifact: AnyArtifact, other: Candidate | None, read_as: Source | None) -> None:
+    """Refuse a comparison of an artifact with another candidate that would say nothing.
 
     Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
         if one takes images and the other does not, or there is no checkpoint to be read as is said.
@@ -142,7 +166,10 @@ def _check_against(artifact: OnnxArtifact | EngineArtifact, other: Candidate | N
         return
     if artifact.parent is None:
         raise ArtifactError(f"{artifact.path} names no parent: build it again")
-    check_lineage(artifact)
+    known = {artifact.reference.name: artifact.reference.sha256}  # as it was read above
+    if compared is not None and compared.path.resolve() == (artifact.path.parent / artifact.parent.name).resolve():
+        known[artifact.parent.name] = compared.sha256
+    check_lineage(artifact, known)
     if isinstance(compared, OnnxArtifact) and compared.sha256 != artifact.parent.sha256:
         raise ArtifactError(
             f"{artifact.path} was not built from {compared.path}: build it again, or compare with its own"

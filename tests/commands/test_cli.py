@@ -18,9 +18,9 @@ from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold_head import fold
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.runtime import open_runner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.workflow import validate
 from tests.command import Command, error_of
 from tests.modules import features, make_module
 
@@ -211,7 +211,7 @@ class TestEmbed:
 def test_an_unforeseen_error_keeps_its_trace_and_is_exit_70(
     command: Command, exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validate, "load_artifact", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(open_runner, "load_artifact", lambda *_, **__: 1 / 0)
     outcome = command("validate", exported.path)
     assert outcome.code == 70
     assert "ZeroDivisionError" in outcome.err

@@ -10,7 +10,7 @@ from netvlad_deploy.latency import timing as latency
 from netvlad_deploy.latency import worker
 from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport, _Worker, bootstrap_ratio, measure
 from netvlad_deploy.report.text import device_lines
-from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.runtime.open_runner import Candidate, Checkpoint
 from netvlad_deploy.spec.layer import FEATURES, MASK
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.children import Channel
@@ -113,7 +113,7 @@ def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
 
 def test_a_worker_that_fails_is_an_error(exported: OnnxArtifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"none.onnx: .*is missing"):
-        measure([Candidate(path=tmp_path / "none.onnx")], FEEDS, rounds=1)
+        measure([Candidate.of(Checkpoint(path=tmp_path / "none.onnx"))], FEEDS, rounds=1)
     with pytest.raises(UsageError, match="leave --backend out for onnxruntime"):
         measure([Candidate(path=exported.path, backend="tensorrt")], FEEDS, rounds=1)
     with pytest.raises(InputError, match="expected float32"):
@@ -124,12 +124,12 @@ def test_nothing_to_measure_is_an_error() -> None:
     with pytest.raises(ParityError, match="no candidate or no round"):
         measure([], FEEDS)
     with pytest.raises(ParityError, match="no candidate or no round"):
-        measure([Candidate(path=Path("m.onnx"))], FEEDS, rounds=0)
+        measure([Candidate.of(Checkpoint(path=Path("m.onnx")))], FEEDS, rounds=0)
 
 
 def test_features_that_are_not_finite_are_not_timed() -> None:
     with pytest.raises(InputError, match="not finite"):
-        measure([Candidate(path=Path("m.onnx"))], {FEATURES: np.full((1, 2, 16), np.nan, np.float32)})
+        measure([Candidate.of(Checkpoint(path=Path("m.onnx")))], {FEATURES: np.full((1, 2, 16), np.nan, np.float32)})
 
 
 def test_a_worker_that_dies_is_an_error(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_an_engines_report_has_the_gpus_own_times(
     monkeypatch.setattr(Candidate, "open", lambda *_, **__: runner)
     feeds, requests, answers = BytesIO(), BytesIO(), BytesIO()
     np.savez(feeds, features=np.ones((1, 3, 3), np.float32), mask=np.ones((1, 3), np.bool_))
-    asked = {"path": "m.engine", "backend": None, "expect_sha256": None, "threads": 1, "warmup_ms": 1}
+    asked = {"path": "m.pt", "backend": None, "expect_sha256": None, "threads": 1, "warmup_ms": 1}
     Channel(BytesIO(), requests).send(asked, feeds.getvalue())
     for _ in range(2):
         Channel(BytesIO(), requests).send({"block_ms": 1})
@@ -190,7 +190,12 @@ def test_gpu_times_are_medians_over_the_rounds() -> None:
         "m.engine by the GPU's clock: copies in 0.500 ms, work 2.000 ms, copies out 0.250 ms; x"
     ]
     process = _Worker.__new__(_Worker)
-    process.candidate, process.reason, process.conditions, process.warmup_runs = Candidate(path=Path("m")), "", "x", 1
+    process.candidate, process.reason, process.conditions, process.warmup_runs = (
+        Candidate.of(Checkpoint(path=Path("m"))),
+        "",
+        "x",
+        1,
+    )
     process.blocks, process.times = [np.ones(3)], [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [9.0, 9.0, 9.0]]
     result = process.result(1, process, np.random.default_rng(0))
     assert (result.h2d_ms, result.compute_ms, result.d2h_ms) == (2, 4, 6)

@@ -9,7 +9,7 @@ import pytest
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support import arrays as arrays_module
-from netvlad_deploy.support.arrays import npz_content, read_arrays
+from netvlad_deploy.support.arrays import cosines, npz_content, read_arrays
 
 
 def test_names_of_any_kind_survive(tmp_path: Path) -> None:
@@ -124,3 +124,14 @@ def test_an_archive_of_many_arrays_or_of_much_out_of_little_is_refused(
     monkeypatch.setattr(arrays_module, "MAX_ARRAYS", 8)
     with pytest.raises(InputError, match=r"holds 9 arrays, expected 8 at most"):
         read_arrays(path)
+
+
+def test_cosines_are_those_of_each_row_in_any_number() -> None:
+    random = np.random.default_rng(0)
+    got, expected = (random.standard_normal((600, 7)).astype(np.float32) for _ in range(2))
+    wanted = [np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in zip(got, expected, strict=True)]
+    assert np.abs(cosines(got, expected) - wanted).max() < 1e-6
+    assert np.abs(cosines(got, got) - 1).max() < 1e-15
+    assert np.array_equal(cosines(got, expected[:1]), cosines(got, np.repeat(expected[:1], 600, axis=0)))
+    assert cosines(np.zeros((1, 7)), got[:1]).tolist() == [0]
+    assert cosines(got[:0], expected[:0]).shape == (0,)

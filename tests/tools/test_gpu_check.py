@@ -11,7 +11,7 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, RunError, UsageError
-from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.runtime.open_runner import Candidate, Checkpoint
 from netvlad_deploy.spec.layer import DESCRIPTOR
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
@@ -99,7 +99,7 @@ def test_a_combination_that_is_refused_by_design_did_not_run(monkeypatch: pytest
 
     monkeypatch.setattr("tools.gpu_check.validate", refuse)
     found = gpu_check.Findings()
-    assert not found.check_parity(Candidate(path=tmp_path / "m.onnx"), "x")
+    assert not found.check_parity(Candidate.of(Checkpoint(path=tmp_path / "m.onnx")), "x")
     assert [(step.verdict, step.reason) for step in found.steps] == [
         (Verdict.NOT_RUN, "wide logits may be rounded to TF32")
     ]
