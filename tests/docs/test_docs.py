@@ -1,45 +1,99 @@
-"""What README, CONTRIBUTING and the pages on architecture say of the code is there: files, and names in them."""
+"""Files, folders, modules and names that the pages speak of are there."""
 
+import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md", "docs/dialects.md")
+PACKAGE = ROOT / "netvlad_deploy"
+PAGES = sorted((ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")))
+SOURCES = [path for top in ("netvlad_deploy", "tests", "examples", "tools") for path in (ROOT / top).rglob("*.py")]
+FILES = (".py", ".md", ".json", ".onnx", ".npz", ".npy", ".engine", ".xml", ".svg", ".png", ".safetensors")
+OTHERS = {"INTER_LINEAR"}
+"""Names of other projects."""
 NAMES = r"((?:`\w+`(?:, | and | or )?)+)"
 PLACED = re.compile(NAMES + r" in `([\w/]+\.py)`|" + NAMES + r" \(`([\w/]+\.py)`")
 """Names, and the file that a page says they stand in."""
 
 
-def text(page: str) -> str:
-    return re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL).replace("\n", " ")
+def text(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).replace("\n", " ")
 
 
-def found(name: str) -> list[Path]:
-    """Return the files that a page may mean by a name: of the package, or of the repository."""
-    return [
-        path for top in ("netvlad_deploy", "tests", "examples") for path in (ROOT / top).rglob(f"*{Path(name).name}")
-    ]
+def cells(line: str) -> list[str]:
+    """Return the cells of a row of a table; a bar behind a backslash is part of a cell."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
-def placed(page: str) -> Iterator[tuple[str, Path]]:
+def resolved(name: str) -> Path | None:
+    """Return the file or folder that a page names, from the package on or from the repository on; None if none is."""
+    return next((top / name for top in (PACKAGE, ROOT, ROOT / "docs") if (top / name).exists()), None)
+
+
+@cache
+def classes() -> dict[str, str]:
+    """Return the text of every class of the package, by its name."""
+    trees = (ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py"))
+    return {node.name: ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def is_there(dotted: str) -> bool:
+    """Whether `room.module.name`, `module.name` or `Class.member` is; True for what is no name of this package's."""
+    first, *rest = dotted.removeprefix("netvlad_deploy.").split(".")
+    if first in classes():
+        return re.search(rf"\b{rest[0]}\b", classes()[first]) is not None
+    place = PACKAGE / first
+    if not place.is_dir() and not place.with_suffix(".py").is_file():
+        return True
+    while rest and place.is_dir():
+        place /= rest.pop(0)
+    if place.is_dir() or (not rest and place.with_suffix(".py").is_file()):
+        return True
+    file, name = (place.with_suffix(".py"), rest[0]) if rest else (place.parent / "__init__.py", place.name)
+    return file.is_file() and re.search(rf"\b{name}\b", file.read_text()) is not None
+
+
+def placed(page: Path) -> Iterator[tuple[str, Path]]:
     for first, file, second, other in PLACED.findall(text(page)):
-        named = file or other
-        path = next((ROOT / top / named for top in ("netvlad_deploy", "") if (ROOT / top / named).exists()), None)
-        assert path is not None, f"{page}: there is no {named}"
+        path = resolved(file or other)
+        assert path is not None, f"{page.name}: there is no {file or other}"
         yield from ((name, path) for name in re.findall(r"`(\w+)`", first or second))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_files_that_a_page_names_exist(page: str) -> None:
-    names = set(re.findall(r"`([\w/]+\.py)`", text(page)))
-    assert [name for name in names if not any(str(path).endswith(f"/{name}") for path in found(name))] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_and_folders_that_a_page_names_exist(page: Path) -> None:
+    names = set(re.findall(r"`([\w/-]+(?:\.py|/))`", text(page)))
+    assert [name for name in names if resolved(name) is None] == []
 
 
-def test_what_the_page_on_architecture_places_in_a_file_stands_there() -> None:
-    names = list(placed("docs/architecture.md"))
-    assert len(names) > 50
-    gone = [f"{name} in {path.name}" for name, path in names if not re.search(rf"\b{name}\b", path.read_text())]
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "json.md"], ids=lambda page: page.name)
+def test_the_modules_and_members_that_a_page_names_exist(page: Path) -> None:
+    """Names of others' modules, such as `torch.load`, are not looked for; those of json.md are fields, with a test."""
+    names = set(re.findall(r"(?<![\w./-])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?![\w/-])", text(page)))
+    names = {name for name in names if not name.endswith(FILES)}
+    assert [name for name in names if not is_there(name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_constants_and_classes_that_a_page_names_exist(page: Path) -> None:
+    code = "\n".join(path.read_text() for path in (*SOURCES, ROOT / "Makefile"))
+    names = set(re.findall(r"`(_?[A-Z][A-Z\d]*(?:_[A-Z\d]+)+|[A-Z][a-z\d]+(?:[A-Z][A-Za-z\d]*)+)`", text(page)))
+    assert [name for name in names - OTHERS if not re.search(rf"\b{name}\b", code)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_places_in_a_file_stands_there(page: Path) -> None:
+    gone = [f"{name} in {path.name}" for name, path in placed(page) if not re.search(rf"\b{name}\b", path.read_text())]
     assert gone == []
+
+
+def test_a_name_that_is_gone_is_noticed() -> None:
+    for name in ("models.checkpoints.load_checkpoint", "cli.main", "Candidate.pinned", "torch.load", "models.backbones"):
+        assert is_there(name), name
+    for name in ("models.checkpoints.nothing", "models.nothing", "cli.nothing", "Runner.nothing", "netvlad_deploy.cli.no"):
+        assert not is_there(name), name
+    assert sum(1 for page in PAGES for _ in placed(page)) > 50
