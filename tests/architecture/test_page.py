@@ -86,7 +86,7 @@ def test_the_table_of_changes_has_what_a_newcomer_asks_for() -> None:
 
 @pytest.mark.parametrize("row", table("to change"), ids=lambda row: row[0])
 def test_a_row_of_changes_names_files_and_what_stands_in_them(row: list[str]) -> None:
-    """A row reads "`name`, `name` in `file`; ...": each name must be a word of its file, or of the package without one."""
+    """A row reads "`name`, `name` in `file`; ...": each name is a word of its file, or without one of the package."""
     assert len(row) == 2
     assert ".py`" in row[1]
     for part in row[1].split(";"):
@@ -94,7 +94,9 @@ def test_a_row_of_changes_names_files_and_what_stands_in_them(row: list[str]) ->
         files = [name for name in quoted if re.search(r"/$|\.(py|md|toml|txt)$", name)]
         assert [name for name in files if resolved(name) is None] == []
         places = [path for name in files if (path := resolved(name)) is not None] or [ROOT]
-        text = "".join(each.read_text() for path in places for each in (path.rglob("*.py") if path.is_dir() else [path]))
+        text = "".join(
+            each.read_text() for path in places for each in (path.rglob("*.py") if path.is_dir() else [path])
+        )
         words = set(quoted) - set(files)
         assert [word for word in words if not re.search(rf"\b{re.escape(word)}\b", text)] == [], part
 
@@ -102,6 +104,8 @@ def test_a_row_of_changes_names_files_and_what_stands_in_them(row: list[str]) ->
 def test_a_file_that_is_not_there_is_noticed(tmp_path: Path) -> None:
     assert resolved("commands/nothing.py") is None
     assert resolved("commands/flags.py") == ROOT / "commands" / "flags.py"
-    module = ast.parse("A = {'x': 'one'}\nfor p, e in (('two', 'e'),):\n    require(p)\nrequire(A[b])\nrequire('three')")
+    module = ast.parse(
+        "A = {'x': 'one'}\nfor p, e in (('two', 'e'),):\n    require(p)\nrequire(A[b])\nrequire('three')"
+    )
     assert sorted(required(module)) == ["one", "three", "two"]
     assert list(assigned(module, "B")) == []

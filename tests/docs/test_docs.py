@@ -7,14 +7,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
+
+from netvlad_deploy.cli import VERBS, app
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "netvlad_deploy"
 PAGES = sorted((ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")))
 SOURCES = [path for top in ("netvlad_deploy", "tests", "examples", "tools") for path in (ROOT / top).rglob("*.py")]
 FILES = (".py", ".md", ".json", ".onnx", ".npz", ".npy", ".engine", ".xml", ".svg", ".png", ".safetensors")
-OTHERS = {"INTER_LINEAR"}
-"""Names of other projects."""
+OTHERS = {"INTER_LINEAR", "imread", "safe_globals", "single_query", "_ms", "_s", "epsilon_add", "epsilon_rsqrt"}
+"""Names of other projects, endings of names, and two keys that are put together from their mode."""
 NAMES = r"((?:`\w+`(?:, | and | or )?)+)"
 PLACED = re.compile(NAMES + r" in `([\w/]+\.py)`|" + NAMES + r" \(`([\w/]+\.py)`")
 """Names, and the file that a page says they stand in."""
@@ -32,6 +35,13 @@ def cells(line: str) -> list[str]:
 def resolved(name: str) -> Path | None:
     """Return the file or folder that a page names, from the package on or from the repository on; None if none is."""
     return next((top / name for top in (PACKAGE, ROOT, ROOT / "docs") if (top / name).exists()), None)
+
+
+@cache
+def words() -> set[str]:
+    """Return every word of the code, its tests, its tools and what builds it."""
+    files = (*SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml")
+    return {word for path in files for word in re.findall(r"\w+", path.read_text())}
 
 
 @cache
@@ -79,10 +89,17 @@ def test_the_modules_and_members_that_a_page_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_constants_and_classes_that_a_page_names_exist(page: Path) -> None:
-    code = "\n".join(path.read_text() for path in (*SOURCES, ROOT / "Makefile"))
-    names = set(re.findall(r"`(_?[A-Z][A-Z\d]*(?:_[A-Z\d]+)+|[A-Z][a-z\d]+(?:[A-Z][A-Za-z\d]*)+)`", text(page)))
-    assert [name for name in names - OTHERS if not re.search(rf"\b{name}\b", code)] == []
+def test_the_names_that_a_page_quotes_exist(page: Path) -> None:
+    names = set(re.findall(r"`([A-Za-z_]\w+)(?:\(\))?`", text(page))) - OTHERS
+    assert names - words() == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_options_that_a_page_names_are_of_a_verb(page: Path) -> None:
+    verbs = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    known = {name for verb in verbs for option in verb.params for name in (*option.opts, *option.secondary_opts)}
+    others = {"--help", "--strict", "--timingCacheFile"}  # click's, mypy's, and trtexec's own
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text(page))) - known - others == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -92,8 +109,27 @@ def test_what_a_page_places_in_a_file_stands_there(page: Path) -> None:
 
 
 def test_a_name_that_is_gone_is_noticed() -> None:
-    for name in ("models.checkpoints.load_checkpoint", "cli.main", "Candidate.pinned", "torch.load", "models.backbones"):
+    for name in (
+        "models.checkpoints.load_checkpoint",
+        "cli.main",
+        "Candidate.pinned",
+        "torch.load",
+        "models.backbones",
+    ):
         assert is_there(name), name
     for name in ("models.checkpoints.zzz", "models.zzz", "cli.zzz", "Runner.zzz", "netvlad_deploy.zzz"):
         assert not is_there(name), name
     assert sum(1 for page in PAGES for _ in placed(page)) > 50
+
+
+def test_the_page_on_verbs_has_every_verb() -> None:
+    page = (ROOT / "docs" / "verbs.md").read_text().partition("| verb |")[2].partition("\n\n")[0]
+    assert {cells(line)[0].strip("`") for line in page.splitlines()[2:]} == {verb.__name__ for verb in VERBS}
+
+
+def test_the_targets_of_make_and_the_tools_are_on_the_page_for_contributors() -> None:
+    page, makefile = ((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "Makefile"))
+    targets = set(re.findall(r"^([a-z][\w.-]*):", makefile, re.MULTILINE))
+    assert targets - {"clean"} == set(re.findall(r"^\| `make ([\w.-]+)` \|", page, re.MULTILINE))
+    tools = {path.name for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text()}
+    assert tools - {"__init__.py"} <= set(re.findall(r"`tools/(\w+\.py)`", page))
