@@ -79,6 +79,17 @@ def test_the_third_party_packages() -> None:
     assert packages() == {row[0]: row[1] for row in table("package")}
 
 
+@pytest.mark.parametrize("row", table("verb"), ids=lambda row: row[0])
+def test_the_way_of_a_verb_follows_the_imports(row: list[str]) -> None:
+    first, *files = [ROOT / name for name in re.findall(r"`([\w/.]+)`", row[1])]
+    reached = {first}
+    for path in files:
+        module = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        importers = [each for each in reached if any(f"{name}.".startswith(f"{module}.") for name in imports(each))]
+        assert importers, f"nothing before {path.name} imports it"
+        reached.add(path)
+
+
 def test_the_table_of_changes_has_what_a_newcomer_asks_for() -> None:
     rows = {row[0] for row in table("to change")}
     assert [change for change in CHANGES if change not in rows] == []
