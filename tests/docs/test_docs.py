@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from netvlad_deploy.cli import VERBS, app
+from netvlad_deploy.support.require import optional_packages
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "netvlad_deploy"
@@ -122,9 +123,15 @@ def test_a_name_that_is_gone_is_noticed() -> None:
     assert sum(1 for page in PAGES for _ in placed(page)) > 50
 
 
-def test_the_page_on_verbs_has_every_verb() -> None:
-    page = (ROOT / "docs" / "verbs.md").read_text().partition("| verb |")[2].partition("\n\n")[0]
-    assert {cells(line)[0].strip("`") for line in page.splitlines()[2:]} == {verb.__name__ for verb in VERBS}
+def test_the_page_on_verbs_has_every_verb_and_every_extra() -> None:
+    page = (ROOT / "docs" / "verbs.md").read_text()
+    verbs, extras = (
+        {name for line in page.partition(f"| {header} |")[2].partition("\n\n")[0].splitlines()[2:]
+         for name in re.findall(r"`([\w]+)`", cells(line)[0])}
+        for header in ("verb", "extra")
+    )  # fmt: skip
+    assert verbs == {verb.__name__ for verb in VERBS}
+    assert extras == set(optional_packages())
 
 
 def test_the_targets_of_make_and_the_tools_are_on_the_page_for_contributors() -> None:

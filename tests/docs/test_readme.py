@@ -222,6 +222,14 @@ def test_the_python_example(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
+    """A link is to a file, or to one of the headings of a page, as GitHub names them."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            names = {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings(target)}
+            assert not heading or heading in names, f"{page.name}: {link}#{heading}"
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) if page.suffix == ".md" else []
