@@ -17,7 +17,7 @@ PACKAGE = ROOT / "netvlad_deploy"
 PAGES = sorted((ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")))
 SOURCES = [path for top in ("netvlad_deploy", "tests", "examples", "tools") for path in (ROOT / top).rglob("*.py")]
 FILES = (".py", ".md", ".json", ".onnx", ".npz", ".npy", ".engine", ".xml", ".svg", ".png", ".safetensors")
-OTHERS = {"INTER_LINEAR", "imread", "safe_globals", "single_query", "_ms", "_s", "epsilon_add", "epsilon_rsqrt"}
+OTHERS = {"INTER_LINEAR", "imread", "single_query", "_ms", "_s", "epsilon_add", "epsilon_rsqrt"}
 """Names of other projects, endings of names, and two keys that are put together from their mode."""
 NAMES = r"((?:`\w+`(?:, | and | or )?)+)"
 PLACED = re.compile(NAMES + r" in `([\w/]+\.py)`|" + NAMES + r" \(`([\w/]+\.py)`")
@@ -46,17 +46,23 @@ def words() -> set[str]:
 
 
 @cache
-def classes() -> dict[str, str]:
-    """Return the text of every class of the package, by its name."""
+def classes() -> dict[str, ast.ClassDef]:
+    """Return every class of the package, by its name."""
     trees = (ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py"))
-    return {node.name: ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    return {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def class_text(name: str) -> str:
+    """Return the text of a class and of the classes of the package that it inherits from."""
+    node = classes().get(name)
+    return "" if node is None else "".join((ast.unparse(node), *(class_text(ast.unparse(base)) for base in node.bases)))
 
 
 def is_there(dotted: str) -> bool:
     """Whether `room.module.name`, `module.name` or `Class.member` is; True for what is no name of this package's."""
     first, *rest = dotted.removeprefix("netvlad_deploy.").split(".")
     if first in classes():
-        return re.search(rf"\b{rest[0]}\b", classes()[first]) is not None
+        return re.search(rf"\b{rest[0]}\b", class_text(first)) is not None
     place = PACKAGE / first
     if not place.is_dir() and not place.with_suffix(".py").is_file():
         return not dotted.startswith("netvlad_deploy.")
@@ -89,8 +95,9 @@ def test_the_modules_and_members_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in names if not is_there(name)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "adr"], ids=lambda page: page.name)
 def test_the_names_that_a_page_quotes_exist(page: Path) -> None:
+    """Decisions are left out: they quote what was not taken, too."""
     names = set(re.findall(r"`([A-Za-z_]\w+)(?:\(\))?`", text(page))) - OTHERS
     assert names - words() == set()
 
@@ -113,7 +120,7 @@ def test_a_name_that_is_gone_is_noticed() -> None:
     for name in (
         "models.checkpoints.load_checkpoint",
         "cli.main",
-        "Candidate.pinned",
+        "OracleRunner.tapped",
         "torch.load",
         "models.backbones",
     ):
