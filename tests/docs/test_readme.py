@@ -126,6 +126,10 @@ def test_every_page_with_commands_is_read() -> None:
     assert set(KINDS) <= set(sections())
 
 
+def test_the_readme_stays_an_introduction() -> None:
+    assert README.count("\n") <= 160
+
+
 def test_numbers_alone_are_left_out_of_what_is_printed() -> None:
     assert normalised("PASS  1.3e-15  -  0.025") == normalised("PASS  8.0e-16  -  12")
     assert normalised("PASS  1.3e-15") != normalised("FAIL  1.3e-15")
