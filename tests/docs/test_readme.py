@@ -1,4 +1,4 @@
-"""Every command in the README and on the page on machines is run here, and every file they link to exists."""
+"""Every command in the README and on the pages of docs is run here, and prints what the README says."""
 
 import json
 import os
@@ -20,15 +20,16 @@ pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-MACHINES = (ROOT / "docs" / "machines.md").read_text()
-HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README + MACHINES, re.DOTALL)
+PAGES = (README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("verbs", "machines", "dialects")))
+"""Pages with commands, in the order in which somebody goes through them: each goes on with the files of the last."""
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", "".join(PAGES), re.DOTALL)
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 IN_FOLDER = [line for line in COMMANDS if line.startswith("netvlad-deploy ")]
 IN_CHECKOUT = [line for line in COMMANDS if not line.startswith("netvlad-deploy ")]
 KINDS = {
-    "netvlad-deploy": {"model_best.onnx": "images"},
-    "A backbone and its head": {"place.onnx": "images", "place.engine": "images"},
+    "From your checkpoint to a proven graph": {"model_best.onnx": "images"},
+    "A robot with a Jetson": {"place.onnx": "images"},
+    "A backbone and its head": {"place.engine": "images"},
     "A head alone": {
         "its_head.onnx": "features",
         "head.onnx": "features",
@@ -36,12 +37,22 @@ KINDS = {
         "rtx.engine": "features",
     },
     "No checkpoint yet": {"vocabulary.onnx": "images", "netvlad.onnx": "features"},
+    "A backbone of your own": {"own.onnx": "images"},
 }
-"""What the artifacts of each section of the README take, by the file that they are made of."""
+"""What the artifacts of each section take, by the file that they are made of."""
+TIMM = """
+import torch
+
+def create_model(name, pretrained):
+    network = torch.nn.Conv2d(3, 16, 16, stride=16)
+    network.forward_features = network.forward
+    return network
+"""
+"""In place of timm, which is no dependency: a network with the one method that the example calls."""
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of the README in this test's environment; its comment may name further exit codes."""
+    """Run a line of a page in this test's environment; its comment may name further exit codes."""
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     arguments = ["bash", "-c", command]
@@ -55,11 +66,29 @@ def allowed_codes(command: str) -> set[int]:
 
 
 def sections() -> dict[str, list[str]]:
-    """Return the user's commands of each section of the README, then those of the page on machines."""
-    parts = HEADING.split(re.sub(r"```python.*?```", "", README, flags=re.DOTALL))
-    named = dict(zip(parts[1::2], parts[2::2], strict=True)) | {"Machines": MACHINES}
-    commands = {name: re.findall(r"^netvlad-deploy .*$", text, re.MULTILINE) for name, text in named.items()}
-    return {name: lines for name, lines in commands.items() if lines}
+    """Return the user's commands of each section that has any, page by page, by its heading."""
+    found: dict[str, list[str]] = {}
+    for page in PAGES:
+        heading = language = ""
+        for line in page.splitlines():
+            if line.startswith("```"):
+                language = "" if language else line[3:]
+            elif not language and line.startswith("#"):
+                heading = line.strip("# ")
+            elif language == "sh" and line.startswith("netvlad-deploy "):
+                found.setdefault(heading, []).append(line)
+    return found
+
+
+def normalised(printed: str) -> list[str]:
+    """Return what was printed line by line, without numbers, hashes, CUDA's reason and the widths of columns."""
+    number = r"\b[\da-f]{16}\b|-?\d[\d.]*(e[+-]\d+)?|cudaError\w+"
+    return [" ".join(re.sub(number, "0", line).split()) for line in printed.strip().splitlines()]
+
+
+def outputs() -> list[str]:
+    """Return the blocks of the README that say what commands print."""
+    return re.findall(r"```text\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
@@ -67,22 +96,44 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", features(2, 30, 64))
     np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
     write_backbone(tmp_path / "model_best.pth.tar")
+    (example,) = (text for language, text in BLOCKS if language == "python" and "# my_backbones.py" in text)
+    (tmp_path / "my_backbones.py").write_text(example)
+    (tmp_path / "timm.py").write_text(TIMM)
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 34
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 39
+    printed = []
     for section, commands in sections().items():
         for command in commands:
             outcome = run(command, tmp_path)
+            printed.append(outcome.stdout)
             codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
             assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
         for name, takes in KINDS.get(section, {}).items():
             sidecar = json.loads((tmp_path / f"{name}.json").read_text())
             assert sidecar["inputs"][0] == takes, f"{section}: {name}"
+    assert normalised("".join(printed[:2])) == normalised(outputs()[0])
     assert np.load(tmp_path / "y.npy").shape == (2, 16 * 64)
     with np.load(tmp_path / "photos.npz") as embedded:
         assert embedded["descriptors"].shape == (6, 8 * 256)
     assert (tmp_path / "evaluation" / "matches.png").exists()
     assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/1"
+
+
+def test_every_page_with_commands_is_read() -> None:
+    pages = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"))
+    assert {page.read_text() for page in pages if "```sh" in page.read_text()} == set(PAGES)
+    assert set(KINDS) <= set(sections())
+
+
+def test_the_readme_stays_an_introduction() -> None:
+    assert README.count("\n") <= 160
+
+
+def test_numbers_alone_are_left_out_of_what_is_printed() -> None:
+    assert normalised("PASS  1.3e-15  -  0.025") == normalised("PASS  8.0e-16  -  12")
+    assert normalised("PASS  1.3e-15") != normalised("FAIL  1.3e-15")
+    assert normalised("a 1\nb") != normalised("a 1")
 
 
 def test_two_commands_from_a_trained_checkpoint_to_a_validated_artifact() -> None:
@@ -117,12 +168,9 @@ def test_the_commands_in_a_checkout() -> None:
         ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
     ]
     assert "make test" in (ROOT / ".ci" / "run").read_text(), "the one command a test cannot run: it runs the tests"
-    assert (
-        "netvlad_deploy-"
-        + re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
-        + "-py3"
-        in README
-    ), "make wheel, of tests/docs/test_wheel.py, names the file so"
+    assert "netvlad_deploy-" + re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[
+        0
+    ] + "-py3" in "".join(COMMANDS), "make wheel, of tests/docs/test_wheel.py, names the file so"
 
 
 def test_make_demo(tmp_path: Path) -> None:
@@ -131,6 +179,9 @@ def test_make_demo(tmp_path: Path) -> None:
     outcome = run(f"NETVLAD_DATA=none make demo {environment}", ROOT)
     assert outcome.returncode == 0, outcome.stderr
     assert "PASS     parity of the ONNX file" in outcome.stdout
+    printed = outcome.stdout[outcome.stdout.index("verdict ") :].replace(f"{tmp_path}{os.sep}", "")
+    if "no usable NVIDIA GPU" in printed:
+        assert normalised(printed) == normalised(outputs()[1])
     page = (tmp_path / "demo" / "report.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
     assert pictures == ["photos/matches.png"]
@@ -167,7 +218,7 @@ def test_an_environment_that_sees_the_systems_packages(tmp_path: Path) -> None:
 
 
 def test_the_python_example(tmp_path: Path) -> None:
-    (example,) = (text for language, text in BLOCKS if language == "python")
+    (example,) = (text for language, text in BLOCKS if language == "python" and "open_runner(" in text)
     (tmp_path / "example.py").write_text(example)
     outcome = run("python example.py", tmp_path)
     assert outcome.returncode == 0, outcome.stderr
@@ -175,6 +226,14 @@ def test_the_python_example(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
+    """A link is to a file, or to one of the headings of a page, as GitHub names them."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            names = {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings(target)}
+            assert not heading or heading in names, f"{page.name}: {link}#{heading}"
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) if page.suffix == ".md" else []
