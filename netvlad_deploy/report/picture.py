@@ -9,7 +9,7 @@ from netvlad_deploy.parity.precisions import CasePrecision
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.require import require
 
-LEAST_DRAWN, NOT_FINITE = 1e-16, 100.0
+LEAST_DRAWN, NOT_FINITE_AT = 1e-16, 100.0
 """Places on the axis: of all distances up to the first, zero included, and of a result that is not finite."""
 
 COLOURS: Mapping[str, str] = {
@@ -63,10 +63,10 @@ def _own_settings() -> Iterator[None]:
 
 def _draw_scale(axes: Any, cases: Sequence[str]) -> None:
     axes.set_xscale("log")
-    axes.set_xlim(LEAST_DRAWN / 3, NOT_FINITE * 5)
-    axes.set_xticks([*(10.0**power for power in range(-16, 1, 2)), NOT_FINITE])
+    axes.set_xlim(LEAST_DRAWN / 3, NOT_FINITE_AT * 5)
+    axes.set_xticks([*(10.0**power for power in range(-16, 1, 2)), NOT_FINITE_AT])
     axes.set_xticklabels([*(f"1e{power}" for power in range(-16, 1, 2)), "NaN"])
-    axes.axvspan(NOT_FINITE / 4, NOT_FINITE * 5, color="#ee6677", alpha=0.12, lw=0)
+    axes.axvspan(NOT_FINITE_AT / 4, NOT_FINITE_AT * 5, color="#ee6677", alpha=0.12, lw=0)
     axes.set_yticks(range(len(cases)), cases)
     axes.invert_yaxis()
     axes.grid(axis="both", color="#dddddd", lw=0.6)
@@ -76,7 +76,7 @@ def _draw_scale(axes: Any, cases: Sequence[str]) -> None:
 
 def _draw_marks(axes: Any, figures: Sequence[CasePrecision], cases: Sequence[str], precision: str) -> None:
     marks = [
-        (NOT_FINITE if each.non_finite else max(LEAST_DRAWN, each.distance or 0), cases.index(each.case))
+        (NOT_FINITE_AT if each.non_finite else max(LEAST_DRAWN, each.distance or 0), cases.index(each.case))
         for each in figures
         if each.non_finite or each.distance is not None
     ]

@@ -16,7 +16,7 @@ from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 LOG = logging.getLogger(__name__)
 
 FEATURE_SUFFIXES = (".npy", ".npz")
-NOT_FINITE = "{runner} gave a descriptor that is not finite for {name}: scale its features down"
+DESCRIPTOR_NOT_FINITE = "{runner} gave a descriptor that is not finite for {name}: scale its features down"
 
 
 def load_features(path: Path) -> Array | Arrays:
@@ -128,4 +128,4 @@ def _run(runner: Runner, features: Array, mask: Array, names: Sequence[str]) -> 
     feeds = {FEATURES: features.astype(runner.dtype, copy=False)}
     if MASK in runner.inputs or (MASK in runner.optional_inputs and not mask.all()):
         feeds[MASK] = mask
-    return run_batch(runner, feeds, names, NOT_FINITE)
+    return run_batch(runner, feeds, names, DESCRIPTOR_NOT_FINITE)

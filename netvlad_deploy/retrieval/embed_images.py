@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 BATCH: Final = 8
 OUTSIDE: Final = "of a size outside every profile"
 PROGRESS_S: Final = 10.0
-NOT_FINITE: Final = "descriptors of {runner} are not finite for {name}"
+DESCRIPTORS_NOT_FINITE: Final = "descriptors of {runner} are not finite for {name}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def embed_images(
         fitting = ((file, _fitting(runner, file, image)) for file, image in loaded)
         for group in batches(usable(fitting, lost), lambda shape: largest_batch(runner, batch, shape[:2])):
             pixels = np.stack([image for _, image in group])  # (B,H,W,3)
-            values = run_batch(runner, {IMAGES: pixels}, [file.name for file, _ in group], NOT_FINITE)
+            values = run_batch(runner, {IMAGES: pixels}, [file.name for file, _ in group], DESCRIPTORS_NOT_FINITE)
             if not names:
                 descriptors = np.empty((len(files), values.shape[1]), dtype=np.float32)
             descriptors[len(names) : len(names) + len(group)] = values
