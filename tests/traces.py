@@ -78,7 +78,7 @@ class Watch:
         self.patched()
 
     def patched(self) -> bool:
-        """Return whether a watched module has other functions than at first."""
+        """Return True if a watched module has other functions than at first."""
         for name, module in list(sys.modules.items()):
             if name.startswith(WATCHED):
                 now = functions(module)
