@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,33 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if IN_CI and whole and (passed < LEAST_TESTS_IN_CI or unexpected):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nCI: {passed} tests passed, expected at least {LEAST_TESTS_IN_CI}; skipped: {unexpected or 'none'}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let torch trace a module once in the run, in a folder of all its workers; not where no test uses torch."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    from tests.traces import torchlib_once, traced_once
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traces"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        torchlib_once(patch)
+        patch.setattr(torch.onnx, "export", traced_once(torch.onnx.export, folder))
+        yield
+
+
+@pytest.fixture
+def traced_anew(traces: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch trace each module of this test, whatever it has traced before."""
+    import torch
+
+    monkeypatch.setattr(torch.onnx, "export", getattr(torch.onnx.export, "__wrapped__", torch.onnx.export))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,20 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+HANG_S = 120.0
+"""Seconds after which a test gives up: far more than any machine takes, so that they decide nothing but a hang."""
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds, which it must on any machine; fail if that hangs."""
+    end = time.monotonic() + HANG_S
+    while not holds():
+        assert time.monotonic() < end, "it hangs"
+        time.sleep(0.005)
 
 
 def alive(name: str, value: str) -> list[int]:

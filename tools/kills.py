@@ -173,7 +173,7 @@ def kill(name: str, count: int, number: signal.Signals = signal.SIGKILL, seed: i
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), name, VERBS[name])
-        for _ in range(3 * count):
+        for _ in range(20 * count):
             if bench.tally.killed == count or bench.tally.faults:
                 break
             bench.kill(moments.uniform(0.02, 1.0) * bench.tally.duration_s, number)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -59,22 +58,13 @@ def test_nothing_heavy_is_imported_at_the_start(statement: str) -> None:
     assert not set(loaded) & set(HEAVY)
 
 
-def test_help_imports_nothing_heavy_and_is_quick() -> None:
+def test_help_imports_nothing_heavy() -> None:
+    """How long it takes is a bar of `make bars`."""
     code = "import sys; sys.argv = ['netvlad-deploy', '--help']\nfrom netvlad_deploy.cli import main\ntry: main()\n"
     code += "finally: print(*sorted(sys.modules))"
     loaded = python("-c", code).stdout.split()
     assert "typer" in loaded
     assert not set(loaded) & set(HEAVY)
-
-    def best(*arguments: str) -> float:
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            python(*arguments)
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    assert best("-m", "netvlad_deploy", "--help") <= max(0.15, 1.3 * best("-c", "import typer, numpy"))
 
 
 @pytest.mark.rtx

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from netvlad_deploy import cli
 from netvlad_deploy.artifact import OnnxArtifact
 from tests.command import Command, error_of
-from tests.processes import alive
+from tests.processes import HANG_S, alive, until
 
 ROOT = Path(__file__).parents[2]
 ENDS = [
@@ -93,13 +92,15 @@ def test_nohup_is_respected(command: Command, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ctrl_c_during_the_first_imports_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(600)\n"
+    )
     outcome = subprocess.run(
         [sys.executable, "-m", "netvlad_deploy", "doctor"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert (outcome.returncode, outcome.stdout, outcome.stderr) == (130, "", "error: interrupted\n")
@@ -124,7 +125,7 @@ def test_a_signal_ends_bench_and_its_workers(
         assert process.poll() is None
     assert len(alive("NETVLAD_TEST", str(tmp_path))) == 2
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, out) == (code, "")
     assert error_of(err) == line
     assert alive("NETVLAD_TEST", str(tmp_path)) == []
@@ -146,9 +147,7 @@ def test_a_killed_bench_leaves_neither_workers_nor_files(tmp_path: Path, exporte
         assert process.poll() is None
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 1
-    while alive("NETVLAD_TEST", str(tmp_path)):
-        assert time.monotonic() < deadline
+    until(lambda: not alive("NETVLAD_TEST", str(tmp_path)))
     process.stderr.close()
     assert {path.name for path in tmp_path.iterdir()} <= {SESSION}
 
@@ -169,7 +168,7 @@ def test_names_of_any_alphabet_in_any_locale(tmp_path: Path, exported: OnnxArtif
     def run(*words: str) -> "subprocess.CompletedProcess[bytes]":
         line = [sys.executable, "-m", "netvlad_deploy", *words]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
+        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, timeout=HANG_S, check=False)
 
     validated = run("validate", "папка/m.onnx", "--junit", "папка/отчёт.xml")
     assert validated.returncode == 0, validated.stderr

@@ -83,6 +83,7 @@ def test_the_sidecar_says_how_an_image_is_prepared(tmp_path: Path) -> None:
     assert str(loaded.usual_profile) == "batch 1:1:8, height 40:40:40, width 56:56:56"
 
 
+@pytest.mark.usefixtures("traced_anew")
 def test_the_same_pipeline_gives_the_same_bytes(tmp_path: Path, tiny: OnnxArtifact) -> None:
     again = export_onnx(tiny_pipeline(), tmp_path / "tiny.onnx")
     assert (again.sha256, again.reference) == (tiny.sha256, tiny.reference)

@@ -17,6 +17,7 @@ from netvlad_deploy.spec.images import IMAGES, ImageInput, ImageProfile, Resize
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays
 from tests.colour_graphs import band_pipeline, bands
+from tests.processes import HANG_S
 
 
 class Averages(Runner):
@@ -134,7 +135,7 @@ def test_decoding_overlaps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return np.zeros((4, 4, 3), np.uint8)
 
     def run(self: Runner, feeds: Feeds) -> Arrays:
-        assert decoded.wait(10)
+        assert decoded.wait(HANG_S)
         return {DESCRIPTOR: np.ones((len(feeds[IMAGES]), 3), np.float32)}
 
     monkeypatch.setattr(images, "_load", load_one)

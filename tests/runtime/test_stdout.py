@@ -13,6 +13,7 @@ from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.tensorrt.api import stdout_to_stderr
 from netvlad_deploy.workflow.validate import validate
+from tests.processes import HANG_S
 
 THREADS = 8
 
@@ -31,11 +32,11 @@ def test_threads_that_overlap_leave_standard_output_where_it_was(capfd: pytest.C
     left[0].set()
 
     def work(number: int) -> None:
-        assert entered[number].wait(10)
+        assert entered[number].wait(HANG_S)
         with stdout_to_stderr():
             entered[number + 1].set()
-            assert entered[THREADS].wait(10)
-            assert left[number].wait(10)
+            assert entered[THREADS].wait(HANG_S)
+            assert left[number].wait(HANG_S)
             inside.append(where())
             os.write(1, b"inside\n")
         left[number + 1].set()
@@ -54,7 +55,7 @@ def test_threads_at_random_leave_standard_output_where_it_was(capfd: pytest.Capt
     before, start = where(), threading.Barrier(THREADS)
 
     def work(_: int) -> None:
-        start.wait(10)
+        start.wait(HANG_S)
         for _ in range(200):
             with stdout_to_stderr():
                 os.write(1, b".")

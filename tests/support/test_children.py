@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from netvlad_deploy.errors import ParityError, UsageError
 from netvlad_deploy.support.children import Channel, Child, ending
-from tests.processes import alive
+from tests.processes import alive, until
 
 JOB = """
 import logging, os, sys, time
@@ -112,15 +111,11 @@ def test_a_child_ends_with_its_parent_at_work_and_before(tmp_path: Path, started
     if started:
         assert process.stdout.readline() == b"busy\n"
     else:
-        deadline = time.monotonic() + 20
-        while len(alive("NETVLAD_TEST", marker)) < 2:  # it is there, and has not yet begun
-            assert time.monotonic() < deadline
+        until(lambda: len(alive("NETVLAD_TEST", marker)) == 2)  # it is there, and has not yet begun
     process.kill()
     process.wait()
     process.stdout.close()
-    deadline = time.monotonic() + 1
-    while alive("NETVLAD_TEST", marker):
-        assert time.monotonic() < deadline
+    until(lambda: not alive("NETVLAD_TEST", marker))
 
 
 def test_half_a_message_is_the_end() -> None:

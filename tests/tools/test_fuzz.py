@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.errors import InputError
+from tests.processes import HANG_S
 from tools.fuzz import harness
 from tools.fuzz.harness import fuzz
 from tools.fuzz.parsers import PARSERS, Parser
@@ -13,7 +14,8 @@ pytestmark = pytest.mark.export
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_damaged_files_end_with_errors_of_our_own(tmp_path: Path, name: str) -> None:
+def test_damaged_files_end_with_errors_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(harness, "LONGEST_S", HANG_S)
     for package, users in {"scipy": ("mat",), "PIL": ("image",)}.items():
         if name in users:
             pytest.importorskip(package)

@@ -4,9 +4,17 @@ import signal
 
 import pytest
 
+from tests.processes import HANG_S
+from tools import kills
 from tools.kills import kill
 
 pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes take as long as they need on a busy machine; `python -m tools.kills` gives them a second."""
+    monkeypatch.setattr(kills, "GONE_S", HANG_S)
 
 
 @pytest.mark.parametrize("verb", ["build", "embed"])

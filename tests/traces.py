@@ -1,0 +1,113 @@
+"""Trace a module with `torch.onnx.export` once in a test run, whichever test and worker asks first.
+
+Almost all time of an export is torch's, and many tests export the same module. So what torch returned is kept in a
+folder that all workers of a run share, under a hash of everything torch was given: the classes of the module, every
+byte of its weights, the examples and the options. All that the package does before and after runs in each test.
+
+Nothing is kept, and nothing taken, while a test has patched the package or torch's functions: another forward pass
+would stand behind the same name. A module that holds a closure (a hook, a local class) is never kept either.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import pytest
+import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from netvlad_deploy.export import onnx_model  # noqa: F401 - its modules must be there before a test patches one
+from netvlad_deploy.models import assembly  # noqa: F401 - the same
+
+WATCHED = ("netvlad_deploy", "tests.", "torch.nn")
+"""What the names of the modules begin with whose functions a test may replace."""
+
+
+class Hasher(pickle.Pickler):
+    """A pickler that writes the hash of a tensor's bytes in its place; torch would write an address with them."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
+            digest = hashlib.sha256(flat.numpy().data).hexdigest()
+            return str, (f"{type(value)} {value.dtype} {tuple(value.shape)} {value.requires_grad} {digest}",)
+        if isinstance(value, types.MethodType):
+            raise pickle.PicklingError("a method says no more than the name of its function")
+        if type(value).__module__ == "torch.export.dynamic_shapes":
+            return str, (f"{type(value)} {sorted(vars(value).items())}",)
+        return NotImplemented
+
+
+def digest(*given: Any) -> str | None:
+    """Return a hash of all that was given, None if it holds what has no name, as a closure."""
+    stream = io.BytesIO()
+    try:
+        Hasher(stream, protocol=4).dump(given)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return hashlib.sha256(stream.getvalue()).hexdigest()
+
+
+def functions(module: types.ModuleType) -> dict[str, int]:
+    """Return the identity of all that has a name in a module, and of the members of its classes.
+
+    `__slotnames__` is what copying or pickling an instance leaves in its class.
+    """
+    found = {name: id(value) for name, value in vars(module).items()}
+    for name, value in vars(module).items():
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            members = vars(value).items()
+            found |= {f"{name}.{member}": id(each) for member, each in members if member != "__slotnames__"}
+    return found
+
+
+class Watch:
+    """What the watched modules had when they were first seen."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, dict[str, int]] = {}
+        self.patched()
+
+    def patched(self) -> bool:
+        """Return True if a watched module has other functions than at first."""
+        for name, module in list(sys.modules.items()):
+            if name.startswith(WATCHED):
+                now = functions(module)
+                if not self.first.setdefault(name, now).items() <= now.items():  # an import adds names
+                    return True
+        return False
+
+
+def torchlib_once(patch: pytest.MonkeyPatch) -> None:
+    """Let torch make its table of operators once in a process, not anew in each export, which only reads it."""
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+
+
+def traced_once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """Return `torch.onnx.export`, but what it has returned before in this run is read from the folder."""
+    watch = Watch()
+
+    @functools.wraps(export)
+    def traced(module: torch.nn.Module, examples: tuple[torch.Tensor, ...], **options: Any) -> Any:
+        key = None if watch.patched() else digest(module, examples, options, torch.get_default_dtype())
+        if key is None:
+            return export(module, examples, **options)
+        kept = folder / key
+        if kept.exists():
+            return torch.onnx.ONNXProgram(onnx_ir.from_proto(onnx.ModelProto.FromString(kept.read_bytes())), None)
+        program = export(module, examples, **options)
+        own = folder / f"{key}.{os.getpid()}"
+        own.write_bytes(onnx_ir.to_proto(program.model).SerializeToString())
+        own.rename(kept)  # whole, or not there: another worker may look at any time
+        return program
+
+    return traced
