@@ -58,7 +58,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 def copy_of(artifact: OnnxArtifact, folder: Path) -> Path:
     """Return the file of a copy of an artifact in a folder."""
-    for path in artifact.path.parent.iterdir():
+    for path in filter(Path.is_file, artifact.path.parent.iterdir()):  # a provider's cache may stand there, too
         (folder / path.name).write_bytes(path.read_bytes())
     return folder / artifact.path.name
 

@@ -54,7 +54,8 @@ def create_model(name, pretrained):
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of a page in this test's environment; its comment may name further exit codes."""
     binaries = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS")}
+    environment = {**outside, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}  # a make in a make says more
     arguments = ["bash", "-c", command]
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
