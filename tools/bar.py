@@ -22,16 +22,15 @@ YARDSTICK = """
 import onnxscript, sympy, torch, torch.export
 left, right = torch.ones(512, 4608, dtype=torch.float64), torch.ones(4608, 1200, dtype=torch.float64)
 for _ in range(30): left @ right
-for _ in range(4): bytes(2**28)
 """
 YARDSTICK_S = 4.5
-"""Seconds of the yardstick on the machine that the bars of seconds belong to, which exports VGG16 in 18 s."""
+"""Usual seconds of the yardstick on two idle cores, where VGG16 with a whitening exports in 18 to 19 s."""
 
 
 def slowness() -> float:
-    """Return how much longer fixed work of the same kind takes now than when the bars of seconds were set, at least 1.
+    """Return how much longer fixed work takes now than the usual YARDSTICK_S seconds, at least 1.
 
-    The work is what an export does: imports, float64 products on all cores, fresh memory. A shared machine is up to a
+    The work is most of what an export does: imports, and float64 products on all cores. A shared machine is up to a
     third slower in some minutes than in others: the same export took from 18.0 to 23.7 s within one hour.
     """
     started = time.perf_counter()
