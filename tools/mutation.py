@@ -5,7 +5,8 @@ one at a time, and a test must fail.
 
 A call that no test misses is one that nobody would miss: on a GPU it could be wrong, or gone, and all tests here would
 still pass. A call that stands alone is removed; one whose value is used becomes None, or True where False means a
-failure. Each mutant runs in a process of its own, forked after the imports that it shares with the others.
+failure. Each mutant runs in a process of its own, forked after the imports that it shares with the others. The tests
+that run its line go first: one of them is the likeliest to fail, and the first failure ends the process.
 """
 
 import ast
@@ -22,6 +23,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+import coverage
 import numpy as np  # noqa: F401 - imported before the fork, once for all mutants
 import pytest
 from cuda.bindings import runtime  # noqa: F401 - the same
@@ -79,8 +81,19 @@ class Planted(MetaPathFinder):
         exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
 
 
-def start(name: str, path: Path, tree: ast.Module, tests: Sequence[str]) -> int:
-    """Run the tests on a mutant in a forked process; return its number."""
+class First:
+    """A plugin of pytest that lets the tests with these names go first."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Sort the tests; all others keep their order."""
+        items.sort(key=lambda item: getattr(item, "originalname", item.name) not in self.names)
+
+
+def start(name: str, path: Path, tree: ast.Module, tests: Sequence[str], first: Sequence[str]) -> int:
+    """Run the tests on a mutant in a forked process, those named first before the others; return its number."""
     process = os.fork()
     if process:
         return process
@@ -90,7 +103,7 @@ def start(name: str, path: Path, tree: ast.Module, tests: Sequence[str]) -> int:
     sys.meta_path.insert(0, Planted(name, path, tree))
     code = 70
     try:
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", DESELECTED, *tests])
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", DESELECTED, *tests], [First(first)])
     finally:
         os._exit(int(code))
 
@@ -110,42 +123,62 @@ def finish(running: dict[int, tuple[str, float]]) -> tuple[str, bool]:
         time.sleep(0.01)
 
 
-def cover() -> bool:
-    """Print the lines of the GPU modules that no test runs; return whether there is none."""
+Reached = dict[str, dict[int, list[str]]]
+"""By file and line, the names of the tests that run it."""
+
+COVERAGE = f"""
+[run]
+source = {",".join(GPU_MODULES)}
+dynamic_context = test_function
+"""
+
+
+def cover() -> Reached | None:
+    """Print the lines of the GPU modules that no test runs; return the tests of each line, None if a line has none."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "COVERAGE_FILE": str(Path(folder) / "coverage")}
+        data, options = Path(folder) / "coverage", Path(folder) / "coveragerc"
+        options.write_text(COVERAGE)
+        environment = {**os.environ, "COVERAGE_FILE": str(data), "COVERAGE_RCFILE": str(options)}
         tests = ["-m", "pytest", "-q", "-k", DESELECTED, *BUILD_TESTS, *RUN_TESTS]
-        for words in (
-            ["run", f"--source={','.join(GPU_MODULES)}", *tests],
-            ["report", "--show-missing", "--fail-under=100"],
-        ):
+        for words in (["run", *tests], ["report", "--show-missing", "--fail-under=100"]):
             line = [sys.executable, "-m", "coverage", *words]
             if subprocess.run(line, cwd=ROOT, env=environment, check=False).returncode:
-                return False
-    return True
+                return None
+        found = coverage.CoverageData(str(data))
+        found.read()
+        return {
+            file: {
+                line: [context.rpartition(".")[2] for context in contexts]
+                for line, contexts in found.contexts_by_lineno(file).items()
+            }
+            for file in found.measured_files()
+        }
 
 
-def main() -> None:
-    """Print the coverage, every mutant that survives, and how many did not."""
-    covered = cover()
+def run_all(reached: Reached) -> Iterator[tuple[str, bool]]:
+    """Yield the text of each mutant, and whether a test failed on it."""
     running: dict[int, tuple[str, float]] = {}
-    outcomes = []
     for module, tests in GPU_MODULES.items():
         path = ROOT / f"{module.replace('.', '/')}.py"
         for line, text, tree in mutants(ast.parse(path.read_text())):
             if len(running) == PROCESSES:
-                outcomes.append(finish(running))
+                yield finish(running)
             label = f"{path.relative_to(ROOT)}:{line}: {text}"
-            running[start(module, path, tree, tests)] = (label, time.monotonic())
+            first = reached.get(str(path), {}).get(line, [])
+            running[start(module, path, tree, tests, first)] = (label, time.monotonic())
     while running:
-        outcomes.append(finish(running))
-    survivors = [text for text, killed in outcomes if not killed]
-    for text in survivors:
+        yield finish(running)
+
+
+def main() -> None:
+    """Print the coverage, every mutant that survives, and how many did not."""
+    reached = cover()
+    outcomes = list(run_all(reached or {}))
+    alive = [text for text, killed in outcomes if not killed]
+    for text in alive:
         print(f"SURVIVED  {text}")
-    print(
-        f"{'FAIL' if survivors else 'PASS'}  {len(outcomes) - len(survivors)} of {len(outcomes)} deletions are noticed"
-    )
-    raise SystemExit(0 if covered and outcomes and not survivors else 1)
+    print(f"{'FAIL' if alive else 'PASS'}  {len(outcomes) - len(alive)} of {len(outcomes)} deletions are noticed")
+    raise SystemExit(0 if reached and outcomes and not alive else 1)
 
 
 if __name__ == "__main__":

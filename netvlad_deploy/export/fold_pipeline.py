@@ -18,7 +18,7 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.support.arrays import Array
 
 FOLD_SIZE = (96, 128)
-"""Height and width of the image on which a fold is tried, unless the pipeline takes one size only."""
+"""Height and width of the image on which a fold is tried; pipelines of one size also have a golden image of it."""
 
 
 class FoldedPipeline(nn.Module):
@@ -53,7 +53,7 @@ def fold_pipeline(
     Raises: FoldError and ExportError as `fold_backbone` and `fold`; ExportError if FP16 overflows for a golden image.
     """
     head = fold(pipeline.head, options)
-    example = _normalized(pipeline, golden_image(*(pipeline.images.size or FOLD_SIZE), seed=0))
+    example = _normalized(pipeline, golden_image(*FOLD_SIZE, seed=0))
     backbone = fold_backbone(pipeline.backbone, example)
     warnings: tuple[str, ...] = ()
     if options.half:
