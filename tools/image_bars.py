@@ -257,4 +257,5 @@ def backbones(folder: Path) -> Iterator[Bar]:
         yield Bar(f"{name}: ONNX Runtime equals torch to {EQUAL:g} at three sizes", f"{worst:.1e}", worst < EQUAL)
 
 
-GROUPS = (backbones, corridor, throughput, large_pipeline, memory)
+FIGURES = (backbones, memory)
+TIMES = (corridor, throughput, large_pipeline)

@@ -148,16 +148,26 @@ class FoldedNetVLAD(nn.Module):
             assignment_weight, scale = scale_columns(assignment_weight)
         else:
             assignment_weight = assignment_weight.float()
-        self.register_buffer("assignment_weight", assignment_weight)
-        self.register_buffer("assignment_bias", None if assignment_bias is None else assignment_bias.float())
-        self.register_buffer("assignment_scale", None if scale is None else scale.float())
-        self.register_buffer("centroids", centroids.float().contiguous())
+        self._hold("assignment_weight", assignment_weight)
+        self._hold("assignment_bias", None if assignment_bias is None else assignment_bias.float())
+        self._hold("assignment_scale", None if scale is None else scale.float())
+        self._hold("centroids", centroids.float().contiguous())
         self.projection = self.gating = None
         # These are buffers because the exporter's optimiser takes a literal 1e-12 for zero and removes it.
         floor = NORM_FLOORS[spec.epsilon]
-        self.register_buffer("norm_floor", torch.tensor([floor]))
-        self.register_buffer("added_square", torch.tensor([floor**2]) if spec.epsilon == ADD else None)
-        self.register_buffer("assignment_floor", torch.tensor([ASSIGNMENT_FLOOR]))
+        self._hold("norm_floor", torch.tensor([floor]))
+        self._hold("added_square", torch.tensor([floor**2]) if spec.epsilon == ADD else None)
+        self._hold("assignment_floor", torch.tensor([ASSIGNMENT_FLOOR]))
+
+    def _hold(self, name: str, value: Tensor | None) -> None:
+        """Register a buffer, or set an attribute to None.
+
+        torch's exporter fails on a buffer that is None, and traces such a module again in a slower way.
+        """
+        if value is None:
+            setattr(self, name, None)
+        else:
+            self.register_buffer(name, value)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the stages: (B,N,K+G), (B,N,K), twice (B,K,D), the aggregate (B, D*K) and the projected descriptor."""

@@ -5,6 +5,7 @@ them. Those that no double implements raise too, so that a new call asks for its
 """
 
 import enum
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,13 @@ TABLES: Final[dict[str, dict[str, list[str]]]] = json.loads(
 """Version, class or enum, and its members or names: cut from the bindings' own tables to the classes used."""
 
 VERSIONS: Final = tuple(sorted(TABLES))
+
+
+@functools.cache
+def enum_of(version: str, kind: str) -> Any:
+    """Return the one enum of a version with this name, as a binding has it, or None."""
+    names = TABLES[version].get(kind)
+    return names and enum.IntEnum(kind, [name for name in names if name != "__init__"], start=0)
 
 
 class World:
@@ -45,8 +53,7 @@ class World:
 
     def enum(self, kind: str) -> Any:
         """Return an enum with the names of the table, None where this version has no such enum."""
-        names = TABLES[self.version].get(kind)
-        return names and enum.IntEnum(kind, [name for name in names if name != "__init__"], start=0)
+        return enum_of(self.version, kind)
 
     def module(self, **classes: Any) -> Any:
         """Return a binding module: the classes given, every enum of the table, and nothing else."""
