@@ -5,17 +5,7 @@ from typing import Annotated
 
 import typer
 
-from netvlad_deploy.commands.flags import (
-    TIMED_BACKENDS,
-    AllowNotRun,
-    BackboneName,
-    Backend,
-    Dialect,
-    Duration,
-    ExpectSha256,
-    Json,
-    Prefix,
-)
+from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 
@@ -26,16 +16,16 @@ def validate(
         Path | None,
         typer.Option(help="An artifact or a checkpoint.  [default: the float64 oracle, or the golden images]"),
     ] = None,
-    prefix: Prefix = "",
-    dialect: Dialect = None,
-    backbone: BackboneName = None,
-    backend: Backend = None,
+    prefix: flags.Prefix = "",
+    dialect: flags.Dialect = None,
+    backbone: flags.BackboneName = None,
+    backend: flags.Backend = None,
     bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
-    expect_sha256: ExpectSha256 = None,
-    allow_not_run: AllowNotRun = False,
-    as_json: Json = False,
+    expect_sha256: flags.ExpectSha256 = None,
+    allow_not_run: flags.AllowNotRun = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Prove that an artifact computes what the unfolded layer does.
 
@@ -55,18 +45,18 @@ def validate(
 
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
-    backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help=f"{flags.TIMED_BACKENDS}; repeat for several.")] = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
     image_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of images.  [default: as they are resized, or 480x640]")
     ] = None,
-    duration: Duration = 3.0,
+    duration: flags.Duration = 3.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
-    expect_sha256: ExpectSha256 = None,
-    allow_not_run: AllowNotRun = False,
-    as_json: Json = False,
+    expect_sha256: flags.ExpectSha256 = None,
+    allow_not_run: flags.AllowNotRun = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Measure latency, each file in a process of its own.
 
@@ -93,10 +83,10 @@ def bench(
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, an engine or a checkpoint.")],
     load: Annotated[bool, typer.Option("--load", help="Load an engine, which runs its code: needs a GPU.")] = False,
-    prefix: Prefix = "",
-    dialect: Dialect = None,
-    expect_sha256: ExpectSha256 = None,
-    as_json: Json = False,
+    prefix: flags.Prefix = "",
+    dialect: flags.Dialect = None,
+    expect_sha256: flags.ExpectSha256 = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Say what a checkpoint, an ONNX file or an engine is.
 
@@ -120,7 +110,7 @@ def inspect(
         )
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: flags.Json = False) -> None:
     """Say what can run on this machine, and why something cannot.
 
     Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.

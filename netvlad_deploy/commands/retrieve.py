@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from netvlad_deploy.commands.flags import Backend, ExpectSha256, Force, Json
+from netvlad_deploy.commands.flags import Backend, ExpectSha256, Folder, Force, Json
 from netvlad_deploy.commands.output import render
 
 
@@ -14,8 +14,7 @@ def embed(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT",
-            help="Folders and images; or, for a head alone, x.npy (B,N,D) or x.npz of sequences (N,D).",
+            metavar="INPUT", help="Folders and images; or, for a head alone, x.npy (B,N,D) or x.npz of sequences (N,D)."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
@@ -51,7 +50,7 @@ def evaluate(
     database: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Images to find; the same folder for each among the others.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")],
+    output: Folder,
     ground_truth: Annotated[
         Path | None,
         typer.Option(

@@ -1,7 +1,7 @@
 """Images as a pipeline takes them: found in folders, decoded by Pillow, prepared by the artifact's rule.
 
-One image at a time, so that its pixels are the same alone and in a batch. Whatever cannot be loaded becomes a `Skipped`
-with its reason, and the rest goes on.
+One image at a time, so that its pixels are the same alone and in a batch. A file that cannot be loaded becomes a
+`Skipped` with its reason, and the rest goes on.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ IMAGE_SUFFIXES: Final = (
     ".pnm",
 )
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that Pillow may read, whatever the suffix of a file says: others can start programs, as EPS does."""
+"""Formats that Pillow may read, under any suffix of a file: other formats can start programs, as EPS does."""
 
 SMALL_PIXELS: Final = 1 << 22
 MOST_PER_BYTE: Final = 8_500
@@ -97,7 +97,7 @@ class ImageFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A file that gave no descriptor: `reason` is one of few, to count by, `detail` is what it was here."""
+    """A file that gave no descriptor: `reason` is one of few, to count by, `detail` is about this file."""
 
     path: str
     reason: str
@@ -111,7 +111,7 @@ LoadedImage: TypeAlias = tuple[ImageFile, Array | Skipped]
 
 
 def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
-    """Return the images of folders, searched to the bottom, and of files; and what could not be taken, with its reason.
+    """Return the images of folders, searched to the bottom, and of files; and the files that could not be taken.
 
     Each folder's images are sorted by name. Hidden files and folders are left out without a word. A file in a folder
     that is no image, by its suffix and by how it starts, is left out and counted in the log: nothing is lost by it.
@@ -143,7 +143,7 @@ def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]
 
 
 def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
-    """Return an image, what was lost, or the path of a file that plainly is no image, unless it was `named`."""
+    """Return an image, a file that is skipped, or the path of one that plainly is no image and was not `named`."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         lost = named or _starts_as_image(path)
         cure = f"rename it or convert it: {', '.join(IMAGE_SUFFIXES)} are read"
@@ -166,7 +166,7 @@ def _starts_as_image(path: Path) -> bool:
 
 
 def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Yield all files below a folder, links followed; what cannot be searched joins `skipped`.
+    """Yield all files below a folder, links followed; a folder that cannot be searched joins `skipped`.
 
     Each folder is searched once, however many links lead to it. Links wait until the folders proper are done, so that a
     folder goes by its own name where it has one.
@@ -203,8 +203,8 @@ def printable(path: Path | str) -> str:
 def load_images(files: Sequence[ImageFile], prepared: ImageInput, *, ahead: int = 1) -> Iterator[Iterator[LoadedImage]]:
     """Load images in other threads, in order: each becomes uint8 RGB (H,W,3), prepared by the rule, or is skipped.
 
-    While one is in use, up to `ahead` more are decoded or wait. Pillow's warnings are silenced meanwhile: what it only
-    warns of is damaged metadata, which counts as none, and large images, which are skipped here.
+    While one is in use, up to `ahead` more are decoded or wait. Pillow's warnings are silenced meanwhile: they
+    are about damaged metadata, which counts as none, and about large images, which are skipped here.
 
     Raises: MissingDependencyError without Pillow.
     """
