@@ -16,9 +16,8 @@ import typer
 
 from netvlad_deploy.commands.export import build, deploy, export, fit, precision
 from netvlad_deploy.commands.flags import as_command
-from netvlad_deploy.commands.measure import bench, doctor, inspect, validate
+from netvlad_deploy.commands.measure import bench, doctor, embed, evaluate, inspect, validate
 from netvlad_deploy.commands.output import flush_errors, standard_streams
-from netvlad_deploy.commands.retrieve import embed, evaluate
 from netvlad_deploy.errors import NetVLADDeployError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.scratch import sweep

@@ -23,9 +23,9 @@ from netvlad_deploy.support.arrays import Array, Arrays, Float32, unit_rows
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
 """Shapes to try where no optimization profile limits them."""
 
-SCALES = (1e-4, 1.0, 100.0, 1e4)
-GHOST_MARGINS = (30.0, 60.0, 100.0)
-EMPTY_MARGIN = 200.0
+SCALES = (1e-4, 1.0, 100.0, 1e4)  # of L2-normalised features
+GHOST_MARGINS = (30.0, 60.0, 100.0)  # of the logits of the ghosts over all others
+EMPTY_MARGIN = 200.0  # of the logit of cluster 0 over all others
 HALF_MAX = float(np.finfo(np.float16).max)
 """Largest feature in a case of an FP16 graph, even if the graph takes larger ones in FP32."""
 

@@ -18,14 +18,14 @@ from netvlad_deploy.parity.rounding import FP32_UNIT, HALF, HALF_QUANTUM, LAMBDA
 from netvlad_deploy.spec import layer
 from netvlad_deploy.support.arrays import Array, Arrays, Float64
 
-SMALLEST_ASSIGNMENT = 1e-37
+SMALLEST_ASSIGNMENT = 1e-37  # a smaller one may be lost: FP32 is normal down to 1.2e-38
 LOST_SUM = 1e-25
 """Sum of assignments below which a cluster may be lost where its square is needed: 1e-12 / A^2 ends at 3e38 in FP32."""
 
 UNKNOWN = 0.5
 """Relative error from which nothing is known of a cluster's assignments but that they are between 0 and 1."""
 
-LARGEST_EXPONENT = 300.0
+LARGEST_EXPONENT = 300.0  # rho counts as no more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64, unit_rows
 
-DEPTH = 10
+DEPTH = 10  # best matches that are compared
 NEAR_TIES = "near ties"
-PLACES, VIEWS, LENGTH = 8, 8, 64
+PLACES, VIEWS, LENGTH = 8, 8, 64  # of the bank of near ties: each view has LENGTH local descriptors
 
 
 @dataclass(frozen=True, kw_only=True)

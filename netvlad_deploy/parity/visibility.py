@@ -43,7 +43,7 @@ CHANGES = np.geomspace(1e-8, 10.0, 181)
 """Relative changes of a centroid that are tried: 20 a decade."""
 
 SMALL = 1e-3
-"""Change of a centroid from which that of a projected descriptor is taken to be in proportion."""
+"""Relative change of a centroid whose effect on a projected descriptor is computed; others are in proportion to it."""
 
 IMAGES_JUDGED = 4
 """Images in which the faults of a layer with a projection are planted."""

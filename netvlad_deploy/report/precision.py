@@ -27,7 +27,7 @@ REASONS: Mapping[str, str] = {
 """Reason for the type in which each operator computes, by operator."""
 
 LEAST_DRAWN, NOT_FINITE_AT = 1e-16, 100.0
-"""Places on the axis: of all distances up to the first, zero included, and of a result that is not finite."""
+"""Places on the axis: the least one, where all smaller distances stand too, and that of a result that is not finite."""
 
 STYLES: Mapping[str, tuple[str, str]] = {
     "fp32": ("o", "#4477aa"),

@@ -18,9 +18,9 @@ from netvlad_deploy.support.arrays import Array, Float32
 
 LOG = logging.getLogger(__name__)
 
-BATCH: Final = 8
+BATCH: Final = 8  # images at once
 OUTSIDE: Final = "of a size outside every profile"
-PROGRESS_S: Final = 10.0
+PROGRESS_S: Final = 10.0  # seconds between two lines of the log
 DESCRIPTORS_NOT_FINITE: Final = "descriptors of {runner} are not finite for {name}"
 
 

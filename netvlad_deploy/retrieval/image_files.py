@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.errors import ArtifactError, InputError, UsageError
 from netvlad_deploy.retrieval.pixels import TOO_LARGE, UnfitError, pixels_of
 from netvlad_deploy.spec.images import MAX_PIXELS, ImageInput
 from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.support.files import open_regular
 from netvlad_deploy.support.machine import available_cores
 from netvlad_deploy.support.require import require
 
@@ -45,15 +46,15 @@ IMAGE_SUFFIXES: Final = (
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that Pillow may read, under any suffix of a file: other formats can start programs, as EPS does."""
 
-SMALL_PIXELS: Final = 1 << 22
+SMALL_PIXELS: Final = 1 << 22  # decoded of any file
 MOST_PER_BYTE: Final = 8_500
 """Pixels that are decoded of any file, and of each of its bytes: PNG of 1 bit packs 8,256 into one, GIF and JPEG fewer.
 
 So a few bytes that claim a huge image take no memory. Only large images of a single colour could be more in earnest.
 """
 
-MOST_DECODERS: Final = 4
-MOST_NAMED: Final = 5
+MOST_DECODERS: Final = 4  # threads
+MOST_NAMED: Final = 5  # files that a line of the log names
 
 NO_SUFFIX = "without the suffix of a format that is read"
 EMPTY, NO_IMAGE = "an empty file", "not recognised as an image"
@@ -156,11 +157,9 @@ def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
 def _starts_as_image(path: Path) -> bool:
     """Return True if the first bytes of a file are those of an image; False if it cannot be read."""
     try:
-        if not path.is_file():  # a pipe would wait for a writer
-            return False
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:  # which does not wait at a pipe
             start = stream.read(12)
-    except OSError:
+    except ArtifactError:
         return False
     return start.startswith(SIGNATURES) or bool(CONTAINERS & {start[8:12], start[4:12]})
 

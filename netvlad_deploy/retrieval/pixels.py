@@ -31,7 +31,7 @@ UPRIGHT: Final = {
 BACK: Final = UPRIGHT | {6: UPRIGHT[8], 8: UPRIGHT[6]}
 """Transposition that undoes UPRIGHT: all but the quarter turns undo themselves."""
 
-ORIENTATION: Final = 0x0112
+ORIENTATION: Final = 0x0112  # the EXIF tag
 ALL_BITS: Final = 16
 FEWEST_BITS: Final = 13
 """Values of 16 bits that need fewer than this many leave at most 16 shades of 256: nearly black, and refused."""

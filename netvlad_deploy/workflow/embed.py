@@ -16,7 +16,7 @@ from netvlad_deploy.support.arrays import write_npz
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.tensorrt.api import stdout_to_stderr
 
-FEATURE_BATCH = 32
+FEATURE_BATCH = 32  # items of local descriptors at once
 
 
 @dataclass(frozen=True, kw_only=True)
