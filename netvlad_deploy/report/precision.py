@@ -66,8 +66,8 @@ class CasePrecision:
 class PrecisionReport:
     """The error of each precision for these weights.
 
-    `origin` says in words where the weights come from. The precision `plain fp16` is
-    the layer exported after `module.half()`, for comparison. `operators` are those of the FP16 graph.
+    `origin` says in words where the weights come from. The precision `plain fp16` is the layer exported after
+    `module.half()`, for comparison. `operators` are those of the FP16 graph.
     """
 
     origin: str

@@ -49,9 +49,12 @@ def diagnose() -> Diagnosis:
             *(_check(f"build engines with {flavor}", (partial(_build, flavor), (flavor,))) for flavor in FLAVORS),
             *(_check(f"backend {name}", *steps) for name, steps in _backends().items()),
         ]
+    optional = [name for extra, names in optional_packages().items() if extra != DEVELOPMENT for name in names]
     return Diagnosis(
         machine=describe_machine(),
-        packages=_packages(),
+        packages={
+            name: installed_version(name) for name in (*NEEDED, *optional, RTX_PLUGIN, *installed_distributions())
+        },
         extras=_extras(),
         gpu=gpu,
         checks=tuple(checks),
@@ -115,12 +118,6 @@ def _check(name: str, *steps: Step) -> Check:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _packages() -> dict[str, str | None]:
-    """Return the version of every package that this one can use, None for those that are missing."""
-    optional = [name for extra, names in optional_packages().items() if extra != DEVELOPMENT for name in names]
-    return {name: installed_version(name) for name in (*NEEDED, *optional, RTX_PLUGIN, *installed_distributions())}
 
 
 def _extras() -> dict[str, Extra]:
