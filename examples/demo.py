@@ -16,11 +16,9 @@ from pathlib import Path
 from examples.photos import packaged, write_photos
 from netvlad_deploy.report.deploy import Deployment, step_rows
 from netvlad_deploy.report.evaluate import (
-    AGREEMENT_HEADER,
     EvaluationReport,
-    agreement_rows,
-    recall_header,
-    recall_rows,
+    agreement_table,
+    recall_table,
 )
 from netvlad_deploy.report.text import markdown_table, table
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -117,8 +115,8 @@ def page(deployment: Deployment, found: Mapping[str, tuple[Walk, EvaluationRepor
     ]
     for name, (walk, report) in found.items():
         lines += ["", f"## {name.capitalize()}", "", walk.about, ""]
-        lines += markdown_table(recall_header(report), recall_rows(report))
-        lines += ["", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
+        lines += markdown_table(*recall_table(report))
+        lines += ["", *markdown_table(*agreement_table(report))]
         lines += ["", f"![Queries and their best matches]({name}/{MATCHES_PICTURE})"]
     return "\n".join(lines) + "\n"
 
@@ -134,7 +132,7 @@ def main(folder: Path) -> int:
     for walk, checkpoint in zip(todo, checkpoints, strict=True):
         found[walk.name] = walk, retrieve(walk, checkpoint, folder)
         report = found[walk.name][1]
-        print("\n".join(["", walk.name, *table(recall_header(report), list(recall_rows(report)))]))
+        print("\n".join(["", walk.name, *table(*recall_table(report))]))
     write_text(folder / "report.md", page(deployment, found))
     print(f"\n{folder / 'report.md'}")
     every_photo = all(one.found.recall[1] == 1 for one in found["photos"][1].candidates)

@@ -14,12 +14,10 @@ from typing import NoReturn
 
 import typer
 
-from netvlad_deploy.commands.export import build, deploy, export, precision
-from netvlad_deploy.commands.fit import fit
-from netvlad_deploy.commands.flags import checked
-from netvlad_deploy.commands.measure import bench, doctor, inspect, validate
+from netvlad_deploy.commands.export import build, deploy, export, fit, precision
+from netvlad_deploy.commands.flags import as_command
+from netvlad_deploy.commands.measure import bench, doctor, embed, evaluate, inspect, validate
 from netvlad_deploy.commands.output import flush_errors, standard_streams
-from netvlad_deploy.commands.retrieve import embed, evaluate
 from netvlad_deploy.errors import NetVLADDeployError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.scratch import sweep
@@ -35,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in VERBS:
-    app.command()(checked(verb))
+    app.command()(as_command(verb))
 
 INTERNAL_ERROR = 70
 """Exit code for a fault of this package. Source: EX_SOFTWARE of sysexits.h."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from netvlad_deploy.models.netvlad import NetVLAD
+from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport
 from netvlad_deploy.support.arrays import Float32, unit_rows
 
 CENTROID_NORM = 0.9
@@ -75,3 +76,8 @@ def adapt_soccernet(path: Path, target: Path) -> Path:
         target,
     )
     return target
+
+
+def outputs_of(report: ParityReport) -> Iterator[tuple[CaseParity, OutputParity]]:
+    """Yield every case with each of its outputs, in order."""
+    return ((case, output) for case in report.cases for output in case.outputs)

@@ -18,7 +18,7 @@ from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runtime import open_runner as candidates
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import ImageChanges, ImageInput
+from netvlad_deploy.spec.images import ImageChanges, ImageInput, Resize
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.support.files import private_copy
 from tests.modules import features, make_module
@@ -67,7 +67,7 @@ def exported_pipeline(folder: Path, resize: str) -> Path:
     from netvlad_deploy.workflow.export import export
     from netvlad_deploy.workflow.source import Source
 
-    changes = ImageChanges.parse(resize, None, None, None)
+    changes = ImageChanges(resize=None if resize is None else Resize.parse(resize))
     source = Source(num_clusters=3, backbone="tests.pipelines:tiny_backbone", changes=changes)
     folder.mkdir()
     return export(source, folder / "m.onnx", GraphOptions()).path

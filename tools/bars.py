@@ -24,8 +24,8 @@ from netvlad_deploy.artifact import FileReference, OnnxArtifact, stage_artifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.latency.timing import measure
 from netvlad_deploy.oracle.reference_file import load_reference
-from netvlad_deploy.parity.cases import ghosts_win
-from netvlad_deploy.parity.heads import COSINE_NORM
+from netvlad_deploy.parity.cases import won_by
+from netvlad_deploy.parity.visibility import SHORT
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
@@ -60,7 +60,7 @@ def accuracy(folder: Path) -> Iterator[Bar]:
                 x = unit_rows(features(2, rows, 512, seed=rows)) * np.float32(scale)
                 got, expected = (each.run({FEATURES: x})[DESCRIPTOR].astype(np.float64) for each in (runner, oracle))
                 largest = float(np.abs(got - expected).max())
-                long = np.linalg.norm(expected, axis=1) > COSINE_NORM
+                long = np.linalg.norm(expected, axis=1) > SHORT
                 lengths = np.linalg.norm(got[long], axis=1) * np.linalg.norm(expected[long], axis=1)
                 distance = float((1 - (got[long] * expected[long]).sum(axis=1) / lengths).max(initial=0.0))
                 assert np.isfinite(got).all()
@@ -86,7 +86,7 @@ def ghosts(folder: Path) -> Iterator[Bar]:
     parameters = load_reference(artifact.reference_path)
     with open_runner(artifact) as runner, open_runner(artifact, backend="oracle") as oracle:
         for margin in MARGINS:
-            x = ghosts_win(parameters, margin, 2, 300, np.random.default_rng(0))
+            x = won_by(parameters, slice(parameters.spec.num_clusters, None), margin, 2, 300, np.random.default_rng(0))
             got, expected = (each.run({FEATURES: x})[DESCRIPTOR].astype(np.float64) for each in (runner, oracle))
             norms = [np.linalg.norm(values, axis=1) for values in (got, expected)]
             error = max(float(np.abs(got - expected).max()), float(np.abs(norms[0] - norms[1]).max()))

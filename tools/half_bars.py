@@ -18,7 +18,7 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.checkpoints import load_checkpoint
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.reference_file import load_reference
-from netvlad_deploy.parity.heads import COSINE_NORM
+from netvlad_deploy.parity.visibility import SHORT
 from netvlad_deploy.retrieval.embed_features import embed_array
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
@@ -130,7 +130,7 @@ def reweighted(template: OnnxArtifact, module: NetVLAD) -> OnnxArtifact:
 
 def distances(got: Array, expected: Float64) -> Float64:
     """Return 1 - cosine of the descriptors that are not near zero, infinity where one is not finite."""
-    long = np.linalg.norm(expected, axis=1) > COSINE_NORM
+    long = np.linalg.norm(expected, axis=1) > SHORT
     values: Float64 = 1 - cosines(got[long].astype(np.float64), expected[long])
     return np.where(np.isfinite(got[long]).all(axis=1), values, np.inf)
 

@@ -1,24 +1,11 @@
-"""The verbs that make artifacts from weights: `export`, `build`, `deploy`, `precision`."""
+"""The verbs that start from weights, `export`, `build`, `deploy`, `precision`, and the one that makes them: `fit`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from netvlad_deploy.commands.flags import (
-    AllowNotRun,
-    Duration,
-    EngineFlags,
-    ExpectSha256,
-    Force,
-    GraphFlags,
-    ImageFlags,
-    Json,
-    Output,
-    SourceFlags,
-    Tuning,
-    flags,
-)
+from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.graph_options import GraphOptions
@@ -26,17 +13,17 @@ from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.support.limits import check_limit
 
 if TYPE_CHECKING:
+    from netvlad_deploy.workflow.fit import Vocabulary
     from netvlad_deploy.workflow.source import Source
 
 
-@flags
 def export(
-    source: SourceFlags,
-    images: ImageFlags,
-    graph: GraphFlags,
-    output: Output = None,
-    force: Force = False,
-    as_json: Json = False,
+    source: flags.SourceFlags,
+    images: flags.ImageFlags,
+    graph: flags.GraphFlags,
+    output: flags.Output = None,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Turn trained weights into an ONNX file and its reference file.
 
@@ -53,18 +40,17 @@ def export(
     render("export", artifact, artifact_lines, as_json)
 
 
-@flags
 def build(
     source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An exported ONNX file.")],
-    engine: EngineFlags,
-    tuning: Tuning,
+    engine: flags.EngineFlags,
+    tuning: flags.Tuning,
     timing_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernel timings to use and add to, shared by all builds.")
     ] = None,
-    output: Output = None,
-    expect_sha256: ExpectSha256 = None,
-    force: Force = False,
-    as_json: Json = False,
+    output: flags.Output = None,
+    expect_sha256: flags.ExpectSha256 = None,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Build a strongly typed TensorRT engine of an ONNX file.
 
@@ -86,19 +72,16 @@ def build(
     render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, timing_cache)}"], as_json)
 
 
-@flags
 def deploy(
-    source: SourceFlags,
-    images: ImageFlags,
-    graph: GraphFlags,
-    engine: EngineFlags,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
-        "deployment"
-    ),
-    duration: Duration = 3.0,
-    allow_not_run: AllowNotRun = False,
-    force: Force = False,
-    as_json: Json = False,
+    source: flags.SourceFlags,
+    images: flags.ImageFlags,
+    graph: flags.GraphFlags,
+    engine: flags.EngineFlags,
+    output: flags.Folder = Path("deployment"),
+    duration: flags.Duration = 3.0,
+    allow_not_run: flags.AllowNotRun = False,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Export, build, validate and measure into one folder.
 
@@ -120,15 +103,12 @@ def deploy(
     leave(deployment.verdict, allow_not_run)
 
 
-@flags
 def precision(
-    source: SourceFlags,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = Path(
-        "precision"
-    ),
+    source: flags.SourceFlags,
+    output: flags.Folder = Path("precision"),
     feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0,
-    force: Force = False,
-    as_json: Json = False,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Measure what FP16 costs your weights, without a GPU.
 
@@ -141,7 +121,46 @@ def precision(
     render("precision", report, precision_lines, as_json)
 
 
-def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
+def fit(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders of images, and those below.")],
+    images: flags.ImageFlags,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")] = Path(
+        "vocabulary.safetensors"
+    ),
+    clusters: Annotated[int, typer.Option(help="Number of clusters K.")] = 64,
+    backbone: flags.BackboneName = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of the backbone: of a NetVLAD, or a whole network.")
+    ] = None,
+    whitening: Annotated[
+        int | None, typer.Option(metavar="P", help="Whiten descriptors to P values.  [default: no whitening]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of samples and k-means.")] = 0,
+    samples: Annotated[int, typer.Option(help="Most local descriptors of one image.")] = 300,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Fit a vocabulary on images: a checkpoint that export takes.
+
+    It holds the backbone and a head. Exit 1 if an image was skipped.
+    """
+    from netvlad_deploy.workflow import fit as fitting
+
+    options = fitting.FitOptions(
+        backbone=backbone,
+        checkpoint=checkpoint,
+        clusters=clusters,
+        whitening=whitening,
+        seed=seed,
+        samples=samples,
+        changes=images.changes,
+    )
+    vocabulary = fitting.fit(folders, output, options, force=force)
+    render("fit", vocabulary, _vocabulary_lines, as_json)
+    raise typer.Exit(1 if vocabulary.skipped else 0)
+
+
+def _source(given: flags.SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
     """Return the source of the weights as the workflow takes it.
 
     Raises: UsageError for an option that needs a checkpoint, or excludes one; or if the layer would be too large.
@@ -170,3 +189,17 @@ def _source(given: SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
         backbone=given.backbone,
         changes=changes,
     )
+
+
+def _vocabulary_lines(done: "Vocabulary") -> list[str]:
+    """Return the lines that `fit` prints."""
+    from netvlad_deploy.retrieval.image_files import count_reasons
+
+    record = done.record
+    return [
+        f"{done.output}  {done.clusters} clusters of {record.num_descriptors} local descriptors, "
+        f"{record.num_images} images",
+        f"  backbone {record.backbone}, images: {record.images}",
+        f"  alpha {record.alpha:.4g}, descriptor {done.descriptor_size}",
+        *([f"  {len(done.skipped)} skipped: {count_reasons(done.skipped)}"] if done.skipped else []),
+    ]

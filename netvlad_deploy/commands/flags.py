@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -13,7 +13,15 @@ import typer
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.images import USUAL_IMAGES, AnyProfile, ImageChanges, ImageProfile, parse_profile
+from netvlad_deploy.spec.images import (
+    USUAL_IMAGES,
+    AnyProfile,
+    ImageChanges,
+    ImageProfile,
+    Resize,
+    parse_profile,
+    parse_size,
+)
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.limits import LIMITS, check_limit, check_path, range_words
 
@@ -21,6 +29,7 @@ TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onn
 
 Backend = Annotated[str | None, typer.Option(help=f"{TIMED_BACKENDS} or strict.  [default: the file's own]")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")]
@@ -70,7 +79,12 @@ class ImageFlags:
 
         Raises: UsageError if a text has not the form that its help shows.
         """
-        return ImageChanges.parse(self.resize, self.crop, self.orient, self.depth)
+        return ImageChanges(
+            resize=None if self.resize is None else Resize.parse(self.resize),
+            crop=None if self.crop is None else parse_size(self.crop, "crop"),
+            orient=self.orient,
+            depth=self.depth,
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +92,7 @@ class SourceFlags:
     """The source of the weights."""
 
     checkpoint: Annotated[
-        Path | None,
-        typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed."),
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed.")
     ] = None
     clusters: Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")] = (
         None
@@ -202,43 +215,29 @@ def _image_profile(batch: AxisRange, sizes: str) -> ImageProfile:
     return ImageProfile.parse(",".join(f"{bound}x{size}" for bound, size in zip(bounds, listed * 3, strict=False)))
 
 
-def flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each parameter that is a dataclass or `Tuning` into an option for each of its fields: Typer has no groups.
+def as_command(verb: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb with a signature from which Typer reads the options, and its help the ranges of numbers.
 
-    An option that was not given is left to the group's own default.
+    Each parameter that is a dataclass or `Tuning` becomes an option for each of its fields: Typer has no groups. An
+    option that was not given is left to the group's own default. `support/limits.py` checks every number and path.
     """
-    own = inspect.signature(command).parameters
+    own = inspect.signature(verb).parameters
     kinds = {name: each.annotation for name, each in own.items()}
     groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if kind is Tuning or is_dataclass(kind)}
     signatures = {name: inspect.signature(group).parameters for name, group in groups.items()}
 
-    @functools.wraps(command)
-    def expanded(**values: Any) -> None:
+    @functools.wraps(verb)
+    def command(**values: Any) -> None:
         for name, group in groups.items():
             given = {key: values.pop(key) for key in signatures[name]}
             values[name] = group(**{key: value for key, value in given.items() if value is not None})
-        command(**values)
+        verb(**values)
 
-    return _signed(expanded, [each for name in own for each in signatures.get(name, {name: own[name]}).values()])
-
-
-def _signed(command: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> Callable[..., None]:
-    """Return the command with these parameters as its signature, from which Typer reads the options."""
-
-    @functools.wraps(command)
-    def signed(**values: Any) -> None:
-        command(**values)
-
-    keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters]
-    signed.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    signed.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
-    return signed
-
-
-def checked(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with every number and path checked by `support/limits.py` first; the help shows the ranges."""
-    parameters = inspect.signature(command).parameters.values()
-    return _signed(command, [each.replace(annotation=_checked(each.name, each.annotation)) for each in parameters])
+    flat = [each for name in own for each in signatures.get(name, {name: own[name]}).values()]
+    options = [each.replace(kind=each.KEYWORD_ONLY, annotation=_checked(each.name, each.annotation)) for each in flat]
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    return command
 
 
 def _checked(name: str, annotation: Any) -> Any:

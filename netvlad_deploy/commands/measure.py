@@ -1,21 +1,11 @@
-"""The verbs that judge and describe artifacts and machines: `validate`, `bench`, `inspect`, `doctor`."""
+"""The verbs that take artifacts, `validate`, `bench`, `embed`, `evaluate`, `inspect`, and a machine: `doctor`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from netvlad_deploy.commands.flags import (
-    TIMED_BACKENDS,
-    AllowNotRun,
-    BackboneName,
-    Backend,
-    Dialect,
-    Duration,
-    ExpectSha256,
-    Json,
-    Prefix,
-)
+from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 
@@ -26,16 +16,16 @@ def validate(
         Path | None,
         typer.Option(help="An artifact or a checkpoint.  [default: the float64 oracle, or the golden images]"),
     ] = None,
-    prefix: Prefix = "",
-    dialect: Dialect = None,
-    backbone: BackboneName = None,
-    backend: Backend = None,
+    prefix: flags.Prefix = "",
+    dialect: flags.Dialect = None,
+    backbone: flags.BackboneName = None,
+    backend: flags.Backend = None,
     bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
-    expect_sha256: ExpectSha256 = None,
-    allow_not_run: AllowNotRun = False,
-    as_json: Json = False,
+    expect_sha256: flags.ExpectSha256 = None,
+    allow_not_run: flags.AllowNotRun = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Prove that an artifact computes what the unfolded layer does.
 
@@ -55,18 +45,18 @@ def validate(
 
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
-    backend: Annotated[list[str] | None, typer.Option(help=f"{TIMED_BACKENDS}; repeat for several.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help=f"{flags.TIMED_BACKENDS}; repeat for several.")] = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
     image_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of images.  [default: as they are resized, or 480x640]")
     ] = None,
-    duration: Duration = 3.0,
+    duration: flags.Duration = 3.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
-    expect_sha256: ExpectSha256 = None,
-    allow_not_run: AllowNotRun = False,
-    as_json: Json = False,
+    expect_sha256: flags.ExpectSha256 = None,
+    allow_not_run: flags.AllowNotRun = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Measure latency, each file in a process of its own.
 
@@ -90,13 +80,98 @@ def bench(
     leave(report.verdict, allow_not_run)
 
 
+def embed(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file, an engine or a checkpoint.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT", help="Folders and images; or, for a head alone, x.npy (B,N,D) or x.npz of sequences (N,D)."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
+    backend: flags.Backend = None,
+    batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8, or 32 of local descriptors]")] = None,
+    runtime_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
+    ] = None,
+    expect_sha256: flags.ExpectSha256 = None,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Turn images or feature files into descriptors.
+
+    Exit 1 if a file was skipped.
+    """
+    from netvlad_deploy.retrieval.image_files import count_reasons
+    from netvlad_deploy.runtime.open_runner import Candidate
+    from netvlad_deploy.workflow.embed import embed as run
+
+    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
+    result = run(candidate, inputs, output, batch=batch, runtime_cache=runtime_cache, force=force)
+    line = f"{result.output}  {result.descriptors} x {result.descriptor_size}"
+    if result.skipped:
+        line += f", {len(result.skipped)} skipped: {count_reasons(result.skipped)}"
+    render("embed", result, lambda _: [line], as_json)
+    raise typer.Exit(1 if result.skipped else 0)
+
+
+def evaluate(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines of pipelines.")],
+    queries: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to look for.")],
+    database: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Images to find; the same folder for each among the others.")
+    ],
+    output: flags.Folder,
+    ground_truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='{"positives": {"QUERY": ["NAME", ...]}} in JSON, or .npz of utmQ, utmDb and posDistThr.',
+        ),
+    ] = None,
+    within: Annotated[
+        int | None, typer.Option(metavar="N", help="Or: right is what is at most N places away, by name.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]"
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
+    expect_sha256: flags.ExpectSha256 = None,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Measure recall@1/5/10 and mAP on folders of images.
+
+    The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped.
+    """
+    from netvlad_deploy.report.evaluate import evaluation_lines
+    from netvlad_deploy.runtime.open_runner import candidates_of
+    from netvlad_deploy.workflow.evaluate import evaluate as run
+
+    report = run(
+        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256),
+        output,
+        queries=queries,
+        database=database,
+        ground_truth=ground_truth,
+        within=within,
+        batch=batch,
+        force=force,
+    )
+    render("evaluate", report, evaluation_lines, as_json)
+    raise typer.Exit(1 if report.skipped else 0)
+
+
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, an engine or a checkpoint.")],
     load: Annotated[bool, typer.Option("--load", help="Load an engine, which runs its code: needs a GPU.")] = False,
-    prefix: Prefix = "",
-    dialect: Dialect = None,
-    expect_sha256: ExpectSha256 = None,
-    as_json: Json = False,
+    prefix: flags.Prefix = "",
+    dialect: flags.Dialect = None,
+    expect_sha256: flags.ExpectSha256 = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Say what a checkpoint, an ONNX file or an engine is.
 
@@ -120,7 +195,7 @@ def inspect(
         )
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: flags.Json = False) -> None:
     """Say what can run on this machine, and why something cannot.
 
     Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.

@@ -4,15 +4,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TextIO, TypeVar, cast
+from typing import Any, NoReturn, TextIO, cast
 
 import typer
 
-from netvlad_deploy.errors import NetVLADDeployError, OutputError
+from netvlad_deploy.errors import OutputError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.spec.verdict import Verdict
-
-_Result = TypeVar("_Result")
 
 READER_GONE = 141
 """Exit code if the reader of standard output has closed it: the code of a process that SIGPIPE ends, 128 + 13."""
@@ -37,8 +35,8 @@ def standard_streams() -> Iterator[None]:
     """Report output that is lost, and keep the output of libraries out of files.
 
     A standard stream that is closed is opened on /dev/null: otherwise the next file that is opened takes its number,
-    and gets what libraries print. Standard output is flushed before the end, when an error can still set the exit code;
-    standard error may be lost.
+    and gets the output of libraries. Standard output is flushed before the end, when an error can still set the exit
+    code; standard error may be lost.
 
     Raises: OutputError if standard output is closed, or did not take all; SystemExit with READER_GONE if its reader
         has closed it.
@@ -61,9 +59,11 @@ def standard_streams() -> Iterator[None]:
         flush_errors()
         with contextlib.suppress(OSError):
             watched.flush()
-        if watched.error is not None:
+        if (error := watched.error) is not None:
             _discard(stdout)
-            raise _lost_output(watched.error) from watched.error
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(READER_GONE) from error
+            raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
 
 
 class _Watched:
@@ -77,14 +77,17 @@ class _Watched:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._watch(lambda: self._stream.write(text))
+        with self._remembered():
+            return self._stream.write(text)
 
     def flush(self) -> None:
-        self._watch(self._stream.flush)
+        with self._remembered():
+            self._stream.flush()
 
-    def _watch(self, act: Callable[[], _Result]) -> _Result:
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
         try:
-            return act()
+            yield
         except OSError as error:
             self.error = error
             raise
@@ -98,18 +101,11 @@ def flush_errors() -> None:
         _discard(sys.stderr)
 
 
-def _lost_output(error: OSError) -> NetVLADDeployError | SystemExit:
-    """Return the exception that ends the verb if standard output could not be written."""
-    if isinstance(error, BrokenPipeError):
-        return SystemExit(READER_GONE)
-    return OutputError(f"standard output cannot be written: {error.strerror or error}")
-
-
 def _open_devnull() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - lives as long as the process
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what a stream still holds to /dev/null, since Python flushes it once more at the very end."""
+    """Send the text that a stream still holds to /dev/null, since Python flushes it once more at the very end."""
     with _open_devnull() as devnull:
         os.dup2(devnull.fileno(), stream.fileno())

@@ -1,1 +1,1 @@
-"""Whether an artifact computes what it should: cases, tolerances, and the verdict."""
+"""Compare an artifact with its reference: cases, tolerances, and the verdict."""

@@ -1,9 +1,8 @@
 """The inputs of a parity check: ordinary ones, and those where NetVLAD implementations go wrong.
 
 Every case is made from a seed. The constructed ones solve for features with chosen assignment logits, using the
-oracle's own affine map, so that they hit the same regime with any trained weights. They are made in float64, and what
-they claim is checked on the features as the runner gets them: a case that FP32, FP16 or the range of an artifact cannot
-hold says so, instead of being another case than its name says.
+oracle's own affine map, so that they hit the same regime with any trained weights. The claim of a case is checked on
+the features as the runner gets them: FP32, FP16 or the range of an artifact may be too narrow for it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.oracle.equations import (
-    ReferenceParameters,
-    assignment_logits,
-    assignment_projection,
-    local_descriptors,
-)
+from netvlad_deploy.oracle import equations
+from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.runner import Runner, check_finite
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.layer import FEATURES, MASK
@@ -28,11 +23,11 @@ from netvlad_deploy.support.arrays import Array, Arrays, Float32, unit_rows
 DEFAULT_SHAPES = Profile(batch=AxisRange(min=1, opt=2, max=16), num_features=AxisRange(min=1, opt=300, max=1024))
 """Shapes to try where no optimization profile limits them."""
 
-SCALES = (1e-4, 1.0, 100.0, 1e4)
-GHOST_MARGINS = (30.0, 60.0, 100.0)
-EMPTY_MARGIN = 200.0
+SCALES = (1e-4, 1.0, 100.0, 1e4)  # of L2-normalised features
+GHOST_MARGINS = (30.0, 60.0, 100.0)  # of the logits of the ghosts over all others
+EMPTY_MARGIN = 200.0  # of the logit of cluster 0 over all others
 HALF_MAX = float(np.finfo(np.float16).max)
-"""FP16 graphs are compared on features that FP16 can say, whatever they take."""
+"""Largest feature in a case of an FP16 graph, even if the graph takes larger ones in FP32."""
 
 NEAR = 0.5, 0.05
 """Distance of features from the centroid they are near, over its norm, and the error that rounding may add to it."""
@@ -40,20 +35,18 @@ NEAR = 0.5, 0.05
 KEPT_MARGIN = 0.5
 """Share of a constructed margin that must be left after rounding."""
 
-Claim = Callable[[Float32], str]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One input: features (B,N,D) float32 and optionally a mask (B,N).
 
-    `claim` gives the reason for which features are not what the name says, empty if they are.
+    `claim` gives the reason for which features lack the property that the name states, empty if they have it.
     """
 
     name: str
     features: Float32
     mask: npt.NDArray[np.bool_] | None = None
-    claim: Claim | None = None
+    claim: Callable[[Float32], str] | None = None
 
     def rounded(self, dtype: npt.DTypeLike) -> "Case":
         """Return the case with features that `dtype` can say, so that a runner of any dtype gets the same numbers."""
@@ -79,17 +72,14 @@ class Case:
 def profile_cases(parameters: ReferenceParameters, runner: Runner, *, masked: bool = False) -> Iterator[Case]:
     """Yield the cases of `validate` for a runner: in each of its optimization profiles, where it has several."""
     largest = min(runner.largest_feature, HALF_MAX) if runner.half and runner.largest_feature else None
-    if len(runner.feature_profiles) < 2:
-        shapes = runner.feature_profiles[0] if runner.feature_profiles else None
-        yield from default_cases(parameters, shapes=shapes, masked=masked, largest=largest)
-        return
-    for profile in runner.feature_profiles:
+    profiles = runner.feature_profiles or (DEFAULT_SHAPES,)
+    for profile in profiles:
         for case in default_cases(parameters, shapes=profile, masked=masked, largest=largest):
-            yield replace(case, name=f"{case.name} in {profile.text}")
+            yield case if len(profiles) == 1 else replace(case, name=f"{case.name} in {profile.text}")
 
 
 def rounded_cases(cases: Iterable[Case], *runners: Runner) -> Iterator[tuple[Case, str]]:
-    """Yield each case with features that all the runners can take, and why it is not what it claims for one of them.
+    """Yield each case with features that all the runners can take, and why it breaks its claim for one of them.
 
     Features are rounded to FP16 if one of the runners computes in it, so that all get the same numbers.
     """
@@ -102,7 +92,7 @@ def rounded_cases(cases: Iterable[Case], *runners: Runner) -> Iterator[tuple[Cas
 def default_cases(
     parameters: ReferenceParameters,
     *,
-    shapes: Profile | None = None,
+    shapes: Profile = DEFAULT_SHAPES,
     masked: bool = False,
     largest: float | None = None,
     seed: int = 0,
@@ -111,9 +101,8 @@ def default_cases(
 
     With `largest`, one case holds nothing but this value and its negative: where it would overflow if anything did.
     """
-    shapes = shapes or DEFAULT_SHAPES
     batch, length = shapes.batch, shapes.num_features
-    width, clusters = parameters.spec.feature_size, parameters.spec.num_clusters
+    width, ghosts = parameters.spec.feature_size, slice(parameters.spec.num_clusters, None)
     random = np.random.default_rng(seed)
 
     def gaussian(items: int, rows: int) -> Float32:
@@ -121,8 +110,13 @@ def default_cases(
 
     usual = (batch.opt, length.opt)
     yield Case(name="typical", features=gaussian(*usual))
-    yield Case(name="few features", features=few_features(gaussian(batch.max, max(length.min, min(2, length.max)))))
-    yield Case(name="zero rows", features=zero_rows(unit_rows(gaussian(*usual))))
+    # In an image of two rows a slightly wrong logit moves the descriptor by more than the error of FP32: this case sees
+    # a wrong epsilon, which an image of 300 rows averages away.
+    few = unit_rows(gaussian(batch.max, max(length.min, min(2, length.max))))
+    yield Case(name="few features", features=few * np.geomspace(1, 30, len(few), dtype=np.float32)[:, None, None])
+    dead_regions = unit_rows(gaussian(*usual))
+    dead_regions[:, ::2] = 0
+    yield Case(name="zero rows", features=dead_regions)
     yield Case(name=f"num_features {length.min}", features=gaussian(batch.opt, length.min))
     yield Case(name=f"num_features {length.max}", features=gaussian(batch.min, length.max))
     yield Case(name=f"batch {batch.min}", features=unit_rows(gaussian(batch.min, length.opt)))
@@ -134,12 +128,12 @@ def default_cases(
     if largest is not None:
         features = np.where(gaussian(*usual) > 0, np.float32(largest), -np.float32(largest))
         yield Case(name=f"largest values, {largest:g}", features=features)
-    features = empty_clusters(parameters, *usual, random)
+    features = won_by(parameters, slice(1), EMPTY_MARGIN, *usual, random)
     yield _won_case("empty clusters", parameters, features, slice(1), EMPTY_MARGIN)
     if parameters.spec.num_ghost_clusters:
         for margin in GHOST_MARGINS:
-            features = ghosts_win(parameters, margin, *usual, random)
-            yield _won_case(f"ghosts win by {margin:g}", parameters, features, slice(clusters, None), margin)
+            features = won_by(parameters, ghosts, margin, *usual, random)
+            yield _won_case(f"ghosts win by {margin:g}", parameters, features, ghosts, margin)
     if masked:
         features = unit_rows(gaussian(max(batch.opt, min(2, batch.max)), length.opt))
         lengths = random.integers(length.min, length.opt + 1, size=len(features))
@@ -148,7 +142,7 @@ def default_cases(
 
 
 def _won_case(name: str, parameters: ReferenceParameters, features: Float32, winners: slice, margin: float) -> Case:
-    """Return a constructed case, named with the margin that was reached where D is too small for the wanted one."""
+    """Return a case of `won_by`, named with the margin that was reached where D is too small for the wanted one."""
     if not np.isfinite(features).all():
         return Case(name=name, features=features)
     reached = _margin(parameters, features, winners)
@@ -164,7 +158,7 @@ def _won_case(name: str, parameters: ReferenceParameters, features: Float32, win
 
 def _margin(parameters: ReferenceParameters, features: Float32, winners: slice) -> float:
     """Return the least margin of the winners' logits over all others, infinity where there are no others."""
-    logits = assignment_logits(parameters, features)
+    logits = equations.assignment_logits(parameters, features)
     won = np.zeros(logits.shape[-1], dtype=np.bool_)
     won[winners] = True
     if won.all():
@@ -183,23 +177,6 @@ def narrowed(values: Array, dtype: npt.DTypeLike) -> Array:
         return values.astype(dtype)
 
 
-def few_features(features: Float32) -> Float32:
-    """Return the features with norms from 1 to 30, an image each.
-
-    With two rows an image the error of FP32 is small against what a logit that is slightly off does to the
-    descriptor, so this case sees a wrong epsilon that an image of 300 rows averages away.
-    """
-    norms = np.geomspace(1, 30, len(features), dtype=np.float32)
-    return unit_rows(features) * norms[:, None, None]
-
-
-def zero_rows(features: Float32) -> Float32:
-    """Return the features with every other row zero, as dead image regions give them."""
-    features = features.copy()
-    features[:, ::2] = 0
-    return features
-
-
 def near_centroids(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Case:
     """Return features close to a quarter of the centroids: the residual is half of the centroid's norm."""
     centroids = parameters.centroids
@@ -209,7 +186,7 @@ def near_centroids(parameters: ReferenceParameters, items: int, rows: int, rando
     features: Float32 = narrowed(chosen + NEAR[0] * noise * norms, np.float32)
 
     def claim(rounded: Float32) -> str:
-        apart = np.linalg.norm(local_descriptors(parameters, rounded) - chosen, axis=-1)
+        apart = np.linalg.norm(equations.local_descriptors(parameters, rounded) - chosen, axis=-1)
         share = apart / np.maximum(norms[..., 0], np.finfo(np.float64).tiny)
         if parameters.normalize_input:  # only the direction can be chosen
             return "" if share.max() < 1 - NEAR[1] else "local descriptors of length 1 are near none of the centroids"
@@ -219,32 +196,17 @@ def near_centroids(parameters: ReferenceParameters, items: int, rows: int, rando
     return Case(name="near centroids", features=features, claim=claim)
 
 
-def empty_clusters(parameters: ReferenceParameters, items: int, rows: int, random: np.random.Generator) -> Float32:
-    """Return features of which cluster 0 wins every row, so that all the others stay empty."""
-    target = np.zeros(parameters.clusters.shape[1])
-    target[0] = EMPTY_MARGIN
-    return with_logits(parameters, target, items, rows, random)
-
-
-def ghosts_win(
-    parameters: ReferenceParameters, margin: float, items: int, rows: int, random: np.random.Generator
+def won_by(
+    parameters: ReferenceParameters, winners: slice, margin: float, items: int, rows: int, random: np.random.Generator
 ) -> Float32:
-    """Return features whose ghost logits exceed all others by `margin` in every row."""
-    target = np.zeros(parameters.clusters.shape[1])
-    target[parameters.spec.num_clusters :] = margin
-    return with_logits(parameters, target, items, rows, random)
+    """Return features (items, rows, D) whose logits in the columns `winners` exceed all others by `margin`.
 
-
-def with_logits(
-    parameters: ReferenceParameters, target: Array, items: int, rows: int, random: np.random.Generator
-) -> Float32:
-    """Return features (items, rows, D) whose assignment logits are near `target`, up to what all columns share.
-
-    The least-squares solution is exact where D >= K+G and the columns are independent; rows differ by noise of a
-    tenth of a logit.
+    This is exact, but for noise of a tenth of a logit, where D >= K+G and the columns are independent.
     """
-    weight, bias = assignment_projection(parameters)
+    weight, bias = equations.assignment_projection(parameters)
     centred = weight - weight.mean(axis=1, keepdims=True)
+    target = np.zeros(weight.shape[1])
+    target[winners] = margin
     wanted = target - bias
     inverse = np.linalg.pinv(centred)  # (K+G, D)
     solution = (wanted - wanted.mean()) @ inverse

@@ -1,32 +1,8 @@
 """The distance that a correct runner may have from the oracle: a rounding-error model, evaluated case by case.
 
-One fixed tolerance is too wide for well-conditioned input, where it would pass a wrong epsilon, and too tight for
-features of large norm, where logits themselves are coarse. So the tolerance of every cluster follows from the oracle's
-values. With unit roundoff u, e = LAMBDA u, u16 = 2^-11, q = 2^-25, and sums over n written S_n:
-
-    logits           dl_nk = e (|x_n| |W_k| + sqrt(D) |x_n.W_k| + |b_k| + |l_nk|)
-      FP16, besides  dh_nk = u16 |x_n.W'_k| + 2 q 2^s_k,  dv_nk = x_n.(round(W'_k) - W'_k)    W' centred, of scale 2^s_k
-      L2-normalised input, besides  dl_nk += 4 u32 |x_n| |W_k| + g |x_n.W_k|        g = 4 u32 (sqrt(D)/2 + 2)
-      and FP16       dv_nk = round(x_n).round(W'_k) - x_n.W'_k,  dh_nk += 2 u16 max_d |x_nd| max_d |W'_dk|
-    assignment       rho_nk = f_nk + h_nk + |v_nk|,  a_nk between a e^-rho and min(a e^rho, 1)  z_nk = exp(rho_nk) - 1
-                     f_nk = dl_nk + S_j a_nj dl_nj + 4 e,  h_nk = dh_nk + S_j a_nj dh_nj,  v_nk = dv_nk - S_j a_nj dv_nj
-    mean residual    E_k = 2 P_k T_k + e (Q_k + sqrt(N) |m_k| + |c_k|)                        w_nk = a_nk / A_k
-                     P_k^2 = S_n w_nk (exp(f_nk) - 1)^2,  T_k^2 = S_n w_nk |x_n - m_k|^2,  Q_k^2 = S_n w_nk^2 |x_n|^2
-      FP16, besides  |across V'_k of S_n w_nk v_nk (x_n - m_k) + S_n (round(w_nk) - w_nk) (x_n - c_k)| + 2 R_k^2 T_k
-                     + LAMBDA sqrt(S_n mu_n (w_nk h_nk |x_n - m_k|)^2) + S_n min(w_nk, q) |x_n - c_k|
-                     + LAMBDA u16 sqrt(S_n mu_n (w_nk |x_n - c_k|)^2) + u16 |m_k| + q sqrt(D)  mu_n rows equal x_n
-      L2-normalised input, besides  4 u32 Q_k + g S_n w_nk |x_n|, and in FP16 S_n w_nk (round(x_n) - x_n) across V'_k
-    residual sum     A_k (E_k + e sqrt(N) |c_k|) + (R_k + e + u16 if FP16) |V_k|              R_k^2 = S_n w_nk z_nk^2
-    intra-normalised s_k = r_k (E_k / |V'_k| + e, and R_k where the clamp is active)
-    descriptor       s_k / g + d_k (S_j d_j s_j / g + e)                                      d_k = r_k / g
-
-FP16 graphs are centred, in dl too. Error parallel to V'_k counts in E_k, and affects its direction only if it exceeds
-half of its norm.
-Where R_k > 1/2, or the a_nk can grow to twice A_k, nothing is known of the assignments: E_k is at least
-max_n |x_n - m_k|, the residual sum's error N (max |x| + |c_k|), s_k = 2. The partial sums of a dot product are a drift
-towards its value plus a random walk; independent roundings of them add up as sqrt(D) |x.W| and |x| |W|. An assignment
-under 1e-37 may be lost (FP32 is normal down to 1.2e-38), which adds N 1e-37 (max |x| + |c|). The derivation is in
-docs/error-model.md. Source of the bound: Higham & Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis".
+The tolerance of every cluster follows from the oracle's values. docs/error-model.md derives each formula, in the
+symbols that the docstrings below name: N local descriptors x_n of D values, K centroids c_k, weights w_nk = a_nk / A_k.
+Source of the bound: Higham & Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis".
 """
 
 from collections import Counter
@@ -35,44 +11,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netvlad_deploy.oracle.equations import (
-    ReferenceParameters,
-    aggregate,
-    assignment_logits,
-    assignment_projection,
-    divisor,
-    local_descriptors,
-    soft_assignment,
-)
+from netvlad_deploy.oracle import equations
+from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.parity.projection_error import projection_error
 from netvlad_deploy.parity.rounding import FP32_UNIT, HALF, HALF_QUANTUM, LAMBDA, ROUNDINGS, TINY, Rounding
-from netvlad_deploy.spec.layer import (
-    ADD,
-    AGGREGATE,
-    ASSIGNMENT_LOGITS,
-    DESCRIPTOR,
-    FEATURES,
-    MASK,
-    MEAN_RESIDUAL,
-    NORM_FLOORS,
-    RESIDUAL_SUM,
-    SOFT_ASSIGNMENT,
-)
+from netvlad_deploy.spec import layer
 from netvlad_deploy.support.arrays import Array, Arrays, Float64
 
-SMALLEST_ASSIGNMENT = 1e-37
+SMALLEST_ASSIGNMENT = 1e-37  # a smaller one may be lost: FP32 is normal down to 1.2e-38
 LOST_SUM = 1e-25
 """Sum of assignments below which a cluster may be lost where its square is needed: 1e-12 / A^2 ends at 3e38 in FP32."""
 
 UNKNOWN = 0.5
 """Relative error from which nothing is known of a cluster's assignments but that they are between 0 and 1."""
 
-LARGEST_EXPONENT = 300.0
+LARGEST_EXPONENT = 300.0  # rho counts as no more
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Logits:
-    """Errors of the logits (B,N,K+G): of FP32, of rounding them to FP16, and the known one of the FP16 weights."""
+    """Errors of the logits (B,N,K+G): dl of FP32, dh of rounding them to FP16, and the known dv of the FP16 weights.
+
+    Or those of the soft assignments (B,N,K) that follow from them: f, h and v.
+    """
 
     wide: Float64
     half: Float64
@@ -81,10 +42,10 @@ class _Logits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Means:
-    """Weighted means of an image's local descriptors, all (B,K).
+    """Weighted means of an image's local descriptors, all (B,K): A, R, and E, the error of the mean residual V'.
 
-    `error` is that of the mean residual V', `direction_error` that of its direction alone, as a length. Where `unknown`
-    is set, nothing is known of the assignments.
+    `direction_error` is that of the direction of V' alone, as a length. Where `unknown` is set, nothing is known of the
+    assignments.
     """
 
     assignment: Float64
@@ -103,20 +64,23 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     """
     rounding = ROUNDINGS[precision]
     error = LAMBDA * rounding.unit
-    features, assignment = local_descriptors(parameters, feeds[FEATURES]), expected[SOFT_ASSIGNMENT]
+    features, assignment = (
+        equations.local_descriptors(parameters, feeds[layer.FEATURES]),
+        expected[layer.SOFT_ASSIGNMENT],
+    )
     narrow = features  # as the products of an FP16 graph see them
     if parameters.normalize_input and rounding.half_mean:
         narrow = features.astype(np.float16).astype(np.float64)
     logits = _logit_errors(parameters, features, narrow, rounding)
     rho = _relative_errors(parameters, features, logits, 4 * error)
     growth = _growth(parameters, features, rho)
-    if MASK in feeds:
-        rho = _Logits(**{name: values * feeds[MASK][..., None] for name, values in vars(rho).items()})
-        growth = growth * feeds[MASK][..., None]
+    if layer.MASK in feeds:
+        rho = _Logits(**{name: values * feeds[layer.MASK][..., None] for name, values in vars(rho).items()})
+        growth = growth * feeds[layer.MASK][..., None]
     means = _mean_errors(parameters, features, narrow, assignment, rho, growth, rounding)
     rows = features.shape[1]
     centroid_norm = np.linalg.norm(parameters.centroids, axis=-1)
-    residual_norm = np.linalg.norm(expected[RESIDUAL_SUM], axis=-1)
+    residual_norm = np.linalg.norm(expected[layer.RESIDUAL_SUM], axis=-1)
     reach = np.linalg.norm(features, axis=-1).max(axis=1, keepdims=True) + centroid_norm
     flushed = rows * SMALLEST_ASSIGNMENT * reach
     residual_error = means.assignment * (means.error + error * np.sqrt(rows) * centroid_norm)
@@ -124,14 +88,14 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     residual_error = residual_error + (means.relative_error + error + scale_error) * residual_norm + flushed
     logit_error = _total(logits)
     parts = _descriptor_error(parameters.epsilon, residual_norm, means, flushed, error)
-    vectors = aggregate(parameters, expected[RESIDUAL_SUM])
+    vectors = equations.aggregate(parameters, expected[layer.RESIDUAL_SUM])
     return {
-        ASSIGNMENT_LOGITS: logit_error + logit_error.mean(axis=-1, keepdims=True),
-        SOFT_ASSIGNMENT: growth + SMALLEST_ASSIGNMENT,
-        MEAN_RESIDUAL: means.error + (scale_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
-        RESIDUAL_SUM: np.where(means.unknown, rows * reach, residual_error),
-        AGGREGATE: parts,
-        DESCRIPTOR: projection_error(parameters, vectors, parts, rounding),
+        layer.ASSIGNMENT_LOGITS: logit_error + logit_error.mean(axis=-1, keepdims=True),
+        layer.SOFT_ASSIGNMENT: growth + SMALLEST_ASSIGNMENT,
+        layer.MEAN_RESIDUAL: means.error + (scale_error * residual_norm + flushed) / np.maximum(means.assignment, TINY),
+        layer.RESIDUAL_SUM: np.where(means.unknown, rows * reach, residual_error),
+        layer.AGGREGATE: parts,
+        layer.DESCRIPTOR: projection_error(parameters, vectors, parts, rounding),
     }
 
 
@@ -141,11 +105,11 @@ def _total(errors: _Logits) -> Float64:
 
 
 def _growth(parameters: ReferenceParameters, features: Float64, rho: _Logits) -> Float64:
-    """Return by how much a soft assignment (B,N,K) can be off: it lies between a e^-rho and min(a e^rho, 1).
+    """Return y (B,N,K), by how much a soft assignment can be off: it lies between a e^-rho and min(a e^rho, 1).
 
     It is computed from the logarithm of a, which may be 0 in float64 where an honest runner has more.
     """
-    logits = assignment_logits(parameters, features)
+    logits = equations.assignment_logits(parameters, features)
     logits = logits - logits.max(axis=-1, keepdims=True)
     logarithm = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     logarithm = logarithm[..., : parameters.spec.num_clusters]
@@ -156,18 +120,20 @@ def _growth(parameters: ReferenceParameters, features: Float64, rho: _Logits) ->
 
 
 def _relative_growth(rho: Float64) -> Float64:
+    """Return z = e^rho - 1."""
     growth: Float64 = np.expm1(np.minimum(rho, LARGEST_EXPONENT))
     return growth
 
 
 def _input_error(parameters: ReferenceParameters, width: int) -> float:
-    """Return the relative error of an L2-normalised local descriptor's length: half that of its sum of squares."""
+    """Return g, the relative error of an L2-normalised local descriptor's length: half that of its sum of squares."""
     return LAMBDA * FP32_UNIT * (np.sqrt(width) / 2 + 2) if parameters.normalize_input else 0.0
 
 
 def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Float64, rounding: Rounding) -> _Logits:
-    weight, bias = assignment_projection(parameters)
-    logits = assignment_logits(parameters, features)
+    """Return dl, dh and dv of local descriptors (B,N,D) and of the same as the products of an FP16 graph see them."""
+    weight, bias = equations.assignment_projection(parameters)
+    logits = equations.assignment_logits(parameters, features)
     if rounding.half_mean and weight.shape[1] > 1:  # FP16 graphs are centred
         weight, bias, logits = (values - values.mean(axis=-1, keepdims=True) for values in (weight, bias, logits))
     norms = np.linalg.norm(features, axis=-1, keepdims=True)
@@ -191,14 +157,14 @@ def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Fl
 def _relative_errors(
     parameters: ReferenceParameters, features: Float64, logits: _Logits, softmax_error: float
 ) -> _Logits:
-    """Return the relative errors (B,N,K) of the soft assignments, by their origin; that of the weights has a sign.
+    """Return the relative errors (B,N,K) of the soft assignments by their origin: f and h, and v with its sign.
 
-    A softmax over one column is 1, whatever the logit.
+    A softmax over one column is always 1.
     """
     if logits.wide.shape[-1] == 1:
         none = np.zeros_like(logits.wide)
         return _Logits(wide=none + softmax_error, half=none, weights=none)
-    everything = soft_assignment(assignment_logits(parameters, features), logits.wide.shape[-1])
+    everything = equations.soft_assignment(equations.assignment_logits(parameters, features), logits.wide.shape[-1])
     kept = np.s_[..., : parameters.spec.num_clusters]
 
     def shared(errors: Float64) -> Float64:
@@ -287,15 +253,15 @@ def _distances(features: Float64, centres: Float64) -> Float64:
 
 
 def _multiplicity(features: Float64) -> Float64:
-    """Return the number of times that each local descriptor occurs in its image (B,N)."""
+    """Return mu (B,N), the number of times that each local descriptor occurs in its image."""
     keys = [[row.tobytes() for row in image] for image in features]
     return np.array([[counts[key] for key in image] for image in keys for counts in (Counter(image),)], dtype=float)
 
 
 def _descriptor_error(epsilon: str, residual_norm: Float64, means: _Means, flushed: Float64, error: float) -> Float64:
-    floor = NORM_FLOORS[epsilon]
-    ratio = residual_norm / divisor(residual_norm**2, epsilon)  # r_k
-    if epsilon == ADD:
+    floor = layer.NORM_FLOORS[epsilon]
+    ratio = residual_norm / equations.divisor(residual_norm**2, epsilon)  # r_k
+    if epsilon == layer.ADD:
         scaled, flushed = 1 - ratio**2, flushed * LOST_SUM / SMALLEST_ASSIGNMENT
     else:
         scaled = (residual_norm < 2 * floor).astype(float)
@@ -304,7 +270,7 @@ def _descriptor_error(epsilon: str, residual_norm: Float64, means: _Means, flush
     direction = length / np.maximum(np.maximum(mean_residual_norm, length / 2), TINY)  # 2 at most
     part = ratio * (direction + error + scaled * means.relative_error) + np.minimum(1.0, flushed / floor)
     part = np.where(means.unknown, 2.0, part)
-    global_norm = divisor((ratio**2).sum(axis=-1, keepdims=True), epsilon)
+    global_norm = equations.divisor((ratio**2).sum(axis=-1, keepdims=True), epsilon)
     share = ratio / global_norm  # d_k
     shared_error = (share * part).sum(axis=-1, keepdims=True) / global_norm + error
     allowed: Float64 = part / global_norm + share * shared_error

@@ -1,18 +1,15 @@
 """Compare a runner with the oracle, case by case and cluster by cluster.
 
 A case passes if every value is finite and the error of every cluster, or of every value of a projected descriptor, is
-within what the error model allows for this input. Where the oracle's descriptor is shorter than 0.5 (ghosts won nearly
-every row) a cosine means nothing; there the descriptor must match to 1e-6 absolute, and the report counts those rows
-apart. Descriptors that the layer does not L2-normalise may have any length. Intra-normalisation hides a uniform fault,
-so the probe outputs are compared too where the artifact has them. A case whose tolerance would hide a fault that counts
-in it, or that cannot be made, is NOT_JUDGED (`visibility`).
+within the tolerance of the error model. Where the oracle's descriptor is shorter than SHORT (ghosts won nearly every
+row) a cosine means nothing: there each value must be within SHORT_TOLERANCE. A case that cannot be made, or whose
+tolerance would hide a fault that counts in it (`visibility`), is NOT_JUDGED.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.oracle.equations import ReferenceParameters
@@ -26,9 +23,6 @@ from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, cosines
-
-COSINE_NORM = SHORT
-"""A cosine counts only where the oracle's norm exceeds this."""
 
 SHORT_TOLERANCE = 1e-6
 """Absolute tolerance of FP32 for shorter descriptors, where something is known of them."""
@@ -71,9 +65,9 @@ class CaseParity:
 
     name: str
     batch: int
-    num_features: int | None
-    logit_step: float
-    outputs: tuple[OutputParity, ...]
+    num_features: int | None = None
+    logit_step: float = 0.0
+    outputs: tuple[OutputParity, ...] = ()
     reason: str = ""
     smallest_fault: float | None = None
     part: bool = False
@@ -129,8 +123,7 @@ def compare(
 ) -> ParityReport:
     """Run every case through `candidate` and the reference (the oracle, or `against`), and judge the difference.
 
-    The retrieval agreement on `banks` is reported beside the verdict and has no part in it; where a case is not finite
-    there is nothing to rank.
+    The rankings of `banks` are reported and have no part in the verdict; where a case is not finite there are none.
 
     >>> from netvlad_deploy import compare, export_onnx, load_reference, open_runner
     >>> from netvlad_deploy.models.netvlad import initialize
@@ -143,21 +136,22 @@ def compare(
     Raises: ParityError if the two have different shapes, or there is nothing to compare; InputError, RunError.
     """
     masked = _check_pair(candidate, parameters, against)
-    if cases is None:
-        cases = profile_cases(parameters, candidate, masked=masked)
+    cases = profile_cases(parameters, candidate, masked=masked) if cases is None else cases
     results, sights, failed = [], [], None
     with OracleRunner(parameters) as oracle:
         for case, reason in rounded_cases(cases, candidate, *([against] if against else [])):
             if reason:
-                results.append(_left_out(case, reason))
+                batch, rows, _ = case.features.shape
+                results.append(CaseParity(name=case.name, batch=batch, num_features=rows, reason=reason))
                 continue
             result, sight = _compare_case(case, candidate, oracle, against)
             results.append(result)
             sights.append(sight)
-            if failed is None and results[-1].verdict is Verdict.FAIL:
+            if failed is None and result.verdict is Verdict.FAIL:
                 failed = case
         departure = None if failed is None else _localise(failed, candidate, oracle)
-        retrieval = _retrieval(candidate, against or oracle, banks, results)
+        ranked = () if any(output.non_finite for case in results for output in case.outputs) else banks
+        retrieval = [each for bank in ranked for each in compare_retrieval(candidate, against or oracle, bank)]
     if not results:
         raise ParityError("no case to compare: a comparison of nothing is not a pass")
     return ParityReport(
@@ -166,17 +160,9 @@ def compare(
         precision=candidate.precision,
         cases=tuple(results),
         departure=departure,
-        retrieval=retrieval,
+        retrieval=tuple(retrieval),
         unseen=unseen(sights) if parameters.projection is None else "",
     )
-
-
-def _retrieval(
-    candidate: Runner, reference: Runner, banks: Iterable[Bank], results: Iterable[CaseParity]
-) -> tuple[RetrievalParity, ...]:
-    if any(output.non_finite for case in results for output in case.outputs):
-        return ()
-    return tuple(each for bank in banks for each in compare_retrieval(candidate, reference, bank))
 
 
 def _check_pair(candidate: Runner, parameters: ReferenceParameters, against: Runner | None) -> bool:
@@ -210,55 +196,63 @@ def _compare_case(
     case: Case, candidate: Runner, oracle: OracleRunner, against: Runner | None
 ) -> tuple[CaseParity, Visibility]:
     masked = MASK in candidate.inputs
-    feeds = case.feeds(oracle, masked=masked)
     got = candidate.run(case.feeds(candidate, masked=masked))
+    theirs, precise = None, candidate.precision == "fp32"
+    if against is not None:
+        theirs = against.run(case.feeds(against, masked=masked or MASK in against.inputs)), against.precision
+        precise = precise and against.precision == "fp32"
+    limit = SHORT_TOLERANCE if precise and candidate.spec.projection is None else np.inf
+    return _judge_case(case.name, got, candidate, oracle, case.feeds(oracle, masked=masked), limit, theirs)
+
+
+def judge_head(name: str, got: Arrays, oracle: OracleRunner, feeds: Feeds, candidate: Runner) -> CaseParity:
+    """Judge the descriptor that `candidate`, a pipeline, gave for local descriptors of its own."""
+    limit = SHORT_TOLERANCE if candidate.precision == "fp32" else np.inf
+    case, _ = _judge_case(name, {DESCRIPTOR: got[DESCRIPTOR]}, candidate, oracle, feeds, limit)
+    return replace(case, part=True)
+
+
+def _judge_case(
+    name: str,
+    got: Arrays,
+    candidate: Runner,
+    oracle: OracleRunner,
+    feeds: Feeds,
+    short_limit: float,
+    theirs: tuple[Arrays, str] | None = None,
+) -> tuple[CaseParity, Visibility]:
+    """Judge the outputs of `candidate` by the oracle, or by the outputs and the precision of another runner, `theirs`.
+
+    Where a fault would be hidden, NOT_JUDGED takes the place of PASS.
+    """
     computed = expected = oracle.run(feeds)
-    allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)
-    if against is not None:  # both sides round
-        theirs = against.run(case.feeds(against, masked=masked or MASK in against.inputs))
-        theirs_allowed = tolerances(oracle.parameters, feeds, expected, against.precision)
-        for name, output in theirs.items():
-            allowed[name] = allowed[name] + theirs_allowed[name] + stored_rounding(output, oracle.spec)
-        expected = {**expected, **theirs}  # what the reference does not give is judged by the oracle
-    shared = [name for name in got if name in expected]
+    allowed = tolerances(oracle.parameters, feeds, computed, candidate.precision)
+    if theirs is not None:  # both sides round
+        outputs, precision = theirs
+        more = tolerances(oracle.parameters, feeds, computed, precision)
+        for output, values in outputs.items():
+            allowed[output] = allowed[output] + more[output] + stored_rounding(values, oracle.spec)
+        expected = {**computed, **outputs}  # an output that the other lacks is judged by the oracle
+    shared = [output for output in got if output in expected]
     if not shared:
         raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
-    precise = candidate.precision == "fp32" and (against is None or against.precision == "fp32")
-    limit = SHORT_TOLERANCE if precise and candidate.spec.projection is None else np.inf
-    outputs = tuple(_judge(name, got[name], expected[name], allowed[name], candidate.spec, limit) for name in shared)
-    sight = _sight(oracle, feeds, computed, allowed[DESCRIPTOR], got[DESCRIPTOR], limit)
-    return _case(case.name, case.features, candidate, outputs, sight), sight
-
-
-def _left_out(case: Case, reason: str) -> CaseParity:
-    batch, num_features, _ = case.features.shape
-    return CaseParity(name=case.name, batch=batch, num_features=num_features, logit_step=0.0, outputs=(), reason=reason)
-
-
-def _sight(
-    oracle: OracleRunner, feeds: Feeds, expected: Arrays, allowed: Float64, got: Array, limit: float
-) -> Visibility:
-    allowed = allowed + stored_rounding(got, oracle.spec)
-    return visibility(oracle.parameters, feeds, expected, allowed, limit)
-
-
-def _case(
-    name: str, features: Array, candidate: Runner, outputs: tuple[OutputParity, ...], sight: Visibility
-) -> CaseParity:
-    """Return the case, where a fault would be hidden NOT_JUDGED in place of PASS."""
-    batch, num_features, _ = features.shape
-    if reason := sight.reason:
-        passed = {output: replace(output, verdict=Verdict.NOT_JUDGED) for output in outputs}
-        outputs = tuple(passed[each] if each.verdict is Verdict.PASS else each for each in outputs)
-    return CaseParity(
+    judged = [_judge(each, got[each], expected[each], allowed[each], oracle.spec, short_limit) for each in shared]
+    descriptor_allowed = allowed[DESCRIPTOR] + stored_rounding(got[DESCRIPTOR], oracle.spec)
+    sight = visibility(oracle.parameters, feeds, computed, descriptor_allowed, short_limit)
+    if sight.reason:
+        unjudged = {Verdict.PASS: Verdict.NOT_JUDGED, Verdict.FAIL: Verdict.FAIL}
+        judged = [replace(each, verdict=unjudged[each.verdict]) for each in judged]
+    batch, num_features, _ = feeds[FEATURES].shape
+    case = CaseParity(
         name=name,
         batch=batch,
         num_features=num_features,
-        logit_step=candidate.range.step_at(largest_norm(features)) if candidate.range else 0.0,
-        outputs=outputs,
-        reason=reason,
+        logit_step=candidate.range.step_at(largest_norm(feeds[FEATURES])) if candidate.range else 0.0,
+        outputs=tuple(judged),
+        reason=sight.reason,
         smallest_fault=sight.smallest_fault,
     )
+    return case, sight
 
 
 def _judge(
@@ -283,26 +277,19 @@ def _judge(
     )
 
 
-def have_direction(name: str, norms: Float64, spec: NetVLADSpec) -> npt.NDArray[np.bool_]:
+def have_direction(name: str, norms: Float64, spec: NetVLADSpec) -> Array:
     """Return a mask (B,) of the items that are long enough, by the norms of the reference (B,), to have a cosine."""
-    return norms > (0 if name == DESCRIPTOR and not spec.unit_length else COSINE_NORM)
+    return norms > (0 if name == DESCRIPTOR and not spec.unit_length else SHORT)
 
 
 def judge(
-    name: str,
-    got: Array,
-    expected: Float64,
-    errors: Float64,
-    allowed: Float64,
-    *,
-    norms: Float64,
-    counted: npt.NDArray[np.bool_],
+    name: str, got: Array, expected: Float64, errors: Float64, allowed: Float64, *, norms: Float64, counted: Array
 ) -> OutputParity:
-    """Judge an output: it passes if all of it is finite and no error exceeds what is allowed for it.
+    """Judge an output: it passes if all of it is finite and no error exceeds its tolerance.
 
     Args:
         name: the output.
-        got: its values, batch items first.
+        got: the values of the candidate, batch items first.
         expected: the values of the reference, or those of one item for all of them.
         errors: of each part, the clusters or values last, or of each item as a whole (B,); infinite if not finite.
         allowed: tolerance of each error.
@@ -331,18 +318,3 @@ def judge(
         worst_ratio=float(ratios[worst]),
         cluster_errors=(),
     )
-
-
-def judge_head(name: str, got: Arrays, oracle: OracleRunner, feeds: Feeds, candidate: Runner) -> CaseParity:
-    """Judge the descriptor that `candidate`, a pipeline, gave for local descriptors of its own."""
-    expected = oracle.run(feeds)
-    allowed = tolerances(oracle.parameters, feeds, expected, candidate.precision)[DESCRIPTOR]
-    limit = SHORT_TOLERANCE if candidate.precision == "fp32" else np.inf
-    output = _judge(DESCRIPTOR, got[DESCRIPTOR], expected[DESCRIPTOR], allowed, candidate.spec, limit)
-    sight = _sight(oracle, feeds, expected, allowed, got[DESCRIPTOR], limit)
-    return _case(name, feeds[FEATURES], candidate, (output,), sight)
-
-
-def outputs_of(report: ParityReport) -> Iterable[tuple[CaseParity, OutputParity]]:
-    """Yield every case with each of its outputs, in order."""
-    return ((case, output) for case in report.cases for output in case.outputs)

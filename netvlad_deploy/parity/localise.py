@@ -15,16 +15,8 @@ from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.rounding import HALF, HALF_QUANTUM, TINY
 from netvlad_deploy.runner import Feeds
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.layer import (
-    AGGREGATE,
-    ASSIGNMENT_LOGITS,
-    DESCRIPTOR,
-    FEATURES,
-    MEAN_RESIDUAL,
-    RESIDUAL_SUM,
-    SOFT_ASSIGNMENT,
-    NetVLADSpec,
-)
+from netvlad_deploy.spec import layer
+from netvlad_deploy.spec.layer import ASSIGNMENT_LOGITS, DESCRIPTOR, MEAN_RESIDUAL, RESIDUAL_SUM, SOFT_ASSIGNMENT
 from netvlad_deploy.support.arrays import Array, Arrays, Float64
 
 SMALLEST_SUM = 1e-30
@@ -40,7 +32,7 @@ ADVICE: Mapping[str, str] = {
     SOFT_ASSIGNMENT: "the logits are right: look at the softmax, at which columns are ghosts, and at the mask",
     MEAN_RESIDUAL: "the assignments are right: look at the centroids, and at assignments lost in FP16",
     RESIDUAL_SUM: "the assignments are right: look at the centroids, and at sums computed in FP16",
-    AGGREGATE: NORMS,
+    layer.AGGREGATE: NORMS,
     DESCRIPTOR: NORMS,
 }
 PROJECTED = (
@@ -56,7 +48,7 @@ AGREES = "every tensor agrees with the oracle: the reference of this comparison 
 class Departure:
     """The first tensor outside its tolerance, and the clusters where it is; `tensor` is empty if there is none.
 
-    `unit` says what `clusters` are: those, or single values of a projected descriptor.
+    `unit` says if `clusters` are clusters, or single values of a projected descriptor.
     """
 
     case: str
@@ -97,25 +89,25 @@ def localise(case: str, got: Mapping[str, Array], oracle: OracleRunner, feeds: F
     return Departure(case=case, tensor="", clusters=(), error=0.0, tolerance=0.0, advice=AGREES)
 
 
-def _advice(stage: str, visible: Sequence[str], spec: NetVLADSpec) -> str:
+def _advice(stage: str, visible: Sequence[str], spec: layer.NetVLADSpec) -> str:
     """Return advice for the first of the visible stages that departs."""
     if len(visible) == 1:
         return HIDDEN
     if stage == DESCRIPTOR and spec.projection is not None:
-        return PROJECTED if AGGREGATE in visible else OR_PROJECTED
+        return PROJECTED if layer.AGGREGATE in visible else OR_PROJECTED
     return ADVICE[stage]
 
 
 def _inner_stages(oracle: OracleRunner, feeds: Feeds, expected: Arrays) -> Arrays:
     total = expected[SOFT_ASSIGNMENT].sum(axis=1)[..., None]
     return {
-        ASSIGNMENT_LOGITS: assignment_logits(oracle.parameters, feeds[FEATURES]),
+        ASSIGNMENT_LOGITS: assignment_logits(oracle.parameters, feeds[layer.FEATURES]),
         MEAN_RESIDUAL: expected[RESIDUAL_SUM] / np.maximum(total, TINY),
-        AGGREGATE: aggregate(oracle.parameters, expected[RESIDUAL_SUM]),
+        layer.AGGREGATE: aggregate(oracle.parameters, expected[RESIDUAL_SUM]),
     }
 
 
-def cluster_errors(name: str, difference: Float64, spec: NetVLADSpec) -> Float64:
+def cluster_errors(name: str, difference: Float64, spec: layer.NetVLADSpec) -> Float64:
     """Return errors with the clusters last: the norm over D (B,K), or absolute (B,N,K) for logits and assignments.
 
     Those of a projected descriptor are absolute (B,P). Logits are compared less their mean over the clusters, which no
@@ -125,13 +117,13 @@ def cluster_errors(name: str, difference: Float64, spec: NetVLADSpec) -> Float64
         difference = difference - difference.mean(axis=-1, keepdims=True)
     if name in (ASSIGNMENT_LOGITS, SOFT_ASSIGNMENT) or (name == DESCRIPTOR and spec.projection is not None):
         return np.abs(difference)
-    if name in (AGGREGATE, DESCRIPTOR):
+    if name in (layer.AGGREGATE, DESCRIPTOR):
         difference = by_cluster(difference, spec)
     errors: Float64 = np.linalg.norm(difference, axis=-1)
     return errors
 
 
-def stored_rounding(output: Array, spec: NetVLADSpec) -> Any:
+def stored_rounding(output: Array, spec: layer.NetVLADSpec) -> Any:
     """Return the error of storing a descriptor in FP16: of the norm of each part (B,K), or of each value (B,P)."""
     if output.dtype != np.float16:
         return 0.0

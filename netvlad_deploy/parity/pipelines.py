@@ -1,12 +1,9 @@
 """Compare a pipeline with the golden images of its export, or with another pipeline on them.
 
 A golden image passes if its descriptor is as near to the unfolded module's, in float64, as its measured sensitivity to
-rounding allows (`goldens`). Where that would pass what can go wrong, it is NOT_JUDGED, unless it fails even so.
-
-Where the runner shows its local descriptors, the oracle computes the head on them, so that the head is judged by its
-own error model, cluster by cluster. A head that passes says nothing of the backbone: without a golden image that was
-judged, the report is NOT_JUDGED. Where no head was judged, the golden images answer for it too: one whose tolerance
-would hide that two clusters changed places is NOT_JUDGED.
+rounding allows (`oracle/goldens.py`). Where the runner shows its local descriptors, the oracle computes the head on
+them, so that the head is judged by its own error model. Where no head was judged, the golden images answer for it too:
+one whose tolerance would hide that two clusters changed places is NOT_JUDGED.
 """
 
 from collections.abc import Sequence
@@ -39,8 +36,8 @@ def compare_goldens(
 ) -> ParityReport:
     """Run every golden image through `candidate`, and judge its descriptor, and its head where that shows.
 
-    The reference is the golden descriptor, or that of `against` for the same image: then both may round. How much
-    `against` may is what its own export measured on that image, where it has one.
+    The reference is the golden descriptor, or that of `against` for the same image: then both may round. The tolerance
+    of `against` is the one that its own export measured on that image, if there is one.
 
     Raises: ParityError if descriptors have different sizes; ArtifactError if a precision was not measured; InputError,
         RunError.
@@ -54,7 +51,7 @@ def compare_goldens(
             tolerance += next(theirs, golden).tolerance(against.precision)
         case = _golden_case(golden, candidate, against, tolerance)
         doubt = golden.doubt(tolerance, goldens)
-        cases.append(_unjudged(case, doubt) if doubt and case.verdict is Verdict.PASS else case)
+        cases.append(_unjudged(case, doubt) if doubt else case)
     heads, departure = _heads(goldens, candidate, parameters)
     if not {case.verdict for case in heads} & {Verdict.PASS, Verdict.FAIL}:
         cases = [_without_swap(case, golden, parameters.spec) for case, golden in zip(cases, goldens, strict=True)]
@@ -79,11 +76,12 @@ def _run(runner: Runner, golden: Golden) -> dict[str, Array]:
 
 
 def _golden_case(golden: Golden, candidate: Runner, against: Runner | None, tolerance: float) -> CaseParity:
-    case = CaseParity(name=golden.name, batch=_batch(candidate, golden), num_features=None, logit_step=0.0, outputs=())
+    case = CaseParity(name=golden.name, batch=_batch(candidate, golden))
     for runner in (candidate, *([against] if against else [])):
         if not _batch(runner, golden):
             profiles = "; ".join(map(str, runner.profiles))
-            return _unjudged(case, f"{runner.name} takes {profiles}: build with a profile that holds this size")
+            reason = f"{runner.name} takes {profiles}: build with a profile that holds this size"
+            return replace(case, reason=reason)
     expected = golden.descriptor[None] if against is None else _run(against, golden)[DESCRIPTOR][:1]
     got = _run(candidate, golden)[DESCRIPTOR]
     if got.shape[1:] != expected.shape[1:]:
@@ -96,7 +94,8 @@ def _golden_case(golden: Golden, candidate: Runner, against: Runner | None, tole
 
 
 def _unjudged(case: CaseParity, reason: str) -> CaseParity:
-    return replace(case, outputs=(), reason=reason)
+    """Return a case that passed as one that proves nothing, and any other as it is."""
+    return replace(case, outputs=(), reason=reason) if case.verdict is Verdict.PASS else case
 
 
 def _without_swap(case: CaseParity, golden: Golden, spec: NetVLADSpec) -> CaseParity:
@@ -105,7 +104,7 @@ def _without_swap(case: CaseParity, golden: Golden, spec: NetVLADSpec) -> CasePa
     A swap counts if it moves the descriptor at least half as far as the one that moves it most, as in `visibility`.
     After a projection the descriptor shows no clusters, so nothing is said of them.
     """
-    if case.verdict is not Verdict.PASS or spec.projection is not None:
+    if not case.outputs or spec.projection is not None:
         return case
     parts = by_cluster(golden.descriptor[None], spec)[0]  # (K,D)
     squares = (parts**2).sum(axis=1)
@@ -131,12 +130,12 @@ def _heads(
                     continue
                 name = f"head on {golden.name}"
                 if LOCAL_DESCRIPTORS not in runner.outputs:
-                    empty = CaseParity(name=name, batch=0, num_features=None, logit_step=0.0, outputs=(), part=True)
-                    cases.append(_unjudged(empty, f"its local descriptors do not show: {runner.hidden}"))
+                    reason = f"its local descriptors do not show: {runner.hidden}"
+                    cases.append(CaseParity(name=name, batch=0, reason=reason, part=True))
                     continue
                 got = _run(runner, golden)
                 feeds = {FEATURES: got[LOCAL_DESCRIPTORS].astype(np.float32)}
-                cases.append(replace(judge_head(name, got, oracle, feeds, candidate), part=True))
+                cases.append(judge_head(name, got, oracle, feeds, candidate))
                 if departure is None and cases[-1].verdict is Verdict.FAIL:
                     departure = localise(name, got, oracle, feeds, candidate.precision)
     finally:

@@ -18,9 +18,9 @@ from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64, unit_rows
 
-DEPTH = 10
+DEPTH = 10  # best matches that are compared
 NEAR_TIES = "near ties"
-PLACES, VIEWS, LENGTH = 8, 8, 64
+PLACES, VIEWS, LENGTH = 8, 8, 64  # of the bank of near ties: each view has LENGTH local descriptors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +65,24 @@ def compare_retrieval(candidate: Runner, reference: Runner, bank: Bank) -> Itera
         queries = [_descriptors(runner, bank.queries) for runner in (candidate, reference)]
     if len(images[0]) < 2:
         raise ParityError(f"bank {bank.name} has fewer than two images: nothing to rank")
-    alone, unit = bank.queries is None, reference.spec.unit_length
-    expected = _similarities(queries[1], images[1], alone=alone, unit=unit)
+
+    def similarities(asked: Float64, index: Float64) -> Float64:
+        blocks = nearness(asked, index, alone=bank.queries is None, unit=reference.spec.unit_length)
+        return np.concatenate([near for _, near in blocks])  # (queries, images)
+
+    expected = similarities(queries[1], images[1])
     for arrangement, index in (("own bank", images[0]), ("crossed", images[1])):
-        got = _similarities(queries[0], index, alone=alone, unit=unit)
-        yield _agreement(bank.name, arrangement, got, expected)
+        yield _agreement(bank.name, arrangement, similarities(queries[0], index), expected)
 
 
-def near_ties(parameters: ReferenceParameters, *, shapes: Profile | None = None, seed: int = 0) -> Bank:
+def near_ties(parameters: ReferenceParameters, *, shapes: Profile | None = None) -> Bank:
     """Return a bank of eight places in eight views each, from nearly identical to clearly different.
 
     The similarities of the views of one place differ by 1e-8 and more, so small errors swap some of them.
     """
     shapes = shapes or Profile()
     rows = min(max(LENGTH, shapes.num_features.min), shapes.num_features.max)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     width = parameters.spec.feature_size
     places = unit_rows(random.standard_normal((PLACES, 1, rows, width), dtype=np.float32))
     noise = unit_rows(random.standard_normal((PLACES, VIEWS, rows, width), dtype=np.float32))
@@ -90,13 +93,10 @@ def near_ties(parameters: ReferenceParameters, *, shapes: Profile | None = None,
 
 def _descriptors(runner: Runner, features: Array | Arrays) -> Float64:
     if isinstance(features, dict):
-        return np.stack(list(embed_sequences(runner, features, batch=32).values())).astype(np.float64)
-    return embed_array(runner, features, batch=32).astype(np.float64)
-
-
-def _similarities(queries: Float64, images: Float64, *, alone: bool, unit: bool) -> Float64:
-    """Return the nearness of every image to every query (queries, images), see `nearness`."""
-    return np.concatenate([near for _, near in nearness(queries, images, alone=alone, unit=unit)])
+        features = np.stack(list(embed_sequences(runner, features, batch=32).values()))
+    else:
+        features = embed_array(runner, features, batch=32)
+    return features.astype(np.float64)
 
 
 def _agreement(bank: str, arrangement: str, got: Float64, expected: Float64) -> RetrievalParity:

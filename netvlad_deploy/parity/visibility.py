@@ -1,39 +1,19 @@
 """The faults that the tolerance of a case would reveal, and those that it would hide.
 
-Faults are planted in the oracle's own descriptor, one at a time: two clusters change places, a centroid has the wrong
-sign, a cluster has the soft assignments of the next column, or its part of the descriptor points the other way. Each is
-followed to the descriptor, and its effect is how far it moves a cluster's part, or the whole of a projected descriptor.
-
-- A fault counts in a case if its effect is at least half of the largest turn's, or, of another kind than a turn, at
-  least half of the largest among those. So one that moves a part by the length of the longest part always counts.
-- A fault is revealed by a case if it moves some part, or some value of a projected descriptor, by more than twice the
-  tolerance: an honest error hides at most one tolerance of it, and the judgement allows another.
-- A case is worth a verdict if it reveals every fault that counts in it. Where every descriptor is near zero, the fault
-  is a descriptor that is not.
-
-Of a layer with a projection only neighbouring clusters change places, in four images at most: each swap takes a product
-with the projection.
+Faults are planted in the oracle's own descriptor, one at a time. The effect of a fault is how far it moves a cluster's
+part of the descriptor, or the whole of a projected one. docs/error-model.md says which faults count in a case, and why
+("What a tolerance would reveal"); a case is worth a verdict if it reveals all of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from netvlad_deploy.oracle.equations import (
-    LinearMap,
-    ReferenceParameters,
-    after_projection,
-    aggregate,
-    assignment_logits,
-    by_cluster,
-    divisor,
-    local_descriptors,
-    project,
-    residual_sum,
-    soft_assignment,
-)
+from netvlad_deploy.oracle import equations
+from netvlad_deploy.oracle.equations import ReferenceParameters, after_projection, by_cluster, divisor
 from netvlad_deploy.parity.localise import cluster_errors
+from netvlad_deploy.parity.projection_error import batch_norm_factor
 from netvlad_deploy.parity.rounding import TINY
 from netvlad_deploy.runner import Feeds
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, RESIDUAL_SUM, SOFT_ASSIGNMENT
@@ -45,7 +25,7 @@ ASSIGNMENTS = "a cluster with the assignments of the next column"
 TURN = "a cluster's part turned round"
 
 CERTAIN = 2.0
-"""Tolerances that a fault must move a descriptor by, to be revealed whatever rounding does."""
+"""Tolerances that a fault must move a descriptor by, so that no rounding can hide it."""
 
 COUNTS = 0.5
 """Share of the largest fault's effect from which a fault counts in a case."""
@@ -63,7 +43,7 @@ CHANGES = np.geomspace(1e-8, 10.0, 181)
 """Relative changes of a centroid that are tried: 20 a decade."""
 
 SMALL = 1e-3
-"""Change of a centroid from which that of a projected descriptor is taken to be in proportion."""
+"""Relative change of a centroid whose effect on a projected descriptor is computed; others are in proportion to it."""
 
 IMAGES_JUDGED = 4
 """Images in which the faults of a layer with a projection are planted."""
@@ -101,37 +81,34 @@ def unseen(sights: Iterable[Visibility]) -> str:
     nearly agree.
     """
     sights = [each for each in sights if each.counts]
-    hidden = {}
+    hidden = []
     for kind in [kind for kind in sights[0].counts if kind != ASSIGNMENTS] if sights else ():
         counts = np.any([each.counts[kind] for each in sights], axis=0)
         revealed = np.any([each.revealed[kind] for each in sights], axis=0)
-        if (counts & ~revealed).any():
-            hidden[kind] = np.argwhere(counts & ~revealed)
+        hidden += [(kind, fault) for fault in np.argwhere(counts & ~revealed).tolist()]
     if not hidden:
         return ""
-    kind, faults = next(iter(hidden.items()))
-    number = sum(map(len, hidden.values()))
-    more = f", nor {number - 1} other such faults" if number > 1 else ""
-    return f"no case would reveal {kind} ({' and '.join(map(str, faults[0].tolist()))}{more})"
+    kind, fault = hidden[0]
+    more = f", nor {len(hidden) - 1} other such faults" if len(hidden) > 1 else ""
+    return f"no case would reveal {kind} ({' and '.join(map(str, fault))}{more})"
 
 
 def visibility(
-    parameters: ReferenceParameters,
-    feeds: Feeds,
-    expected: Arrays,
-    allowed: Float64,
-    short_limit: float = np.inf,
+    parameters: ReferenceParameters, feeds: Feeds, expected: Arrays, allowed: Float64, short_limit: float = np.inf
 ) -> Visibility:
     """Return the faults that count, and those that the tolerance of the descriptor would reveal.
 
     Args:
         parameters: the layer.
-        feeds: features, and the mask if there is one.
+        feeds: the features, and the mask if there is one.
         expected: the outputs of the oracle for the feeds.
         allowed: tolerance of each cluster (B,K), or of each value (B,P) after a projection.
         short_limit: absolute tolerance of a value where the aggregate is short.
+
+    Of a layer with a projection only neighbouring clusters change places, in IMAGES_JUDGED images at most: each swap
+    takes a product with the projection.
     """
-    vectors = aggregate(parameters, expected[RESIDUAL_SUM])
+    vectors = equations.aggregate(parameters, expected[RESIDUAL_SUM])
     images = np.flatnonzero(np.linalg.norm(vectors, axis=-1) > SHORT)
     if not len(images):
         zero = _shows_if_not_zero(parameters, expected, allowed, short_limit)
@@ -154,7 +131,7 @@ def _shows_if_not_zero(parameters: ReferenceParameters, expected: Arrays, allowe
     residuals = expected[RESIDUAL_SUM]
     norms = np.linalg.norm(residuals, axis=-1, keepdims=True)
     wrong = np.where(norms > 0, residuals / np.maximum(norms, TINY), 1.0)
-    right, other = (project(parameters, aggregate(parameters, each)) for each in (residuals, wrong))
+    right, other = (equations.project(parameters, equations.aggregate(parameters, each)) for each in (residuals, wrong))
     errors = cluster_errors(DESCRIPTOR, other - right, parameters.spec)
     known = allowed.max(axis=-1) < UNKNOWN_LENGTH
     return bool((errors > CERTAIN * allowed).any() or (np.abs(other - right)[known] > CERTAIN * limit).any())
@@ -170,9 +147,8 @@ def _unprojected(
 ) -> tuple[Arrays, Arrays, Float64]:
     """Return the effect of each fault, by kind; whether it is over the limits (B,K) in some image; and `smallest` (K,).
 
-    `smallest` is the least relative change of each centroid that is over them.
-
-    Args: vectors: the aggregates (B, D*K); arrays: features and what the oracle gives for them.
+    `smallest` is the least relative change of each centroid that is over the limits. `vectors` are the aggregates
+    (B, D*K), `arrays` the features and the outputs of the oracle for them.
     """
     parts = by_cluster(vectors, parameters.spec)  # (B,K,D)
     squares = (parts**2).sum(axis=-1)
@@ -180,8 +156,7 @@ def _unprojected(
     effects = {SWAP: np.triu(np.sqrt(np.maximum(apart, 0)), 1)}  # (B,K,K)
     for kind, wrong in _wrong_parts(parameters, parts, arrays).items():
         effects[kind] = np.linalg.norm(wrong - parts, axis=-1)
-    products = _Products.of(parameters, arrays)
-    seen = np.array([(products.moved(change) > limits).any(axis=0) for change in CHANGES])  # (changes, K)
+    seen = np.array([(each > limits).any(axis=0) for each in _moved_by_centroids(parameters, arrays)])  # (changes, K)
     smallest = np.where(seen.any(axis=0), CHANGES[seen.argmax(axis=0)], np.inf)
     pairs = np.minimum(limits[:, :, None], limits[:, None, :])
     over = {kind: each > (pairs if kind == SWAP else limits) for kind, each in effects.items()}
@@ -191,19 +166,19 @@ def _unprojected(
 
 def _wrong_parts(parameters: ReferenceParameters, parts: Float64, arrays: Arrays) -> dict[str, Float64]:
     """Return the parts (B,K,D) as each would be if it alone were wrong, by the kind of the fault."""
-    features, residuals = local_descriptors(parameters, arrays[FEATURES]), arrays[RESIDUAL_SUM]
-    logits = np.roll(assignment_logits(parameters, arrays[FEATURES]), -1, axis=-1)
-    others = soft_assignment(logits, parameters.spec.num_clusters, arrays.get(MASK))
+    features, residuals = equations.local_descriptors(parameters, arrays[FEATURES]), arrays[RESIDUAL_SUM]
+    logits = np.roll(equations.assignment_logits(parameters, arrays[FEATURES]), -1, axis=-1)
+    others = equations.soft_assignment(logits, parameters.spec.num_clusters, arrays.get(MASK))
     centres = _sum_of_centroids(parameters, arrays)
     return {
         SIGN: _normalized(parameters, residuals + 2 * centres, residuals),
-        ASSIGNMENTS: _normalized(parameters, residual_sum(others, features, parameters.centroids), residuals),
+        ASSIGNMENTS: _normalized(parameters, equations.residual_sum(others, features, parameters.centroids), residuals),
         TURN: -parts,
     }
 
 
 def _sum_of_centroids(parameters: ReferenceParameters, arrays: Arrays) -> Float64:
-    """Return each centroid times the sum of its assignments (B,K,D), which the sums of features are lessened by."""
+    """Return each centroid times the sum of its assignments (B,K,D): the term that a residual sum subtracts."""
     centres: Float64 = arrays[SOFT_ASSIGNMENT].sum(axis=1)[..., None] * parameters.centroids
     return centres
 
@@ -222,33 +197,16 @@ def _scale(square: Float64, others: Float64, epsilon: str) -> Float64:
     return scale
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Products:
-    """Products (B,K) that say what a change of a centroid does to its part: |V|^2, A V.c and A^2 |c|^2."""
-
-    square: Float64
-    mixed: Float64
-    centre: Float64
-    epsilon: str
-
-    @classmethod
-    def of(cls, parameters: ReferenceParameters, arrays: Arrays) -> "_Products":
-        residuals, centres = arrays[RESIDUAL_SUM], _sum_of_centroids(parameters, arrays)
-        return cls(
-            square=(residuals**2).sum(axis=-1),
-            mixed=(residuals * centres).sum(axis=-1),
-            centre=(centres**2).sum(axis=-1),
-            epsilon=parameters.epsilon,
-        )
-
-    def moved(self, change: float) -> Float64:
-        """Return by how much each cluster's part moves if its centroid is multiplied by 1 + change."""
-        before = _scale(self.square, self.square, self.epsilon)
-        square = np.maximum(self.square - 2 * change * self.mixed + change**2 * self.centre, 0)
-        after = _scale(square, self.square, self.epsilon)
-        product = (self.square - change * self.mixed) * before * after
-        moved: Float64 = np.sqrt(np.maximum(self.square * before**2 + square * after**2 - 2 * product, 0))
-        return moved
+def _moved_by_centroids(parameters: ReferenceParameters, arrays: Arrays) -> Iterator[Float64]:
+    """Yield for each of CHANGES by how much every part (B,K) moves if its centroid is multiplied by 1 + change."""
+    residuals, centres = arrays[RESIDUAL_SUM], _sum_of_centroids(parameters, arrays)
+    right, mixed, centre = (each.sum(axis=-1) for each in (residuals**2, residuals * centres, centres**2))
+    before = _scale(right, right, parameters.epsilon)
+    for change in CHANGES:
+        square = np.maximum(right - 2 * change * mixed + change**2 * centre, 0)
+        after = _scale(square, right, parameters.epsilon)
+        product = (right - change * mixed) * before * after
+        yield np.sqrt(np.maximum(right * before**2 + square * after**2 - 2 * product, 0))
 
 
 def _projected(
@@ -265,7 +223,7 @@ def _projected(
     wrong = [np.roll(parts, -1, axis=1), np.roll(parts, 1, axis=1), changed, *singles.values()]
     ahead, behind, slopes, *changes = _moved_products(parameters, projection, [each - parts for each in wrong])
     products = projection(vectors)
-    factor = _factor(projection)
+    factor = batch_norm_factor(projection)
     right = after_projection(parameters, products)
     longest = max(np.linalg.norm(right, axis=-1).max(), TINY)
 
@@ -291,7 +249,9 @@ def _projected(
     return moved, revealed, smallest
 
 
-def _moved_products(parameters: ReferenceParameters, projection: LinearMap, changes: list[Float64]) -> Float64:
+def _moved_products(
+    parameters: ReferenceParameters, projection: equations.LinearMap, changes: list[Float64]
+) -> Float64:
     """Return the changes of the products (changes, K, B, P) for changes (B,K,D) of single parts."""
     stacked = np.concatenate(changes).transpose(1, 2, 0)  # (K, D, changes * B)
     found = np.empty((stacked.shape[0], len(projection.weight), stacked.shape[2]))
@@ -300,9 +260,3 @@ def _moved_products(parameters: ReferenceParameters, projection: LinearMap, chan
     clusters, size, _ = found.shape
     split: Float64 = found.reshape(clusters, size, len(changes), -1).transpose(2, 0, 3, 1)
     return split
-
-
-def _factor(projection: LinearMap) -> Float64 | float:
-    """Return the factor of BatchNorm on each product (P,) with its sign, 1 without BatchNorm."""
-    norm = projection.batch_norm
-    return 1.0 if norm is None else norm.weight / np.sqrt(norm.running_var + norm.eps)

@@ -6,21 +6,8 @@ from dataclasses import dataclass
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.report import text
 from netvlad_deploy.report.escape import markdown_text, printable
-from netvlad_deploy.report.text import (
-    LATENCY_HEADER,
-    PARITY_HEADER,
-    RETRIEVAL_HEADER,
-    artifact_lines,
-    departure_line,
-    device_lines,
-    latency_rows,
-    latency_title,
-    markdown_table,
-    not_judged_lines,
-    parity_rows,
-    retrieval_rows,
-)
 from netvlad_deploy.spec.verdict import Verdict
 
 
@@ -60,12 +47,12 @@ def deployment_markdown(deployment: Deployment) -> str:
     lines = [
         f"# {deployment.verdict.value}: {markdown_text(deployment.onnx.path.name)}",
         "",
-        *markdown_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
+        *text.markdown_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
         "",
         "## Artifacts",
         "",
         "```",
-        *(printable(line) for one in (deployment.onnx, deployment.engine) if one for line in artifact_lines(one)),
+        *(printable(line) for one in (deployment.onnx, deployment.engine) if one for line in text.artifact_lines(one)),
         "```",
     ]
     for report in deployment.parity:
@@ -73,13 +60,13 @@ def deployment_markdown(deployment: Deployment) -> str:
         lines += (
             [f"Not run: {markdown_text(report.reason)}"]
             if report.reason
-            else markdown_table(PARITY_HEADER, parity_rows(report))
+            else text.markdown_table(*text.parity_table(report))
         )
-        lines += [text for line in not_judged_lines(report) for text in ("", f"{markdown_text(line)}.")]
-        lines += ["", markdown_text(departure_line(report.departure)) + "."] if report.departure else []
-        lines += ["", *markdown_table(RETRIEVAL_HEADER, retrieval_rows(report))] if report.retrieval else []
-    lines += ["", "## Latency", "", markdown_text(latency_title(deployment.latency)) + ".", ""]
-    lines += markdown_table(LATENCY_HEADER, latency_rows(deployment.latency))
-    lines += [f"\n{markdown_text(line)}." for line in device_lines(deployment.latency)]
+        lines += [f"\n{markdown_text(line)}." for line in text.not_judged_lines(report)]
+        lines += ["", markdown_text(text.departure_line(report.departure)) + "."] if report.departure else []
+        lines += ["", *text.markdown_table(*text.retrieval_table(report))] if report.retrieval else []
+    lines += ["", "## Latency", "", markdown_text(text.latency_title(deployment.latency)) + ".", ""]
+    lines += text.markdown_table(*text.latency_table(deployment.latency))
+    lines += [f"\n{markdown_text(line)}." for line in text.device_lines(deployment.latency)]
     lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]
     return "\n".join(lines)

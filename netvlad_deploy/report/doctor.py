@@ -1,4 +1,4 @@
-"""The result of `doctor`: what is installed on a machine, and what can run there."""
+"""The result of `doctor`: the packages on a machine, and the backends that can run there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from netvlad_deploy.spec.verdict import Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One capability: PASS if it works here, else NOT_RUN or FAIL, and `detail` says what is missing or broken."""
+    """One capability: PASS if it works here, else NOT_RUN or FAIL, and `detail` names the missing or broken part."""
 
     name: str
     verdict: Verdict
@@ -19,7 +19,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """An optional dependency group: its packages, the missing ones, and what to do to get them."""
+    """An optional dependency group: its packages, the missing ones, and the command that installs them."""
 
     packages: tuple[str, ...]
     missing: tuple[str, ...]
@@ -28,14 +28,12 @@ class Extra:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The machine, its packages, and what can run there.
+    """The machine, its packages, and the backends that can run there.
 
     Args:
         machine: facts such as the processor and the system, by name.
         packages: versions by package, None for one that is not installed.
         extras: optional dependency groups by name.
-        gpu: the GPU, None without one.
-        checks: the capabilities that were tried.
         broken: names of the checks that failed; a missing package breaks none.
     """
 

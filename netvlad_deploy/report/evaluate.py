@@ -1,15 +1,13 @@
 """The result of `evaluate`: how well each artifact finds the right images, and how far the artifacts agree."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.text import distance_text, listed, markdown_table, table
+from netvlad_deploy.report.text import Table, distance_text, listed, markdown_table, table
 from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
 
-AGREEMENT_HEADER = ("artifact", "against", "same top-1", "worst 1-cos", "of image")
 MOST_NAMES = 10
 """Most names of images that a line lists."""
 
@@ -31,16 +29,11 @@ class EvaluationReport:
     """Artifacts side by side, on the images that all of them could embed.
 
     Args:
-        queries: folder of the queries' images.
-        database: folder of the database's images.
         ground_truth: origin of the right images, in words.
         alone: the queries are the database, and each is looked for among the others.
         num_queries: number of queries, those without a right image included.
-        num_images: number of images in the database.
         without_right: names of the queries without a right image: misses in `recall`, left out of all other figures.
-        candidates: recall and speed of each artifact.
         agreements: agreement of each further artifact with the first.
-        skipped: files that are no usable image.
     """
 
     queries: Path
@@ -60,39 +53,32 @@ class EvaluationReport:
         return self.num_queries - len(self.without_right)
 
 
-def recall_header(report: EvaluationReport) -> tuple[str, ...]:
-    """Return the columns of `recall_rows`: recall of all queries and, if it differs, of those with a right image."""
+def recall_table(report: EvaluationReport) -> Table:
+    """Return a row for each artifact: recall of all queries and, if it differs, of those with a right image."""
     recalls = [f"recall@{depth}" for depth in DEPTHS]
     if report.without_right:
         recalls += [f"@{depth} of {report.num_answerable}" for depth in DEPTHS]
-    return ("artifact", "precision", "descriptor", *recalls, "mAP", "images/s")
-
-
-def recall_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each artifact, under `recall_header`."""
+    rows = []
     for one in report.candidates:
         shares = [one.found.recall, *([one.found.recall_answerable] if report.without_right else [])]
-        yield (
-            one.name,
-            one.precision,
-            str(one.descriptor_size),
-            *(f"{share[depth]:.1%}" for share in shares for depth in DEPTHS),
-            f"{one.found.mean_average_precision:.3f}",
-            f"{one.images_per_s:.1f}",
-        )
+        cells = [f"{share[depth]:.1%}" for share in shares for depth in DEPTHS]
+        cells += [f"{one.found.mean_average_precision:.3f}", f"{one.images_per_s:.1f}"]
+        rows.append((one.name, one.precision, str(one.descriptor_size), *cells))
+    return ("artifact", "precision", "descriptor", *recalls, "mAP", "images/s"), rows
 
 
-def agreement_rows(report: EvaluationReport) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each artifact but the first, under AGREEMENT_HEADER."""
-    for one in report.agreements:
-        image = one.image or "of another length"
-        yield one.candidate, one.reference, f"{one.top1:.1%}", distance_text(one.distance), image
+def agreement_table(report: EvaluationReport) -> Table:
+    """Return a row for each artifact but the first."""
+    return ("artifact", "against", "same top-1", "worst 1-cos", "of image"), [
+        (one.candidate, one.reference, f"{one.top1:.1%}", distance_text(one.distance), one.image or "of another length")
+        for one in report.agreements
+    ]
 
 
 def evaluation_lines(report: EvaluationReport) -> list[str]:
     """Return the lines that `evaluate` prints."""
-    lines = [*_facts(report), *table(recall_header(report), list(recall_rows(report)))]
-    return lines + (table(AGREEMENT_HEADER, list(agreement_rows(report))) if report.agreements else [])
+    lines = [*_facts(report), *table(*recall_table(report))]
+    return lines + (table(*agreement_table(report)) if report.agreements else [])
 
 
 def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
@@ -102,14 +88,14 @@ def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
         "",
         *(f"- {markdown_text(fact)}" for fact in _facts(report)),
         "",
-        *markdown_table(recall_header(report), recall_rows(report)),
+        *markdown_table(*recall_table(report)),
         "",
         "recall@N is the share of all queries with a right image among the first N, as published figures have it: a",
         "query without a right image is a miss. mAP is the mean average precision over the whole ranking, of the",
         "queries with a right image. Images are ranked by the Euclidean distance of their descriptors, exactly.",
     ]
     if report.agreements:
-        lines += ["", "## Agreement", "", *markdown_table(AGREEMENT_HEADER, agreement_rows(report))]
+        lines += ["", "## Agreement", "", *markdown_table(*agreement_table(report))]
         for one in report.agreements:
             if one.differing:
                 names = listed(one.differing, MOST_NAMES)

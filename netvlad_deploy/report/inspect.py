@@ -26,9 +26,6 @@ class Inspection:
     """An artifact and the files that it refers to.
 
     Args:
-        artifact: the artifact with all that its sidecar says.
-        relatives: the files that it refers to.
-        rebuild_command: the command that builds an engine again.
         tensors: inputs and outputs of an engine, as TensorRT reports them.
         memory_bytes: memory of an engine's execution context in each profile.
         reason: why TensorRT reports neither here.
@@ -47,10 +44,7 @@ class CheckpointInspection:
     """The head of a checkpoint, and the tensors that are no part of it.
 
     Args:
-        path: the checkpoint.
-        dialect: the dialect of its names.
-        spec: shape and conventions of the head.
-        preprocessing: what the local descriptors must be, in words.
+        preprocessing: how local descriptors must be prepared, in words.
         ignored: tensors that are no part of the head.
         projections: those of them that look like a projection after the head, which the dialect does not have.
         unplaced: those of them that may stand before the head or after it.

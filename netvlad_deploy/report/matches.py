@@ -13,7 +13,7 @@ import numpy as np
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
 from netvlad_deploy.retrieval.image_files import ImageFile, load_images
-from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
+from netvlad_deploy.retrieval.recall import SHOWN, QueryResult
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 
@@ -36,11 +36,8 @@ def draw_matches(
 ) -> bytes:
     """Return the picture as PNG: a section for each artifact, a row for each of its chosen queries.
 
-    Args:
-        report: the evaluation.
-        queries: paths of the queries' images by name.
-        database: paths of the database's images by name.
-        depth: bits of the grey values that are shown of files of 16 or 32 bits, None for all 16.
+    `queries` and `database` are the paths of images by their names. Of files of 16 or 32 bits `depth` bits of the grey
+    values are shown, None for all 16.
 
     Raises: MissingDependencyError without Pillow.
     """
@@ -112,7 +109,8 @@ class _Page:
         self._photo(MARGIN, top, queries[row.query], PALE, (f"query {row.query}", first))
         for place, match in enumerate((*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:])):
             left = MARGIN + GAP + (place + 1) * step
-            self._photo(left, top, database[match.name], RIGHT if match.right else WRONG, _captions(match))
+            rank = f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"
+            self._photo(left, top, database[match.name], RIGHT if match.right else WRONG, (match.name, rank))
 
     def _photo(self, left: int, top: int, path: Path, colour: str, captions: tuple[str, str]) -> None:
         """Draw a framed photo and its captions, or an area in the frame's colour if the file cannot be read."""
@@ -127,7 +125,3 @@ class _Page:
         for line, (text, ink) in enumerate(zip(captions, (INK, PALE), strict=True)):
             below = top + framed.height + 4 + line * (CAPTION + 3)
             self.text(left, below, text, CAPTION, ink, width=framed.width)
-
-
-def _captions(match: Match) -> tuple[str, str]:
-    return match.name, f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"

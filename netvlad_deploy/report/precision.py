@@ -1,13 +1,14 @@
 """The result of `precision`: the types in an FP16 graph with their reasons, and the error of each precision."""
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
-from netvlad_deploy.parity.precisions import CasePrecision
-from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.picture import draw_distances
-from netvlad_deploy.report.text import distance_text, markdown_table, table
+from netvlad_deploy.report.escape import markdown_text, printable
+from netvlad_deploy.report.text import Table, distance_text, markdown_table, table
 from netvlad_deploy.spec.graph_options import OperatorTypes
+from netvlad_deploy.support.require import require
 
 REASONS: Mapping[str, str] = {
     "MatMul": "both products: columns of L1 norm at most 1, and weights that sum to 1, cannot overflow",
@@ -25,17 +26,48 @@ REASONS: Mapping[str, str] = {
 }
 """Reason for the type in which each operator computes, by operator."""
 
+LEAST_DRAWN, NOT_FINITE_AT = 1e-16, 100.0
+"""Places on the axis: the least one, where all smaller distances stand too, and that of a result that is not finite."""
+
+STYLES: Mapping[str, tuple[str, str]] = {
+    "fp32": ("o", "#4477aa"),
+    "fp16": ("D", "#228833"),
+    "fp16-wide-logits": ("s", "#ccbb44"),
+    "plain fp16": ("X", "#ee6677"),
+}
+"""Marker and colour of each precision in the picture."""
+
+SETTINGS: Final[Mapping[str, Any]] = {
+    "svg.hashsalt": "netvlad-deploy",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.parse_math": False,
+}
+"""Settings beside matplotlib's defaults: fixed ids and no math text, so that equal figures give equal bytes and a name
+may hold a dollar sign."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePrecision:
+    """Distance of one precision from the oracle in one case.
+
+    `distance` is the worst 1 - cosine of the finite descriptors, None if there is none or all are near zero;
+    `non_finite` counts descriptors with NaN or infinity. `feature_norm` is the largest norm of a local descriptor.
+    """
+
+    case: str
+    precision: str
+    feature_norm: float
+    distance: float | None
+    non_finite: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionReport:
     """The error of each precision for these weights.
 
-    Args:
-        origin: where the weights come from, in words.
-        precisions: names of the precisions; `plain fp16` is the layer exported after `module.half()`, for comparison.
-        operators: number of FP16 and FP32 results of each operator of the FP16 graph.
-        cases: the error of each case in each precision.
-        warnings: sentences about the weights.
+    `origin` says in words where the weights come from. The precision `plain fp16` is the layer exported after
+    `module.half()`, for comparison. `operators` are those of the FP16 graph.
     """
 
     origin: str
@@ -45,24 +77,20 @@ class PrecisionReport:
     warnings: tuple[str, ...]
 
 
-def precision_rows(report: PrecisionReport) -> list[tuple[str, ...]]:
+def precision_table(report: PrecisionReport) -> Table:
     """Return a row for each case: the largest norm of a local descriptor, then 1-cos in each precision."""
     cells: dict[tuple[str, float], list[str]] = {}
     for figure in report.cases:
         cell = f"{figure.non_finite} not finite" if figure.non_finite else distance_text(figure.distance, "near zero")
         cells.setdefault((figure.case, figure.feature_norm), []).append(cell)
-    return [(case, f"{norm:.3g}", *row) for (case, norm), row in cells.items()]
-
-
-def precision_header(report: PrecisionReport) -> tuple[str, ...]:
-    """Return the column names of `precision_rows`."""
-    return ("worst 1-cos", "feature norm", *report.precisions)
+    rows = [(case, f"{norm:.3g}", *row) for (case, norm), row in cells.items()]
+    return ("worst 1-cos", "feature norm", *report.precisions), rows
 
 
 def precision_lines(report: PrecisionReport) -> list[str]:
     """Return the lines that `precision` prints: the table of all cases, and the warnings."""
     warnings = [f"warning: {warning}" for warning in report.warnings]
-    return [report.origin, *table(precision_header(report), precision_rows(report)), *warnings]
+    return [report.origin, *table(*precision_table(report)), *warnings]
 
 
 def precision_markdown(report: PrecisionReport, picture: str) -> str:
@@ -80,7 +108,7 @@ def precision_markdown(report: PrecisionReport, picture: str) -> str:
             "Strict emulation on a CPU: every tensor is rounded to its type, and matrix products accumulate in FP32.",
             "No GPU took part. `plain fp16` is the layer exported after `module.half()`, for comparison.",
             "",
-            *markdown_table(precision_header(report), precision_rows(report)),
+            *markdown_table(*precision_table(report)),
             "",
             *(f"Warning: {markdown_text(warning)}." for warning in report.warnings),
             "",
@@ -93,8 +121,48 @@ def precision_markdown(report: PrecisionReport, picture: str) -> str:
 
 
 def draw_precisions(report: PrecisionReport) -> bytes:
-    """Return the picture as SVG; the same report gives the same bytes.
+    """Return the picture as SVG: a row for each case, a mark for each precision; the same report gives the same bytes.
 
     Raises: MissingDependencyError without matplotlib.
     """
-    return draw_distances(f"Precisions of {report.origin}", report.precisions, report.cases)
+    cases = list(dict.fromkeys(figure.case for figure in report.cases))
+    matplotlib = require("matplotlib", extra="report")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a `matplotlibrc` in the working folder could make matplotlib run LaTeX, a program
+        matplotlib.rcParams.update(SETTINGS)
+        figure = require("matplotlib.figure", extra="report").Figure(
+            figsize=(9, 0.32 * len(cases) + 1.6), layout="constrained"
+        )
+        axes = figure.add_subplot()
+        for precision in report.precisions:
+            _draw_marks(axes, [each for each in report.cases if each.precision == precision], cases, precision)
+        _draw_scale(axes, cases)
+        axes.set_title(printable(f"Precisions of {report.origin}"), loc="left")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(report.precisions), frameon=False)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _draw_scale(axes: Any, cases: Sequence[str]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(LEAST_DRAWN / 3, NOT_FINITE_AT * 5)
+    axes.set_xticks([*(10.0**power for power in range(-16, 1, 2)), NOT_FINITE_AT])
+    axes.set_xticklabels([*(f"1e{power}" for power in range(-16, 1, 2)), "NaN"])
+    axes.axvspan(NOT_FINITE_AT / 4, NOT_FINITE_AT * 5, color="#ee6677", alpha=0.12, lw=0)
+    axes.set_yticks(range(len(cases)), cases)
+    axes.invert_yaxis()
+    axes.grid(axis="both", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("worst 1 - cosine against float64 (left is better)")
+
+
+def _draw_marks(axes: Any, figures: Sequence[CasePrecision], cases: Sequence[str], precision: str) -> None:
+    marks = [
+        (NOT_FINITE_AT if each.non_finite else max(LEAST_DRAWN, each.distance or 0), cases.index(each.case))
+        for each in figures
+        if each.non_finite or each.distance is not None
+    ]
+    marker, colour = STYLES[precision]
+    x, y = [x for x, _ in marks], [y for _, y in marks]
+    axes.scatter(x, y, s=34, zorder=3, linewidths=0, marker=marker, color=colour, label=precision)

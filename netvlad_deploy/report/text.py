@@ -1,6 +1,6 @@
 """Artifacts, parity and latency as lines of text, and tables for the terminal and for Markdown."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.timing import LatencyReport
@@ -14,6 +14,9 @@ from netvlad_deploy.spec.verdict import Verdict
 MIB = 2**20
 MOST_CLUSTERS = 12
 """Most clusters that a line names."""
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""The header and the rows of a table."""
 
 PARITY_HEADER = (
     "verdict",
@@ -61,9 +64,8 @@ def artifact_lines(artifact: Artifact) -> list[str]:
 def shape_words(spec: NetVLADSpec) -> str:
     """Return in words the sizes of a layer and the order of the values in its descriptor."""
     sizes = f"K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}"
-    if spec.projection is None:
-        return f"{sizes}, descriptor {spec.descriptor_size} ({spec.flatten})"
-    return f"{sizes}, descriptor {spec.descriptor_size}, projected from {spec.aggregate_size} ({spec.flatten})"
+    projected = "" if spec.projection is None else f", projected from {spec.aggregate_size}"
+    return f"{sizes}, descriptor {spec.descriptor_size}{projected} ({spec.flatten})"
 
 
 def _destination(artifact: EngineArtifact) -> str:
@@ -86,39 +88,32 @@ def mebibytes(size_bytes: int | None) -> str:
     return "unknown" if size_bytes is None else f"{size_bytes / MIB:.2f} MiB"
 
 
-def parity_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each output of each case, under PARITY_HEADER; one of dashes for a case without outputs."""
+def parity_table(report: ParityReport) -> Table:
+    """Return a row for each output of each case, and one of dashes for a case without outputs."""
+    rows: list[tuple[str, ...]] = []
     for case in report.cases:
         shape = str(case.batch) if case.num_features is None else f"{case.batch} x {case.num_features}"
         step = "-" if case.num_features is None else f"{case.logit_step:.2g}"
         step += " coarse" if case.logit_step > COARSE_STEP else ""
-        fault = "-" if case.smallest_fault is None else _share(case.smallest_fault)
-        for output in case.outputs:
-            yield output.verdict.value, case.name, shape, step, *_output_cells(output), fault
+        fault = "-"
+        if case.smallest_fault is not None:
+            fault = f"{100 * case.smallest_fault:.2g} %" if case.smallest_fault < 1 else "over 100 %"
+        rows += [(one.verdict.value, case.name, shape, step, *_output_cells(one), fault) for one in case.outputs]
         if not case.outputs:
-            yield case.verdict.value, case.name, *["-"] * (len(PARITY_HEADER) - 2)
+            rows.append((case.verdict.value, case.name, *["-"] * (len(PARITY_HEADER) - 2)))
+    return PARITY_HEADER, rows
 
 
 def _output_cells(output: OutputParity) -> tuple[str, ...]:
+    distance = distance_text(None if output.cosine_min is None else 1 - output.cosine_min)
     return (
         output.output,
         f"{output.max_abs:.1e}",
-        _cosine(output),
+        distance + (f" ({output.short_rows} short)" if output.short_rows else ""),
         f"{output.norm_error:.1e}",
         f"{output.worst_ratio:.2g}" + (f", {output.non_finite} not finite" if output.non_finite else ""),
         "-" if output.worst_cluster is None else str(output.worst_cluster),
     )
-
-
-def _share(value: float) -> str:
-    """Return a relative change in per cent, with two significant digits."""
-    return f"{100 * value:.2g} %" if value < 1 else "over 100 %"
-
-
-def _cosine(output: OutputParity) -> str:
-    """Return the worst 1 - cosine, and the number of items that were too short for a cosine."""
-    short = f" ({output.short_rows} short)" if output.short_rows else ""
-    return distance_text(None if output.cosine_min is None else 1 - output.cosine_min) + short
 
 
 def distance_text(distance: float | None, absent: str = "-") -> str:
@@ -127,15 +122,15 @@ def distance_text(distance: float | None, absent: str = "-") -> str:
 
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """Return the lines of a parity report: its verdict, a table of all cases, what was not judged, and retrieval."""
+    """Return the lines of a parity report: its verdict, a table of all cases, doubts, the departure and retrieval."""
     title = f"{report.verdict.value}  {report.candidate} against {report.reference}, {report.precision}"
     if report.reason:
         return [f"{title}: {report.reason}"]
     counted = f", {report.not_judged} not judged" if report.not_judged else ""
-    lines = [f"{title}, {len(report.cases)} cases{counted}", *table(PARITY_HEADER, list(parity_rows(report)))]
+    lines = [f"{title}, {len(report.cases)} cases{counted}", *table(*parity_table(report))]
     lines += not_judged_lines(report)
     lines += [departure_line(report.departure)] if report.departure else []
-    return lines + (table(RETRIEVAL_HEADER, list(retrieval_rows(report))) if report.retrieval else [])
+    return lines + (table(*retrieval_table(report)) if report.retrieval else [])
 
 
 def not_judged_lines(report: ParityReport) -> list[str]:
@@ -148,10 +143,10 @@ def not_judged_lines(report: ParityReport) -> list[str]:
     return lines + ([f"not judged: {report.unseen}"] if report.unseen else [])
 
 
-def retrieval_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each ranking of each bank, under RETRIEVAL_HEADER."""
-    for figure in report.retrieval:
-        yield (
+def retrieval_table(report: ParityReport) -> Table:
+    """Return a row for each ranking of each bank."""
+    return RETRIEVAL_HEADER, [
+        (
             figure.bank,
             figure.arrangement,
             f"{figure.queries} x {figure.images}",
@@ -160,10 +155,12 @@ def retrieval_rows(report: ParityReport) -> Iterator[tuple[str, ...]]:
             f"{figure.rank_distance:.3f}",
             f"{figure.swapped_gap:.1e}",
         )
+        for figure in report.retrieval
+    ]
 
 
 def departure_line(departure: Departure) -> str:
-    """Return in words the first tensor in which a failing candidate departs, and what to change."""
+    """Return in words the first tensor in which a failing candidate departs, and the advice."""
     if not departure.tensor:
         return f"first departure: none. {departure.advice}"
     shown = listed(departure.clusters, MOST_CLUSTERS)
@@ -183,10 +180,10 @@ def listed(items: Sequence[object], most: int) -> str:
     return ", ".join(map(str, items[:most])) + (" ..." if len(items) > most else "")
 
 
-def latency_rows(report: LatencyReport) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each candidate, under LATENCY_HEADER."""
-    for one in report.candidates:
-        yield (
+def latency_table(report: LatencyReport) -> Table:
+    """Return a row for each candidate; a time ratio is relative to the first of them."""
+    return LATENCY_HEADER, [
+        (
             one.verdict.value,
             one.name + (f": {one.reason}" if one.reason else ""),
             *("-" if value is None else f"{value:.3f}" for value in (one.p50_ms, one.p90_ms, one.p95_ms, one.p99_ms)),
@@ -194,6 +191,8 @@ def latency_rows(report: LatencyReport) -> Iterator[tuple[str, ...]]:
             "-" if one.descriptors_per_s is None else f"{one.descriptors_per_s:.0f}",
             "-" if one.ratio is None else f"{one.ratio.median:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]",
         )
+        for one in report.candidates
+    ]
 
 
 def latency_title(report: LatencyReport) -> str:
@@ -207,8 +206,8 @@ def latency_title(report: LatencyReport) -> str:
 
 
 def latency_lines(report: LatencyReport) -> list[str]:
-    """Return the conditions and a table of all candidates; a time ratio is relative to the first of them."""
-    return [latency_title(report), *table(LATENCY_HEADER, list(latency_rows(report))), *device_lines(report)]
+    """Return the conditions and a table of all candidates."""
+    return [latency_title(report), *table(*latency_table(report)), *device_lines(report)]
 
 
 def device_lines(report: LatencyReport) -> list[str]:

@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -17,19 +18,26 @@ from netvlad_deploy.support.arrays import Array, Float32
 
 LOG = logging.getLogger(__name__)
 
-BATCH: Final = 8
+BATCH: Final = 8  # images at once
 OUTSIDE: Final = "of a size outside every profile"
-PROGRESS_S: Final = 10.0
+PROGRESS_S: Final = 10.0  # seconds between two lines of the log
 DESCRIPTORS_NOT_FINITE: Final = "descriptors of {runner} are not finite for {name}"
 
 
-@dataclass(frozen=True)
-class Embedded:
+@dataclass(frozen=True, kw_only=True)
+class Described:
     """Descriptors (N,P) of named images, and the files that gave none."""
 
     names: tuple[str, ...]
     descriptors: Float32
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def only(self, names: AbstractSet[str]) -> "Described":
+        """Return those of these names, in their order."""
+        kept = [place for place, name in enumerate(self.names) if name in names]
+        if len(kept) == len(self.names):
+            return self
+        return replace(self, names=tuple(self.names[place] for place in kept), descriptors=self.descriptors[kept])
 
 
 def embed_images(
@@ -39,7 +47,7 @@ def embed_images(
     *,
     batch: int = BATCH,
     skipped: Sequence[Skipped] = (),
-) -> Embedded:
+) -> Described:
     """Return the descriptors of images in their order; `skipped` are files that were none.
 
     Images of equal size next to each other are computed `batch` at a time, or as many as a profile takes.
@@ -64,7 +72,7 @@ def embed_images(
                 LOG.info("%d of %d images", len(names) + len(lost) - len(skipped), len(files))
     if not names:
         raise InputError(f"no image to embed: {count_reasons(lost) or 'none was found'}")
-    return Embedded(tuple(names), descriptors[: len(names)], tuple(lost))
+    return Described(names=tuple(names), descriptors=descriptors[: len(names)], skipped=tuple(lost))
 
 
 def _fitting(runner: Runner, file: ImageFile, image: Array | Skipped) -> Array | Skipped:

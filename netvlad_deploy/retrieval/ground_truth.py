@@ -35,7 +35,7 @@ def load_positives(path: Path, queries: Sequence[str], database: Sequence[str]) 
     Places are an `.npz` file of `utmQ` (N,2), `utmDb` (M,2) and `posDistThr`, the largest distance of a right image.
     Rows are those of the names `qImage` and `dbImage`, or else of the sorted folders.
 
-    Raises: InputError if the file is neither, or what it names or counts is not what is in the two folders.
+    Raises: InputError if the file is neither, or its names or counts are not those of the two folders.
     """
     if path.suffix.lower() == ".npz":
         return _within_reach(path, queries, database)
@@ -51,7 +51,9 @@ def load_positives(path: Path, queries: Sequence[str], database: Sequence[str]) 
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file ({said(error)}): name JSON or .npz") from error
     mapping = record.get("positives", record) if isinstance(record, dict) else record
-    if not isinstance(mapping, dict) or not all(_is_names(names) for names in mapping.values()):
+    if not isinstance(mapping, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in mapping.values()
+    ):
         raise InputError(f'{path} is no ground truth: expected {{"positives": {{"query.jpg": ["database.jpg", ...]}}}}')
     _check_names(path, "query", mapping, queries)
     _check_names(path, "database", (name for names in mapping.values() for name in names), database)
@@ -75,7 +77,7 @@ def positives_within(places: int, queries: Sequence[str], database: Sequence[str
 
 def _within_reach(path: Path, queries: Sequence[str], database: Sequence[str]) -> Positives:
     """Return the images at most the file's own distance from the place of each query."""
-    arrays = read_arrays(path, (*NAMES, *NAMES.values(), RADIUS))  # whatever stands beside them is not looked at
+    arrays = read_arrays(path, (*NAMES, *NAMES.values(), RADIUS))  # other arrays are not read
     expected = f"{QUERY_PLACES} (N,2), {DATABASE_PLACES} (M,2) and {RADIUS}"
     if not isinstance(arrays, dict) or not {QUERY_PLACES, DATABASE_PLACES, RADIUS} <= set(arrays):
         held = ", ".join(arrays) if isinstance(arrays, dict) else "one array"
@@ -141,10 +143,6 @@ def _named_rows(path: Path, key: str, listed: Array, names: Sequence[str]) -> li
     first = next((name for name in names if not any(str(each).endswith(name) for each in listed.ravel())), "")
     missing = f", it lacks {first}" if first else ""
     raise InputError(f"{path}: {key} has {len(parts)} names, the folder {len(names)} images{missing}: they must agree")
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _check_names(path: Path, kind: str, named: Any, known: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Images as a pipeline takes them: found in folders, decoded by Pillow, prepared by the artifact's rule.
 
-One image at a time, so that its pixels are the same alone and in a batch. Whatever cannot be loaded becomes a `Skipped`
-with its reason, and the rest goes on.
+One image at a time, so that its pixels are the same alone and in a batch. A file that cannot be loaded becomes a
+`Skipped` with its reason, and the rest goes on.
 """
 
 import contextlib
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.errors import ArtifactError, InputError, UsageError
 from netvlad_deploy.retrieval.pixels import TOO_LARGE, UnfitError, pixels_of
 from netvlad_deploy.spec.images import MAX_PIXELS, ImageInput
 from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.support.files import open_regular
 from netvlad_deploy.support.machine import available_cores
 from netvlad_deploy.support.require import require
 
@@ -43,17 +44,17 @@ IMAGE_SUFFIXES: Final = (
     ".pnm",
 )
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that Pillow may read, whatever the suffix of a file says: others can start programs, as EPS does."""
+"""Formats that Pillow may read, under any suffix of a file: other formats can start programs, as EPS does."""
 
-SMALL_PIXELS: Final = 1 << 22
+SMALL_PIXELS: Final = 1 << 22  # decoded of any file
 MOST_PER_BYTE: Final = 8_500
 """Pixels that are decoded of any file, and of each of its bytes: PNG of 1 bit packs 8,256 into one, GIF and JPEG fewer.
 
 So a few bytes that claim a huge image take no memory. Only large images of a single colour could be more in earnest.
 """
 
-MOST_DECODERS: Final = 4
-MOST_NAMED: Final = 5
+MOST_DECODERS: Final = 4  # threads
+MOST_NAMED: Final = 5  # files that a line of the log names
 
 NO_SUFFIX = "without the suffix of a format that is read"
 EMPTY, NO_IMAGE = "an empty file", "not recognised as an image"
@@ -97,7 +98,7 @@ class ImageFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A file that gave no descriptor: `reason` is one of few, to count by, `detail` is what it was here."""
+    """A file that gave no descriptor: `reason` is one of few, to count by, `detail` is about this file."""
 
     path: str
     reason: str
@@ -111,7 +112,7 @@ LoadedImage: TypeAlias = tuple[ImageFile, Array | Skipped]
 
 
 def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
-    """Return the images of folders, searched to the bottom, and of files; and what could not be taken, with its reason.
+    """Return the images of folders, searched to the bottom, and of files; and the files that could not be taken.
 
     Each folder's images are sorted by name. Hidden files and folders are left out without a word. A file in a folder
     that is no image, by its suffix and by how it starts, is left out and counted in the log: nothing is lost by it.
@@ -143,7 +144,7 @@ def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]
 
 
 def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
-    """Return an image, what was lost, or the path of a file that plainly is no image, unless it was `named`."""
+    """Return an image, a file that is skipped, or the path of one that plainly is no image and was not `named`."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         lost = named or _starts_as_image(path)
         cure = f"rename it or convert it: {', '.join(IMAGE_SUFFIXES)} are read"
@@ -156,17 +157,15 @@ def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
 def _starts_as_image(path: Path) -> bool:
     """Return True if the first bytes of a file are those of an image; False if it cannot be read."""
     try:
-        if not path.is_file():  # a pipe would wait for a writer
-            return False
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:  # which does not wait at a pipe
             start = stream.read(12)
-    except OSError:
+    except ArtifactError:
         return False
     return start.startswith(SIGNATURES) or bool(CONTAINERS & {start[8:12], start[4:12]})
 
 
 def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Yield all files below a folder, links followed; what cannot be searched joins `skipped`.
+    """Yield all files below a folder, links followed; a folder that cannot be searched joins `skipped`.
 
     Each folder is searched once, however many links lead to it. Links wait until the folders proper are done, so that a
     folder goes by its own name where it has one.
@@ -203,8 +202,8 @@ def printable(path: Path | str) -> str:
 def load_images(files: Sequence[ImageFile], prepared: ImageInput, *, ahead: int = 1) -> Iterator[Iterator[LoadedImage]]:
     """Load images in other threads, in order: each becomes uint8 RGB (H,W,3), prepared by the rule, or is skipped.
 
-    While one is in use, up to `ahead` more are decoded or wait. Pillow's warnings are silenced meanwhile: what it only
-    warns of is damaged metadata, which counts as none, and large images, which are skipped here.
+    While one is in use, up to `ahead` more are decoded or wait. Pillow's warnings are silenced meanwhile: they
+    are about damaged metadata, which counts as none, and about large images, which are skipped here.
 
     Raises: MissingDependencyError without Pillow.
     """

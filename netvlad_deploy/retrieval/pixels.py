@@ -31,7 +31,7 @@ UPRIGHT: Final = {
 BACK: Final = UPRIGHT | {6: UPRIGHT[8], 8: UPRIGHT[6]}
 """Transposition that undoes UPRIGHT: all but the quarter turns undo themselves."""
 
-ORIENTATION: Final = 0x0112
+ORIENTATION: Final = 0x0112  # the EXIF tag
 ALL_BITS: Final = 16
 FEWEST_BITS: Final = 13
 """Values of 16 bits that need fewer than this many leave at most 16 shades of 256: nearly black, and refused."""
@@ -43,7 +43,7 @@ UNKNOWN_DEPTH, TOO_LARGE, TOO_SMALL = "of an unknown depth", "too large", "small
 
 
 class UnfitError(ValueError):
-    """An image that was decoded, but cannot be prepared: `reason` is one of few, the message is what it was here.
+    """An image that was decoded, but cannot be prepared: `reason` is one of few, the message is about this image.
 
     It never leaves `load_images`, which turns it into a `Skipped`.
     """
@@ -54,9 +54,9 @@ class UnfitError(ValueError):
 
 
 def pixels_of(pillow: Any, image: Any, prepared: ImageInput, name: str) -> Array:
-    """Return an opened image as uint8 RGB (H,W,3); `name` is what the log calls it.
+    """Return an opened image as uint8 RGB (H,W,3); the log calls it `name`.
 
-    Raises: UnfitError if its values, or its size, are not what the rule takes; whatever Pillow raises for damage.
+    Raises: UnfitError if the rule does not take its values or its size; any error of Pillow's for damage.
     """
     cut_to_8_bits = _has_16_bit_colours(image)
     image = _turned(pillow, image, upright=prepared.orient)

@@ -5,7 +5,6 @@ product. Where two images are equally near, the one that comes first in the data
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.retrieval.embed_images import Described
 from netvlad_deploy.retrieval.ground_truth import Positives
 from netvlad_deploy.support.arrays import Array, Float32, cosines
 
@@ -53,7 +53,7 @@ class Recall:
     Args:
         recall: by N, the share of all queries with a right image among the first N; one that has none is a miss. This
             is the figure to compare with published ones.
-            Source: Arandjelovic et al. 2016, section 5.1; what is divided by in Nanne/pytorch-NetVlad, main.py,
+            Source: Arandjelovic et al. 2016, section 5.1; the divisor in Nanne/pytorch-NetVlad, main.py,
             QVPR/Patch-NetVLAD, feature_match.py, and gmberton/deep-visual-geo-localization-benchmark, test.py.
         recall_answerable: the same of the queries that have a right image.
         mean_average_precision: mean over the queries of the average precision, which is the mean, over the query's
@@ -67,21 +67,6 @@ class Recall:
     mean_average_precision: float
     queries: tuple[QueryResult, ...]
     num_queries: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """Descriptors (N,P) of named images."""
-
-    names: tuple[str, ...]
-    descriptors: Float32
-
-    def only(self, names: AbstractSet[str]) -> "Described":
-        """Return those of these names, in their order."""
-        kept = [place for place, name in enumerate(self.names) if name in names]
-        if len(kept) == len(self.names):
-            return self
-        return Described(names=tuple(self.names[place] for place in kept), descriptors=self.descriptors[kept])
 
 
 @dataclass(frozen=True, kw_only=True)

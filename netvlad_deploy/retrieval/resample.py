@@ -1,7 +1,7 @@
 """Resize pixels in NumPy as torch and OpenCV do it: every value is a weighted sum of neighbours, rows then columns.
 
-A filter is two vectors of weights for each output place, for the rows and for the columns. What Pillow computes alike
-is left to Pillow, which is faster: see `images.FILTERS`.
+A filter is two vectors of weights for each output place, for the rows and for the columns. Pillow, which is
+faster, computes the other filters: see `images.FILTERS`.
 """
 
 from typing import Final
@@ -27,7 +27,7 @@ def resample(pixels: npt.NDArray[np.uint8], size: Size, kernel: str, factor: flo
 
     Args:
         pixels: the image.
-        size: height and width that it is given.
+        size: its new height and width.
         kernel: a filter of this module.
         factor: multiplier of both sides before they were rounded down to `size`. torch then places the pixels by the
             factor; without one, by the quotient of the lengths. `area` takes no notice of it.

@@ -1,8 +1,7 @@
 """The options that an engine is built with, and the figures that the builder gives of it.
 
-Standard library only, like `spec`. The fields of `BuildOptions` are the table of build options: the command line, the
-command that builds an engine again, the line of `trtexec` and the sidecar are made from it. The calls of TensorRT that
-set an option stand in `tensorrt/builder.py`.
+The fields of `BuildOptions` are the table of build options: the command line, the command that builds an engine again,
+the line of `trtexec` and the sidecar are made from it. `tensorrt/builder.py` gives each option to TensorRT.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ def _option(default: Any, flag: str, text: str, **more: str) -> Any:
     Args:
         default: the value that needs no word: False, None or ().
         flag: the option on the command line, which takes a value unless the default is False.
-        text: what `--help` says of it.
+        text: its description in `--help`.
         more: `metavar`, which stands for the value in the help; `trtexec`, the word of that tool, with {} for the
             value; `price`, the warning of an engine that is built with it.
     """
@@ -39,15 +38,11 @@ class BuildOptions:
 
     Args:
         flavor: tensorrt, or tensorrt-rtx, which builds without a GPU.
-        profiles: optimization profiles; a run takes the smallest that fits its shape. Empty for the usual one of what
-            is built: `build_engine` fills it in.
-        tf32: let the products of an FP32 graph round their inputs to TF32, which costs about 1e-3.
-        workspace_mib: most scratch memory of a kernel in MiB, None for TensorRT's own limit, the GPU's memory.
-        optimization_level: 0 (builds fastest) to 5, None for TensorRT's own.
-        hardware_compatible: one engine for every GPU since Ampere, at the price of slower kernels.
-        version_compatible: one engine for later versions of the same major version, at the price of a larger file
-            that carries a runtime of its own as native code.
+        profiles: optimization profiles; a run takes the smallest that fits its shape. Empty for the artifact's usual
+            one, which `build_engine` fills in.
         compute_capabilities: GPU architectures of an RTX engine, such as SM89; empty for the portable set.
+
+    The help text of each other option, below, says its meaning.
 
     Raises: UsageError if two of them contradict each other.
 
@@ -146,7 +141,7 @@ def fitting_profile(profiles: Sequence[AnyProfile], *shape: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One kernel of an engine: its name, kind and the dtypes of what it reads and writes."""
+    """One kernel of an engine: its name, its kind, and the dtypes of its inputs and outputs."""
 
     name: str
     kind: str

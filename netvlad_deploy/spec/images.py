@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.spec.profiles import AxisRange, Profile, ShapeRanges
-from netvlad_deploy.support.limits import LIMITS, range_words
+from netvlad_deploy.support.limits import LIMITS, range_words, whole_number
 
 IMAGES: Final = "images"
 """Name of a pipeline's input (batch, height, width, 3), uint8, RGB."""
@@ -124,7 +124,9 @@ class Resize:
             return cls(filter=kernel or None)
         found = re.fullmatch(r"(shorter:|cover:)?([1-9][0-9]*)(?:x([1-9][0-9]*))?", rule)
         kind, *digits = found.groups() if found else ("", None, None)
-        sides = [_length(side, text) for side in digits if side is not None]
+        sides = [whole_number(side) for side in digits if side is not None]
+        if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
+            raise UsageError(f"{_short(text)}: every length must be from {LEAST_SIDE} to {MOST_SIDE} pixels")
         field = RULE_FIELDS.get((kind, len(sides)))
         if field is None:
             raise UsageError(
@@ -175,17 +177,6 @@ def _text(size: Size | None) -> str | None:
 def _short(text: str) -> str:
     """Return a user's text in quotes, cut after 40 characters."""
     return repr(text if len(text) <= 40 else text[:40] + "...")
-
-
-def _length(digits: str, text: str) -> int:
-    """Return the number that `digits` give; `text` is what the user typed.
-
-    Raises: UsageError if it is not from LEAST_SIDE to MOST_SIDE.
-    """
-    length = int(digits) if len(digits) <= len(str(MOST_SIDE)) else MOST_SIDE + 1
-    if not LEAST_SIDE <= length <= MOST_SIDE:
-        raise UsageError(f"{_short(text)}: every length must be from {LEAST_SIDE} to {MOST_SIDE} pixels")
-    return length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,19 +252,6 @@ class ImageChanges:
     depth: int | None = None
 
     @classmethod
-    def parse(cls, resize: str | None, crop: str | None, orient: bool | None, depth: int | None) -> "ImageChanges":
-        """Read the options of the command line, each None if it was not given.
-
-        Raises: UsageError if a text has another form.
-        """
-        return cls(
-            resize=None if resize is None else Resize.parse(resize),
-            crop=None if crop is None else parse_size(crop, "crop"),
-            orient=orient,
-            depth=depth,
-        )
-
-    @classmethod
     def to(cls, images: ImageInput) -> "ImageChanges":
         """Return the changes that give `images` again when they are applied to the rule that it was made from."""
         return cls(**{field.name: getattr(images, field.name) for field in fields(cls)})
@@ -314,14 +292,14 @@ AnyProfile: TypeAlias = Profile | ImageProfile
 """An optimization profile of a head or of a pipeline."""
 
 
-def parse_size(text: str, what: str = "image size") -> Size:
-    """Read `HxW`.
+def parse_size(text: str, name: str = "image size") -> Size:
+    """Read `HxW`, which an error calls `name`.
 
     Raises: UsageError if the text has another form or a length is out of range.
     """
     size = Resize.parse(text).size if re.fullmatch(r"[1-9][0-9]*x[1-9][0-9]*", text) else None
     if size is None:
-        raise UsageError(f"{what} {_short(text)} is not HxW, for example 480x640")
+        raise UsageError(f"{name} {_short(text)} is not HxW, for example 480x640")
     return size
 
 

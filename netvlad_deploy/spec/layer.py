@@ -100,7 +100,7 @@ class NetVLADSpec:
         flatten: index of value d of cluster k in a descriptor, `d*K+k` or `k*D+d`.
         normalization: the normalisations of the residuals, in their order.
         epsilon: how a division by a norm is kept finite, one of NORM_FLOORS.
-        projection: what follows the flattened, L2-normalised vector; None if that is the descriptor.
+        projection: the projection of the flattened, L2-normalised vector; None if that vector is the descriptor.
 
     Raises: InputError if a size is out of range, or the conventions are unknown or contradict each other.
     """

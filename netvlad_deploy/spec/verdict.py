@@ -7,7 +7,7 @@ from collections.abc import Iterable
 class Verdict(str, enum.Enum):
     """Outcome of a check.
 
-    NOT_RUN is never a pass. Neither is NOT_JUDGED: the check ran, but it could not have failed on what it was given.
+    NOT_RUN is never a pass. Neither is NOT_JUDGED: the check ran, but it could not have failed on its input.
 
     >>> Verdict.combine([Verdict.PASS, Verdict.NOT_RUN]).value
     'NOT_RUN'
@@ -24,7 +24,5 @@ class Verdict(str, enum.Enum):
 
         FAIL if any failed, else NOT_RUN if any did not run or there are none, else PASS if any passed, else NOT_JUDGED.
         """
-        seen = set(verdicts)
-        if not seen:
-            return Verdict.NOT_RUN
+        seen = set(verdicts) or {Verdict.NOT_RUN}
         return next(each for each in (Verdict.FAIL, Verdict.NOT_RUN, Verdict.PASS, Verdict.NOT_JUDGED) if each in seen)

@@ -9,13 +9,13 @@ from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, log_path, refe
 from netvlad_deploy.errors import UNAVAILABLE
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
-from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, to_json
+from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, write_report
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import AnyProfile
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.files import make_folder, stage_files, stem_of
+from netvlad_deploy.support.files import make_folder, stem_of
 from netvlad_deploy.workflow.bench import bench
 from netvlad_deploy.workflow.build import build
 from netvlad_deploy.workflow.export import export
@@ -36,7 +36,7 @@ def deploy(
 ) -> Deployment:
     """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
 
-    What cannot run on this machine is NOT_RUN with its reason; what is wrong raises.
+    A step that cannot run on this machine is NOT_RUN with its reason; any other failure raises.
 
     >>> source = Source(num_clusters=2, feature_size=4)
     >>> options = BuildOptions(flavor="tensorrt")  # its engines need the GPU that builds them
@@ -72,7 +72,7 @@ def deploy(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
-    _write(folder, deployment, force=force)
+    write_report(folder, "deploy", deployment, {REPORT_PAGE: deployment_markdown(deployment).encode()}, force=force)
     return deployment
 
 
@@ -88,12 +88,6 @@ def _build_engine(
         for leftover in files:  # of an earlier deployment
             leftover.unlink(missing_ok=True)
         return None, Step(name=name, verdict=Verdict.NOT_RUN, reason=str(error))
-
-
-def _write(folder: Path, deployment: Deployment, *, force: bool) -> None:
-    with stage_files(force=force) as staging:
-        staging.write(folder / REPORT_PAGE, deployment_markdown(deployment).encode())
-        staging.write(folder / REPORT_JSON, to_json("deploy", deployment).encode())
 
 
 def _usual_input(profile: AnyProfile) -> dict[str, Any]:

@@ -5,23 +5,13 @@ other, are faults.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.report.doctor import Check, Diagnosis, Extra
-from netvlad_deploy.runtime.execution_providers import (
-    CPU,
-    DISTRIBUTIONS,
-    ORT_RTX,
-    PROVIDERS,
-    RTX_PLUGIN,
-    check_distributions,
-    installed_distributions,
-    probe,
-)
-from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT, Gpu
+from netvlad_deploy.runtime import execution_providers as providers
+from netvlad_deploy.runtime.execution_providers import DISTRIBUTIONS, ORT_RTX, RTX_PLUGIN, installed_distributions
+from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.machine import describe_machine
 from netvlad_deploy.support.require import install_line, installed_version, optional_packages, require
@@ -44,23 +34,27 @@ Step = tuple[Callable[[], object], tuple[str, ...]]
 """Something to try, and the packages that are broken if it cannot import them although they are installed."""
 
 
-def diagnose(root: Path = Path("/")) -> Diagnosis:
-    """Try what this package can do on this machine; `root` is where the system's own files stand.
+def diagnose() -> Diagnosis:
+    """Try all that this package can do on this machine.
 
     >>> {check.name: check.verdict.value for check in diagnose().checks}["backend oracle"]
     'PASS'
     """
     with stdout_to_stderr():  # the libraries that are tried print, and standard output is for the result
-        gpu, check = _gpu()
+        gpu_check = _check("GPU", (_gpu, CUDA_PACKAGES))
+        gpu = describe_gpu(EXTRAS[TENSORRT]) if gpu_check.verdict is Verdict.PASS else None
         checks = [
-            _check("packages that bring onnxruntime", (check_distributions, DISTRIBUTIONS)),
-            check,
+            _check("packages that bring onnxruntime", (providers.check_distributions, DISTRIBUTIONS)),
+            gpu_check,
             *(_check(f"build engines with {flavor}", (partial(_build, flavor), (flavor,))) for flavor in FLAVORS),
             *(_check(f"backend {name}", *steps) for name, steps in _backends().items()),
         ]
+    optional = [name for extra, names in optional_packages().items() if extra != DEVELOPMENT for name in names]
     return Diagnosis(
-        machine=describe_machine(root),
-        packages=_packages(),
+        machine=describe_machine(),
+        packages={
+            name: installed_version(name) for name in (*NEEDED, *optional, RTX_PLUGIN, *installed_distributions())
+        },
         extras=_extras(),
         gpu=gpu,
         checks=tuple(checks),
@@ -68,22 +62,19 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
     )
 
 
-def _gpu() -> tuple[Gpu | None, Check]:
-    found: list[Gpu] = []
-    check = _check("GPU", (lambda: found.append(describe_gpu(EXTRAS[TENSORRT])), CUDA_PACKAGES))
-    if not found:
-        return None, check
-    (gpu,) = found
-    detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
-    return gpu, replace(check, detail=detail)
+def _gpu() -> str:
+    """Return the GPU in words."""
+    gpu = describe_gpu(EXTRAS[TENSORRT])
+    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
 
 
 def _backends() -> dict[str, list[Step]]:
     """Return the steps that each backend needs, by its name."""
     backends: dict[str, list[Step]] = {
-        name: [(partial(probe, name), RTX_PLUGINS if name == ORT_RTX else DISTRIBUTIONS)] for name in PROVIDERS
+        name: [(partial(providers.probe, name), RTX_PLUGINS if name == ORT_RTX else DISTRIBUTIONS)]
+        for name in providers.PROVIDERS
     }
-    backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
+    backends["strict"] = [*backends[providers.CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
     for flavor in FLAVORS:
         gpu = partial(describe_gpu, EXTRAS[flavor])
         backends[f"tensorrt, {flavor} engines"] = [
@@ -127,12 +118,6 @@ def _check(name: str, *steps: Step) -> Check:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _packages() -> dict[str, str | None]:
-    """Return the version of every package that this one can use, None for those that are missing."""
-    optional = [name for extra, names in optional_packages().items() if extra != DEVELOPMENT for name in names]
-    return {name: installed_version(name) for name in (*NEEDED, *optional, RTX_PLUGIN, *installed_distributions())}
 
 
 def _extras() -> dict[str, Extra]:

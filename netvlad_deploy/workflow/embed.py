@@ -12,11 +12,11 @@ from netvlad_deploy.retrieval import embed_features as features
 from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
 from netvlad_deploy.retrieval.image_files import IMAGE_SUFFIXES, Skipped, find_images
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.support.arrays import npz_content, write_npz
+from netvlad_deploy.support.arrays import write_npz
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.tensorrt.api import stdout_to_stderr
 
-FEATURE_BATCH = 32
+FEATURE_BATCH = 32  # items of local descriptors at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ def embed(
     """Write the descriptors of one feature file, or of folders and images for a pipeline.
 
     The target is complete or not there. For images it is an `.npz` file with `names` (N,), each the image's path from
-    the folder that was given, and `descriptors` (N,P) float32. `batch` is how many items run at once, by default 32
-    items of features or 8 images.
+    the folder that was given, and `descriptors` (N,P) float32. `batch` items run at once, by default 32 of features or
+    8 images.
 
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
     >>> from netvlad_deploy.workflow.export import export
@@ -97,10 +97,10 @@ def _embed_features(
         loaded = features.load_features(sources[0])
         with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
             started = time.perf_counter()
-            if isinstance(loaded, dict):
-                staging.write(target, npz_content(features.embed_sequences(runner, loaded, batch=batch)))
-            else:
-                with staging.open(target) as stream:
+            with staging.open(target) as stream:
+                if isinstance(loaded, dict):
+                    write_npz(stream, features.embed_sequences(runner, loaded, batch=batch))
+                else:
                     np.save(stream, features.embed_array(runner, loaded, batch=batch), allow_pickle=False)
             duration_ms = (time.perf_counter() - started) * 1e3
             size = runner.spec.descriptor_size

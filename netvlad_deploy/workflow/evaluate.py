@@ -13,49 +13,31 @@ from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
 from netvlad_deploy.report.matches import draw_matches
-from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, to_json
-from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
+from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, write_report
+from netvlad_deploy.retrieval.embed_images import BATCH, Described, embed_images
 from netvlad_deploy.retrieval.ground_truth import Positives, load_positives, positives_within
 from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, find_images
-from netvlad_deploy.retrieval.recall import Agreement, Described, Recall, agree, check_answerable, measure_recall
+from netvlad_deploy.retrieval.recall import agree, check_answerable, measure_recall
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.support.files import make_folder, stage_files
+from netvlad_deploy.support.files import make_folder
 from netvlad_deploy.tensorrt.api import stdout_to_stderr
 
 LOG = logging.getLogger(__name__)
 
-
 MATCHES_PICTURE = "matches.png"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Side:
     """The descriptors that one artifact gave for the images of both folders."""
 
-    candidate: Candidate
     name: str
+    backend: str | None
     precision: str
     images_per_s: float
     queries: Described
     database: Described
-    skipped: tuple[Skipped, ...]
-
-    def finds(self, found: Recall) -> CandidateRecall:
-        """Return the entry of the report for this artifact."""
-        return CandidateRecall(
-            name=self.name,
-            backend=self.candidate.backend,
-            precision=self.precision,
-            descriptor_size=self.database.descriptors.shape[1],
-            images_per_s=self.images_per_s,
-            found=found,
-        )
-
-    def agrees(self, first: "_Side", *, alone: bool) -> Agreement:
-        """Return the agreement with the first artifact."""
-        pairs = (self.queries, first.queries), (self.database, first.database)
-        return agree((self.name, first.name), *pairs, alone=alone)
 
 
 def evaluate(
@@ -71,9 +53,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure how well artifacts find the right place again, into a folder with a report and a picture.
 
-    An FP16 ONNX file is emulated strictly unless its backend was chosen. If the queries are the database, each image is
-    looked for among the others. Right images are those of the file `ground_truth`, see `load_positives`, or those at
-    most `within` places away in the sorted folder.
+    An FP16 ONNX file is emulated strictly unless its backend was chosen. Queries that are the database are looked for
+    among the others. Right images stand in `ground_truth`, see `load_positives`, or are at most `within` places away.
 
     >>> from PIL import Image
     >>> from netvlad_deploy import GraphOptions
@@ -96,42 +77,55 @@ def evaluate(
     alone = queries.resolve() == database.resolve()
     images, skipped = find_images([database])
     asked, others = (images, []) if alone else find_images([queries])
-    positives = _positives(ground_truth, within, asked, images, alone=alone)
-    sides = _common(_embed_all(candidates, inputs, images, None if alone else asked, batch or BATCH))
+    positives = _positives(ground_truth, within, list(_paths(asked)), list(_paths(images)), alone=alone)
+    sides = _common(_embed_all(candidates, [images] if alone else [images, asked], batch or BATCH))
     report = EvaluationReport(
         queries=queries,
         database=database,
         ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
         alone=alone,
-        skipped=tuple(dict.fromkeys((*skipped, *others, *(one for side in sides for one in side.skipped)))),
-        **_figures(sides, positives, alone=alone),
+        **_figures(sides, positives, (*skipped, *others), alone=alone),
     )
-    _write(folder, report, draw_matches(report, _paths(asked), _paths(images), depth=inputs[0].depth), force=force)
+    picture = draw_matches(report, _paths(asked), _paths(images), depth=inputs[0].depth)
+    files = {MATCHES_PICTURE: picture, REPORT_PAGE: evaluation_markdown(report, MATCHES_PICTURE).encode()}
+    write_report(folder, "evaluate", report, files, force=force)
     return report
 
 
-def _figures(sides: Sequence[_Side], positives: Positives, *, alone: bool) -> dict[str, Any]:
-    """Return the fields of the report that come from the descriptors."""
+def _figures(
+    sides: Sequence[_Side], positives: Positives, skipped: Sequence[Skipped], *, alone: bool
+) -> dict[str, Any]:
+    """Return the fields of the report that come from the descriptors; `skipped` are files that were no image."""
     found = [measure_recall(side.queries, side.database, positives, alone=alone) for side in sides]
+    lost = [one for side in sides for part in (side.database, side.queries) for one in part.skipped]
+    first, evaluated = sides[0], {result.query for result in found[0].queries}
     return {
         "num_queries": found[0].num_queries,
-        "num_images": len(sides[0].database.names),
-        "without_right": _without_right(sides[0], found[0]),
-        "candidates": tuple(side.finds(recall) for side, recall in zip(sides, found, strict=True)),
-        "agreements": tuple(side.agrees(sides[0], alone=alone) for side in sides[1:]),
+        "num_images": len(first.database.names),
+        "without_right": tuple(name for name in first.queries.names if name not in evaluated),
+        "candidates": tuple(
+            CandidateRecall(
+                name=side.name,
+                backend=side.backend,
+                precision=side.precision,
+                descriptor_size=side.database.descriptors.shape[1],
+                images_per_s=side.images_per_s,
+                found=recall,
+            )
+            for side, recall in zip(sides, found, strict=True)
+        ),
+        "agreements": tuple(
+            agree((side.name, first.name), (side.queries, first.queries), (side.database, first.database), alone=alone)
+            for side in sides[1:]
+        ),
+        "skipped": tuple(dict.fromkeys((*skipped, *lost))),
     }
 
 
 def _positives(
-    ground_truth: Path | None,
-    within: int | None,
-    asked: Sequence[ImageFile],
-    images: Sequence[ImageFile],
-    *,
-    alone: bool,
+    ground_truth: Path | None, within: int | None, queries: Sequence[str], database: Sequence[str], *, alone: bool
 ) -> Positives:
     """Return the right images, and refuse those that can answer no query before minutes go into images."""
-    queries, database = [image.name for image in asked], [image.name for image in images]
     if ground_truth is not None:
         positives = load_positives(ground_truth, queries, database)
     else:
@@ -140,20 +134,14 @@ def _positives(
     return positives
 
 
-def _write(folder: Path, report: EvaluationReport, picture: bytes, *, force: bool) -> None:
-    with stage_files(force=force) as staging:
-        staging.write(folder / MATCHES_PICTURE, picture)
-        staging.write(folder / REPORT_PAGE, evaluation_markdown(report, MATCHES_PICTURE).encode())
-        staging.write(folder / REPORT_JSON, to_json("evaluate", report).encode())
+def _require_images(candidate: Candidate) -> ImageInput:
+    images = (candidate.artifact or load_artifact(candidate.path)).images
+    if images is None:
+        raise UsageError(f"{candidate.name} takes local descriptors: for images export with --input images")
+    return images
 
 
-def _embed_all(
-    candidates: Sequence[Candidate],
-    inputs: Sequence[ImageInput],
-    database: Sequence[ImageFile],
-    queries: Sequence[ImageFile] | None,
-    batch: int,
-) -> list[_Side]:
+def _embed_all(candidates: Sequence[Candidate], folders: Sequence[Sequence[ImageFile]], batch: int) -> list[_Side]:
     """Return the descriptors of each candidate, one after the other."""
     artifacts = {id(candidate.artifact): candidate.artifact for candidate in candidates}
     counts = Counter(id(candidate.artifact) for candidate in candidates)
@@ -161,17 +149,8 @@ def _embed_all(
         for key, artifact in artifacts.items():
             if artifact is not None and counts[key] > 1:  # one file on several backends is opened for each of them
                 stack.enter_context(artifact.keep())
-        return [
-            _embed_sides(candidate, name, images, database, queries, batch)
-            for candidate, name, images in zip(candidates, _names(candidates), inputs, strict=True)
-        ]
-
-
-def _require_images(candidate: Candidate) -> ImageInput:
-    images = (candidate.artifact or load_artifact(candidate.path)).images
-    if images is None:
-        raise UsageError(f"{candidate.name} takes local descriptors: for images export with --input images")
-    return images
+        named = zip(candidates, _names(candidates), strict=True)
+        return [_embed_folders(candidate, name, folders, batch) for candidate, name in named]
 
 
 def _names(candidates: Sequence[Candidate]) -> list[str]:
@@ -183,48 +162,31 @@ def _names(candidates: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def _embed_sides(
-    candidate: Candidate,
-    name: str,
-    images: ImageInput,
-    database: Sequence[ImageFile],
-    queries: Sequence[ImageFile] | None,
-    batch: int,
-) -> _Side:
+def _embed_folders(candidate: Candidate, name: str, folders: Sequence[Sequence[ImageFile]], batch: int) -> _Side:
     """Embed the database and, if they are others, the queries."""
+    images = _require_images(candidate)
     backend = candidate.backend or parity_backend(candidate.artifact)
-    candidate = candidate.on(backend)
-    with stdout_to_stderr(), candidate.open() as runner:
+    with stdout_to_stderr(), candidate.on(backend).open() as runner:
         LOG.info("embed with %s%s", name, "" if backend is None else f" on {backend}")
         started = time.perf_counter()
-        folders = [database] if queries is None else [database, queries]
         parts = [embed_images(runner, images, files, batch=batch) for files in folders]
         duration_s = time.perf_counter() - started
         precision = runner.precision
-    described = [Described(names=part.names, descriptors=part.descriptors) for part in parts]
     return _Side(
-        candidate=candidate,
         name=name,
+        backend=backend,
         precision=precision,
         images_per_s=sum(len(part.names) for part in parts) / duration_s,
-        queries=described[-1],
-        database=described[0],
-        skipped=tuple(one for part in parts for one in part.skipped),
+        queries=parts[-1],
+        database=parts[0],
     )
 
 
 def _common(sides: Sequence[_Side]) -> list[_Side]:
     """Return the sides without the images that some artifact could not embed: a comparison is of the same images."""
-    queries, database = (
-        frozenset.intersection(*(frozenset(described.names) for described in column))
-        for column in ([side.queries for side in sides], [side.database for side in sides])
-    )
+    queries = frozenset.intersection(*(frozenset(side.queries.names) for side in sides))
+    database = frozenset.intersection(*(frozenset(side.database.names) for side in sides))
     return [replace(side, queries=side.queries.only(queries), database=side.database.only(database)) for side in sides]
-
-
-def _without_right(side: _Side, found: Recall) -> tuple[str, ...]:
-    evaluated = {result.query for result in found.queries}
-    return tuple(name for name in side.queries.names if name not in evaluated)
 
 
 def _paths(files: Sequence[ImageFile]) -> dict[str, Path]:

@@ -27,12 +27,4 @@ def export(source: Source, target: Path, options: GraphOptions, *, force: bool =
     module, origin, parent, preprocessing = load_module(source)
     from netvlad_deploy.export.onnx_model import export_onnx
 
-    return export_onnx(
-        module,
-        target,
-        options,
-        origin=origin,
-        parent=parent,
-        preprocessing=preprocessing,
-        force=force,
-    )
+    return export_onnx(module, target, options, origin=origin, parent=parent, preprocessing=preprocessing, force=force)

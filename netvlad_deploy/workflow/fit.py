@@ -8,14 +8,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.retrieval.batches import batches
 from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images, usable
-from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, ImageInput
+from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays, Float32
 from netvlad_deploy.support.files import check_suffix, check_targets, stage_files
@@ -24,6 +24,9 @@ from netvlad_deploy.support.require import installed_version, require
 if TYPE_CHECKING:
     from netvlad_deploy.models.pipeline import Pipeline
     from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+
+Compute: TypeAlias = Callable[["Pipeline", Array], Float32]
+"""A function that returns rows of values for images (B,H,W,3)."""
 
 LOG = logging.getLogger(__name__)
 
@@ -53,10 +56,9 @@ class FitOptions:
         backbone: a name of `models.backbones`, `package.module:callable`, or None for that of the checkpoint.
         checkpoint: where the backbone's weights are, None for those that it brings.
         clusters: K, at least 2.
-        whitening: how many values a descriptor has after whitening, None for no whitening.
-        seed: of the samples and of k-means.
+        whitening: number of values of a descriptor after whitening, None for no whitening.
         samples: most local descriptors of one image.
-        changes: what is done to an image otherwise than is usual for the backbone.
+        changes: preparation of images that differs from that of the backbone's own code.
 
     Raises: UsageError if a number is out of range.
     """
@@ -192,26 +194,17 @@ def _whitening(pipeline: "Pipeline", files: Sequence[ImageFile], size: int, seed
 
 
 def _by_batches(
-    pipeline: "Pipeline",
-    files: Sequence[ImageFile],
-    compute: Callable[["Pipeline", Array], Float32],
-    what: str,
-    skipped: list[Skipped],
+    pipeline: "Pipeline", files: Sequence[ImageFile], compute: Compute, rows_name: str, skipped: list[Skipped]
 ) -> Iterator[tuple[list[ImageFile], Float32]]:
-    """Yield the files of images of one shape and the rows computed from them, and log the progress."""
+    """Yield the files of neighbouring images of one shape and the rows computed from them, and log the progress.
+
+    The log calls the rows `rows_name`.
+    """
     done, said = 0, 0
-    for names, images in _batches(files, pipeline.images, skipped):
-        yield names, compute(pipeline, images)
-        done += len(names)
-        if 10 * (done - said) >= len(files) or done + len(skipped) == len(files):
-            said = done
-            LOG.info("%s: %d of %d images", what, done, len(files))
-
-
-def _batches(
-    files: Sequence[ImageFile], prepared: ImageInput, skipped: list[Skipped]
-) -> Iterator[tuple[list[ImageFile], Array]]:
-    """Yield neighbouring images of one shape together, (B,H,W,3), as many as MAX_BATCH_PIXELS allows."""
-    with load_images(files, prepared, ahead=AHEAD) as loaded:
+    with load_images(files, pipeline.images, ahead=AHEAD) as loaded:
         for group in batches(usable(loaded, skipped), lambda shape: MAX_BATCH_PIXELS // (shape[0] * shape[1])):
-            yield [file for file, _ in group], np.stack([image for _, image in group])
+            yield [file for file, _ in group], compute(pipeline, np.stack([image for _, image in group]))
+            done += len(group)
+            if 10 * (done - said) >= len(files) or done + len(skipped) == len(files):
+                said = done
+                LOG.info("%s: %d of %d images", rows_name, done, len(files))

@@ -1,17 +1,10 @@
-"""The verb `inspect`: what a file is, by its sidecar, and by TensorRT if that is wanted."""
+"""The verb `inspect`: the description of a file by its sidecar, and by TensorRT if that is wanted."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from netvlad_deploy.artifact import (
-    Artifact,
-    EngineArtifact,
-    FileReference,
-    OnnxArtifact,
-    check_file,
-    load_artifact,
-)
+from netvlad_deploy.artifact import Artifact, EngineArtifact, FileReference, OnnxArtifact, check_file, load_artifact
 from netvlad_deploy.errors import UNAVAILABLE, ArtifactError, UsageError
 from netvlad_deploy.report.inspect import CheckpointInspection, Inspection, Relative
 from netvlad_deploy.support.require import require
@@ -34,7 +27,7 @@ def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None)
     >>> [(each.role, each.name, each.state) for each in inspection.relatives]
     [('reference', 'm.reference.npz', 'unchanged')]
 
-    Raises: ArtifactError if the file or its sidecar is damaged, or an engine to load is not what its sidecar says, or
+    Raises: ArtifactError if the file or its sidecar is damaged, or an engine to load differs from its sidecar, or
         was built for another TensorRT or GPU; UsageError if there is nothing to load.
     """
     artifact = load_artifact(path, expect_sha256=expect_sha256, hold=load)

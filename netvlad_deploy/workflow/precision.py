@@ -1,22 +1,30 @@
-"""The verb `precision`: what each precision costs some weights."""
+"""The verb `precision`: the error of some weights in each precision."""
 
 import contextlib
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
+from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.reference_file import load_reference
-from netvlad_deploy.parity.precisions import measure_precisions
-from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_markdown
-from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, to_json
+from netvlad_deploy.parity.cases import default_cases, largest_norm, rounded_cases
+from netvlad_deploy.parity.heads import have_direction
+from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_markdown
+from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, write_report
+from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.support.files import make_folder, stage_files
+from netvlad_deploy.spec.layer import DESCRIPTOR
+from netvlad_deploy.support.arrays import cosines
+from netvlad_deploy.support.files import make_folder
 from netvlad_deploy.support.require import require
 from netvlad_deploy.support.scratch import scratch_folder
 from netvlad_deploy.workflow.source import Source, load_head
 
 LOG = logging.getLogger(__name__)
-
 
 PRECISION_PICTURE = "precision.svg"
 
@@ -60,11 +68,33 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
             origin=origin,
             precisions=tuple(artifacts),
             operators=operator_types(artifacts["fp16"].path),
-            cases=tuple(measure_precisions(runners, parameters, largest=LARGEST_FEATURE)),
+            cases=tuple(_measure(runners, parameters, largest=LARGEST_FEATURE)),
             warnings=artifacts["fp16"].warnings,
         )
-    with stage_files(force=force) as staging:
-        staging.write(folder / PRECISION_PICTURE, draw_precisions(report))
-        staging.write(folder / REPORT_PAGE, precision_markdown(report, PRECISION_PICTURE).encode())
-        staging.write(folder / REPORT_JSON, to_json("precision", report).encode())
+    page = precision_markdown(report, PRECISION_PICTURE).encode()
+    files = {PRECISION_PICTURE: draw_precisions(report), REPORT_PAGE: page}
+    write_report(folder, "precision", report, files, force=force)
     return report
+
+
+def _measure(
+    runners: Mapping[str, Runner], parameters: ReferenceParameters, *, largest: float
+) -> Iterator[CasePrecision]:
+    """Yield the distance of every runner in every case of `validate` that FP16 can hold."""
+    with OracleRunner(parameters) as oracle:
+        for case, doubt in rounded_cases(default_cases(parameters, largest=largest), *runners.values()):
+            if doubt:
+                continue
+            expected = oracle.run(case.feeds(oracle, masked=False))[DESCRIPTOR]
+            long = have_direction(DESCRIPTOR, np.linalg.norm(expected, axis=1), oracle.spec)
+            for precision, runner in runners.items():
+                got = runner.run(case.feeds(runner, masked=False))[DESCRIPTOR]
+                finite = np.isfinite(got).all(axis=1)
+                kept = long & finite
+                yield CasePrecision(
+                    case=case.name,
+                    precision=precision,
+                    feature_norm=largest_norm(case.features),
+                    distance=float(1 - cosines(got[kept], expected[kept]).min()) if kept.any() else None,
+                    non_finite=int((~finite).sum()),
+                )

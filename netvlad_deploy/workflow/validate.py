@@ -14,13 +14,12 @@ from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.parity.ranks import Bank, near_ties
-from netvlad_deploy.report.junit import parity_junit
+from netvlad_deploy.report.serialize import parity_junit
 from netvlad_deploy.retrieval.embed_features import load_features
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
 from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
 from netvlad_deploy.spec.layer import FEATURES
-from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.files import check_targets, write_text
 from netvlad_deploy.tensorrt.api import stdout_to_stderr
 from netvlad_deploy.workflow.source import Source, load_module
@@ -96,7 +95,7 @@ def _compare(
         runner = stack.enter_context(candidate.open(lineage=False))
         theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
         if not goldens:
-            ties = near_ties(parameters, shapes=_feature_profile(artifact))
+            ties = near_ties(parameters, shapes=next(iter(runner.feature_profiles), None))
             return compare(runner, parameters, against=theirs, banks=[ties, *banks])
         # a checkpoint brings no goldens: torch computes it in FP32
         their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
@@ -109,12 +108,6 @@ def _check_junit(junit: Path | None) -> None:
     if junit.suffix != ".xml":
         raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
     check_targets(junit, force=True)
-
-
-def _feature_profile(artifact: AnyArtifact) -> Profile | None:
-    """Return the first optimization profile of an engine that takes local descriptors."""
-    profiles = artifact.profiles if isinstance(artifact, EngineArtifact) else ()
-    return next((profile for profile in profiles if isinstance(profile, Profile)), None)
 
 
 def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:

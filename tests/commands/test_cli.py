@@ -260,7 +260,7 @@ def test_a_checkpoint_can_be_timed_first(command: Command, checkpoint: Path, exp
 def test_ctrl_c_inside_the_exporter_is_exit_130(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Torch's exporter wraps whatever is raised inside it, an interrupt too."""
+    """Torch's exporter wraps every exception that is raised inside it, an interrupt too."""
 
     def interrupted(*_: object) -> None:
         try:
@@ -275,7 +275,7 @@ def test_ctrl_c_inside_the_exporter_is_exit_130(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_help_says_in_a_whole_sentence_what_each_verb_does(command: Command) -> None:
+def test_the_help_describes_each_verb_in_a_whole_sentence(command: Command) -> None:
     outcome = command("-h")
     lines = outcome.out.partition("Commands:")[2].strip().splitlines()
     assert [line.split()[0] for line in lines] == [verb.__name__ for verb in VERBS]

@@ -1,4 +1,4 @@
-"""What cannot be right is said in its true words before the work."""
+"""Wrong options and targets are refused, with the true reason, before the work."""
 
 import logging
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.export, pytest.mark.ort]
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the work fail, so that what is said must have been said before."""
+    """Have the work fail the test, so that a refusal must have come before it."""
 
     def work(*_: object, **__: object) -> None:
         raise AssertionError("the work has begun")
@@ -103,10 +103,10 @@ def test_precision_misses_its_drawing_library_before_the_work(
 def test_pictures_use_our_own_settings_alone(tmp_path: Path) -> None:
     """Matplotlib reads settings that lie in the working folder, and one of them runs LaTeX."""
     draw = (
-        "import sys; from netvlad_deploy.parity.precisions import CasePrecision; "
-        "from netvlad_deploy.report.picture import draw_distances; "
+        "import sys; from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions; "
         "figure = CasePrecision(case='one', precision='fp32', feature_norm=1.0, distance=1e-9, non_finite=0); "
-        "sys.stdout.buffer.write(draw_distances('a $title', ('fp32',), (figure,)))"
+        "report = dict(origin='$title', precisions=('fp32',), operators=(), cases=(figure,), warnings=()); "
+        "sys.stdout.buffer.write(draw_precisions(PrecisionReport(**report)))"
     )
     pictures = []
     for settings in ("", "text.usetex: True\nfont.size: 90\naxes.facecolor: red\n"):
@@ -114,7 +114,7 @@ def test_pictures_use_our_own_settings_alone(tmp_path: Path) -> None:
         drawn = subprocess.run([sys.executable, "-c", draw], cwd=tmp_path, check=True, capture_output=True)
         pictures.append(drawn.stdout)
     assert pictures[0] == pictures[1]
-    assert b"a $title" in pictures[0]
+    assert b"of $title" in pictures[0]
 
 
 @pytest.fixture(autouse=True)

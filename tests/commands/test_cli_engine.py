@@ -135,7 +135,7 @@ def test_the_arguments_of_build_options_are_those_of_the_command_line(
     assert given == [(options, Path("timings")), (options, None)]
 
 
-def test_build_without_tensorrt_says_what_is_missing(
+def test_build_without_tensorrt_names_the_missing_package(
     command: Command, exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)

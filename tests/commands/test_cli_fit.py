@@ -1,4 +1,4 @@
-"""`fit` from a folder to a checkpoint, and what that checkpoint then is."""
+"""`fit` makes a checkpoint from a folder of images, and the other verbs take it."""
 
 import json
 from pathlib import Path
@@ -227,7 +227,7 @@ def test_an_unknown_backbone_in_a_record_is_refused(folder: Path, tmp_path: Path
         read_pipeline(found.output)
 
 
-def test_what_is_asked_of_images_reaches_the_record_and_the_pipeline(command: Command, folder: Path) -> None:
+def test_the_options_of_images_reach_the_record_and_the_pipeline(command: Command, folder: Path) -> None:
     images = ("--resize", "shorter:40,bilinear-aliased", "--crop", "32x32", "--no-orient", "--depth", 8)
     outcome = command("fit", folder, "--backbone", COLOURS, "--clusters", 3, *images, "--json")
     assert outcome.code == 0, outcome.err

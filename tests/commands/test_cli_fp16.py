@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from netvlad_deploy.parity.precisions import CasePrecision
-from netvlad_deploy.report.precision import PrecisionReport, draw_precisions, precision_lines
+from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_lines
 from netvlad_deploy.workflow.precision import precision
 from netvlad_deploy.workflow.source import Source
 from tests.command import Command, error_of
@@ -105,7 +104,7 @@ def test_embed_takes_float32_and_float16_files(command: Command, sharp: Path, tm
     assert np.allclose(half, embed(command, x, tmp_path), atol=0.02)
 
 
-def test_embed_names_what_fp16_cannot_say(command: Command, sharp: Path, tmp_path: Path) -> None:
+def test_embed_names_a_value_that_fp16_cannot_hold(command: Command, sharp: Path, tmp_path: Path) -> None:
     command("export", sharp, "--precision", "fp16", "--masked")
     x = features(3, 20, 32)
     x[1, 4, 2] = 65472
@@ -191,7 +190,7 @@ class TestPrecision:
         assert names == ["precision.svg", "report.json", "report.md"]
         assert command("precision", sharp, "-o", "report").code == 2
 
-    def test_the_page_says_what_is_fp32(self, report: Path) -> None:
+    def test_the_page_says_the_type_of_each_operator(self, report: Path) -> None:
         page = (report / "report.md").read_text()
         assert "| MatMul | 2 |  | both products:" in page
         assert "| ReduceSum |  | 5 | sums" in page

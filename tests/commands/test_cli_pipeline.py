@@ -32,7 +32,7 @@ def test_validate_prints_golden_images(command: Command, here: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--bank", "x.npy"), ("--backend", "torch"), ("--backend", "oracle")])
-def test_validate_refuses_what_needs_a_head(command: Command, here: Path, options: tuple[str, str]) -> None:
+def test_validate_refuses_options_that_need_a_head(command: Command, here: Path, options: tuple[str, str]) -> None:
     assert command("validate", here, *options).code == 2
 
 

@@ -57,7 +57,7 @@ def test_embed_writes_names_and_descriptors(command: Command, pipeline: OnnxArti
                 assert np.abs(got - bands(np.asarray(image))).max() < 1e-6
 
 
-def test_embed_skips_what_is_bad_and_says_so(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+def test_embed_skips_bad_files_and_says_so(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
     (walk / "asked" / "q2.png").write_bytes(b"")
     (walk / "asked" / "q4.png").write_bytes((walk / "asked" / "q4.png").read_bytes()[:60])
     (walk / "asked" / "notes.txt").write_text("notes")
@@ -80,7 +80,7 @@ def test_embed_skips_what_is_bad_and_says_so(command: Command, pipeline: OnnxArt
     assert "4 x 12, 2 skipped: 1 an empty file, 1 damaged" in outcome.out
 
 
-def test_what_is_plainly_no_image_is_no_failure_unless_it_was_named(
+def test_a_file_that_is_plainly_no_image_is_no_failure_unless_it_was_named(
     command: Command, pipeline: OnnxArtifact, walk: Path
 ) -> None:
     """A file in the folder that holds a photo under another name is one, and so is a damaged photo."""
@@ -96,7 +96,7 @@ def test_what_is_plainly_no_image_is_no_failure_unless_it_was_named(
     assert command("embed", pipeline.path, walk / "asked", "-o", "n.npz").code == 0
 
 
-def test_embed_refuses_what_does_not_fit(
+def test_embed_refuses_inputs_that_do_not_fit(
     command: Command, pipeline: OnnxArtifact, exported: OnnxArtifact, walk: Path
 ) -> None:
     np.save("x.npy", np.ones((1, 5, 16), np.float32))
@@ -171,7 +171,9 @@ def test_evaluate_a_folder_against_itself(command: Command, pipeline: OnnxArtifa
     assert "embed with" not in outcome.err, "said before minutes go into images"
 
 
-def test_evaluate_counts_what_is_missing(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:
+def test_evaluate_counts_damaged_images_and_queries_without_a_right_one(
+    command: Command, pipeline: OnnxArtifact, walk: Path
+) -> None:
     (walk / "known" / "sub" / "d3.png").write_bytes(b"")
     (walk / "asked" / "q0.png").write_bytes(b"no image")
     folders = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out", "--json")
@@ -188,7 +190,7 @@ def test_evaluate_counts_what_is_missing(command: Command, pipeline: OnnxArtifac
     assert "2 files skipped: 1 an empty file, 1 not recognised as an image" in Path("out/report.md").read_text()
 
 
-def test_evaluate_refuses_what_does_not_fit(
+def test_evaluate_refuses_options_that_do_not_fit(
     command: Command, pipeline: OnnxArtifact, exported: OnnxArtifact, walk: Path
 ) -> None:
     folders = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out")
@@ -218,7 +220,7 @@ def test_an_fp16_file_is_emulated_strictly_unless_told_otherwise(
 
 
 @pytest.mark.parametrize("orient", [True, False])
-def test_embed_does_what_the_sidecar_says_of_images(
+def test_embed_prepares_images_as_the_sidecar_says(
     command: Command, pipeline: OnnxArtifact, tmp_path: Path, orient: bool
 ) -> None:
     """A photo as phones save it, and 8 bits of grey in 16: turned or not, and cut out after the resize."""

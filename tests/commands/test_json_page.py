@@ -34,7 +34,7 @@ PRINTED: Final[dict[str, type]] = {
     "doctor": Diagnosis,
     "deploy": Deployment,
 }
-"""What each verb prints."""
+"""The class of the result that each verb prints."""
 
 
 def rows() -> dict[str, set[str]]:

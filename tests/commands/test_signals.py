@@ -1,4 +1,4 @@
-"""Ctrl-C and its relatives: one line, the right exit code and nothing left, whatever the verb is at."""
+"""Ctrl-C and its relatives give one line and the right exit code and leave no file, at any moment of a verb."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ ENDS = [
 ]
 
 SESSION = ".ses"
-"""What ONNX Runtime itself keeps in the temporary folder, for all processes and for good."""
+"""Name of the file that ONNX Runtime itself keeps in the temporary folder, for all processes and for good."""
 
 
 def become(monkeypatch: pytest.MonkeyPatch, verb: str, work: Callable[[], None]) -> None:
@@ -73,7 +73,7 @@ def met_in_the_clean_up() -> None:
 
 
 @pytest.mark.parametrize(("work", "code"), [(swallowed, 130), (turned_into_an_error, 130), (met_in_the_clean_up, 143)])
-def test_a_signal_is_the_reason_whatever_becomes_of_it(
+def test_a_signal_is_the_reason_even_if_it_is_lost_on_its_way(
     command: Command, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None], code: int
 ) -> None:
     become(monkeypatch, "doctor", lambda: work())

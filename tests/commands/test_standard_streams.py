@@ -60,7 +60,7 @@ def test_libraries_that_print_change_nothing_where_streams_are_closed(tmp_path: 
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    """What a library prints at the level of the system would else stand in that file."""
+    """Otherwise the text that a library prints at the level of the system would stand in that file."""
     code = (
         "import os, sys\nfrom netvlad_deploy.commands.output import standard_streams\n"
         "with standard_streams():\n    print(os.open('result', os.O_CREAT | os.O_WRONLY) > 2)\n"

@@ -5,7 +5,7 @@ import pytest
 
 from netvlad_deploy.oracle.equations import ReferenceParameters, assignment_logits, soft_assignment
 from netvlad_deploy.oracle.reference_file import parameters_from_arrays
-from netvlad_deploy.parity.cases import default_cases, empty_clusters, ghosts_win
+from netvlad_deploy.parity.cases import EMPTY_MARGIN, default_cases, won_by
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
@@ -21,7 +21,7 @@ def head() -> ReferenceParameters:
     return parameters(6, 32, 2, 10)
 
 
-def test_the_list_covers_what_it_promises(head: ReferenceParameters) -> None:
+def test_the_default_cases_by_name(head: ReferenceParameters) -> None:
     names = [case.name for case in default_cases(head, masked=True)]
     assert names == [
         "typical", "few features", "zero rows", "num_features 1", "num_features 1024", "batch 1", "batch 16",
@@ -55,13 +55,13 @@ def test_the_same_seed_gives_the_same_cases(head: ReferenceParameters) -> None:
 
 @pytest.mark.parametrize("margin", [30.0, 60.0, 100.0])
 def test_ghosts_win_by_the_margin_in_every_row(head: ReferenceParameters, margin: float) -> None:
-    logits = assignment_logits(head, ghosts_win(head, margin, 2, 20, np.random.default_rng(0)))
+    logits = assignment_logits(head, won_by(head, slice(6, None), margin, 2, 20, np.random.default_rng(0)))
     gap = logits[..., 6:].min(axis=-1) - logits[..., :6].max(axis=-1)
     assert np.abs(gap - margin).max() < 1.5
 
 
 def test_empty_clusters_are_empty(head: ReferenceParameters) -> None:
-    logits = assignment_logits(head, empty_clusters(head, 2, 20, np.random.default_rng(0)))
+    logits = assignment_logits(head, won_by(head, slice(1), EMPTY_MARGIN, 2, 20, np.random.default_rng(0)))
     assignment = soft_assignment(logits, 6)
     assert assignment[..., 0].min() > 0.999
     assert assignment[..., 1:].max() < 1e-80
@@ -125,7 +125,7 @@ def doubts(p: ReferenceParameters, dtype: type, **limits: float) -> dict[str, st
     return {case.name.split(" (")[0]: why for case in cases if (why := case.doubt(known))}
 
 
-def test_usual_cases_are_what_they_claim(head: ReferenceParameters) -> None:
+def test_usual_cases_satisfy_their_claims(head: ReferenceParameters) -> None:
     for dtype in (np.float32, np.float16):
         assert doubts(head, dtype) == {}
     for case in default_cases(parameters(16, 4, 4, 1)):

@@ -91,7 +91,7 @@ def test_tolerance_grows_with_the_norm_of_the_features() -> None:
     assert allowed[0] < allowed[1] < allowed[2]
 
 
-def test_tf32_is_allowed_what_its_eleven_bits_cost() -> None:
+def test_tf32_is_allowed_the_error_of_eleven_bits() -> None:
     p = parameters(8, 128, 0, 1)
     feeds = Case(name="", features=unit_rows(features(1, 50, 128))).feeds(OracleRunner(p), masked=False)
     expected = OracleRunner(p).run(feeds)

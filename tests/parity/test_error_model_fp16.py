@@ -1,4 +1,4 @@
-"""What FP16 may cost: every honest FP16 graph is within the tolerance, and wrong ones are not."""
+"""The tolerance of FP16: every honest FP16 graph is within it, and wrong ones are not."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,9 @@ from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays
-from netvlad_deploy.parity.cases import Case, ghosts_win
+from netvlad_deploy.parity.cases import Case, won_by
 from netvlad_deploy.parity.error_model import tolerances
-from netvlad_deploy.parity.heads import ParityReport, compare, outputs_of
+from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.ranks import near_ties
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.runtime.strict_runner import StrictRunner
@@ -20,7 +20,7 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Arrays, Float32, unit_rows
-from tests.heads import sharp_head
+from tests.heads import outputs_of, sharp_head
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -138,7 +138,7 @@ def test_ghosts_of_large_bias_are_centred_in_the_model_too(tmp_path: Path, wide_
 
 def test_ghosts_that_win_by_64_leave_a_short_descriptor_that_passes(tmp_path: Path) -> None:
     module = sharp_head(64, 512, 8, 30, 0)
-    found = ghosts_win(load_parameters(module), 64, 2, 300, np.random.default_rng(0))
+    found = won_by(load_parameters(module), slice(64, None), 64, 2, 300, np.random.default_rng(0))
     assert parity(module, tmp_path, cases=[Case(name="64", features=found)]).verdict is Verdict.PASS
 
 

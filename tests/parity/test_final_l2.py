@@ -18,12 +18,13 @@ from netvlad_deploy.models.checkpoints import load_checkpoint
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays, reference_arrays
 from netvlad_deploy.parity.cases import Case, default_cases
-from netvlad_deploy.parity.heads import compare, outputs_of
+from netvlad_deploy.parity.heads import compare
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec, Projection
 from netvlad_deploy.spec.verdict import Verdict
+from tests.heads import outputs_of
 from tests.modules import features, make_projected
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]

@@ -1,4 +1,4 @@
-"""Teeth: every planted, non-uniform fault must FAIL; what no comparison of descriptors can see is asserted, too."""
+"""Every planted fault that is not uniform must FAIL; faults that no descriptor shows are asserted, too."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +18,13 @@ from netvlad_deploy.oracle.equations import (
 )
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import Case
-from netvlad_deploy.parity.heads import compare, outputs_of
+from netvlad_deploy.parity.heads import compare
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Arrays
+from tests.heads import outputs_of
 from tests.modules import features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -135,7 +136,9 @@ UNIFORM: dict[str, tuple[dict[str, Stage], str]] = {
 
 
 @pytest.mark.parametrize("fault", UNIFORM)
-def test_what_intra_normalisation_hides_only_the_probes_show(parameters: ReferenceParameters, fault: str) -> None:
+def test_only_the_probes_show_a_fault_that_intra_normalisation_hides(
+    parameters: ReferenceParameters, fault: str
+) -> None:
     faults, where = UNIFORM[fault]
     cases = [Case(name="typical", features=features(2, 20, 16))]
     assert compare(PlantedRunner(parameters, faults), parameters, cases=cases).verdict is Verdict.PASS
@@ -232,7 +235,7 @@ def test_no_error_within_no_tolerance_passes(parameters: ReferenceParameters) ->
     assert compare(planted, dead, cases=blank).verdict is Verdict.FAIL
 
 
-def test_what_the_reference_does_not_give_is_judged_by_the_oracle(exported: OnnxArtifact) -> None:
+def test_an_output_that_the_reference_lacks_is_judged_by_the_oracle(exported: OnnxArtifact) -> None:
     parameters = load_reference(exported.reference_path)
     planted = PlantedRunner(parameters, {"assignment": at((..., 1), lambda v: v * 0.5)}, probe=True)
     cases = [Case(name="typical", features=features(2, 20, 16))]

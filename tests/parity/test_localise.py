@@ -143,7 +143,7 @@ def test_a_wrong_reference_is_not_blamed_on_the_candidate(tmp_path: Path) -> Non
     assert departure_line(found).startswith("first departure: none.")
 
 
-def test_the_line_says_tensor_case_clusters_and_what_to_do() -> None:
+def test_the_line_says_tensor_case_clusters_and_advice() -> None:
     found = Departure(
         case="typical", tensor="mean_residual", clusters=tuple(range(20)), error=0.25, tolerance=1e-3, advice="look"
     )

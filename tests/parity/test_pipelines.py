@@ -58,7 +58,7 @@ def judged(exported: OnnxArtifact, pipeline: Pipeline, **options: Any) -> Parity
     return replace(report, cases=tuple(case for case in report.cases if not case.part))
 
 
-def test_what_was_exported_passes(tiny: OnnxArtifact) -> None:
+def test_an_exported_pipeline_passes(tiny: OnnxArtifact) -> None:
     report = judged(tiny, tiny_pipeline())
     assert report.verdict is Verdict.PASS
     assert [case.name for case in report.cases] == ["images 224x224", "images 225x257", "images 320x256"]
@@ -123,7 +123,7 @@ def test_a_fault_is_found_at_every_size(tiny: OnnxArtifact, fault: Callable[[Pip
 
 @pytest.mark.parametrize("fault", [swap_channels, transpose_map, swap_clusters])
 def test_a_gross_fault_is_found_in_half_precision(half: OnnxArtifact, fault: Callable[[Pipeline], None]) -> None:
-    """Which passes what rounding to 11 bits does, and a missing epsilon with it."""
+    """The tolerance passes rounding to 11 bits, and a missing epsilon with it."""
     pipeline = tiny_pipeline()
     assert judged(half, pipeline, precision="fp16").verdict is Verdict.PASS
     fault(pipeline)

@@ -17,7 +17,7 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays, reference_arrays
 from netvlad_deploy.parity.cases import Case, default_cases
-from netvlad_deploy.parity.heads import ParityReport, compare, outputs_of
+from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.localise import NORMS, OR_PROJECTED, PROJECTED
 from netvlad_deploy.parity.ranks import near_ties
 from netvlad_deploy.report.text import departure_line
@@ -27,6 +27,7 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, DESCRIPTOR, RSQRT, Projection
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, unit_rows
+from tests.heads import outputs_of
 from tests.modules import features, make_module, make_projected
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -182,9 +183,7 @@ def test_one_wrong_row_is_one_value(tmp_path: Path) -> None:
     assert found.clusters == (3,)
 
 
-def test_what_is_wrong_before_the_projection_is_said_to_be_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_before_the_projection_is_localised_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = FoldedNetVLAD._normalize
 
     def transposed(folded: FoldedNetVLAD, mean_residual: Tensor, assignment_sum: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A golden image that would pass whatever it is shown is NOT_JUDGED, counted, and said at export."""
+"""A golden image that could not fail is NOT_JUDGED and counted, and the export warns of it."""
 
 import importlib.util
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a tolerance would reveal: the planted faults are those of the oracle, and a case that hides one is no PASS."""
+"""Planted faults are those of the oracle, and a case whose tolerance would hide one is no PASS."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +167,7 @@ def test_a_descriptor_that_no_fault_moves_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize("same", [0, 1e-12])
-def test_what_moves_nothing_is_no_fault(same: float) -> None:
+def test_a_change_that_moves_nothing_is_no_fault(same: float) -> None:
     p = head(1, 0)
     assert not sight(replace(p, centroids=same * p.centroids)).counts[SIGN].any()
     assert sight(replace(p, centroids=same * p.centroids)).reason == ""

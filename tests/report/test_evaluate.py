@@ -1,4 +1,4 @@
-"""The report of an evaluation says what was measured and what was not, and the picture shows misses first."""
+"""The report of an evaluation has every figure and every skipped file, and the picture shows misses first."""
 
 import io
 from dataclasses import replace

@@ -11,8 +11,7 @@ from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport, Ratio
 from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown, step_rows
-from netvlad_deploy.report.junit import parity_junit
-from netvlad_deploy.report.serialize import plain, to_json
+from netvlad_deploy.report.serialize import parity_junit, plain, to_json
 from netvlad_deploy.report.text import artifact_lines, departure_line, latency_lines, parity_lines
 from netvlad_deploy.spec.verdict import Verdict
 from tests.test_artifact import engine_artifact, onnx_artifact

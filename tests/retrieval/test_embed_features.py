@@ -33,7 +33,7 @@ def test_sequences_are_padded_masked_and_returned_in_order(masked: OnnxArtifact,
             assert np.abs(got[name] - oracle.run({FEATURES: sequence[None]})[DESCRIPTOR][0]).max() < 1e-6
 
 
-def test_the_mask_is_what_makes_padding_harmless(exported: OnnxArtifact) -> None:
+def test_the_mask_makes_padding_harmless(exported: OnnxArtifact) -> None:
     sequence = features(1, 4, 16)[0]
     padded, _ = pad([sequence], shortest=12)
     with open_runner(exported) as runner:
@@ -53,7 +53,7 @@ def test_sequences_need_a_mask(exported: OnnxArtifact) -> None:
         embed_sequences(runner, {"a": features(1, 4, 16)[0]}, batch=1)
 
 
-def test_what_is_not_finite_is_named(exported: OnnxArtifact, masked: OnnxArtifact) -> None:
+def test_features_that_are_not_finite_are_named(exported: OnnxArtifact, masked: OnnxArtifact) -> None:
     x = features(5, 4, 16)
     x[3, 2, 1] = np.nan
     with open_runner(exported) as runner, pytest.raises(InputError, match="first at batch item 3, row 2"):
@@ -129,7 +129,7 @@ def test_a_batch_stays_within_the_profile(exported: OnnxArtifact) -> None:
         assert embed_array(runner, features(5, 3, 16), batch=32).shape == (5, 96)
 
 
-def test_batches_and_lengths_grow_to_what_some_profile_takes(masked: OnnxArtifact) -> None:
+def test_batches_and_lengths_grow_to_fit_a_profile(masked: OnnxArtifact) -> None:
     sequences = {f"{length}": features(length, 16, seed=length) for length in (1, 2, 7, 8, 9, 30)}
     with open_runner(masked) as runner:
         expected = embed_sequences(runner, sequences, batch=32)

@@ -146,7 +146,7 @@ def test_decoding_overlaps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.export
 @pytest.mark.ort
-def test_a_real_session_gives_what_the_formula_gives(tmp_path: Path) -> None:
+def test_a_real_session_gives_the_descriptors_of_the_formula(tmp_path: Path) -> None:
     from netvlad_deploy.runtime.open_runner import open_runner
 
     pixels = np.random.default_rng(1).integers(0, 256, (3, 8, 6, 3), dtype=np.uint8)

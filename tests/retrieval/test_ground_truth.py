@@ -1,4 +1,4 @@
-"""Right images come from a file that names only what is there, or from the order of two folders."""
+"""Right images come from a file that names images of the folders alone, or from the order of two folders."""
 
 import json
 import logging
@@ -29,12 +29,12 @@ def test_a_mapping_is_read_wrapped_or_plain(tmp_path: Path, wrapped: bool) -> No
 
 
 @pytest.mark.parametrize("record", [[], 3, "q0", {"positives": []}, {"q0": "d0"}, {"q0": [1]}, {"q0": None}])
-def test_what_is_no_mapping_is_refused(tmp_path: Path, record: Any) -> None:
+def test_a_record_that_is_no_mapping_is_refused(tmp_path: Path, record: Any) -> None:
     with pytest.raises(InputError, match="is no ground truth"):
         load_positives(write(tmp_path, record), QUERIES, DATABASE)
 
 
-def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     for content in (b"{\xff", b"", b"[" * 100_000, b'{"q0": ' + b"1" * 5000 + b"}"):
         (tmp_path / "truth.json").write_bytes(content)
         with pytest.raises(InputError, match="is not a JSON file"):
@@ -42,7 +42,9 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["json", "npz"])
-def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_a_pipe_a_device_or_too_large_a_file_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     """A pipe would wait for a writer, a device has no end."""
     monkeypatch.setattr(ground_truth, "LARGEST_TRUTH_BYTES", 10)
     pipe = tmp_path / f"pipe.{suffix}"
@@ -110,7 +112,7 @@ class TestPlaces:
         path = self.write(tmp_path).rename(tmp_path / "TRUTH.NPZ")
         assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d0"}, "q1": {"d2"}}
 
-    def test_what_else_is_in_the_file_is_not_looked_at(self, tmp_path: Path) -> None:
+    def test_other_arrays_in_the_file_are_not_looked_at(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, dataset=np.array(None), whichSet=np.array({"split": "test"}, dtype=object))
         assert load_positives(path, QUERIES, DATABASE) == {"q0": {"d0"}, "q1": {"d2"}}
 
@@ -141,7 +143,7 @@ class TestPlaces:
             ({"dbImage": np.arange(3)}, r"dbImage is int64, expected names as text"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    def test_arrays_that_do_not_fit_are_refused(self, tmp_path: Path, changed: dict[str, Any], said: str) -> None:
         with pytest.raises(InputError, match=said):
             load_positives(self.write(tmp_path, **changed), QUERIES, DATABASE)
 

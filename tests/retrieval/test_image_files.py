@@ -1,4 +1,4 @@
-"""Images are found, decoded and resized as they should be, and whatever is wrong with one is said."""
+"""Images are found, decoded and resized by the rule, and a faulty one is skipped with its reason."""
 
 import importlib
 import os
@@ -212,7 +212,7 @@ def test_a_box_averages(tmp_path: Path) -> None:
     assert np.abs(pixels(path, Resize(size=(2, 3), filter="bilinear")) - exact).max() > 5
 
 
-# what cannot be loaded
+# files that cannot be loaded
 
 
 def png(path: Path) -> bytes:
@@ -227,7 +227,7 @@ def png(path: Path) -> bytes:
         ("eps.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", images.NO_IMAGE),
     ],
 )
-def test_what_is_no_image_is_skipped(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+def test_a_file_that_is_no_image_is_skipped(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert skipped(tmp_path / name) == Skipped(path=str(tmp_path / name), reason=reason)
 

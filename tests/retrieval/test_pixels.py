@@ -1,4 +1,4 @@
-"""What becomes of an opened image: what phones and cameras save, turned, brought to 8 bits, resized and cut out."""
+"""Images as phones and cameras save them are turned upright, brought to 8 bits, resized and cut out."""
 
 import importlib
 import struct
@@ -217,7 +217,7 @@ def test_every_filter_shrinks_and_enlarges_a_plain_image_to_itself(tmp_path: Pat
         assert np.array_equal(image, np.broadcast_to(np.array([10, 128, 255]), image.shape))
 
 
-def test_what_would_become_too_large_or_is_smaller_than_the_crop_is_skipped(tmp_path: Path) -> None:
+def test_an_image_that_becomes_too_large_or_does_not_hold_the_crop_is_skipped(tmp_path: Path) -> None:
     """A strip whose shorter side is enlarged."""
     path = save(tmp_path / "x.png", np.zeros((1, 20_000, 3), np.uint8))
     assert refused(path, ImageInput(resize=Resize(shortest=480))).reason == pixels.TOO_LARGE
@@ -241,7 +241,7 @@ def test_the_middle_is_where_torchvision_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError, AttributeError, AssertionError, RecursionError])
-def test_whatever_a_decoder_raises_skips_one_image(
+def test_any_error_of_a_decoder_skips_one_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def broken(image: Any) -> None:

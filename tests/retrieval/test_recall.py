@@ -5,7 +5,8 @@ import pytest
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval import recall
-from netvlad_deploy.retrieval.recall import Described, agree, measure_recall, rank
+from netvlad_deploy.retrieval.embed_images import Described
+from netvlad_deploy.retrieval.recall import agree, measure_recall, rank
 from netvlad_deploy.support.arrays import Array
 
 
@@ -106,7 +107,7 @@ def test_ranks_are_those_of_brute_force(
         assert got[place] == [index for index in expected if not (alone and index == place)]
 
 
-def test_agreement_finds_what_differs() -> None:
+def test_agreement_finds_the_queries_that_differ() -> None:
     changed = DATABASE.descriptors.copy()
     changed[[0, 1]] = changed[[1, 0]]  # q0 now finds d1
     other = Described(names=DATABASE.names, descriptors=changed)

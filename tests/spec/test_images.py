@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from netvlad_deploy.commands.flags import ImageFlags
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.spec.build_options import fitting_profile
 from netvlad_deploy.spec.images import USUAL_IMAGES, ImageChanges, ImageInput, ImageProfile, Resize, parse_size
@@ -122,10 +123,11 @@ def test_a_change_replaces_one_field_and_no_other() -> None:
     own = ImageInput(mean=(1.0, 2.0, 3.0), resize=Resize(size=(480, 640), filter="area"), orient=False)
     assert not ImageChanges()
     assert ImageChanges().on(own) == own
-    resized = ImageChanges.parse("320", None, None, None).on(own)
+    resized = ImageChanges(resize=Resize.parse("320")).on(own)
     assert resized == replace(own, resize=Resize(longest=320, filter="area"))
-    assert ImageChanges.parse("320,box", None, None, None).on(own).resize.filter == "box"
-    assert ImageChanges.parse(None, "64x32", True, 12).on(own) == replace(own, crop=(64, 32), orient=True, depth=12)
+    assert ImageChanges(resize=Resize.parse("320,box")).on(own).resize.filter == "box"
+    given = ImageFlags(crop="64x32", orient=True, depth=12).changes
+    assert given.on(own) == replace(own, crop=(64, 32), orient=True, depth=12)
     assert ImageChanges(orient=False)
     with pytest.raises(UsageError, match="crop less"):
         ImageChanges(crop=(481, 640)).on(own)

@@ -1,4 +1,4 @@
-"""What `doctor` says of this machine, and of machines that are missing something, or broken."""
+"""`doctor` describes this machine, and machines where packages are missing or broken."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def check_of(diagnosis: Diagnosis, name: str) -> Check:
 
 
 def install(folder: Path, name: str, module: str = "") -> None:
-    """Leave what pip leaves of a package: its metadata, and a module whose import runs this code."""
+    """Write the files of a package as pip does: its metadata, and a module whose import runs this code."""
     info = folder / f"{name.replace('-', '_')}-1.2.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
@@ -62,7 +62,7 @@ def test_this_machine(command: Command) -> None:
         assert any(name.split(",")[0] == f"backend {backend}" for name in verdicts), backend
 
 
-def test_text_shows_what_is_broken_first() -> None:
+def test_text_shows_broken_checks_first() -> None:
     checks = tuple(Check(name=each.value.lower(), verdict=each, detail=f"why {each.value}") for each in TRIED)
     diagnosis = Diagnosis(
         machine={"power_mode": "15W"},
@@ -109,7 +109,7 @@ def test_a_binding_that_cannot_be_imported_is_broken(command: Command, site: Pat
 
 
 def test_tensorrt_without_a_driver_cannot_build(command: Command, site: Path) -> None:
-    """What it says past its logger stays out of the JSON."""
+    """Output of TensorRT beside its logger stays out of the JSON."""
     install(
         site,
         "tensorrt",
@@ -153,7 +153,7 @@ def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.rtx
 def test_a_missing_cuda_binding_does_not_blame_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT-RTX is installed and works; what is missing is the package beside it."""
+    """TensorRT-RTX is installed and works; the package beside it is missing."""
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     monkeypatch.setattr(doctor, "CUDA_PACKAGES", ("no-such-package",))
     check = check_of(diagnose(), "backend tensorrt, tensorrt-rtx engines")

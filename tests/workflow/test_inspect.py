@@ -52,7 +52,7 @@ def test_how_a_checkpoint_is_read_says_nothing_of_an_artifact(
     assert "m.onnx is no checkpoint" in error_of(outcome.err)
 
 
-def test_what_became_of_the_files_beside_it_is_said(exported: OnnxArtifact, tmp_path: Path) -> None:
+def test_the_state_of_every_file_beside_it_is_said(exported: OnnxArtifact, tmp_path: Path) -> None:
     path = copy(exported, tmp_path)
     (tmp_path / "m.reference.npz").write_bytes(b"other")
     assert [one.state for one in inspect(path).relatives] == ["changed"]
