@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
+from netvlad_deploy.models.backbones import find_backbone, is_custom
+from netvlad_deploy.models.backbones.networks import Backbone
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
 from netvlad_deploy.models.checkpoints import head_of_tensors
 from netvlad_deploy.models.dialects import places
