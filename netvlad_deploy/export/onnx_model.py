@@ -31,11 +31,11 @@ from netvlad_deploy.export.graph import (
     Axes,
     Graph,
     check_graph,
-    check_opset,
     clean,
     fix_reshape,
     keep_outputs,
     trace,
+    without_large,
 )
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.head import PREPROCESSING
@@ -43,12 +43,12 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays
 from netvlad_deploy.oracle.reference_file import reference_arrays
-from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.graph_options import OLDEST_OPSET, GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.support.arrays import Array, write_npz
 from netvlad_deploy.support.files import Staging, check_suffix, stage_files
-from netvlad_deploy.support.require import installed_version
+from netvlad_deploy.support.require import installed_version, require
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
 """Packages whose versions stand in the sidecar."""
@@ -120,7 +120,11 @@ def export_onnx(
     >>> artifact.path.name, artifact.precision, artifact.dtypes
     ('head.onnx', 'fp16', {'features': 'float16', 'descriptor': 'float32'})
     """
-    options = check_opset(options or GraphOptions())
+    options = options or GraphOptions()
+    require("onnxscript", extra="export")
+    newest = require("onnx", extra="export").defs.onnx_opset_version()
+    if not OLDEST_OPSET <= options.opset <= newest:
+        raise UsageError(f"opset {options.opset} is outside {OLDEST_OPSET} to {newest}")
     target = check_suffix(Path(target), ".onnx")
     with stage_files(force=force) as staging:
         for path in (target, sidecar_path(target), reference_path(target)):
@@ -141,7 +145,11 @@ def _stage(
     with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write
         reference = beside.submit(_stage_reference, staging, subject, target)
         feature_range, findings = audit(subject.head, alone=subject.images is None)
-        graph, shaped = _traced(subject, options)
+        graph = _trace(subject, options)
+        check_graph(graph, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
+    warnings = [*findings, *subject.warnings]
+    if shaped := sorted({node.op_type for node in graph.model.graph.node} & SHAPE_OPS):
+        warnings.append(f"the backbone computes with shapes ({', '.join(shaped)}), which may cost time")
     external = _stage_weights(staging, graph, target)
     artifact = OnnxArtifact(
         path=target,
@@ -151,7 +159,7 @@ def _stage(
         outputs=options.outputs,
         dtypes=subject.dtypes,
         range=feature_range,
-        warnings=(*findings, *subject.warnings, *shaped),
+        warnings=tuple(warnings),
         origin=origin,
         parent=parent,
         reference=reference.result(),
@@ -189,7 +197,7 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
     """
     options = GraphOptions(precision="fp16", output_dtype="float16")
     examples = _examples(options, module.spec.feature_size)
-    graph = trace(
+    model = trace(
         copy.deepcopy(module).half(),
         examples,
         HEAD_AXES,
@@ -199,7 +207,7 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
     )
     with stage_files(force=False) as staging:
         artifact = replace(like, path=target, inputs=options.inputs, outputs=options.outputs, dtypes=options.dtypes)
-        return stage_artifact(staging, artifact, graph.parts())
+        return stage_artifact(staging, artifact, without_large(model).parts())
 
 
 def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subject:
@@ -263,17 +271,9 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     return arrays
 
 
-def _traced(subject: _Subject, options: GraphOptions) -> tuple[Graph, tuple[str, ...]]:
-    """Return the checked graph, and a warning if its backbone computes with shapes."""
-    graph = _trace(subject, options)
-    check_graph(graph, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
-    shaped = sorted({node.op_type for node in graph.model.graph.node} & SHAPE_OPS)
-    return graph, (f"the backbone computes with shapes ({', '.join(shaped)}), which may cost time",) if shaped else ()
-
-
 def _trace(subject: _Subject, options: GraphOptions) -> Graph:
     """Return the graph of the folded module: its stages named, the outputs of `options` alone."""
-    graph = trace(
+    model = trace(
         subject.module,
         subject.examples,
         subject.axes,
@@ -282,6 +282,6 @@ def _trace(subject: _Subject, options: GraphOptions) -> Graph:
         opset=options.opset,
     )
     if subject.images is not None:
-        fix_reshape(graph, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
-    keep_outputs(graph, options.outputs)
-    return graph
+        fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
+    keep_outputs(model, options.outputs)
+    return without_large(model)

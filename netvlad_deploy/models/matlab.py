@@ -7,7 +7,6 @@ Source: Relja/netvlad, addLayers.m, addPCA.m and layerVLAD.m; uzh-rpg/netvlad_tf
 """
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,10 @@ VLAD_ASSIGNMENT, VLAD_ASSIGNMENT_BIAS = "vlad.assignment", "vlad.assignment_bias
 VLAD_NEGATED_CENTRES = "vlad.negated_centres"
 PCA_WEIGHT, PCA_BIAS = "pca.weight", "pca.bias"
 BACKBONE, AVERAGE_IMAGE = "backbone.", "average_image"
-"""Names of the tensors; a convolution has `backbone.N.weight` and `backbone.N.bias`; N is the index of its layer."""
+"""Names of the tensors; a convolution has `backbone.N.weight` and `backbone.N.bias`; N is the index of its layer.
+
+`average_image` (3,) is the mean RGB, from 0 to 255, that the network subtracts.
+"""
 
 HEAD_LAYERS = ("preL2", "vlad:core", "vlad:intranorm", "postL2")
 PCA_LAYERS, WHOLE_L2_LAYERS = ("WPCA", "PCA_LAYERS"), ("postL2", "finalL2", "wholeL2")
@@ -54,14 +56,6 @@ def read_matlab(path: Path) -> dict[str, Tensor]:
     if isinstance(average, np.ndarray) and average.size and average.size % 3 == 0:
         tensors[AVERAGE_IMAGE] = _tensor(np.reshape(average, (-1, 3))[0])
     return tensors
-
-
-def average_image(state: Mapping[str, Tensor]) -> tuple[float, float, float] | None:
-    """Return the mean RGB, from 0 to 255, that the network subtracts, None if the file has none."""
-    if AVERAGE_IMAGE not in state:
-        return None
-    red, green, blue = state[AVERAGE_IMAGE].tolist()
-    return red, green, blue
 
 
 def _backbone(layers: Any) -> dict[str, Tensor]:

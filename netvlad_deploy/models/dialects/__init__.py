@@ -9,8 +9,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects.base import Dialect, Place, convention_words, conventions
-from netvlad_deploy.models.dialects.collaborative_experts import COLLABORATIVE_EXPERTS
+from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
+from netvlad_deploy.models.dialects.collaborative_experts import COLLABORATIVE_EXPERTS, MIXTURE_OF_EMBEDDING_EXPERTS
 from netvlad_deploy.models.dialects.convolution import (
     DEEP_VISUAL_GEO_LOCALIZATION,
     HLOC,
@@ -21,10 +21,13 @@ from netvlad_deploy.models.dialects.convolution import (
     PYTORCH_NETVLAD,
     SOCCERNET,
 )
-from netvlad_deploy.models.dialects.mixture_of_embedding_experts import MIXTURE_OF_EMBEDDING_EXPERTS
-from netvlad_deploy.models.dialects.pointnetvlad import OVERLAPNETVLAD, OVERLAPTRANSFORMER, POINTNETVLAD
+from netvlad_deploy.models.dialects.loupe import (
+    OVERLAPNETVLAD,
+    OVERLAPTRANSFORMER,
+    POINTNETVLAD,
+    SOCCERNET_TEMPORALLY_AWARE,
+)
 from netvlad_deploy.models.dialects.relja import RELJA
-from netvlad_deploy.models.dialects.soccernet import SOCCERNET_TEMPORALLY_AWARE
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
 
@@ -55,11 +58,13 @@ def places(state: Mapping[str, Tensor]) -> list[Place]:
 def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | None = None) -> tuple[Place, Head]:
     """Return the place and the head of the only layer in a state, or of the one with this prefix or this dialect.
 
+    A prefix, given without its last dot, ends before the layer's own names or before the dialect's root.
+
     Raises: UsageError for an unknown dialect; InputError if there is no such layer, there are several, or its keys fit
         several dialects with different conventions.
     """
     found = places(state) if name is None else list(_dialect(name).places(state))
-    here = [place for place in found if _stands_behind(place, prefix)]
+    here = [place for place in found if not prefix or f"{prefix}." in (place.before, place.start)]
     if not here:
         raise InputError(_nothing(state, found, prefix, name))
     layers = {place.layer: place.start.rstrip(".") for place in here}
@@ -77,11 +82,6 @@ def _dialect(name: str) -> Dialect:
     if chosen is None:
         raise UsageError(f"dialect {name!r} is unknown: choose {', '.join(each.name for each in DIALECTS)}")
     return chosen
-
-
-def _stands_behind(place: Place, prefix: str) -> bool:
-    """Return True if the names of a place begin with the prefix, up to the layer's own or the dialect's names."""
-    return not prefix or f"{prefix.rstrip('.')}." in (place.before, place.start)
 
 
 def _told_apart(state: Mapping[str, Tensor], fits: Sequence[Place]) -> tuple[Place, Head]:
@@ -130,7 +130,8 @@ def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, h
         return f"{place.dialect.name}, not {others[0][0].dialect.name}, which saves the same keys ({said})"
     if not any(place.dialect.roots):
         return ""
-    return f"{place.dialect.name}, by {place.layer} alone ({convention_words(conventions(head.spec))})"
+    words = ", ".join(f"{subject} {said}" for subject, said in conventions(head.spec).items())
+    return f"{place.dialect.name}, by {place.layer} alone ({words})"
 
 
 def _difference(place: Place, head: Head, other: Place, found: Head) -> str:
@@ -149,9 +150,14 @@ def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, n
     if prefix and found:
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
-    nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=lambda each: each.nearness(state))
     if name is not None:
         return f"lacks {', '.join(_dialect(name).missing(state))} of {name}, found {names(state)}"
+
+    def nearness(dialect: Dialect) -> tuple[int, int]:
+        missing = len(dialect.missing(state))
+        return len(dialect.needs) - missing, -missing
+
+    nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=nearness)
     if nearest is COLLABORATIVE_EXPERTS:
         return f"lacks clusters or clusters2, found {names(state)}"
     return f"lacks {', '.join(nearest.missing(state))} of {nearest.name}, the nearest dialect, found {names(state)}"

@@ -1,9 +1,17 @@
-"""The dialect of the reference: collaborative-experts, towhee, and the reference files of this package."""
+"""The dialect of the reference (collaborative-experts, towhee, reference files), and Mixture-of-Embedding-Experts.
+
+The code of the latter saves a BatchNorm that it never applies if it is built without one. Built with BatchNorm, its
+files are those of collaborative-experts without ghost clusters.
+
+Source: antoine77340/Mixture-of-Embedding-Experts, loupe.py.
+"""
 
 from collections.abc import Mapping, Set
+from dataclasses import replace
 
 from torch import Tensor
 
+from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import PROJECTION_NAME, BackboneKeys, Dialect, cluster_sizes
 from netvlad_deploy.models.head import PROJECTION_PREFIXES, Head
 from netvlad_deploy.oracle.reference_file import (
@@ -13,12 +21,15 @@ from netvlad_deploy.oracle.reference_file import (
     FINAL_L2,
     MARKS,
     NORMALIZE_INPUT,
+    PROJECTION,
     PROJECTION_L2,
 )
 from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec, Projection
 
 BACKBONE = "backbone."
 """Prefix of the backbone in a vocabulary file, whose record names the network."""
+
+BATCH_NORM_PREFIX = "batch_norm."
 
 
 class CollaborativeExperts(Dialect):
@@ -39,7 +50,7 @@ class CollaborativeExperts(Dialect):
             num_clusters=num_clusters,
             feature_size=feature_size,
             num_ghost_clusters=ghosts,
-            batch_norm=any(name.startswith("batch_norm.") for name in tensors),
+            batch_norm=any(name.startswith(BATCH_NORM_PREFIX) for name in tensors),
             assignment_bias=ASSIGNMENT_BIAS in tensors,
             normalize_input=NORMALIZE_INPUT in marks,
             flatten=CLUSTERS_FIRST if CLUSTERS_FIRST_MARK in marks else CLUSTERS_LAST,
@@ -71,9 +82,30 @@ class CollaborativeExperts(Dialect):
         )
 
 
+class MixtureOfEmbeddingExperts(CollaborativeExperts):
+    """The layer of collaborative-experts without ghost clusters and without BatchNorm."""
+
+    def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
+        """Return the head without the BatchNorm; ghost clusters are refused."""
+        unused = tuple(name for name in state if name.startswith(BATCH_NORM_PREFIX))
+        head = super().convert({name: tensor for name, tensor in state.items() if name not in unused}, root)
+        if head.spec.num_ghost_clusters:
+            shapes = f"clusters {tuple(state['clusters'].shape)} and clusters2 {tuple(state['clusters2'].shape)}"
+            raise InputError(f"{shapes} have ghost clusters, which {self.name} does not have")
+        return replace(head, ignored=tuple(sorted((*head.ignored, *unused))))
+
+
 COLLABORATIVE_EXPERTS = CollaborativeExperts(
     name="collaborative-experts",
     keys="clusters (D,K+G), clusters2 (1,D,K), batch_norm.* or none",
     needs=("clusters", "clusters2"),
     backbone=BackboneKeys(roots=(BACKBONE,), candidates=()),
+)
+MIXTURE_OF_EMBEDDING_EXPERTS = MixtureOfEmbeddingExperts(
+    name="mixture-of-embedding-experts",
+    keys="clusters (D,K), clusters2 (1,D,K), batch_norm.* that is not used",
+    needs=("clusters", "clusters2", f"{BATCH_NORM_PREFIX}weight"),
+    lacks=(f"{BATCH_NORM_PREFIX}eps", *MARKS, ASSIGNMENT_BIAS, f"{PROJECTION}.weight"),
+    unused=(BATCH_NORM_PREFIX,),
+    explicit=True,
 )

@@ -11,9 +11,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import BackboneKeys, Dialect
+from netvlad_deploy.models.dialects.base import Dialect
 from netvlad_deploy.models.dialects.convolution import LAST_CONVOLUTION_OF, MATCONVNET
-from netvlad_deploy.models.head import BackboneState, Head
+from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.matlab import (
     AVERAGE_IMAGE,
     PCA_BIAS,
@@ -21,20 +21,8 @@ from netvlad_deploy.models.matlab import (
     VLAD_ASSIGNMENT,
     VLAD_ASSIGNMENT_BIAS,
     VLAD_NEGATED_CENTRES,
-    average_image,
 )
 from netvlad_deploy.spec.layer import ADD, NetVLADSpec, Projection
-
-
-class MatlabBackbone(BackboneKeys):
-    """VGG16 on images from which the mean image in the file is subtracted."""
-
-    def find(self, state: Mapping[str, Tensor]) -> BackboneState | None:
-        """Return the backbone with the mean of the file, if it has one, in its image input."""
-        found, mean = super().find(state), average_image(state)
-        if found is None or mean is None:
-            return found
-        return replace(found, images=replace(found.images, mean=mean))
 
 
 class Relja(Dialect):
@@ -77,5 +65,5 @@ RELJA = Relja(
     needs=(VLAD_ASSIGNMENT, VLAD_NEGATED_CENTRES),
     unused=(AVERAGE_IMAGE,),  # by the head: it is subtracted from the images of the backbone
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
-    backbone=MatlabBackbone(**vars(MATCONVNET)),
+    backbone=replace(MATCONVNET, mean=AVERAGE_IMAGE),
 )
