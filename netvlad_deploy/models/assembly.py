@@ -16,7 +16,7 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.backbones import find_backbone, is_custom
 from netvlad_deploy.models.backbones.networks import Backbone
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
-from netvlad_deploy.models.checkpoints import head_of_tensors
+from netvlad_deploy.models.checkpoints import find_head
 from netvlad_deploy.models.dialects import places
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -65,7 +65,7 @@ def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: 
         width; UsageError for an unknown backbone, or if there is none.
     """
     with naming(path):
-        return ready_backbone(head.backbone, _named(backbone), changes=changes).under(head.module(path))
+        return _ready(head.backbone, _named(backbone), changes=changes).under(head.module(path))
 
 
 def read_backbone(
@@ -84,18 +84,18 @@ def read_backbone(
     if checkpoint is None:
         if name is None:
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
-        return ready_backbone(None, find_backbone(name), changes=changes, seed=seed)
+        return _ready(None, find_backbone(name), changes=changes, seed=seed)
     tensors, backbone = unwrapped(read_tensors(checkpoint)), _named(name)
-    state = head_of_tensors(tensors, checkpoint).backbone if places(tensors) else None
+    state = find_head(checkpoint, state=tensors).backbone if places(tensors) else None
     if state is None:
         if backbone is None:
             raise UsageError(f"{checkpoint} is no NetVLAD with a backbone: say with --backbone whose weights it has")
         state = _whole_network(backbone, tensors)
     with naming(checkpoint):
-        return ready_backbone(state, backbone, changes=changes)
+        return _ready(state, backbone, changes=changes)
 
 
-def ready_backbone(
+def _ready(
     state: BackboneState | None,
     backbone: Backbone | None,
     *,
@@ -105,8 +105,6 @@ def ready_backbone(
     """Return a backbone with the weights of a checkpoint, or with its own if `state` is None.
 
     Without `backbone`, it is the one that `state` records, or that its tensors show.
-
-    Raises: as `read_backbone`.
     """
     if backbone is None:
         backbone = _shown(state)

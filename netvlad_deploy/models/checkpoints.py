@@ -20,7 +20,7 @@ from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSS_PREFIXES
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.tensor_names import counted, names, unwrapped, without_wrappers
-from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+from netvlad_deploy.models.vocabulary import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.formats import naming
@@ -93,28 +93,19 @@ def read_head(
     return head
 
 
-def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None) -> Head:
+def find_head(
+    path: Path | str, *, prefix: str = "", dialect: str | None = None, state: Mapping[str, torch.Tensor] | None = None
+) -> Head:
     """Return the head of a checkpoint even if its descriptor may be changed by tensors beside it.
 
-    The fields `projections`, `unplaced` and `backbone` name those tensors.
+    The fields `projections`, `unplaced` and `backbone` name those tensors. `state` has the tensors of the file under
+    names without wrappers, where it has been read already.
 
     Raises: as `load_checkpoint`.
     """
     path = Path(path)
-    tensors = read_tensors(path)
     with naming(path):
-        state = unwrapped(tensors)
-    return head_of_tensors(state, path, prefix=prefix, dialect=dialect)
-
-
-def head_of_tensors(
-    state: Mapping[str, torch.Tensor], path: Path, *, prefix: str = "", dialect: str | None = None
-) -> Head:
-    """Return the head among the tensors of a file that has been read already, under names without wrappers.
-
-    Raises: as `load_checkpoint`.
-    """
-    with naming(path):
+        state = unwrapped(read_tensors(path)) if state is None else state
         place, head = find_head_in(state, prefix=without_wrappers(f"{prefix}.").rstrip("."), name=dialect)
     for name, tensor in state.items():
         if name not in head.ignored and not is_finite(tensor):

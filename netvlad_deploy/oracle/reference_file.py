@@ -36,14 +36,10 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     (2, 1, 4)
     """
     clusters, clusters2 = (_read(arrays, name) for name in ("clusters", "clusters2"))
-    columns = clusters.shape[-1] if clusters.ndim == 2 else 0
-    if (
-        clusters.ndim != 2
-        or clusters2.ndim != 3
-        or clusters.shape[0] != clusters2.shape[1]
-        or columns < clusters2.shape[2]
-    ):
+    layout = (clusters.ndim, clusters2.ndim) == (2, 3) and clusters.shape[0] == clusters2.shape[1]
+    if not layout or clusters.shape[1] < clusters2.shape[2]:
         raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
+    columns = clusters.shape[1]
     marks = {name: bool(_read(arrays, name)) for name in MARKS if name in arrays}
     projection = _linear_map(arrays, PROJECTION, clusters2.size)
     return ReferenceParameters(
@@ -61,23 +57,24 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     )
 
 
-def _read(arrays: Mapping[str, Array], name: str) -> Float64:
+def _finite(arrays: Mapping[str, Array], name: str) -> Array:
+    """Return the array of this name, in its own dtype.
+
+    Raises: InputError if it is missing, or its values are not real numbers, or not all finite.
+    """
     if name not in arrays:
         raise InputError(f"reference parameters lack {name}")
-    return np.asarray(_finite(arrays[name], name), dtype=np.float64)
-
-
-def _finite(values: Array, name: str) -> Array:
-    """Return the values unchanged.
-
-    Raises: InputError if they are not real numbers, or not all finite.
-    """
+    values = arrays[name]
     if values.dtype.kind not in "biuf":
         raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
     # NaN is the minimum and maximum of any array that holds one: no mask as large as a projection is needed.
     if values.size and not np.isfinite([values.min(), values.max()]).all():
         raise InputError(f"reference parameter {name} is not finite")
     return values
+
+
+def _read(arrays: Mapping[str, Array], name: str) -> Float64:
+    return np.asarray(_finite(arrays, name), dtype=np.float64)
 
 
 def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
@@ -99,9 +96,7 @@ def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearM
     name = f"{layer}.weight"
     if not any(found.startswith(f"{layer}.") for found in arrays):
         return None
-    if name not in arrays:
-        raise InputError(f"reference parameters lack {name}")
-    weight, bias = _finite(arrays[name], name), f"{layer}.bias"
+    weight, bias = _finite(arrays, name), f"{layer}.bias"
     if weight.ndim != 2 or weight.shape[1] != inputs:
         raise InputError(f"{name} has shape {weight.shape}, expected (P, {inputs})")
     return LinearMap(

@@ -92,10 +92,9 @@ def _told_apart(state: Mapping[str, Tensor], fits: Sequence[Place]) -> tuple[Pla
     usual = [place for place in fits if not place.dialect.explicit] or fits
     shown = [place for place in usual if place.is_named(state)] or usual
     (place, head), *others = _heads(state, shown)
-    differing = [(other, found) for other, found in others if found.spec != head.spec]
-    if differing:
-        rivals = " or ".join(each.dialect.name for each in (place, *(other for other, _ in differing)))
-        said = "; ".join(_difference(place, head, *other) for other in differing)
+    if differing := [other for _, other in others if other.spec != head.spec]:
+        rivals = " or ".join(each.dialect for each in (head, *differing))
+        said = "; ".join(_difference(head, other) for other in differing)
         raise InputError(f"could be {rivals}, and nothing beside {place.layer} says which ({said}): choose --dialect")
     return place, head
 
@@ -122,26 +121,25 @@ def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, h
         return ""
     rare = [each for each in fits if each.dialect.explicit and each is not place]
     try:
-        others = [(other, found) for other, found in _heads(state, rare) if found.spec != head.spec] if rare else []
+        others = [other for _, other in _heads(state, rare) if other.spec != head.spec] if rare else []
     except InputError:
         others = []
     if others:
-        said = "; ".join(_difference(place, head, *other) for other in others)
-        return f"{place.dialect.name}, not {others[0][0].dialect.name}, which saves the same keys ({said})"
+        said = "; ".join(_difference(head, other) for other in others)
+        return f"{head.dialect}, not {others[0].dialect}, which saves the same keys ({said})"
     if not any(place.dialect.roots):
         return ""
     words = ", ".join(f"{subject} {said}" for subject, said in conventions(head.spec).items())
-    return f"{place.dialect.name}, by {place.layer} alone ({words})"
+    return f"{head.dialect}, by {place.layer} alone ({words})"
 
 
-def _difference(place: Place, head: Head, other: Place, found: Head) -> str:
+def _difference(head: Head, other: Head) -> str:
     """Return the conventions in which two readings of a layer differ, in words."""
-    mine, theirs = conventions(head.spec), conventions(found.spec)
-    subjects = [subject for subject in {**mine, **theirs} if mine.get(subject) != theirs.get(subject)]
+    mine, theirs = conventions(head.spec), conventions(other.spec)
     return ", ".join(
-        f"{subject} {mine.get(subject, 'none')} in {place.dialect.name}, {theirs.get(subject, 'none')} in "
-        f"{other.dialect.name}"
-        for subject in subjects
+        f"{subject} {mine.get(subject, 'none')} in {head.dialect}, {theirs.get(subject, 'none')} in {other.dialect}"
+        for subject in {**mine, **theirs}
+        if mine.get(subject) != theirs.get(subject)
     )
 
 
