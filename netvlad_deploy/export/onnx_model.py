@@ -109,7 +109,7 @@ def export_onnx(
         options: precision, inputs and outputs; FP32 from features to descriptor by default.
         origin: where the weights come from, in words.
         parent: the file they come from, None if they come from no file.
-        preprocessing: what a head's local descriptors must be, in words.
+        preprocessing: the required local descriptors of a head, in words.
         force: overwrite files that exist.
 
     Raises: FoldError if the module cannot be folded; ExportError if torch or a check refuses it; UsageError if the

@@ -60,7 +60,7 @@ def read_head(
     with_backbone: bool = False,
     resized: bool = False,
 ) -> Head:
-    """Return the head of a checkpoint in the reference's form, and log what was assumed, left out and ignored.
+    """Return the head of a checkpoint in the reference's form, and log assumptions, and tensors left out or ignored.
 
     The arguments are those of `load_checkpoint`. With `with_backbone` a pipeline will use the image backbone too: then
     tensors that may stand between both are refused. With `resized` the caller says how large images become, so that

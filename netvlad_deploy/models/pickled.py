@@ -1,6 +1,6 @@
 """The values that a pickle of weights may hold, and the functions that make them: the only ones that a file can call.
 
-Source: pytorch/pytorch, torch/_utils.py and torch/serialization.py (what is saved, and as what); numpy/numpy,
+Source: pytorch/pytorch, torch/_utils.py and torch/serialization.py (the saved types); numpy/numpy,
 numpy/_core/multiarray.py.
 """
 

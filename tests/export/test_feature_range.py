@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.export, pytest.mark.ort]
 @pytest.mark.parametrize("normalize_input", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_both_ends_of_the_range_are_right(tmp_path: Path, precision: str, normalize_input: bool) -> None:
-    """As a caller has them, in FP32: what the cast to FP16 loses counts, too."""
+    """As a caller has them, in FP32: the loss of the cast to FP16 counts, too."""
     module = initialize(replace(make_module(3, 8, 1, batch_norm=False).spec, normalize_input=normalize_input), 0)
     artifact = export_onnx(module.eval(), tmp_path / "m.onnx", GraphOptions(precision=precision))
     limits, x = artifact.range, features(2, 30, 8)

@@ -57,7 +57,7 @@ def test_the_fold_is_that_of_the_formula() -> None:
 
 
 class Twice(nn.Module):
-    """One convolution read by a BatchNorm and by what comes after it."""
+    """One convolution read by a BatchNorm and by the next operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def test_kernels_keep_their_sums_in_half_precision() -> None:
     smallest = exact.abs().amin((2, 3))
     off = (rounded - exact).sum((2, 3)).abs()
     assert (off <= smallest * 2.0**-11 + 2.0**-25).all()
-    assert (exact.half().double() - exact).sum((2, 3)).abs().max() > 10 * off.max()  # what rounding each one does
+    assert (exact.half().double() - exact).sum((2, 3)).abs().max() > 10 * off.max()  # weights rounded alone
     assert ((rounded - exact).abs() <= 1.1 * 2.0**-10 * exact.abs().amax((2, 3), keepdim=True)).all()
 
 

@@ -1,4 +1,4 @@
-"""Roundings of the same kind on grids that a seed has shifted: what they round, how far, and what they leave."""
+"""Roundings of the same kind on grids that a seed has shifted: which values they round, and how far."""
 
 import numpy as np
 import pytest

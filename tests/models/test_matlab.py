@@ -1,4 +1,4 @@
-"""Relja's `.mat` files: what MATLAB's structs become, and what is refused."""
+"""Relja's `.mat` files: the tensors made of MATLAB's structs, and the refused files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The reader of `.mat` files against SciPy's, and what it refuses."""
+"""The reader of `.mat` files against SciPy's, and the files that it refuses."""
 
 import struct
 import zlib

@@ -75,7 +75,7 @@ NETWORKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A dialect's checkpoint with a backbone, and what its own code does to an image."""
+    """A dialect's checkpoint with a backbone, and the way its own code prepares an image."""
 
     backbone: str
     root: str

@@ -1,4 +1,4 @@
-"""A backbone that is not what it must be: damaged, of another network, unknown, or another's code that fails."""
+"""Refused backbones: damaged, of another network, unknown, or code of the user's that fails."""
 
 import sys
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_deeper_network_is_not_taken_for_the_one_it_begins_with(tmp_path: Path
     assert message.endswith("which the backbone resnet18-conv4 does not have")
 
 
-def test_what_stands_after_the_cut_is_left_out_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tensors_after_the_cut_are_left_out_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = {**networks.alexnet_state(), "classifier.1.weight": torch.ones(4, 9), "classifier.1.bias": torch.ones(4)}
     with caplog.at_level("INFO"):
         assert read_pipeline(save(tmp_path, state, 256)).name == "alexnet"
@@ -148,7 +148,7 @@ class Small(nn.Module):
 
 
 class Own(Small):
-    """It says what its images are."""
+    """A backbone with its own image input."""
 
     images = ImageInput(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), resize=Resize(size=(32, 48)))
 

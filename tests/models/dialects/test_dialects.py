@@ -1,4 +1,4 @@
-"""Each dialect's checkpoint gives what its own formula gives, and any one convention swapped does not."""
+"""Each dialect's checkpoint gives the descriptors of its formula, but not with any one convention swapped."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +41,7 @@ def expected_of(sample: Sample, x: Float64, formula: Formula | None = None) -> F
 
 
 def descriptors(head: Head, x: Float64) -> Float64:
-    """Return what the module gives in float64."""
+    """Return the descriptors of the module in float64."""
     with torch.inference_mode():
         got: Float64 = head.module(PATH).double()(torch.from_numpy(x)).numpy()
     return got
