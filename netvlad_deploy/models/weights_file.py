@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.matlab import read_matlab
+from netvlad_deploy.models.dialects.relja import read_matlab
 from netvlad_deploy.models.pickled import NumpyArray, Standin, StoredTensor
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.torch_file import open_pickled

@@ -99,7 +99,7 @@ def pointnetvlad(seed: int, *, batch_norm: bool, gating: bool = True) -> State:
 
 
 def overlaptransformer(seed: int) -> State:
-    """Return the tensors of the whole network: convolutions, a transformer, layers that it never calls, and the head."""
+    """Return the tensors of the whole network: convolutions, a transformer, layers never called, and the head."""
     random, size = Source(seed), 6
     beside = {
         "conv1.weight": random(16, 1, 5, 1), "transformer_encoder.layers.0.linear1.weight": random(8, 4),

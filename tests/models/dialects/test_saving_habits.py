@@ -1,6 +1,6 @@
 """Every dialect's file as training scripts write it: wrapped, in other dtypes, of a GPU, in either format, with NumPy.
 
-Each loads without running anything of the file, and gives the descriptors of the dialect's formula with the same weights.
+Each loads without running anything of the file, and gives the descriptors of the dialect's formula for its weights.
 
 Source: Nanne/pytorch-NetVlad, main.py (`recalls`, `best_score`); yxgeee/OpenIBL, examples/netvlad_img.py
 (`best_recall5`); gmberton/deep-visual-geo-localization-benchmark, train.py (`best_r5`, `recalls`, `not_improved_num`).

@@ -10,7 +10,7 @@ import torch
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
-from netvlad_deploy.models.matlab import read_matlab
+from netvlad_deploy.models.dialects.relja import read_matlab
 from netvlad_deploy.spec.layer import ADD
 from netvlad_deploy.support.formats import is_checkpoint
 from tests.models.dialects.samples import SAMPLES
