@@ -21,7 +21,7 @@ from tests.models.backbones.networks import Maker, State
 from tests.models.dialects import formulas
 from tests.models.dialects.formulas import Formula
 from tests.models.dialects.test_relja import cells
-from tests.models.test_matlab import save as save_matlab
+from tests.models.dialects.test_relja import save as save_matlab
 from tests.pipelines import read_pipeline
 
 pytestmark = pytest.mark.export
