@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from netvlad_deploy.export.half_backbone import round_kernels
+from netvlad_deploy.export.fold_backbone import round_kernels
 
 PRODUCTS: Final = frozenset({"conv2d", "linear", "matmul", "__matmul__", "bmm"})
 """Functions whose operands an engine rounds in TF32 and an FP16 graph holds in FP16; second operands may be weights."""

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import ExportError, FoldError
-from netvlad_deploy.export.fold_backbone import ChannelAffine, fold_backbone
-from netvlad_deploy.export.half_backbone import activation_peaks, check_half, half_backbone, round_kernels
+from netvlad_deploy.export.fold_backbone import (
+    ChannelAffine,
+    activation_peaks,
+    check_half,
+    fold_backbone,
+    half_backbone,
+    round_kernels,
+)
 from tests.pipelines import NormAct, PaddedConv, Residual, tiny_backbone, trained
 
 pytestmark = pytest.mark.export
