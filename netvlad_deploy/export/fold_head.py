@@ -111,12 +111,8 @@ def scale_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 class FoldedNetVLAD(nn.Module):
     """The layer as it is exported: features (B,N,D) to the descriptor (B,P), and the stages before it.
 
-    Args:
-        assignment_weight: (D,K+G), like the other weights in float64, rounded here.
-        assignment_bias: (K+G,) or None.
-        centroids: (K,D).
-        spec: shape and conventions of the layer.
-        options: precision and outputs, FP32 by default.
+    It takes `assignment_weight` (D,K+G), `assignment_bias` (K+G,) or None, and `centroids` (K,D) in float64, and rounds
+    them; the options are FP32 by default.
     """
 
     projection: FoldedMap | None

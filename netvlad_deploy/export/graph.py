@@ -211,12 +211,8 @@ def _quiet_exporter() -> Iterator[None]:
 def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int, *, head: bool) -> None:
     """Check a graph against the promises of this module, then with ONNX's full checker.
 
-    Args:
-        traced: the graph.
-        axes: the names of the dynamic axes that its inputs and outputs may have.
-        dtypes: the dtype of each input and output.
-        opset: the only operator set that it may import.
-        head: the graph is of a head alone, which has no SHAPE_OPS and no maximum over local descriptors.
+    Inputs and outputs have these `dtypes` and no other dynamic axes than these; no operator set but `opset` is
+    imported. The graph of a `head` alone has no SHAPE_OPS and no maximum over local descriptors.
 
     Raises: ExportError naming the first promise that is broken.
     """
@@ -276,5 +272,4 @@ def clean(traced: Graph, artifact: OnnxArtifact) -> None:
     if artifact.external_data is not None:  # the graph's own hash then changes with its weights
         metadata["external_data"] = asdict(artifact.external_data)
     for key, value in metadata.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = f"netvlad_deploy.{key}", json.dumps(value, sort_keys=True)
+        model.metadata_props.add(key=f"netvlad_deploy.{key}", value=json.dumps(value, sort_keys=True))

@@ -64,18 +64,10 @@ PIPELINE_AXES: Axes = ({0: "batch", 1: "height", 2: "width"},)
 class _Subject:
     """All that an export needs to know of a head or a pipeline.
 
-    Args:
-        module: the folded module, which is traced.
-        head: its folded head, or the module itself.
-        examples: inputs for the trace.
-        axes: names of the dynamic axes of each input.
-        inputs: names of the inputs.
-        dtypes: dtype of every input and output by name.
-        tensors: names of all that the module returns, in that order.
-        arrays: content of the reference file, from which the artifact is proved.
-        preprocessing: what the input must be, in words.
-        images: how images become the input; None for a head.
-        warnings: sentences for the sidecar.
+    `module` is the folded module that is traced with the `examples`, `head` its folded head, or the module itself.
+    `axes` names the dynamic axes of each input, `dtypes` has the dtype of every input and output, and `tensors` the
+    names of all that the module returns, in order. `arrays` is the content of the reference file, `preprocessing`
+    describes the required input, `images` is None for a head, and `warnings` are sentences for the sidecar.
     """
 
     module: nn.Module

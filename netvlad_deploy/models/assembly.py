@@ -54,12 +54,8 @@ class ReadyBackbone:
 def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: ImageChanges) -> Pipeline:
     """Return a head and its backbone as one module in eval mode.
 
-    Args:
-        head: the head that `read_head` found.
-        path: its file, which errors name.
-        backbone: name of the backbone; None to recognise it by its tensors. Where the checkpoint holds none, the
-            backbone of this name must bring its own weights.
-        changes: the user's changes to the image input of the checkpoint's dialect.
+    `head` was read from the file `path`. Without the name of a `backbone` its tensors show it; where the checkpoint
+    holds none, the backbone of this name must bring its own weights. `changes` are the user's, to the image input.
 
     Raises: InputError if a tensor of the backbone is missing, of another shape or unknown, or the head takes another
         width; UsageError for an unknown backbone, or if there is none.

@@ -1,9 +1,7 @@
 """Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
 
-A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`, or a
-network of MatConvNet in `.mat`. Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and
-with the names of wrappers in them. Every other tensor that may change a descriptor is used, refused, or left out by an
-option that says so.
+Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and with the names of wrappers in them.
+Every other tensor that may change a descriptor is used, refused, or left out by an option that says so.
 """
 
 import logging

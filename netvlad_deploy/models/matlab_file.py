@@ -1,7 +1,6 @@
 """Read numbers, text, cells and structs from `.mat` files of MATLAB 5 to 7.2.
 
-Every size is compared with the bytes left in its element before memory is taken for it: so a damaged file is an error,
-and cannot exhaust memory.
+Every size is compared with the bytes left in its element first: so a damaged file cannot exhaust memory.
 
 Source: MathWorks, MAT-File Format, level 5.
 """

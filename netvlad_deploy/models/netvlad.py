@@ -1,8 +1,7 @@
 """The torch reference: NetVLAD with ghost clusters and BatchNorm on the assignments.
 
-Constructor and parameter names are those of the collaborative-experts module (also shipped by towhee), so that
-its checkpoints load with `strict=True` and give the same descriptors. It stays close to the equations; the changes
-that make it fast on a GPU are made in `netvlad_deploy.export.fold_head`.
+Constructor and parameter names are those of the collaborative-experts module (also in towhee), whose checkpoints load
+with `strict=True` and give the same descriptors. `export.fold_head` makes the layer fast on a GPU.
 
 Source: Arandjelovic et al. 2016 (NetVLAD); Miech et al. 2017 (BatchNorm instead of a bias on the assignment);
 Zhong et al. 2018 (ghost clusters).

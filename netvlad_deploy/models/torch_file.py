@@ -26,7 +26,6 @@ from netvlad_deploy.support.arrays import READ_BLOCK_BYTES
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
-
 Pickled = tuple[Any, frozenset[str]]
 """The content of a file of torch, and the names of the classes for whose objects stand-ins were made."""
 

@@ -2,8 +2,7 @@
 
 A file holds arrays by name (`.safetensors`, `.npz`), a dictionary of tensors or a whole module as torch saves them, an
 archive of TorchScript, or a network of MatConvNet (`.mat`). Its weights may stand in containers (`state_dict`, `model`,
-`ema`). In a single container they have their own names. In several containers each name begins with the container's,
-which is then a prefix to choose by.
+`ema`). Of several containers, each name begins with the container's, which is then a prefix to choose by.
 """
 
 import logging
