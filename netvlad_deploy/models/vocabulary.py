@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE
+from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE, COLLABORATIVE_EXPERTS
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.reference_file import ASSIGNMENT_BIAS, NORMALIZE_INPUT, PROJECTION_L2
@@ -149,11 +149,8 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
 
 def head_module(state: Arrays) -> NetVLAD:
     """Return the module in eval mode that has the state of `head_state`."""
-    _, width, clusters = state["clusters2"].shape
-    module = NetVLAD(clusters, width, add_batch_norm=False, assignment_bias=True, normalize_input=True)
-    tensors = {name: torch.from_numpy(state[name]) for name in ("clusters", "clusters2", ASSIGNMENT_BIAS)}
-    module.load_state_dict(tensors, strict=True)
-    return module.eval()
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    return COLLABORATIVE_EXPERTS.convert(tensors, "").module("the vocabulary")
 
 
 def backbone_state(pipeline: Pipeline) -> Arrays:
