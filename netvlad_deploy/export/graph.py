@@ -10,7 +10,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import IO, Any
@@ -191,21 +191,15 @@ def _quiet_exporter() -> Iterator[None]:
     The garbage collector is off meanwhile: the exporter makes millions of small objects and keeps most, and looking
     through them again and again takes a tenth of its time.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        for logger in loggers:
+    with ExitStack() as undo, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in (logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")):
+            undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if collects:
-            gc.enable()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        if gc.isenabled():
+            undo.callback(gc.enable)
+            gc.disable()
+        yield
 
 
 def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int, *, head: bool) -> None:

@@ -126,12 +126,7 @@ def export_onnx(
 
 
 def _stage(
-    staging: Staging,
-    subject: _Subject,
-    target: Path,
-    options: GraphOptions,
-    origin: str,
-    parent: FileReference | None,
+    staging: Staging, subject: _Subject, target: Path, options: GraphOptions, origin: str, parent: FileReference | None
 ) -> OnnxArtifact:
     """Stage the ONNX file, its external data if any, the reference file and the sidecar; return the artifact."""
     with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write

@@ -61,7 +61,8 @@ def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: 
         width; UsageError for an unknown backbone, or if there is none.
     """
     with naming(path):
-        return _ready(head.backbone, _named(backbone), changes=changes).under(head.module(path))
+        named = None if backbone is None else find_backbone(backbone)
+        return _ready(head.backbone, named, changes=changes).under(head.module(path))
 
 
 def read_backbone(
@@ -81,7 +82,8 @@ def read_backbone(
         if name is None:
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
         return _ready(None, find_backbone(name), changes=changes, seed=seed)
-    tensors, backbone = unwrapped(read_tensors(checkpoint)), _named(name)
+    tensors = unwrapped(read_tensors(checkpoint))
+    backbone = None if name is None else find_backbone(name)
     state = find_head(checkpoint, state=tensors).backbone if places(tensors) else None
     if state is None:
         if backbone is None:
@@ -129,10 +131,6 @@ def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
     except InputError as error:
         return str(error), None
     return backbone.name, state.images
-
-
-def _named(name: str | None) -> Backbone | None:
-    return None if name is None else find_backbone(name)
 
 
 def _shown(state: BackboneState | None) -> Backbone:

@@ -12,8 +12,7 @@ shares no code with the torch module, the fold or the graph, so a fault in one o
     z / max(|z|, 1e-12), if `final_l2`                     descriptor          (B,P), v itself without a projection
 
 Without BatchNorm, l = x W, plus a bias where there is one. A descriptor is flattened d*K + k or k*D + d. Other epsilon
-modes divide by max(|x|, 1e-6) or by sqrt(|x|^2 + 1e-12). P may be half a gigabyte: it stays as it was read, and its
-product is taken in blocks of rows.
+modes divide by max(|x|, 1e-6) or by sqrt(|x|^2 + 1e-12).
 
 Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
 """

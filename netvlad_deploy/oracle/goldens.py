@@ -6,10 +6,9 @@ a precision does. That distance measures the effect of rounding on this network 
 
     factor * max(distance measured in the precision, floor)
 
-The factor leaves room for sums in another order and in narrower types: 16 in FP32, which has no other error, and 4
-where every tensor is rounded to 11 bits, an error larger than that of any order. A golden image is not judged if its
-tolerance is above MAX_TOLERANCE, or above half the distance to the descriptor of another golden image: it would then
-pass a network that mistakes one image for the other.
+The factor leaves room for sums in another order and in narrower types. A golden image is not judged if its tolerance is
+above MAX_TOLERANCE, or above half the distance to the descriptor of another golden image: it would then pass a network
+that mistakes one image for the other (docs/adr/0014-pipelines-and-golden-images.md).
 """
 
 import itertools
@@ -41,7 +40,7 @@ FP32: Final = "fp32"
 TF32: Final = "tf32"
 
 FP32_FACTOR, FP32_FLOOR = 16.0, 2.0**-23
-"""Factor and floor of a tolerance in FP32, where one run was measured: the floor is for a run with little error."""
+"""Factor and floor of a tolerance in FP32, where sums have the only error, measured once; it may be little by luck."""
 
 ELEVEN_BIT_FACTOR, ELEVEN_BIT_FLOOR = 4.0, 2.0**-12
 """Factor and floor where tensors have 11 bits (TF32, FP16): the largest distance of several roundings was measured."""

@@ -13,15 +13,8 @@ from pathlib import Path
 from torch import nn
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.models.backbones.networks import (
-    RESNET_WIDTHS,
-    RESNETS,
-    Backbone,
-    alexnet,
-    efficientnet_lite0,
-    resnet,
-    vgg16,
-)
+from netvlad_deploy.models.backbones import networks
+from netvlad_deploy.models.backbones.networks import Backbone
 from netvlad_deploy.spec.images import ImageInput, Resize
 
 IMAGENET = ImageInput(resize=Resize(size=(480, 640)))
@@ -39,8 +32,8 @@ def _resnet(depth: int, last: str) -> Backbone:
     layers = {f"layer{number}.": f"{number + 3}." for number in range(1, 5)}
     return Backbone(
         name=f"resnet{depth}-{last}",
-        build=partial(resnet, depth, stages),
-        width=RESNET_WIDTHS[stages - 1] * RESNETS[depth][0].expansion,
+        build=partial(networks.resnet, depth, stages),
+        width=networks.RESNET_WIDTHS[stages - 1] * networks.RESNETS[depth][0].expansion,
         images=IMAGENET,
         renames={"conv1.": "0.", "bn1.": "1.", **layers},
         beyond=(*(f"{number + 4}." for number in range(stages, 4)), "fc."),
@@ -59,12 +52,12 @@ BACKBONES: dict[str, Backbone] = {
                 renames={"features.": ""},
                 beyond=("classifier.",),
             )
-            for build, width in ((vgg16, 512), (alexnet, 256))
+            for build, width in ((networks.vgg16, 512), (networks.alexnet, 256))
         ),
         *(_resnet(depth, last) for depth in (18, 50) for last in RESNET_STAGES),
         Backbone(
             name="efficientnet-lite0",
-            build=efficientnet_lite0,
+            build=networks.efficientnet_lite0,
             width=112,
             images=ImageInput(mean=(127.0,) * 3, std=(128.0,) * 3, resize=Resize(size=(240, 320))),
             trained=True,

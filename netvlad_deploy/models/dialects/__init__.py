@@ -9,44 +9,27 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
-from netvlad_deploy.models.dialects.collaborative_experts import COLLABORATIVE_EXPERTS, MIXTURE_OF_EMBEDDING_EXPERTS
-from netvlad_deploy.models.dialects.convolution import (
-    DEEP_VISUAL_GEO_LOCALIZATION,
-    HLOC,
-    LYAKAAP,
-    OPENIBL,
-    OPENPLACERECOGNITION,
-    PATCH_NETVLAD,
-    PYTORCH_NETVLAD,
-    SOCCERNET,
-)
-from netvlad_deploy.models.dialects.loupe import (
-    OVERLAPNETVLAD,
-    OVERLAPTRANSFORMER,
-    POINTNETVLAD,
-    SOCCERNET_TEMPORALLY_AWARE,
-)
-from netvlad_deploy.models.dialects.relja import RELJA
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
 
 DIALECTS: tuple[Dialect, ...] = (
-    COLLABORATIVE_EXPERTS,
-    MIXTURE_OF_EMBEDDING_EXPERTS,
-    PYTORCH_NETVLAD,
-    PATCH_NETVLAD,
-    DEEP_VISUAL_GEO_LOCALIZATION,
-    OPENIBL,
-    LYAKAAP,
-    SOCCERNET,
-    SOCCERNET_TEMPORALLY_AWARE,
-    HLOC,
-    POINTNETVLAD,
-    OVERLAPTRANSFORMER,
-    OVERLAPNETVLAD,
-    OPENPLACERECOGNITION,
-    RELJA,
+    collaborative_experts.COLLABORATIVE_EXPERTS,
+    collaborative_experts.MIXTURE_OF_EMBEDDING_EXPERTS,
+    convolution.PYTORCH_NETVLAD,
+    convolution.PATCH_NETVLAD,
+    convolution.DEEP_VISUAL_GEO_LOCALIZATION,
+    convolution.OPENIBL,
+    convolution.LYAKAAP,
+    convolution.SOCCERNET,
+    loupe.SOCCERNET_TEMPORALLY_AWARE,
+    convolution.HLOC,
+    loupe.POINTNETVLAD,
+    loupe.OVERLAPTRANSFORMER,
+    loupe.OVERLAPNETVLAD,
+    convolution.OPENPLACERECOGNITION,
+    relja.RELJA,
 )
 
 
@@ -156,6 +139,6 @@ def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, n
         return len(dialect.needs) - missing, -missing
 
     nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=nearness)
-    if nearest is COLLABORATIVE_EXPERTS:
+    if nearest is collaborative_experts.COLLABORATIVE_EXPERTS:
         return f"lacks clusters or clusters2, found {names(state)}"
     return f"lacks {', '.join(nearest.missing(state))} of {nearest.name}, the nearest dialect, found {names(state)}"

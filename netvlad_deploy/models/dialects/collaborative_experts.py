@@ -14,16 +14,7 @@ from torch import Tensor
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import PROJECTION_NAME, BackboneKeys, Dialect, cluster_sizes
 from netvlad_deploy.models.head import PROJECTION_PREFIXES, Head
-from netvlad_deploy.oracle.reference_file import (
-    ASSIGNMENT_BIAS,
-    CLUSTERS_FIRST_MARK,
-    EPSILON_MARKS,
-    FINAL_L2,
-    MARKS,
-    NORMALIZE_INPUT,
-    PROJECTION,
-    PROJECTION_L2,
-)
+from netvlad_deploy.oracle import reference_file
 from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NetVLADSpec, Projection
 
 BACKBONE = "backbone."
@@ -42,8 +33,8 @@ class CollaborativeExperts(Dialect):
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Return the head with every tensor but foreign projections: the module refuses unknown tensors."""
         ignored = tuple(sorted(name for name in state if PROJECTION_NAME.search(name) or name.startswith(BACKBONE)))
-        marks = {name for name in MARKS if name in state and bool(state[name].all())}
-        tensors = {name: tensor for name, tensor in state.items() if name not in (*ignored, *MARKS)}
+        marks = {name for name in reference_file.MARKS if name in state and bool(state[name].all())}
+        tensors = {name: tensor for name, tensor in state.items() if name not in (*ignored, *reference_file.MARKS)}
         following = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PROJECTION_PREFIXES)}
         num_clusters, feature_size, ghosts = cluster_sizes(root + "clusters", root + "clusters2", state)
         spec = NetVLADSpec(
@@ -51,10 +42,10 @@ class CollaborativeExperts(Dialect):
             feature_size=feature_size,
             num_ghost_clusters=ghosts,
             batch_norm=any(name.startswith(BATCH_NORM_PREFIX) for name in tensors),
-            assignment_bias=ASSIGNMENT_BIAS in tensors,
-            normalize_input=NORMALIZE_INPUT in marks,
-            flatten=CLUSTERS_FIRST if CLUSTERS_FIRST_MARK in marks else CLUSTERS_LAST,
-            epsilon=next((mode for name, mode in EPSILON_MARKS.items() if name in marks), CLAMP),
+            assignment_bias=reference_file.ASSIGNMENT_BIAS in tensors,
+            normalize_input=reference_file.NORMALIZE_INPUT in marks,
+            flatten=CLUSTERS_FIRST if reference_file.CLUSTERS_FIRST_MARK in marks else CLUSTERS_LAST,
+            epsilon=next((mode for name, mode in reference_file.EPSILON_MARKS.items() if name in marks), CLAMP),
         )
         head = Head(spec=spec, tensors=tensors, ignored=ignored)
         if not following:
@@ -76,9 +67,9 @@ class CollaborativeExperts(Dialect):
             size=size,
             bias="projection.bias" in following,
             batch_norm=offset("projection.") == BATCH_NORM,
-            l2=PROJECTION_L2 in marks,
+            l2=reference_file.PROJECTION_L2 in marks,
             gating=offset("gating."),
-            final_l2=FINAL_L2 in marks,
+            final_l2=reference_file.FINAL_L2 in marks,
         )
 
 
@@ -105,7 +96,7 @@ MIXTURE_OF_EMBEDDING_EXPERTS = MixtureOfEmbeddingExperts(
     name="mixture-of-embedding-experts",
     keys="clusters (D,K), clusters2 (1,D,K), batch_norm.* that is not used",
     needs=("clusters", "clusters2", f"{BATCH_NORM_PREFIX}weight"),
-    lacks=(f"{BATCH_NORM_PREFIX}eps", *MARKS, ASSIGNMENT_BIAS, f"{PROJECTION}.weight"),
+    lacks=(f"{BATCH_NORM_PREFIX}eps", *reference_file.MARKS, reference_file.ASSIGNMENT_BIAS, "projection.weight"),
     unused=(BATCH_NORM_PREFIX,),
     explicit=True,
 )

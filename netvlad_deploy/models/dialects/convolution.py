@@ -111,10 +111,7 @@ MATCONVNET = BackboneKeys(
     roots=("backbone.",),
     candidates=("vgg16",),
     images=ImageInput(
-        mean=(123.68, 116.779, 103.939),
-        std=(1.0, 1.0, 1.0),
-        resize=Resize(longest=1024, filter=AREA),
-        orient=False,
+        mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), resize=Resize(longest=1024, filter=AREA), orient=False
     ),
 )
 """MatConvNet's VGG16 takes RGB values from 0 to 255, less the mean in `averageImage` of vgg-verydeep-16.
