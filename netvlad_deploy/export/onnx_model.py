@@ -22,21 +22,11 @@ from netvlad_deploy.artifact import (
     stage_artifact,
 )
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.export import graph
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold_backbone import check_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.fold_pipeline import FOLD_SIZE, fold_pipeline
-from netvlad_deploy.export.graph import (
-    SHAPE_OPS,
-    Axes,
-    Graph,
-    check_graph,
-    clean,
-    fix_reshape,
-    keep_outputs,
-    trace,
-    without_large,
-)
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.head import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -56,8 +46,8 @@ EXPORTERS = ("torch", "onnx", "onnxscript")
 LARGEST_INSIDE = 2_000_000_000
 """Size in bytes up to which a file holds all of its weights: protobuf messages end at 2 GiB."""
 
-HEAD_AXES: Axes = ({0: "batch", 1: "num_features"},)
-PIPELINE_AXES: Axes = ({0: "batch", 1: "height", 2: "width"},)
+HEAD_AXES: graph.Axes = ({0: "batch", 1: "num_features"},)
+PIPELINE_AXES: graph.Axes = ({0: "batch", 1: "height", 2: "width"},)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +63,7 @@ class _Subject:
     module: nn.Module
     head: FoldedNetVLAD
     examples: tuple[Tensor, ...]
-    axes: Axes
+    axes: graph.Axes
     inputs: tuple[str, ...]
     dtypes: Mapping[str, str]
     tensors: tuple[str, ...]
@@ -132,12 +122,12 @@ def _stage(
     with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write
         reference = beside.submit(_stage_reference, staging, subject, target)
         feature_range, findings = audit(subject.head, alone=subject.images is None)
-        graph = _trace(subject, options)
-        check_graph(graph, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
+        traced = _trace(subject, options)
+        graph.check_graph(traced, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
     warnings = [*findings, *subject.warnings]
-    if shaped := sorted({node.op_type for node in graph.model.graph.node} & SHAPE_OPS):
+    if shaped := sorted({node.op_type for node in traced.model.graph.node} & graph.SHAPE_OPS):
         warnings.append(f"the backbone computes with shapes ({', '.join(shaped)}), which may cost time")
-    external = _stage_weights(staging, graph, target)
+    external = _stage_weights(staging, traced, target)
     artifact = OnnxArtifact(
         path=target,
         spec=subject.head.spec,
@@ -156,17 +146,17 @@ def _stage(
         external_data=external,
         versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
     )
-    clean(graph, artifact)
-    return stage_artifact(staging, artifact, graph.parts())
+    graph.clean(traced, artifact)
+    return stage_artifact(staging, artifact, traced.parts())
 
 
-def _stage_weights(staging: Staging, graph: Graph, target: Path) -> FileReference | None:
+def _stage_weights(staging: Staging, traced: graph.Graph, target: Path) -> FileReference | None:
     """Stage the large constants as external data if the file would exceed LARGEST_INSIDE; return a reference to it."""
-    if graph.size_bytes <= LARGEST_INSIDE:
+    if traced.size_bytes <= LARGEST_INSIDE:
         return None
     path = external_path(target)
     with staging.open(path) as stream:
-        graph.write_external(stream, path.name)
+        traced.write_external(stream, path.name)
     return FileReference(name=path.name, sha256=staging.sha256(path))
 
 
@@ -184,7 +174,7 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
     """
     options = GraphOptions(precision="fp16", output_dtype="float16")
     examples = _examples(options, module.spec.feature_size)
-    model = trace(
+    model = graph.trace(
         copy.deepcopy(module).half(),
         examples,
         HEAD_AXES,
@@ -194,7 +184,7 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
     )
     with stage_files(force=False) as staging:
         artifact = replace(like, path=target, inputs=options.inputs, outputs=options.outputs, dtypes=options.dtypes)
-        return stage_artifact(staging, artifact, without_large(model).parts())
+        return stage_artifact(staging, artifact, graph.without_large(model).parts())
 
 
 def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subject:
@@ -258,9 +248,9 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     return arrays
 
 
-def _trace(subject: _Subject, options: GraphOptions) -> Graph:
+def _trace(subject: _Subject, options: GraphOptions) -> graph.Graph:
     """Return the graph of the folded module: its stages named, the outputs of `options` alone."""
-    model = trace(
+    model = graph.trace(
         subject.module,
         subject.examples,
         subject.axes,
@@ -269,6 +259,6 @@ def _trace(subject: _Subject, options: GraphOptions) -> Graph:
         opset=options.opset,
     )
     if subject.images is not None:
-        fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
-    keep_outputs(model, options.outputs)
-    return without_large(model)
+        graph.fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
+    graph.keep_outputs(model, options.outputs)
+    return graph.without_large(model)
