@@ -74,20 +74,18 @@ class Loupe(Dialect):
         hidden, gating_root = root + HIDDEN_WEIGHTS, root + CONTEXT_GATING
         gate = gating_root + "gating_weights"
         weight = self.matrix(state, hidden, head.spec.aggregate_size, by_column=True)
-        size = len(weight)
-        norm = self._norm(state, hidden, size, root + SECOND_NORM) if self.projection_norm else {}
-        used = {f"projection.{name}": key for name, key in norm.items()}
-        gating = None
+        size, gating = len(weight), None
+        used, transposed = {"projection.weight": hidden}, {"projection.weight": weight}
+        if self.projection_norm:
+            norm = self._norm(state, hidden, size, root + SECOND_NORM)
+            used |= {f"projection.{name}": key for name, key in norm.items()}
         if any(name.startswith(gating_root) for name in state):
-            square = self.matrix(state, gate, size, by_column=True)
+            transposed["gating.weight"] = self.matrix(state, gate, size, by_column=True)
             added = self._added(state, gate, size, gating_root + FIRST_NORM, gating_root + "gating_biases")
-            if len(square) != size:
+            if len(transposed["gating.weight"]) != size:
                 raise InputError(f"{gate} has shape {tuple(state[gate].shape)}, expected ({size}, {size})")
             gating = BIAS if BIAS in added else BATCH_NORM
-            used |= {f"gating.{name}": key for name, key in added.items()}
-        tensors = {name: state[key] for name, key in used.items()} | {"projection.weight": weight}
-        if gating is not None:
-            tensors["gating.weight"] = square
+            used |= {"gating.weight": gate} | {f"gating.{name}": key for name, key in added.items()}
         projection = Projection(
             size=size,
             bias=False,
@@ -96,7 +94,8 @@ class Loupe(Dialect):
             gating=gating,
             final_l2=self.final_l2 and gating is not None,
         )
-        return head.followed_by(projection, tensors, [hidden, *used.values(), *([gate] if gating else [])])
+        tensors = {name: state[key] for name, key in used.items()} | transposed
+        return head.followed_by(projection, tensors, used.values())
 
     def _added(self, state: Mapping[str, Tensor], weights: str, length: int, norm: str, bias: str) -> dict[str, str]:
         """Return the names of the BatchNorm after a product, or of the bias added to it, by the reference's names.
