@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netvlad_deploy.export.seeded_rounding import RoundedBackbone, RoundedHead, to_11_bits
+from netvlad_deploy.export.make_goldens import RoundedBackbone, RoundedHead, to_11_bits
 from tests.pipelines import WIDTH, tiny_backbone, tiny_pipeline
 
 pytestmark = pytest.mark.export
