@@ -42,7 +42,7 @@ def affines(backbone: nn.Module) -> int:
 
 
 def test_convolutions_take_their_batch_norms_in() -> None:
-    """All but the one that stands before a block, and the backbone stays as it was."""
+    """One BatchNorm, which stands before a block, is not folded; the given backbone does not change."""
     backbone = tiny_backbone()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     assert affines(fold_backbone(backbone, images())) == 1

@@ -17,7 +17,7 @@ import torch
 
 
 class Own(Exception):
-    """No kind that Python has."""
+    """An error that is of none of Python's kinds."""
 
 
 def raises_its_own():

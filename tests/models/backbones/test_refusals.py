@@ -234,7 +234,7 @@ def test_packages_in_the_working_folder_are_found_and_the_path_is_left_alone(
 
 
 def test_the_file_of_a_whole_network_gives_its_first_layers(tmp_path: Path) -> None:
-    """As torchvision saves ResNet-18 and AlexNet."""
+    """The files have the names under which torchvision saves ResNet-18 and AlexNet."""
     children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     cut = networks.resnet18_state(7)
     whole = {f"{children[name[0]]}{name[1:]}": tensor for name, tensor in cut.items()}

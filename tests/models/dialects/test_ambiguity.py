@@ -102,7 +102,7 @@ def test_names_beside_the_layer_tell_the_dialect(beside: str) -> None:
 
 
 def test_the_three_layers_of_cvtnet_are_refused_together() -> None:
-    """It joins their descriptors; one alone is none of the network's."""
+    """CVTNet joins the three descriptors; the descriptor of one layer is not the network's."""
     layer = {name: each for name, each in SAMPLES["overlaptransformer"].state.items() if name.startswith("net_vlad.")}
     state = {
         name.replace("net_vlad.", f"{start}."): each

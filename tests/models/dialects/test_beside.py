@@ -165,7 +165,7 @@ def test_a_layer_that_may_stand_before_the_head_is_refused_or_left_out_by_name(
 
 
 def test_gated_units_of_collaborative_experts_are_projections(tmp_path: Path) -> None:
-    """They map the pooled text on, and stand outside `text_pooling`; other experts' layers are chosen against."""
+    """The gated units map the pooled text on, and stand outside `text_pooling`."""
     sample = SAMPLES["collaborative-experts, text_pooling"]
     state = {**sample.state, "module.text_GU.audio.fc.weight": torch.ones(4, 60)}
     message = refusal(sample.save(tmp_path, state), prefix="text_pooling")

@@ -180,7 +180,7 @@ def test_every_convention_is_swapped_somewhere(tmp_path: Path) -> None:
 
 
 def test_a_batch_norm_that_is_not_used_fails_the_comparison_if_it_is(tmp_path: Path) -> None:
-    """And the other way round: a file does not say which of the two it is."""
+    """A BatchNorm that is used fails it if it is left out; a file does not say which of the two it is."""
     sample = SAMPLES["mixture-of-embedding-experts"]
     x = local_descriptors(sample.width)
     path = sample.save(tmp_path)

@@ -185,7 +185,7 @@ PROJECTIONS = {
 
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_a_projection_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
-    """Missing, transposed, of a wider kernel or another head, and a bias of another length."""
+    """The weight is missing, transposed, of a wider kernel or of another head, or the bias has another length."""
     sample, (weight, bias) = SAMPLES[name], PROJECTIONS[name]
     whole, inputs = sample.state[weight], read_head(sample.save(tmp_path), head_only=True).spec.aggregate_size
     expected = f"({inputs}, P)" if weight in ("net_vlad.hidden1_weights", "pca.weight") else f"(P, {inputs})"
@@ -221,7 +221,7 @@ def test_gating_is_complete_and_square(tmp_path: Path) -> None:
     "key", ["WPCA.0.weight", "whiten.weight", "out_projection.weight", "gating_weights", "mystery.weight"]
 )
 def test_a_projection_of_any_name_is_found_by_its_width(tmp_path: Path, key: str) -> None:
-    """Each is of another dialect, or of none."""
+    """Each name is of another dialect, or of none."""
     sample = SAMPLES["soccernet"]
     state = {**sample.state, **projection(key, 7, 45)(Random(0))}
     message = refusal(sample, tmp_path, state)
