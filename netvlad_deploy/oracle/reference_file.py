@@ -20,8 +20,6 @@ REFERENCE_FILE = "reference_file"
 MARKS = (REFERENCE_FILE, NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
 """Names in a reference file beside those of the module's state: conventions of the layer, 1 for yes."""
 
-BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
-
 
 def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     """Return the parameters in arrays with the state names of the torch module.
@@ -88,7 +86,8 @@ def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchN
     if not any(name.startswith(f"{layer}.") for name in arrays):
         return None
     (eps,) = _vector({"eps": np.reshape(_read(arrays, f"{layer}.eps"), -1)}, "eps", 1)
-    vectors = {key: _vector(arrays, f"{layer}.{key}", columns) for key in BATCH_NORM_KEYS if key != "eps"}
+    names = ("weight", "bias", "running_mean", "running_var")
+    vectors = {name: _vector(arrays, f"{layer}.{name}", columns) for name in names}
     return BatchNorm(**vectors, eps=float(eps))
 
 

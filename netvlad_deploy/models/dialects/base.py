@@ -67,7 +67,6 @@ class Dialect(ABC):
 
     Args:
         name: its name for `--dialect`.
-        keys: the key names in words.
         needs: names that must be there, after one of the roots; the first identifies a layer.
         lacks: names that must not be there, after the same root.
         roots: prefixes of the layer in its own code; empty for a layer that was saved alone.
@@ -81,7 +80,6 @@ class Dialect(ABC):
     """
 
     name: str
-    keys: str
     needs: tuple[str, ...]
     lacks: tuple[str, ...] = ()
     roots: tuple[str, ...] = ("",)

@@ -88,13 +88,11 @@ class MixtureOfEmbeddingExperts(CollaborativeExperts):
 
 COLLABORATIVE_EXPERTS = CollaborativeExperts(
     name="collaborative-experts",
-    keys="clusters (D,K+G), clusters2 (1,D,K), batch_norm.* or none",
     needs=("clusters", "clusters2"),
     backbone=BackboneKeys(roots=(BACKBONE,), candidates=()),
 )
 MIXTURE_OF_EMBEDDING_EXPERTS = MixtureOfEmbeddingExperts(
     name="mixture-of-embedding-experts",
-    keys="clusters (D,K), clusters2 (1,D,K), batch_norm.* that is not used",
     needs=("clusters", "clusters2", f"{BATCH_NORM_PREFIX}weight"),
     lacks=(f"{BATCH_NORM_PREFIX}eps", *reference_file.MARKS, reference_file.ASSIGNMENT_BIAS, "projection.weight"),
     unused=(BATCH_NORM_PREFIX,),

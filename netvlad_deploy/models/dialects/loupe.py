@@ -119,15 +119,12 @@ class Loupe(Dialect):
 
 POINTNETVLAD = Loupe(
     name="pointnetvlad",
-    keys="net_vlad.cluster_weights (D,K), net_vlad.cluster_weights2 (1,D,K), net_vlad.bn1.* or net_vlad.cluster_biases "
-    "(K,), also without net_vlad.; and hidden1_weights (D*K,P), bn2.* and context_gating.* or none; point_net.* beside",
     roots=("net_vlad.", ""),
     beside=("point_net.",),
     preprocessing="local descriptors (batch, num_features, D): one of PointNet for each point, not normalised",
 )
 OVERLAPTRANSFORMER = Loupe(
     name="overlaptransformer",
-    keys="those of pointnetvlad, transformer_encoder.* beside; bn2.* is not used",
     roots=("net_vlad.", ""),
     beside=("transformer_encoder.",),
     unused=("linear", "bn", f"net_vlad.{SECOND_NORM}"),
@@ -139,7 +136,6 @@ OVERLAPTRANSFORMER = Loupe(
 )
 OVERLAPNETVLAD = Loupe(
     name="overlapnetvlad",
-    keys="those of pointnetvlad behind vlad. instead of net_vlad., conv.* beside; bn2.* is not used",
     roots=("vlad.", ""),
     beside=("conv.0.",),
     unused=(SECOND_NORM, f"vlad.{SECOND_NORM}"),
@@ -149,8 +145,6 @@ OVERLAPNETVLAD = Loupe(
 )
 SOCCERNET_TEMPORALLY_AWARE = Loupe(
     name="soccernet-temporally-aware",
-    keys="pool_layer.clusters (D,K), pool_layer.clusters2 (1,D,K); of NetVLAD++ pool_layer_before.* and "
-    "pool_layer_after.*, one of which --prefix chooses; also without",
     needs=("clusters", "clusters2"),
     offset=False,
     roots=("pool_layer.", "pool_layer_before.", "pool_layer_after.", ""),

@@ -157,8 +157,6 @@ class Relja(Dialect):
 
 RELJA = Relja(
     name="relja",
-    keys="a .mat file: net.layers with vlad:core of (D,K) and negated centres (D,K), a bias (K,) with vladv2; and WPCA "
-    "(D*K,P), (P,) or none",
     needs=(VLAD_ASSIGNMENT, VLAD_NEGATED_CENTRES),
     unused=(AVERAGE_IMAGE,),  # by the head: it is subtracted from the images of the backbone
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
