@@ -40,7 +40,7 @@ FP32: Final = "fp32"
 TF32: Final = "tf32"
 
 FP32_FACTOR, FP32_FLOOR = 16.0, 2.0**-23
-"""Factor and floor of a tolerance in FP32, where sums have the only error, measured once; it may be little by luck."""
+"""Factor and floor of a tolerance in FP32, where one run was measured: the floor is for a run with little error."""
 
 ELEVEN_BIT_FACTOR, ELEVEN_BIT_FLOOR = 4.0, 2.0**-12
 """Factor and floor where tensors have 11 bits (TF32, FP16): the largest distance of several roundings was measured."""
