@@ -78,15 +78,14 @@ def read_head(
             f"{path} holds {counted(unplaced)} beside the head, and nothing says whether that stands before or after "
             "it: pass --input features for the head on its local descriptors, or --head-only to leave it out"
         )
-    of_images = head.backbone.assumed if with_backbone and not resized and head.backbone is not None else ""
-    for assumed in (head.assumed, of_images):
-        if assumed:
-            LOG.warning("assumed: %s", assumed)
+    backbone = head.backbone if with_backbone else None
+    of_images = "" if backbone is None or resized else backbone.assumed
+    for assumed in filter(None, (head.assumed, of_images)):
+        LOG.warning("assumed: %s", assumed)
     if head_only and (left_out := (*head.projected, *head.projections, *unplaced)):
         LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
         head = head.alone()
-    used = head.backbone.root if with_backbone and head.backbone is not None else None
-    if ignored := [name for name in head.ignored if used is None or not name.startswith(used)]:
+    if ignored := [name for name in head.ignored if backbone is None or not name.startswith(backbone.root)]:
         LOG.info("ignored: %s", counted(ignored))
     return head
 
