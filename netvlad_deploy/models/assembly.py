@@ -62,7 +62,7 @@ def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: 
     """
     with naming(path):
         named = None if backbone is None else find_backbone(backbone)
-        return _ready(head.backbone, named, changes=changes).under(head.module(path))
+        return _ready(head.backbone, named, changes).under(head.module(path))
 
 
 def read_backbone(
@@ -81,7 +81,7 @@ def read_backbone(
     if checkpoint is None:
         if name is None:
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
-        return _ready(None, find_backbone(name), changes=changes, seed=seed)
+        return _ready(None, find_backbone(name), changes, seed)
     tensors = unwrapped(read_tensors(checkpoint))
     backbone = None if name is None else find_backbone(name)
     state = find_head(checkpoint, state=tensors).backbone if places(tensors) else None
@@ -90,15 +90,11 @@ def read_backbone(
             raise UsageError(f"{checkpoint} is no NetVLAD with a backbone: say with --backbone whose weights it has")
         state = _whole_network(backbone, tensors)
     with naming(checkpoint):
-        return _ready(state, backbone, changes=changes)
+        return _ready(state, backbone, changes)
 
 
 def _ready(
-    state: BackboneState | None,
-    backbone: Backbone | None,
-    *,
-    changes: ImageChanges = NO_CHANGES,
-    seed: int | None = None,
+    state: BackboneState | None, backbone: Backbone | None, changes: ImageChanges, seed: int | None = None
 ) -> ReadyBackbone:
     """Return a backbone with the weights of a checkpoint, or with its own if `state` is None.
 
