@@ -169,7 +169,7 @@ def fix_reshape(model: Any, tensor: str, shape: Sequence[int]) -> None:
     if node is None or node.op_type != "Reshape":
         raise ExportError(f"torch {torch.__version__} wrote {tensor} without a Reshape: use another version")
     constant = onnx_ir.Value(name=f"{tensor}_shape", const_value=onnx_ir.tensor(np.array(shape)))
-    model.graph.initializers.add(constant)
+    model.graph.register_initializer(constant)
     node.replace_input_with(1, constant)
     node.attributes.clear()  # without allowzero, a 0 in the shape keeps the input's length
 
