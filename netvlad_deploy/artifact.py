@@ -242,6 +242,12 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: b
     external data is hashed when it is opened; else what is run later is read again, and compared with this hash.
 
     Raises: ArtifactError naming what differs.
+
+    >>> from netvlad_deploy import NetVLAD, export_onnx
+    >>> exported = export_onnx(NetVLAD(cluster_size=4, feature_size=8).eval(), "head.onnx")
+    >>> loaded = load_artifact("head.onnx", expect_sha256=exported.sha256)
+    >>> loaded.spec.descriptor_size, loaded.precision, loaded.inputs
+    (32, 'fp32', ('features',))
     """
     path = Path(path)
     for _ in range(100):  # others may replace it meanwhile

@@ -36,7 +36,7 @@ def export(
     from netvlad_deploy.workflow.export import export as run
 
     target = output or Path((stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
-    artifact = run(_source(source, images.changes), target, GraphOptions(**vars(graph)), force=force)
+    artifact = run(_source(source, images.changes), target, GraphOptions(**graph), force=force)
     render("export", artifact, artifact_lines, as_json)
 
 
@@ -94,7 +94,7 @@ def deploy(
     deployment = deploy_all(
         _source(source, images.changes),
         output,
-        GraphOptions(**vars(graph)),
+        GraphOptions(**graph),
         engine_options=engine.options(),
         duration_s=duration,
         force=force,

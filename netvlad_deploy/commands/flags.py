@@ -13,6 +13,7 @@ import typer
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import (
     USUAL_IMAGES,
     AnyProfile,
@@ -120,24 +121,8 @@ class SourceFlags:
     backbone: BackboneName = None
 
 
-@dataclass(frozen=True)
-class GraphFlags:
-    """Inputs, outputs and precision of the exported graph: the fields of `GraphOptions`, by name."""
-
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32"
-    wide_logits: Annotated[
-        bool, typer.Option("--wide-logits", help="FP32 logits in an FP16 graph, for features of large norm.")
-    ] = False
-    feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0
-    input_dtype: Annotated[str | None, typer.Option(help="float32 or float16.  [default: the precision's own]")] = None
-    output_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32"
-    masked: Annotated[bool, typer.Option("--masked", help="Take a mask, for padded features.")] = False
-    probe: Annotated[bool, typer.Option("--probe", help="Also give soft_assignment and residual_sum.")] = False
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or newer.")] = 18
-
-
 def _parameter(option: Field[Any]) -> inspect.Parameter:
-    """Return the parameter of one build option, as Typer reads it: a list where the option may be repeated."""
+    """Return the parameter of a graph or build option, as Typer reads it: a list where the option may be repeated."""
     table, several = option.metadata, option.default == ()
     info = typer.Option(table["flag"], help=table["help"], metavar=table.get("metavar"))
     kind = list[str] | None if several else option.type
@@ -145,6 +130,12 @@ def _parameter(option: Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )
+
+
+class GraphFlags(dict[str, Any]):
+    """Inputs, outputs and precision of the exported graph, by field of `GraphOptions`."""
+
+    __signature__ = inspect.Signature([_parameter(each) for each in fields(GraphOptions)])
 
 
 class Tuning(dict[str, Any]):
@@ -218,12 +209,15 @@ def _image_profile(batch: AxisRange, sizes: str) -> ImageProfile:
 def as_command(verb: Callable[..., None]) -> Callable[..., None]:
     """Return a verb with a signature from which Typer reads the options, and its help the ranges of numbers.
 
-    Each parameter that is a dataclass or `Tuning` becomes an option for each of its fields: Typer has no groups. An
-    option that was not given is left to the group's own default. `support/limits.py` checks every number and path.
+    Each parameter that is a dataclass, `GraphFlags` or `Tuning` becomes an option for each of its fields: Typer has no
+    groups. An option that was not given is left to the group's own default. `support/limits.py` checks every number and
+    path.
     """
     own = inspect.signature(verb).parameters
     kinds = {name: each.annotation for name, each in own.items()}
-    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if kind is Tuning or is_dataclass(kind)}
+    groups: dict[str, Any] = {
+        name: kind for name, kind in kinds.items() if kind in (GraphFlags, Tuning) or is_dataclass(kind)
+    }
     signatures = {name: inspect.signature(group).parameters for name, group in groups.items()}
 
     @functools.wraps(verb)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.errors import FoldError
+from netvlad_deploy.export.fold_backbone import HALF_MAX
 from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, FoldedNetVLAD
-from netvlad_deploy.export.half_backbone import HALF_MAX
 from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, OperatorTypes, logit_step
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.spec.profiles import Profile

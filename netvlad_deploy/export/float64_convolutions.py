@@ -6,8 +6,6 @@ which wait for each other hundreds of times in a layer, seconds where one thread
 it.
 """
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,20 +34,14 @@ class Float64Convolutions(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is not torch.conv2d or not args or args[0].dtype is not torch.float64:
             return function(*args, **kwargs)
-        if args[0].shape[1] != args[1].shape[1]:  # grouped
-            with _one_thread():
-                return function(*args, **kwargs)
-        return _in_strips(*args, **kwargs) if self.strips else function(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        if args[0].shape[1] == args[1].shape[1]:
+            return _in_strips(*args, **kwargs) if self.strips else function(*args, **kwargs)
+        threads = torch.get_num_threads()  # grouped convolutions run on one
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _in_strips(

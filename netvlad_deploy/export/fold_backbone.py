@@ -1,4 +1,4 @@
-"""Fold the BatchNorms of a backbone into its convolutions.
+"""Fold the BatchNorms of a backbone into its convolutions, and round it to FP16.
 
     s = gamma / sqrt(var + eps)                       BatchNorm in eval mode is affine, channel by channel:
     W' = W * s,  b' = beta + (b - mean) * s           x * W' + b' = BatchNorm(x * W + b)
@@ -7,12 +7,16 @@ The backbone is run once to see which convolution feeds which BatchNorm, so that
 written. A pair is folded if only the BatchNorm reads the convolution's output, each of them runs once, and the folded
 convolution gives the BatchNorm's output; a BatchNorm without such a convolution becomes `x * s + t`. All is computed in
 float64 and rounded once. A run of the whole backbone then proves that nothing else has changed.
+
+In FP16 each kernel keeps its sum: a feature map is smooth, so an error in the sum shifts the whole map in one direction
+and does not average out. The smallest weight, which has the finest steps, is corrected by the rounding error of all.
 """
 
 import contextlib
 import copy
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +32,12 @@ from netvlad_deploy.models.affine import is_finite
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 FOLD_TOLERANCE = 1e-9
 """Largest error of a fold in float64, relative to the largest value: rounding alone leaves about 1e-13."""
+
+HALF_MAX = 65504.0
+"""The largest FP16 number."""
+
+WARNING_PEAK = HALF_MAX / 8
+"""Activation of a golden image from which on a warning is due: another image may give eight times as much."""
 
 
 class ChannelAffine(nn.Module):
@@ -188,3 +198,58 @@ def _equal(got: Tensor, expected: Tensor) -> bool:
     """Return True if two float64 tensors have one shape and differ by no more than FOLD_TOLERANCE."""
     allowed = FOLD_TOLERANCE * (1 + expected.abs().max())
     return got.shape == expected.shape and bool((got - expected).abs().max() <= allowed)
+
+
+def half_backbone(backbone: nn.Module) -> nn.Module:
+    """Convert a folded backbone to FP16 in place, and return it.
+
+    Raises: ExportError if a weight overflows FP16.
+    """
+    for part in backbone.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = round_kernels(part.weight.data)
+    backbone = backbone.half()
+    for name, tensor in backbone.state_dict().items():
+        if not is_finite(tensor):
+            raise ExportError(f"backbone.{name} is beyond {HALF_MAX:g}, where FP16 ends: export in fp32")
+    return backbone
+
+
+def round_kernels(weight: Tensor) -> Tensor:
+    """Return weights (O,I,kh,kw) rounded to FP16 such that each kernel (kh,kw) keeps its sum."""
+    taps = weight.flatten(2)
+    rounded = taps.half()
+    error = (taps - rounded).sum(-1, keepdim=True)
+    smallest = taps.abs().argmin(-1, keepdim=True)
+    corrected = (rounded.gather(-1, smallest) + error).half()
+    return rounded.scatter(-1, smallest, corrected).reshape(weight.shape)
+
+
+def activation_peaks(backbone: nn.Module, images: Tensor) -> dict[str, float]:
+    """Return the largest absolute activation of each module of a backbone for normalised images (B,3,H,W), by name."""
+    names = {part: f"backbone.{name}".rstrip(".") for name, part in backbone.named_modules()}
+    peaks: dict[str, float] = {}
+
+    def keep(part: nn.Module, _: Tensor, result: Any) -> None:
+        if isinstance(result, Tensor):
+            low, high = (float(extreme) for extreme in result.aminmax())
+            peaks[names[part]] = max(-low, high, peaks.get(names[part], 0.0))
+
+    with hooked(backbone, (nn.Module,), keep):
+        run(backbone, images)
+    return peaks
+
+
+def check_half(peaks: Mapping[str, float]) -> tuple[str, ...]:
+    """Return a warning if an activation exceeds an eighth of the largest FP16 number.
+
+    Raises: ExportError if one exceeds that number or is not finite.
+    """
+    name = max(peaks, key=lambda part: peaks[part] if math.isfinite(peaks[part]) else math.inf)
+    if not peaks[name] <= HALF_MAX:
+        raise ExportError(
+            f"{name} gives {peaks[name]:g} for a golden image, FP16 ends at {HALF_MAX:g}: export with --precision fp32"
+        )
+    if peaks[name] <= WARNING_PEAK:
+        return ()
+    return (f"{name} gives up to {peaks[name]:.0f} for the golden images, FP16 ends at {HALF_MAX:g}",)

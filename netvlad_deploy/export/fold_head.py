@@ -6,15 +6,11 @@
     A_k = sum_n a_nk                        the sum of a cluster's assignments
     V_k = A_k (sum_n (a_nk / A_k) x_n - c_k) = A_k V'_k
 
-Intra-normalisation cancels A_k, so the graph computes V'_k: the weighted mean of the features less the centre. The
-weights of a cluster sum to 1, so nothing overflows that was not infinite before, and no product of two sums is
-left. The clamp max(|V_k|, 1e-12) becomes max(|V'_k|, 1e-12 / A_k), which for an empty cluster (A_k = 0) divides
-by infinity and gives exactly 0. After intra-normalisation the squared norm of the descriptor is the sum of
-r_k^2 = (|V'_k| / max(|V'_k|, 1e-12 / A_k))^2: K numbers for each image instead of D*K.
+Intra-normalisation cancels A_k, so the graph computes V'_k (docs/adr/0001-mean-form.md), whose divisor is
+max(|V'_k|, 1e-12 / A_k), or sqrt(|V'_k|^2 + (1e-6 / A_k)^2) in the epsilon mode `add`. Then the squared norm of the
+descriptor is the sum of r_k^2 = |V'_k|^2 / divisor^2: K numbers for each image instead of D*K.
 
-In the epsilon mode `add` the divisor of V'_k is sqrt(|V'_k|^2 + (1e-6 / A_k)^2), and r_k^2 = |V'_k|^2 / divisor^2.
-
-In an FP16 graph the matrix products alone are FP16; softmax, sums, norms and the residual stay FP32.
+In an FP16 graph the matrix products alone are FP16 (docs/adr/0008-fp16-in-two-matrix-products.md).
 
     W'_k, b'_k  less their mean over k      softmax ignores an offset that all clusters share; logits become smaller
     W'_k / 2^s_k, and 2^s_k times x W'_k    |W'_k|_1 <= 1, so |x W'_k| <= max|x|: no logit overflows
@@ -111,12 +107,8 @@ def scale_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 class FoldedNetVLAD(nn.Module):
     """The layer as it is exported: features (B,N,D) to the descriptor (B,P), and the stages before it.
 
-    Args:
-        assignment_weight: (D,K+G), like the other weights in float64, rounded here.
-        assignment_bias: (K+G,) or None.
-        centroids: (K,D).
-        spec: shape and conventions of the layer.
-        options: precision and outputs, FP32 by default.
+    It takes `assignment_weight` (D,K+G), `assignment_bias` (K+G,) or None, and `centroids` (K,D) in float64, and rounds
+    them; the options are FP32 by default.
     """
 
     projection: FoldedMap | None

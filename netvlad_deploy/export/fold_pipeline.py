@@ -9,9 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from netvlad_deploy.export.fold_backbone import fold_backbone
+from netvlad_deploy.export.fold_backbone import activation_peaks, check_half, fold_backbone, half_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
-from netvlad_deploy.export.half_backbone import activation_peaks, check_half, half_backbone
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import Golden, golden_image
 from netvlad_deploy.spec.graph_options import GraphOptions

@@ -4,11 +4,9 @@
     P'_j = s_j P_j / 2^t_j,  y_j = 2^t_j (v P'^T)_j + p_j                     FP16 alone
 
 |v| is at most 1, so |v.P'_j| <= |P'_j| (Cauchy and Schwarz): t_j is chosen such that the Euclidean norm of a row is at
-most 1, and no product overflows. A bound by the L1 norm holds too, but that is up to 181 times as large for 32,768
-values, and makes most of them subnormal. This product alone is FP16; L2-normalising and gating stay FP32.
-
-The matrix may be half a gigabyte. It is converted a block of rows at a time. In FP32 without BatchNorm the module's own
-tensor is used, not a copy.
+most 1, and no product overflows. The L1 norm is up to 181 times as large for 32,768 values: a bound by it would make
+most of them subnormal. This product alone is FP16. The matrix may be half a gigabyte: it is converted by blocks of
+rows, and in FP32 without BatchNorm the module's own tensor is used, not a copy.
 """
 
 import torch

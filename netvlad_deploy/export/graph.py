@@ -5,13 +5,12 @@ asked for are dynamic; no stack trace or path of the exporting machine in the fi
 constants stand apart as inputs, so that no pass copies them.
 """
 
-import copy
 import gc
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import IO, Any
@@ -20,8 +19,7 @@ import numpy as np
 import torch
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import ExportError, UsageError
-from netvlad_deploy.spec.graph_options import OLDEST_OPSET, GraphOptions
+from netvlad_deploy.errors import ExportError
 from netvlad_deploy.support.require import require
 
 FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "If", "ReduceLogSumExp"))
@@ -86,7 +84,8 @@ class Graph:
     def _without_inputs(self) -> Any:
         """Return the model, its large constants removed from the inputs."""
         graph = self.model.graph
-        replace_all(graph.input, [value for value in graph.input if value.name not in self.large])
+        for value in [value for value in graph.input if value.name in self.large]:
+            graph.input.remove(value)
         return self.model
 
 
@@ -108,18 +107,6 @@ def _raw(tensor: Any) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def check_opset(options: GraphOptions) -> GraphOptions:
-    """Return the options.
-
-    Raises: UsageError if the installed onnx does not have their opset.
-    """
-    require("onnxscript", extra="export")
-    newest = require("onnx", extra="export").defs.onnx_opset_version()
-    if not OLDEST_OPSET <= options.opset <= newest:
-        raise UsageError(f"opset {options.opset} is outside {OLDEST_OPSET} to {newest}")
-    return options
-
-
 LEAST_LENGTHS = {"height": 32, "width": 32}
 """Shortest image axes given to torch: a backbone of stride 32 has no output below, and torch would trace it twice."""
 
@@ -132,8 +119,8 @@ def trace(
     inputs: Sequence[str],
     outputs: Sequence[str],
     opset: int,
-) -> Graph:
-    """Return the graph that torch traces of a module for these examples, `axes` dynamic.
+) -> Any:
+    """Return the onnx_ir model that torch traces of a module for these examples, `axes` dynamic.
 
     Raises: ExportError if torch refuses the module.
     """
@@ -159,10 +146,35 @@ def trace(
             raise ExportError(f"torch.onnx.export refused the module at opset {opset}: {error}") from error
     if program is None:
         raise ExportError(f"torch.onnx.export returned nothing at opset {opset}")
-    return _without_large(program.model)
+    return program.model
 
 
-def _without_large(model: Any) -> Graph:
+def keep_outputs(model: Any, outputs: Sequence[str]) -> None:
+    """Keep these outputs of an onnx_ir model, in this order, and remove every node and constant that none needs."""
+    found = {value.name: value for value in model.graph.outputs}
+    for name in found.keys() - set(outputs):  # of its stages, a file describes those alone that are outputs
+        found[name].type = found[name].shape = None
+        found[name].metadata_props.clear()
+    model.graph.outputs[:] = [found[name] for name in outputs]
+    require("onnx_ir.passes.common", extra="export").RemoveUnusedNodesPass()(model)
+
+
+def fix_reshape(model: Any, tensor: str, shape: Sequence[int]) -> None:
+    """Give the Reshape that makes `tensor` a constant shape in place of one computed from other tensors' shapes.
+
+    Raises: ExportError if no Reshape makes `tensor`.
+    """
+    onnx_ir = require("onnx_ir", extra="export")
+    node = next((node for node in model.graph if tensor in (value.name for value in node.outputs)), None)
+    if node is None or node.op_type != "Reshape":
+        raise ExportError(f"torch {torch.__version__} wrote {tensor} without a Reshape: use another version")
+    constant = onnx_ir.Value(name=f"{tensor}_shape", const_value=onnx_ir.tensor(np.array(shape)))
+    model.graph.register_initializer(constant)
+    node.replace_input_with(1, constant)
+    node.attributes.clear()  # without allowzero, a 0 in the shape keeps the input's length
+
+
+def without_large(model: Any) -> Graph:
     """Return the graph of an onnx_ir model, its large constants apart."""
     graph, large = model.graph, {}
     for name, value in list(graph.initializers.items()):
@@ -172,45 +184,6 @@ def _without_large(model: Any) -> Graph:
     return Graph(require("onnx_ir", extra="export").to_proto(model), large)
 
 
-def keep_outputs(traced: Graph, outputs: Sequence[str]) -> None:
-    """Keep these outputs, in this order, and remove every node and constant that none of them needs."""
-    graph = traced.model.graph
-    found = {value.name: value for value in graph.output}
-    needed, nodes = set(outputs), []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-    unused = traced.large.keys() - needed
-    traced.large = {name: tensor for name, tensor in traced.large.items() if name in needed}
-    replace_all(graph.node, reversed(nodes))
-    replace_all(graph.output, [found[name] for name in outputs])
-    replace_all(graph.input, [value for value in graph.input if value.name not in unused])
-    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
-    replace_all(graph.value_info, [value for value in graph.value_info if value.name in needed])
-
-
-def replace_all(field: Any, values: Iterable[Any]) -> None:
-    """Replace the values of a repeated protobuf field; the new values may come from the field itself."""
-    values = [copy.deepcopy(value) for value in values]
-    del field[:]
-    field.extend(values)
-
-
-def fix_reshape(traced: Graph, tensor: str, shape: Sequence[int]) -> None:
-    """Give the Reshape that makes `tensor` a constant shape in place of one computed from other tensors' shapes.
-
-    Raises: ExportError if no Reshape makes `tensor`.
-    """
-    graph, constant = traced.model.graph, f"{tensor}_shape"
-    node = next((node for node in graph.node if tensor in node.output), None)
-    if node is None or node.op_type != "Reshape":
-        raise ExportError(f"torch {torch.__version__} wrote {tensor} without a Reshape: use another version")
-    node.input[1] = constant
-    del node.attribute[:]  # without allowzero, a 0 in the shape keeps the input's length
-    graph.initializer.append(require("onnx", extra="export").numpy_helper.from_array(np.array(shape), constant))
-
-
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silence the warnings of torch's exporter about packages and internals that this export does not use.
@@ -218,32 +191,22 @@ def _quiet_exporter() -> Iterator[None]:
     The garbage collector is off meanwhile: the exporter makes millions of small objects and keeps most, and looking
     through them again and again takes a tenth of its time.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        for logger in loggers:
+    with ExitStack() as undo, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in (logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")):
+            undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if collects:
-            gc.enable()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        if gc.isenabled():
+            undo.callback(gc.enable)
+            gc.disable()
+        yield
 
 
 def check_graph(traced: Graph, axes: Axes, dtypes: Mapping[str, str], opset: int, *, head: bool) -> None:
     """Check a graph against the promises of this module, then with ONNX's full checker.
 
-    Args:
-        traced: the graph.
-        axes: the names of the dynamic axes that its inputs and outputs may have.
-        dtypes: the dtype of each input and output.
-        opset: the only operator set that it may import.
-        head: the graph is of a head alone, which has no SHAPE_OPS and no maximum over local descriptors.
+    Inputs and outputs have these `dtypes` and no other dynamic axes than these; no operator set but `opset` is
+    imported. The graph of a `head` alone has no SHAPE_OPS and no maximum over local descriptors.
 
     Raises: ExportError naming the first promise that is broken.
     """
@@ -303,5 +266,4 @@ def clean(traced: Graph, artifact: OnnxArtifact) -> None:
     if artifact.external_data is not None:  # the graph's own hash then changes with its weights
         metadata["external_data"] = asdict(artifact.external_data)
     for key, value in metadata.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = f"netvlad_deploy.{key}", json.dumps(value, sort_keys=True)
+        model.metadata_props.add(key=f"netvlad_deploy.{key}", value=json.dumps(value, sort_keys=True))

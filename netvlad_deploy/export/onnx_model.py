@@ -22,33 +22,23 @@ from netvlad_deploy.artifact import (
     stage_artifact,
 )
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.export import graph
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold_backbone import check_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.fold_pipeline import FOLD_SIZE, fold_pipeline
-from netvlad_deploy.export.graph import (
-    SHAPE_OPS,
-    Axes,
-    Graph,
-    check_graph,
-    check_opset,
-    clean,
-    fix_reshape,
-    keep_outputs,
-    trace,
-)
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.head import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays
 from netvlad_deploy.oracle.reference_file import reference_arrays
-from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.graph_options import OLDEST_OPSET, GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.support.arrays import Array, write_npz
 from netvlad_deploy.support.files import Staging, check_suffix, stage_files
-from netvlad_deploy.support.require import installed_version
+from netvlad_deploy.support.require import installed_version, require
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
 """Packages whose versions stand in the sidecar."""
@@ -56,32 +46,24 @@ EXPORTERS = ("torch", "onnx", "onnxscript")
 LARGEST_INSIDE = 2_000_000_000
 """Size in bytes up to which a file holds all of its weights: protobuf messages end at 2 GiB."""
 
-HEAD_AXES: Axes = ({0: "batch", 1: "num_features"},)
-PIPELINE_AXES: Axes = ({0: "batch", 1: "height", 2: "width"},)
+HEAD_AXES: graph.Axes = ({0: "batch", 1: "num_features"},)
+PIPELINE_AXES: graph.Axes = ({0: "batch", 1: "height", 2: "width"},)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
     """All that an export needs to know of a head or a pipeline.
 
-    Args:
-        module: the folded module, which is traced.
-        head: its folded head, or the module itself.
-        examples: inputs for the trace.
-        axes: names of the dynamic axes of each input.
-        inputs: names of the inputs.
-        dtypes: dtype of every input and output by name.
-        tensors: names of all that the module returns, in that order.
-        arrays: content of the reference file, from which the artifact is proved.
-        preprocessing: what the input must be, in words.
-        images: how images become the input; None for a head.
-        warnings: sentences for the sidecar.
+    `module` is the folded module that is traced with the `examples`, `head` its folded head, or the module itself.
+    `axes` names the dynamic axes of each input, `dtypes` has the dtype of every input and output, and `tensors` the
+    names of all that the module returns, in order. `arrays` is the content of the reference file, `preprocessing`
+    describes the required input, `images` is None for a head, and `warnings` are sentences for the sidecar.
     """
 
     module: nn.Module
     head: FoldedNetVLAD
     examples: tuple[Tensor, ...]
-    axes: Axes
+    axes: graph.Axes
     inputs: tuple[str, ...]
     dtypes: Mapping[str, str]
     tensors: tuple[str, ...]
@@ -109,7 +91,7 @@ def export_onnx(
         options: precision, inputs and outputs; FP32 from features to descriptor by default.
         origin: where the weights come from, in words.
         parent: the file they come from, None if they come from no file.
-        preprocessing: what a head's local descriptors must be, in words.
+        preprocessing: the required local descriptors of a head, in words.
         force: overwrite files that exist.
 
     Raises: FoldError if the module cannot be folded; ExportError if torch or a check refuses it; UsageError if the
@@ -120,7 +102,11 @@ def export_onnx(
     >>> artifact.path.name, artifact.precision, artifact.dtypes
     ('head.onnx', 'fp16', {'features': 'float16', 'descriptor': 'float32'})
     """
-    options = check_opset(options or GraphOptions())
+    options = options or GraphOptions()
+    require("onnxscript", extra="export")
+    newest = require("onnx", extra="export").defs.onnx_opset_version()
+    if not OLDEST_OPSET <= options.opset <= newest:
+        raise UsageError(f"opset {options.opset} is outside {OLDEST_OPSET} to {newest}")
     target = check_suffix(Path(target), ".onnx")
     with stage_files(force=force) as staging:
         for path in (target, sidecar_path(target), reference_path(target)):
@@ -130,19 +116,18 @@ def export_onnx(
 
 
 def _stage(
-    staging: Staging,
-    subject: _Subject,
-    target: Path,
-    options: GraphOptions,
-    origin: str,
-    parent: FileReference | None,
+    staging: Staging, subject: _Subject, target: Path, options: GraphOptions, origin: str, parent: FileReference | None
 ) -> OnnxArtifact:
     """Stage the ONNX file, its external data if any, the reference file and the sidecar; return the artifact."""
     with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write
         reference = beside.submit(_stage_reference, staging, subject, target)
         feature_range, findings = audit(subject.head, alone=subject.images is None)
-        graph, shaped = _traced(subject, options)
-    external = _stage_weights(staging, graph, target)
+        traced = _trace(subject, options)
+        graph.check_graph(traced, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
+    warnings = [*findings, *subject.warnings]
+    if shaped := sorted({node.op_type for node in traced.model.graph.node} & graph.SHAPE_OPS):
+        warnings.append(f"the backbone computes with shapes ({', '.join(shaped)}), which may cost time")
+    external = _stage_weights(staging, traced, target)
     artifact = OnnxArtifact(
         path=target,
         spec=subject.head.spec,
@@ -151,7 +136,7 @@ def _stage(
         outputs=options.outputs,
         dtypes=subject.dtypes,
         range=feature_range,
-        warnings=(*findings, *subject.warnings, *shaped),
+        warnings=tuple(warnings),
         origin=origin,
         parent=parent,
         reference=reference.result(),
@@ -161,17 +146,17 @@ def _stage(
         external_data=external,
         versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
     )
-    clean(graph, artifact)
-    return stage_artifact(staging, artifact, graph.parts())
+    graph.clean(traced, artifact)
+    return stage_artifact(staging, artifact, traced.parts())
 
 
-def _stage_weights(staging: Staging, graph: Graph, target: Path) -> FileReference | None:
+def _stage_weights(staging: Staging, traced: graph.Graph, target: Path) -> FileReference | None:
     """Stage the large constants as external data if the file would exceed LARGEST_INSIDE; return a reference to it."""
-    if graph.size_bytes <= LARGEST_INSIDE:
+    if traced.size_bytes <= LARGEST_INSIDE:
         return None
     path = external_path(target)
     with staging.open(path) as stream:
-        graph.write_external(stream, path.name)
+        traced.write_external(stream, path.name)
     return FileReference(name=path.name, sha256=staging.sha256(path))
 
 
@@ -189,7 +174,7 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
     """
     options = GraphOptions(precision="fp16", output_dtype="float16")
     examples = _examples(options, module.spec.feature_size)
-    graph = trace(
+    model = graph.trace(
         copy.deepcopy(module).half(),
         examples,
         HEAD_AXES,
@@ -199,7 +184,7 @@ def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtif
     )
     with stage_files(force=False) as staging:
         artifact = replace(like, path=target, inputs=options.inputs, outputs=options.outputs, dtypes=options.dtypes)
-        return stage_artifact(staging, artifact, graph.parts())
+        return stage_artifact(staging, artifact, graph.without_large(model).parts())
 
 
 def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subject:
@@ -263,17 +248,9 @@ def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
     return arrays
 
 
-def _traced(subject: _Subject, options: GraphOptions) -> tuple[Graph, tuple[str, ...]]:
-    """Return the checked graph, and a warning if its backbone computes with shapes."""
-    graph = _trace(subject, options)
-    check_graph(graph, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
-    shaped = sorted({node.op_type for node in graph.model.graph.node} & SHAPE_OPS)
-    return graph, (f"the backbone computes with shapes ({', '.join(shaped)}), which may cost time",) if shaped else ()
-
-
-def _trace(subject: _Subject, options: GraphOptions) -> Graph:
+def _trace(subject: _Subject, options: GraphOptions) -> graph.Graph:
     """Return the graph of the folded module: its stages named, the outputs of `options` alone."""
-    graph = trace(
+    model = graph.trace(
         subject.module,
         subject.examples,
         subject.axes,
@@ -282,6 +259,6 @@ def _trace(subject: _Subject, options: GraphOptions) -> Graph:
         opset=options.opset,
     )
     if subject.images is not None:
-        fix_reshape(graph, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
-    keep_outputs(graph, options.outputs)
-    return graph
+        graph.fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
+    graph.keep_outputs(model, options.outputs)
+    return graph.without_large(model)

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.backbones import Backbone, find_backbone, is_custom
+from netvlad_deploy.models.backbones import find_backbone, is_custom
+from netvlad_deploy.models.backbones.networks import Backbone
 from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
-from netvlad_deploy.models.checkpoints import head_of_tensors
+from netvlad_deploy.models.checkpoints import find_head
 from netvlad_deploy.models.dialects import places
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -53,18 +54,15 @@ class ReadyBackbone:
 def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: ImageChanges) -> Pipeline:
     """Return a head and its backbone as one module in eval mode.
 
-    Args:
-        head: the head that `read_head` found.
-        path: its file, which errors name.
-        backbone: name of the backbone; None to recognise it by its tensors. Where the checkpoint holds none, the
-            backbone of this name must bring its own weights.
-        changes: the user's changes to the image input of the checkpoint's dialect.
+    `head` was read from the file `path`. Without the name of a `backbone` its tensors show it; where the checkpoint
+    holds none, the backbone of this name must bring its own weights. `changes` are the user's, to the image input.
 
     Raises: InputError if a tensor of the backbone is missing, of another shape or unknown, or the head takes another
         width; UsageError for an unknown backbone, or if there is none.
     """
     with naming(path):
-        return ready_backbone(head.backbone, _named(backbone), changes=changes).under(head.module(path))
+        named = None if backbone is None else find_backbone(backbone)
+        return _ready(head.backbone, named, changes).under(head.module(path))
 
 
 def read_backbone(
@@ -83,29 +81,24 @@ def read_backbone(
     if checkpoint is None:
         if name is None:
             raise UsageError("nothing says which backbone: pass --backbone, or --checkpoint of a NetVLAD with one")
-        return ready_backbone(None, find_backbone(name), changes=changes, seed=seed)
-    tensors, backbone = unwrapped(read_tensors(checkpoint)), _named(name)
-    state = head_of_tensors(tensors, checkpoint).backbone if places(tensors) else None
+        return _ready(None, find_backbone(name), changes, seed)
+    tensors = unwrapped(read_tensors(checkpoint))
+    backbone = None if name is None else find_backbone(name)
+    state = find_head(checkpoint, state=tensors).backbone if places(tensors) else None
     if state is None:
         if backbone is None:
             raise UsageError(f"{checkpoint} is no NetVLAD with a backbone: say with --backbone whose weights it has")
         state = _whole_network(backbone, tensors)
     with naming(checkpoint):
-        return ready_backbone(state, backbone, changes=changes)
+        return _ready(state, backbone, changes)
 
 
-def ready_backbone(
-    state: BackboneState | None,
-    backbone: Backbone | None,
-    *,
-    changes: ImageChanges = NO_CHANGES,
-    seed: int | None = None,
+def _ready(
+    state: BackboneState | None, backbone: Backbone | None, changes: ImageChanges, seed: int | None = None
 ) -> ReadyBackbone:
     """Return a backbone with the weights of a checkpoint, or with its own if `state` is None.
 
     Without `backbone`, it is the one that `state` records, or that its tensors show.
-
-    Raises: as `read_backbone`.
     """
     if backbone is None:
         backbone = _shown(state)
@@ -134,10 +127,6 @@ def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
     except InputError as error:
         return str(error), None
     return backbone.name, state.images
-
-
-def _named(name: str | None) -> Backbone | None:
-    return None if name is None else find_backbone(name)
 
 
 def _shown(state: BackboneState | None) -> Backbone:

@@ -1,9 +1,7 @@
 """Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
 
-A checkpoint is a flat or nested dictionary of arrays in `.safetensors`, `.pt`, `.pth`, `.pth.tar` or `.npz`, or a
-network of MatConvNet in `.mat`. Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and
-with the names of wrappers in them. Every other tensor that may change a descriptor is used, refused, or left out by an
-option that says so.
+Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and with the names of wrappers in them.
+Every other tensor that may change a descriptor is used, refused, or left out by an option that says so.
 """
 
 import logging
@@ -20,7 +18,7 @@ from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSS_PREFIXES
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.tensor_names import counted, names, unwrapped, without_wrappers
-from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+from netvlad_deploy.models.vocabulary import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.formats import naming
@@ -60,7 +58,7 @@ def read_head(
     with_backbone: bool = False,
     resized: bool = False,
 ) -> Head:
-    """Return the head of a checkpoint in the reference's form, and log what was assumed, left out and ignored.
+    """Return the head of a checkpoint in the reference's form, and log assumptions, and tensors left out or ignored.
 
     The arguments are those of `load_checkpoint`. With `with_backbone` a pipeline will use the image backbone too: then
     tensors that may stand between both are refused. With `resized` the caller says how large images become, so that
@@ -80,41 +78,31 @@ def read_head(
             f"{path} holds {counted(unplaced)} beside the head, and nothing says whether that stands before or after "
             "it: pass --input features for the head on its local descriptors, or --head-only to leave it out"
         )
-    of_images = head.backbone.assumed if with_backbone and not resized and head.backbone is not None else ""
-    for assumed in (head.assumed, of_images):
-        if assumed:
-            LOG.warning("assumed: %s", assumed)
+    backbone = head.backbone if with_backbone else None
+    of_images = "" if backbone is None or resized else backbone.assumed
+    for assumed in filter(None, (head.assumed, of_images)):
+        LOG.warning("assumed: %s", assumed)
     if head_only and (left_out := (*head.projected, *head.projections, *unplaced)):
         LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
         head = head.alone()
-    used = head.backbone.root if with_backbone and head.backbone is not None else None
-    if ignored := [name for name in head.ignored if used is None or not name.startswith(used)]:
+    if ignored := [name for name in head.ignored if backbone is None or not name.startswith(backbone.root)]:
         LOG.info("ignored: %s", counted(ignored))
     return head
 
 
-def find_head(path: Path | str, *, prefix: str = "", dialect: str | None = None) -> Head:
+def find_head(
+    path: Path | str, *, prefix: str = "", dialect: str | None = None, state: Mapping[str, torch.Tensor] | None = None
+) -> Head:
     """Return the head of a checkpoint even if its descriptor may be changed by tensors beside it.
 
-    The fields `projections`, `unplaced` and `backbone` name those tensors.
+    The fields `projections`, `unplaced` and `backbone` name those tensors. `state` has the tensors of the file under
+    names without wrappers, where it has been read already.
 
     Raises: as `load_checkpoint`.
     """
     path = Path(path)
-    tensors = read_tensors(path)
     with naming(path):
-        state = unwrapped(tensors)
-    return head_of_tensors(state, path, prefix=prefix, dialect=dialect)
-
-
-def head_of_tensors(
-    state: Mapping[str, torch.Tensor], path: Path, *, prefix: str = "", dialect: str | None = None
-) -> Head:
-    """Return the head among the tensors of a file that has been read already, under names without wrappers.
-
-    Raises: as `load_checkpoint`.
-    """
-    with naming(path):
+        state = unwrapped(read_tensors(path)) if state is None else state
         place, head = find_head_in(state, prefix=without_wrappers(f"{prefix}.").rstrip("."), name=dialect)
     for name, tensor in state.items():
         if name not in head.ignored and not is_finite(tensor):

@@ -1,7 +1,6 @@
 """Read numbers, text, cells and structs from `.mat` files of MATLAB 5 to 7.2.
 
-Every size is compared with the bytes left in its element before memory is taken for it: so a damaged file is an error,
-and cannot exhaust memory.
+Every size is compared with the bytes left in its element first: so a damaged file cannot exhaust memory.
 
 Source: MathWorks, MAT-File Format, level 5.
 """
@@ -32,13 +31,6 @@ MAX_CELL_DEPTH: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unread:
-    """The place of an array of another class than numbers, text, cells and structs, such as a MATLAB object."""
-
-    kind: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Element:
     """One element of a file: its data type and its bytes."""
 
@@ -49,8 +41,8 @@ class _Element:
 def read_variable(path: Path, name: str) -> tuple[Any, list[str]]:
     """Return the variable of this name, None if there is none, and the names of all variables of a file.
 
-    A cell becomes a list, a struct a dictionary, an array of structs a list of dictionaries, and an array of numbers
-    loses its axes of size one.
+    A cell becomes a list, a struct a dictionary, an array of structs a list of dictionaries, an object of MATLAB None,
+    and an array of numbers loses its axes of size one.
 
     Raises: InputError if the file is not of MATLAB 5 to 7.2; errors of `formats.READER_ERRORS` if it is damaged.
     """
@@ -109,7 +101,7 @@ def _inflated(content: memoryview, order: str) -> _Element:
 
 
 def _value(element: _Element, order: str, depth: int) -> Any:
-    """Return the array, text, list or dictionary in a MATRIX_ELEMENT."""
+    """Return the array, text, list or dictionary in a MATRIX_ELEMENT; None for other classes, such as objects."""
     if element.kind != MATRIX_ELEMENT or depth > MAX_CELL_DEPTH:
         raise ValueError(f"element {element.kind} stands where an array should, {depth} deep")
     if not element.content:
@@ -118,7 +110,7 @@ def _value(element: _Element, order: str, depth: int) -> Any:
     flags = int(_numbers(_next(parts), order)[0])
     kind = flags & 0xFF
     if kind not in (CELL_CLASS, STRUCT_CLASS, CHAR_CLASS, *NUMERIC_CLASSES):
-        return Unread(kind=kind)
+        return None
     dimensions = [int(each) for each in _numbers(_next(parts), order)]
     _next(parts)
     if min(dimensions, default=0) < 0:

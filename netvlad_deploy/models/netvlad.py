@@ -1,8 +1,7 @@
 """The torch reference: NetVLAD with ghost clusters and BatchNorm on the assignments.
 
-Constructor and parameter names are those of the collaborative-experts module (also shipped by towhee), so that
-its checkpoints load with `strict=True` and give the same descriptors. It stays close to the equations; the changes
-that make it fast on a GPU are made in `netvlad_deploy.export.fold_head`.
+Constructor and parameter names are those of the collaborative-experts module (also in towhee), whose checkpoints load
+with `strict=True` and give the same descriptors. `export.fold_head` makes the layer fast on a GPU.
 
 Source: Arandjelovic et al. 2016 (NetVLAD); Miech et al. 2017 (BatchNorm instead of a bias on the assignment);
 Zhong et al. 2018 (ghost clusters).
@@ -15,17 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netvlad_deploy.models.affine import AffineMap
-from netvlad_deploy.spec.layer import (
-    ADD,
-    BATCH_NORM,
-    BIAS,
-    CLAMP,
-    CLUSTERS_FIRST,
-    CLUSTERS_LAST,
-    NORM_FLOORS,
-    NetVLADSpec,
-    Projection,
-)
+from netvlad_deploy.spec import layer
+from netvlad_deploy.spec.layer import NetVLADSpec, Projection
 
 
 def initialize(spec: NetVLADSpec, seed: int) -> "NetVLAD":
@@ -65,8 +55,8 @@ class NetVLAD(nn.Module):
         *,
         assignment_bias: bool = False,
         normalize_input: bool = False,
-        flatten: str = CLUSTERS_LAST,
-        epsilon: str = CLAMP,
+        flatten: str = layer.CLUSTERS_LAST,
+        epsilon: str = layer.CLAMP,
         projection: Projection | None = None,
     ) -> None:
         super().__init__()
@@ -128,7 +118,7 @@ class NetVLAD(nn.Module):
         centroid_sum = assignment.sum(dim=1, keepdim=True) * self.clusters2  # (B,1,K) * (1,D,K)
         residual_sum = (assignment.transpose(1, 2) @ x).transpose(1, 2) - centroid_sum  # (B,D,K)
         intra_normalized = self._l2_normalize(residual_sum, dim=1)
-        if self.spec.flatten == CLUSTERS_FIRST:
+        if self.spec.flatten == layer.CLUSTERS_FIRST:
             intra_normalized = intra_normalized.transpose(1, 2)  # (B,K,D)
         aggregate = self._l2_normalize(intra_normalized.reshape(-1, self.spec.aggregate_size), dim=1)
         return self._project(aggregate)
@@ -145,8 +135,8 @@ class NetVLAD(nn.Module):
         return self._l2_normalize(descriptor, dim=1) if self.spec.projection.final_l2 else descriptor
 
     def _l2_normalize(self, values: Tensor, dim: int) -> Tensor:
-        floor = NORM_FLOORS[self.spec.epsilon]
-        if self.spec.epsilon == ADD:
+        floor = layer.NORM_FLOORS[self.spec.epsilon]
+        if self.spec.epsilon == layer.ADD:
             return values / (values.square().sum(dim, keepdim=True) + floor**2).sqrt()
         return functional.normalize(values, dim=dim, eps=floor)
 
@@ -171,5 +161,5 @@ def _following(projection: Projection | None, inputs: int) -> tuple[AffineMap | 
     mapped = AffineMap(inputs, projection.size, bias=projection.bias, batch_norm=projection.batch_norm)
     if projection.gating is None:
         return mapped, None
-    offset = {"bias": projection.gating == BIAS, "batch_norm": projection.gating == BATCH_NORM}
+    offset = {"bias": projection.gating == layer.BIAS, "batch_norm": projection.gating == layer.BATCH_NORM}
     return mapped, AffineMap(projection.size, projection.size, **offset)

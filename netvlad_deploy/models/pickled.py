@@ -1,6 +1,6 @@
 """The values that a pickle of weights may hold, and the functions that make them: the only ones that a file can call.
 
-Source: pytorch/pytorch, torch/_utils.py and torch/serialization.py (what is saved, and as what); numpy/numpy,
+Source: pytorch/pytorch, torch/_utils.py and torch/serialization.py (the saved types); numpy/numpy,
 numpy/_core/multiarray.py.
 """
 
@@ -8,6 +8,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -58,24 +59,21 @@ class Storage:
     dtype: torch.dtype
     numel: int
     read: Callable[[], bytearray] | None = None
-    _values: bytearray | None = None
 
     @property
     def size_bytes(self) -> int:
         """Return its size in the file, in bytes."""
         return self.numel * self.dtype.itemsize
 
+    @cached_property
     def values(self) -> bytearray:
-        """Return its bytes.
+        """Return its bytes; they are kept, since several tensors may view one storage and would each take its memory.
 
         Raises: EOFError if the file has no values for it.
         """
-        # Kept for the next tensor: several may view one storage, and each reading would take its memory again.
-        if self._values is None:
-            if self.read is None:
-                raise EOFError("a tensor has no values in the file")
-            self._values = self.read()
-        return self._values
+        if self.read is None:
+            raise EOFError("a tensor has no values in the file")
+        return self.read()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,7 @@ class StoredTensor:
             raise InputError(
                 f"repeats {held} bytes to a shape of {self.shape}, more than the whole file: save it after contiguous()"
             )
-        values = torch.frombuffer(self.storage.values(), dtype=self.dtype, count=held // size)
+        values = torch.frombuffer(self.storage.values, dtype=self.dtype, count=held // size)
         return values.as_strided(self.shape, self.strides, self.offset)
 
 

@@ -10,11 +10,8 @@ from netvlad_deploy.spec.images import CHANNELS, ImageInput
 class Pipeline(nn.Module):
     """Turn images (B,H,W,3), uint8 RGB, into descriptors.
 
-    Args:
-        backbone: a module from normalised images (B,3,H,W) to a feature map (B,D,h,w), with its weights.
-        head: the layer that aggregates every position of that map.
-        images: the image input; this module applies its mean and standard deviation.
-        name: the name of the backbone.
+    The backbone, of this name, makes a feature map (B,D,h,w) of normalised images (B,3,H,W); the head aggregates every
+    position of that map. This module applies the mean and standard deviation of the image input.
     """
 
     mean: Tensor

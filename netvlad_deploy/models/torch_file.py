@@ -9,8 +9,9 @@ Source: pytorch/pytorch, torch/serialization.py, `_load` and `_legacy_load`.
 import io
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from netvlad_deploy.support.arrays import READ_BLOCK_BYTES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-
 
 Pickled = tuple[Any, frozenset[str]]
 """The content of a file of torch, and the names of the classes for whose objects stand-ins were made."""
@@ -91,7 +91,7 @@ def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
             info = members[f"{root}data/{key}"]
             if type(numel) is not int or info.file_size != numel * dtype.itemsize:
                 raise ValueError(f"{info.filename} has {info.file_size} bytes, expected {numel} of {dtype}")
-            storages[key] = Storage(dtype=dtype, numel=numel, read=lambda: _read_member(archive, info))
+            storages[key] = Storage(dtype=dtype, numel=numel, read=partial(_read_member, archive, info))
         return storages[key]
 
     unpickler = Unpickler(io.BytesIO(_read_member(archive, members[pickles[0]])), storage)
@@ -139,16 +139,13 @@ def _read_row(stream: Bounded, path: Path) -> Pickled:
         each = stored[key]
         if numel != each.numel:
             raise ValueError(f"storage {key} has {numel} values, expected {each.numel}")
-        each.read = _reader(stream, stream.skip(numel * each.dtype.itemsize), numel * each.dtype.itemsize)
+        each.read = partial(_read_at, stream, stream.skip(each.size_bytes), each.size_bytes)
     return content, frozenset(unpickler.skipped)
 
 
-def _reader(stream: io.BufferedReader, start: int, size: int) -> Callable[[], bytearray]:
-    def read() -> bytearray:
-        values = bytearray(size)
-        stream.seek(start)
-        if stream.readinto(values) != size:
-            raise EOFError(f"{size} bytes of values are expected at {start}")
-        return values
-
-    return read
+def _read_at(stream: io.BufferedReader, start: int, size: int) -> bytearray:
+    values = bytearray(size)
+    stream.seek(start)
+    if stream.readinto(values) != size:
+        raise EOFError(f"{size} bytes of values are expected at {start}")
+    return values

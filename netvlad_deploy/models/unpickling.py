@@ -1,8 +1,7 @@
 """Read pickles of weights: nothing that a file names is ever imported or called.
 
 The names in a pickle are looked up in the table of `pickled`, whose functions make tensors that are still in the file,
-numbers and plain containers. Every other name becomes a `Standin`, which accepts all operations and does nothing. So
-weights can be read whether numbers or objects of a trainer stand beside them.
+numbers and plain containers. Every other name becomes a `Standin`, which accepts all operations and does nothing.
 
 Source: CPython, Lib/pickle.py (opcodes).
 """
@@ -14,18 +13,8 @@ from typing import IO, Any, ClassVar, Final
 
 import torch
 
-from netvlad_deploy.models.pickled import (
-    KNOWN_FUNCTIONS,
-    MAX_CLASS_NAME_SHOWN,
-    STORAGE_DTYPES,
-    NumpyArray,
-    NumpyDtype,
-    Standin,
-    Storage,
-    call,
-    is_key,
-    set_of,
-)
+from netvlad_deploy.models import pickled
+from netvlad_deploy.models.pickled import Standin, Storage
 
 MAX_COPIES: Final = 4
 """Most characters and members that the functions of the table may copy, as a multiple of the pickle's size.
@@ -58,16 +47,16 @@ class Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the function of the table, the dtype, or a stand-in for a name."""
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
-        known = KNOWN_FUNCTIONS.get(f"{module}.{name}")
+        known = pickled.KNOWN_FUNCTIONS.get(f"{module}.{name}")
         if known is not None:
             return known
         if module.split(".")[0] == "torch":
-            if name in STORAGE_DTYPES:
-                return STORAGE_DTYPES[name]
+            if name in pickled.STORAGE_DTYPES:
+                return pickled.STORAGE_DTYPES[name]
             dtype = vars(torch).get(name) if module == "torch" else None
             if isinstance(dtype, torch.dtype):
                 return dtype
-        foreign = f"{module}.{name}"[:MAX_CLASS_NAME_SHOWN]
+        foreign = f"{module}.{name}"[: pickled.MAX_CLASS_NAME_SHOWN]
         self.skipped.add(foreign)
         return Standin(foreign)
 
@@ -99,7 +88,7 @@ class Unpickler(pickle._Unpickler):
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Standin):
             self._count_copies(arguments)
-        return call(function, arguments)
+        return pickled.call(function, arguments)
 
     def _count_copies(self, values: Any) -> None:
         """Raise UnpicklingError if the pickle has more copied than MAX_COPIES allows."""
@@ -111,7 +100,7 @@ class Unpickler(pickle._Unpickler):
         """Give an object its state: it fills an array or dtype, a stand-in keeps it, and a dictionary needs none."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, NumpyArray | NumpyDtype):
+        if isinstance(target, pickled.NumpyArray | pickled.NumpyDtype):
             self._count_copies(state)
             target.take(state)
         elif isinstance(target, Standin):
@@ -137,7 +126,7 @@ class Unpickler(pickle._Unpickler):
     def _put(self, target: Any, items: list[Any]) -> None:
         if isinstance(target, dict):
             pairs = zip(items[::2], items[1::2], strict=True)
-            target.update((key, value) for key, value in pairs if is_key(key))
+            target.update((key, value) for key, value in pairs if pickled.is_key(key))
         elif not isinstance(target, Standin):
             raise pickle.UnpicklingError(f"an item is put into a {type(target).__name__}")
 
@@ -145,12 +134,12 @@ class Unpickler(pickle._Unpickler):
         """Put the members on the stack into a set, without those that could not be hashed in time."""
         items = self.pop_mark()
         if isinstance(self.stack[-1], set):
-            self.stack[-1].update(set_of(items))
+            self.stack[-1].update(pickled.set_of(items))
 
     def load_frozenset(self) -> None:
         """Make a plain set for a frozen one."""
         items = self.pop_mark()
-        self.append(set_of(items))
+        self.append(pickled.set_of(items))
 
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.SETITEM[0]] = load_setitem

@@ -4,17 +4,22 @@ Source: Arandjelovic et al. 2016, section 3 and appendix A (the initialisation o
 Patch-NetVLAD's add_pca.py, with its 1e-9.
 """
 
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE
+from netvlad_deploy.models.dialects.collaborative_experts import BACKBONE, COLLABORATIVE_EXPERTS
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.reference_file import ASSIGNMENT_BIAS, NORMALIZE_INPUT, PROJECTION_L2
+from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64
+from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.require import require
 
 K_MEANS_BATCH_SIZE, K_MEANS_STARTS = 4096, 3
@@ -31,6 +36,49 @@ SHARPNESS_BLOCK_ROWS, GRAM_BLOCK_COLUMNS = 4096, 2048
 """Rows, or columns, that are converted to float64 at a time."""
 
 PROJECTION_WEIGHT, PROJECTION_BIAS = "projection.weight", "projection.bias"
+METADATA_KEY = "netvlad-deploy/vocabulary/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyRecord:
+    """The record in the metadata of a vocabulary file: its backbone, its image input, and how it was fitted.
+
+    It has names and numbers only: nothing is imported because a file names it.
+
+    Args:
+        backbone: the name of the backbone.
+        images: the image input: resize, crop and normalisation of each image.
+        num_images: number of images on which it was fitted.
+        num_descriptors: number of local descriptors on which the clusters were fitted.
+        seed: seed of the sample and of k-means.
+        alpha: sharpness of the assignments, see `sharpness`.
+        versions: versions of the packages that fitted it.
+    """
+
+    backbone: str
+    images: ImageInput
+    num_images: int
+    num_descriptors: int
+    seed: int
+    alpha: float
+    versions: Mapping[str, str]
+
+    def metadata(self) -> dict[str, str]:
+        """Return the record as the metadata of a safetensors file."""
+        return {METADATA_KEY: json.dumps(asdict(self), sort_keys=True)}
+
+    @classmethod
+    def parse(cls, metadata: Mapping[str, str]) -> "VocabularyRecord | None":
+        """Return the record in the metadata of a file, None if there is none.
+
+        Raises: InputError if the record is damaged.
+        """
+        if METADATA_KEY not in metadata:
+            return None
+        try:
+            return from_record(cls, json.loads(metadata[METADATA_KEY]))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the record of its vocabulary is damaged ({error}): fit it again") from error
 
 
 def local_descriptors(pipeline: Pipeline, images: Array) -> Float32:
@@ -101,11 +149,8 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
 
 def head_module(state: Arrays) -> NetVLAD:
     """Return the module in eval mode that has the state of `head_state`."""
-    _, width, clusters = state["clusters2"].shape
-    module = NetVLAD(clusters, width, add_batch_norm=False, assignment_bias=True, normalize_input=True)
-    tensors = {name: torch.from_numpy(state[name]) for name in ("clusters", "clusters2", ASSIGNMENT_BIAS)}
-    module.load_state_dict(tensors, strict=True)
-    return module.eval()
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    return COLLABORATIVE_EXPERTS.convert(tensors, "").module("the vocabulary")
 
 
 def backbone_state(pipeline: Pipeline) -> Arrays:

@@ -2,8 +2,7 @@
 
 A file holds arrays by name (`.safetensors`, `.npz`), a dictionary of tensors or a whole module as torch saves them, an
 archive of TorchScript, or a network of MatConvNet (`.mat`). Its weights may stand in containers (`state_dict`, `model`,
-`ema`). In a single container they have their own names. In several containers each name begins with the container's,
-which is then a prefix to choose by.
+`ema`). Of several containers, each name begins with the container's, which is then a prefix to choose by.
 """
 
 import logging
@@ -16,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.matlab import read_matlab
+from netvlad_deploy.models.dialects.relja import read_matlab
 from netvlad_deploy.models.pickled import NumpyArray, Standin, StoredTensor
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.torch_file import open_pickled
@@ -57,7 +56,7 @@ MAX_TENSORS, MAX_NAME_LENGTH, MAX_CONTAINER_DEPTH, MAX_VALUES_VISITED = 50_000, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Leaf:
-    """A value of a file, the containers in which it stands, outermost first, and its name in the last."""
+    """A value of a file, the containers in which it stands, outermost first, and its name in the last of them."""
 
     containers: tuple[str, ...]
     name: str
@@ -122,7 +121,7 @@ def _tensors_in(path: Path, content: Any, skipped: frozenset[str] = frozenset())
     Raises: InputError if there is none, two have the same name, or one is no tensor of real numbers.
     """
     walk = _Walk(path)
-    kept = _unwrapped(list(walk.root(content)))
+    kept = _unwrapped(list(walk.below(content)))
     if not any(_shape(leaf.value) is not None for leaf in kept):
         raise InputError(f"{path} {_no_weights(content)}")
     if walk.objects:
@@ -152,38 +151,32 @@ class _Walk:
         self._path = path
         self._visited = 0
 
-    def root(self, content: Any) -> Iterator[_Leaf]:
-        """Yield every tensor and every stand-in in the content of the file.
+    def below(self, node: Any, containers: tuple[str, ...] = (), start: str = "", depth: int = 0) -> Iterator[_Leaf]:
+        """Yield every tensor and every stand-in below a value of the file, which stands in these containers.
 
-        Raises: InputError if its values are nested too deep or too many, or a name is too long.
+        Raises: InputError if the values are nested too deep or too many, or a name is too long.
         """
-        if isinstance(content, Mapping) or _attributes(content) is not None:
-            yield from self._below(content, (), "")
-
-    def _below(self, node: Any, containers: tuple[str, ...], start: str, depth: int = 0) -> Iterator[_Leaf]:
         attributes = _attributes(node)
         if attributes is not None:
             self.parts.add(node.name)
             self.objects.update([] if start else [node.name])
+        elif not isinstance(node, Mapping):
+            return
         for key, value in (node if attributes is None else attributes).items():
             self._visited += 1
             if depth > MAX_CONTAINER_DEPTH or self._visited > MAX_VALUES_VISITED:
                 raise InputError(f"{self._path} is nested without an end: save its state_dict alone")
-            if _holds_no_weights(value) or not isinstance(key, str | int):
+            may_hold = isinstance(value, Standin | Mapping) or _shape(value) is not None  # no number, text or list can
+            if not may_hold or not isinstance(key, str | int):
                 continue
             if (length := sum(map(len, (*containers, start, name := str(key))))) > MAX_NAME_LENGTH:
                 raise InputError(f"{self._path} is no checkpoint: a name of {length} characters begins {name[:40]}")
             if _attributes(value) is not None and attributes is not None:
-                yield from self._below(value, containers, f"{start}{name}.", depth + 1)
+                yield from self.below(value, containers, f"{start}{name}.", depth + 1)
             elif _attributes(value) is not None or (isinstance(value, Mapping) and isinstance(key, str)):
-                yield from self._below(value, (*containers, name), "", depth + 1)
+                yield from self.below(value, (*containers, name), "", depth + 1)
             elif not isinstance(value, Mapping):
                 yield _Leaf(containers=containers, name=f"{start}{name}", value=value)
-
-
-def _holds_no_weights(value: Any) -> bool:
-    """Return True if a value is neither weights nor able to hold some: a number, a text, a list."""
-    return not isinstance(value, Standin | Mapping) and _shape(value) is None
 
 
 def _attributes(value: Any) -> Mapping[str, Any] | None:

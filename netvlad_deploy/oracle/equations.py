@@ -12,8 +12,7 @@ shares no code with the torch module, the fold or the graph, so a fault in one o
     z / max(|z|, 1e-12), if `final_l2`                     descriptor          (B,P), v itself without a projection
 
 Without BatchNorm, l = x W, plus a bias where there is one. A descriptor is flattened d*K + k or k*D + d. Other epsilon
-modes divide by max(|x|, 1e-6) or by sqrt(|x|^2 + 1e-12). P may be half a gigabyte: it stays as it was read, and its
-product is taken in blocks of rows.
+modes divide by max(|x|, 1e-6) or by sqrt(|x|^2 + 1e-12).
 
 Source: Arandjelovic et al. 2016, equations 3 and 4; ghost clusters: Zhong et al. 2018, "GhostVLAD".
 """
@@ -25,17 +24,8 @@ from functools import cached_property
 import numpy as np
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.spec.layer import (
-    ADD,
-    BATCH_NORM,
-    BIAS,
-    CLAMP,
-    CLUSTERS_FIRST,
-    CLUSTERS_LAST,
-    NORM_FLOORS,
-    NetVLADSpec,
-    Projection,
-)
+from netvlad_deploy.spec import layer
+from netvlad_deploy.spec.layer import NetVLADSpec, Projection
 from netvlad_deploy.support.arrays import Array, Float64
 
 BLOCK_ROWS = 64
@@ -103,8 +93,8 @@ class ReferenceParameters:
     batch_norm: BatchNorm | None
     bias: Float64 | None = None
     normalize_input: bool = False
-    flatten: str = CLUSTERS_LAST
-    epsilon: str = CLAMP
+    flatten: str = layer.CLUSTERS_LAST
+    epsilon: str = layer.CLAMP
     projection: LinearMap | None = None
     projection_l2: bool = False
     gating: LinearMap | None = None
@@ -116,7 +106,7 @@ class ReferenceParameters:
         num_clusters, feature_size = self.centroids.shape
         projection = None
         if self.projection is not None:
-            gating = None if self.gating is None else BIAS if self.gating.batch_norm is None else BATCH_NORM
+            gating = None if self.gating is None else layer.BIAS if self.gating.batch_norm is None else layer.BATCH_NORM
             projection = Projection(
                 size=len(self.projection.weight),
                 bias=self.projection.bias is not None,
@@ -150,7 +140,7 @@ class ReferenceParameters:
 
 def by_cluster(vectors: Array, spec: NetVLADSpec) -> Array:
     """Return flattened vectors (B, D*K), in the order of the spec, as (B,K,D)."""
-    if spec.flatten == CLUSTERS_FIRST:
+    if spec.flatten == layer.CLUSTERS_FIRST:
         return vectors.reshape(-1, spec.num_clusters, spec.feature_size)
     parts: Array = vectors.reshape(-1, spec.feature_size, spec.num_clusters).swapaxes(1, 2)
     return parts
@@ -202,7 +192,7 @@ def residual_sum(assignment: Float64, features: Array, centroids: Float64) -> Fl
     return residuals
 
 
-def l2_normalize(values: Float64, epsilon: str = CLAMP) -> Float64:
+def l2_normalize(values: Float64, epsilon: str = layer.CLAMP) -> Float64:
     """Divide by the norm over the last axis; `epsilon` is the mode in which the divisor is kept above 0.
 
     >>> l2_normalize(np.array([3.0, 4.0]))
@@ -213,14 +203,14 @@ def l2_normalize(values: Float64, epsilon: str = CLAMP) -> Float64:
 
 def divisor(squares: Float64, epsilon: str) -> Float64:
     """Return the norm of a sum of squares, kept above 0 by the mode `epsilon`: the divisor of an L2 normalisation."""
-    floor = NORM_FLOORS[epsilon]
-    return np.sqrt(squares + floor**2) if epsilon == ADD else np.maximum(np.sqrt(squares), floor)
+    floor = layer.NORM_FLOORS[epsilon]
+    return np.sqrt(squares + floor**2) if epsilon == layer.ADD else np.maximum(np.sqrt(squares), floor)
 
 
 def aggregate(parameters: ReferenceParameters, residuals: Float64) -> Float64:
     """Return v (B, D*K) of V (B,K,D): intra-normalise, flatten, L2-normalise."""
     intra_normalized = l2_normalize(residuals, parameters.epsilon)
-    ordered = intra_normalized if parameters.flatten == CLUSTERS_FIRST else intra_normalized.swapaxes(1, 2)
+    ordered = intra_normalized if parameters.flatten == layer.CLUSTERS_FIRST else intra_normalized.swapaxes(1, 2)
     return l2_normalize(ordered.reshape(len(residuals), -1), parameters.epsilon)
 
 

@@ -6,10 +6,9 @@ a precision does. That distance measures the effect of rounding on this network 
 
     factor * max(distance measured in the precision, floor)
 
-The factor leaves room for sums in another order and in narrower types: 16 in FP32, which has no other error, and 4
-where every tensor is rounded to 11 bits, an error larger than that of any order. A golden image is not judged if its
-tolerance is above MAX_TOLERANCE, or above half the distance to the descriptor of another golden image: it would then
-pass a network that mistakes one image for the other.
+The factor leaves room for sums in another order and in narrower types. A golden image is not judged if its tolerance is
+above MAX_TOLERANCE, or above half the distance to the descriptor of another golden image: it would then pass a network
+that mistakes one image for the other (docs/adr/0014-pipelines-and-golden-images.md).
 """
 
 import itertools

@@ -20,8 +20,6 @@ REFERENCE_FILE = "reference_file"
 MARKS = (REFERENCE_FILE, NORMALIZE_INPUT, CLUSTERS_FIRST_MARK, PROJECTION_L2, FINAL_L2, *EPSILON_MARKS)
 """Names in a reference file beside those of the module's state: conventions of the layer, 1 for yes."""
 
-BATCH_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "eps")
-
 
 def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     """Return the parameters in arrays with the state names of the torch module.
@@ -36,14 +34,10 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     (2, 1, 4)
     """
     clusters, clusters2 = (_read(arrays, name) for name in ("clusters", "clusters2"))
-    columns = clusters.shape[-1] if clusters.ndim == 2 else 0
-    if (
-        clusters.ndim != 2
-        or clusters2.ndim != 3
-        or clusters.shape[0] != clusters2.shape[1]
-        or columns < clusters2.shape[2]
-    ):
+    layout = (clusters.ndim, clusters2.ndim) == (2, 3) and clusters.shape[0] == clusters2.shape[1]
+    if not layout or clusters.shape[1] < clusters2.shape[2]:
         raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
+    columns = clusters.shape[1]
     marks = {name: bool(_read(arrays, name)) for name in MARKS if name in arrays}
     projection = _linear_map(arrays, PROJECTION, clusters2.size)
     return ReferenceParameters(
@@ -61,23 +55,24 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     )
 
 
-def _read(arrays: Mapping[str, Array], name: str) -> Float64:
+def _finite(arrays: Mapping[str, Array], name: str) -> Array:
+    """Return the array of this name, in its own dtype.
+
+    Raises: InputError if it is missing, or its values are not real numbers, or not all finite.
+    """
     if name not in arrays:
         raise InputError(f"reference parameters lack {name}")
-    return np.asarray(_finite(arrays[name], name), dtype=np.float64)
-
-
-def _finite(values: Array, name: str) -> Array:
-    """Return the values unchanged.
-
-    Raises: InputError if they are not real numbers, or not all finite.
-    """
+    values = arrays[name]
     if values.dtype.kind not in "biuf":
         raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
     # NaN is the minimum and maximum of any array that holds one: no mask as large as a projection is needed.
     if values.size and not np.isfinite([values.min(), values.max()]).all():
         raise InputError(f"reference parameter {name} is not finite")
     return values
+
+
+def _read(arrays: Mapping[str, Array], name: str) -> Float64:
+    return np.asarray(_finite(arrays, name), dtype=np.float64)
 
 
 def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
@@ -91,7 +86,8 @@ def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchN
     if not any(name.startswith(f"{layer}.") for name in arrays):
         return None
     (eps,) = _vector({"eps": np.reshape(_read(arrays, f"{layer}.eps"), -1)}, "eps", 1)
-    vectors = {key: _vector(arrays, f"{layer}.{key}", columns) for key in BATCH_NORM_KEYS if key != "eps"}
+    names = ("weight", "bias", "running_mean", "running_var")
+    vectors = {name: _vector(arrays, f"{layer}.{name}", columns) for name in names}
     return BatchNorm(**vectors, eps=float(eps))
 
 
@@ -99,9 +95,7 @@ def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearM
     name = f"{layer}.weight"
     if not any(found.startswith(f"{layer}.") for found in arrays):
         return None
-    if name not in arrays:
-        raise InputError(f"reference parameters lack {name}")
-    weight, bias = _finite(arrays[name], name), f"{layer}.bias"
+    weight, bias = _finite(arrays, name), f"{layer}.bias"
     if weight.ndim != 2 or weight.shape[1] != inputs:
         raise InputError(f"{name} has shape {weight.shape}, expected (P, {inputs})")
     return LinearMap(

@@ -19,8 +19,8 @@ LEVELS: Final = range(6)
 """TensorRT's optimization levels; without one it takes its own default, 3."""
 
 
-def _option(default: Any, flag: str, text: str, **more: str) -> Any:
-    """Return the field of one option.
+def option(default: Any, flag: str, text: str, **more: str) -> Any:
+    """Return the field of an option that the command line takes, too.
 
     Args:
         default: the value that needs no word: False, None or ().
@@ -55,20 +55,20 @@ class BuildOptions:
 
     flavor: str = TENSORRT
     profiles: tuple[AnyProfile, ...] = ()
-    tf32: bool = _option(False, "--tf32", "Allow TF32, which costs about 1e-3 of accuracy.")
-    workspace_mib: int | None = _option(
+    tf32: bool = option(False, "--tf32", "Allow TF32, which costs about 1e-3 of accuracy.")
+    workspace_mib: int | None = option(
         None,
         "--workspace-mib",
         "Most scratch memory of a kernel, in MiB.  [default: the GPU's memory]",
         trtexec="--memPoolSize=workspace:{}",
     )
-    optimization_level: int | None = _option(
+    optimization_level: int | None = option(
         None,
         "--optimization-level",
         "0 builds fastest, 5 tries most.  [default: TensorRT's own, 3]",
         trtexec="--builderOptimizationLevel={}",
     )
-    hardware_compatible: bool = _option(
+    hardware_compatible: bool = option(
         False,
         "--hardware-compatible",
         "One engine for GPUs since Ampere, at the price of speed.",
@@ -76,7 +76,7 @@ class BuildOptions:
         price="hardware-compatible: runs on Ampere and later GPUs, with at most 48 KiB of shared memory and fewer "
         "kernels to choose from, so slower than an engine built for its GPU",
     )
-    version_compatible: bool = _option(
+    version_compatible: bool = option(
         False,
         "--version-compatible",
         "One engine for later versions of the same major version.",
@@ -84,7 +84,7 @@ class BuildOptions:
         price="version-compatible: carries a runtime of its own as native code, which makes the file larger, may make "
         "it slower and must be allowed where it is loaded",
     )
-    compute_capabilities: tuple[str, ...] = _option(
+    compute_capabilities: tuple[str, ...] = option(
         (), "--compute-capability", "GPU architecture of a tensorrt-rtx engine; repeat for several.", metavar="SMxx"
     )
 
@@ -106,8 +106,8 @@ class BuildOptions:
         >>> BuildOptions(workspace_mib=512, version_compatible=True).chosen("trtexec")
         [('--memPoolSize=workspace:{}', 512), ('--versionCompatible', True)]
         """
-        pairs = [(option, getattr(self, option.name)) for option in fields(self) if key in option.metadata]
-        return [(option.metadata[key], value) for option, value in pairs if value != option.default]
+        pairs = [(each, getattr(self, each.name)) for each in fields(self) if key in each.metadata]
+        return [(each.metadata[key], value) for each, value in pairs if value != each.default]
 
     @property
     def arguments(self) -> list[str]:

@@ -1,10 +1,14 @@
-"""Options of an exported graph: inputs, outputs and precision; and the range of features for which it is accurate."""
+"""Options of an exported graph: inputs, outputs and precision; and the range of features for which it is accurate.
+
+The fields of `GraphOptions` are the table of graph options, from which the command line is made.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import Final
 
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec.build_options import option
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES
 
 COARSE_STEP: Final = 0.5
@@ -20,14 +24,14 @@ class GraphOptions:
     """Inputs, outputs and precision of an exported graph.
 
     Args:
+        precision: fp32; or fp16, where both matrix products are FP16, and softmax, sums and norms FP32.
+        wide_logits: compute the logits of an FP16 graph in FP32, for features of large norm.
+        feature_norm: norm of a usual local descriptor, for which the logit step is judged.
+        input_dtype: float32 or float16, None for that of the precision.
+        output_dtype: float32 or float16.
         masked: add the input `mask` (batch, num_features) bool.
         probe: add the outputs `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
         opset: ONNX operator set, 17 or newer.
-        precision: fp32; or fp16, where both matrix products are FP16, and softmax, sums and norms FP32.
-        wide_logits: compute the logits of an FP16 graph in FP32, for features of large norm.
-        input_dtype: float32 or float16, None for that of the precision.
-        output_dtype: float32 or float16.
-        feature_norm: norm of a usual local descriptor, for which the logit step is judged.
 
     Raises: UsageError if two of them contradict each other.
 
@@ -38,14 +42,14 @@ class GraphOptions:
     {'features': 'float16', 'mask': 'bool', 'descriptor': 'float32'}
     """
 
-    masked: bool = False
-    probe: bool = False
-    opset: int = 18
-    precision: str = "fp32"
-    wide_logits: bool = False
-    input_dtype: str | None = None
-    output_dtype: str = "float32"
-    feature_norm: float = 1.0
+    precision: str = option("fp32", "--precision", "fp32 or fp16.")
+    wide_logits: bool = option(False, "--wide-logits", "FP32 logits in an FP16 graph, for features of large norm.")
+    feature_norm: float = option(1.0, "--feature-norm", "Norm of a usual local descriptor, to judge FP16 by.")
+    input_dtype: str | None = option(None, "--input-dtype", "float32 or float16.  [default: the precision's own]")
+    output_dtype: str = option("float32", "--output-dtype", "float32 or float16.")
+    masked: bool = option(False, "--masked", "Take a mask, for padded features.")
+    probe: bool = option(False, "--probe", "Also give soft_assignment and residual_sum.")
+    opset: int = option(18, "--opset", "ONNX operator set, 17 or newer.")
 
     def __post_init__(self) -> None:
         known = {"precision": PRECISIONS, "input_dtype": (None, *GRAPH_DTYPES), "output_dtype": GRAPH_DTYPES}

@@ -23,7 +23,7 @@ from netvlad_deploy.support.require import installed_version, require
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.pipeline import Pipeline
-    from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+    from netvlad_deploy.models.vocabulary import VocabularyRecord
 
 Compute: TypeAlias = Callable[["Pipeline", Array], Float32]
 """A function that returns rows of values for images (B,H,W,3)."""
@@ -114,7 +114,7 @@ def fit(folders: Sequence[Path], target: Path, options: FitOptions, *, force: bo
     from netvlad_deploy.models import vocabulary
     from netvlad_deploy.models.assembly import read_backbone
     from netvlad_deploy.models.netvlad import initialize
-    from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+    from netvlad_deploy.models.vocabulary import VocabularyRecord
 
     with stage_files(force=force) as staging:
         files, skipped = _find(folders)

@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.vocabulary import descriptors
-from netvlad_deploy.models.vocabulary_record import METADATA_KEY
+from netvlad_deploy.models.vocabulary import METADATA_KEY, descriptors
 from netvlad_deploy.spec.images import IMAGENET_MEAN, IMAGENET_STD, ImageChanges, ImageInput, Resize
 from netvlad_deploy.workflow.fit import FitOptions, fit
 from tests.command import Command, error_of

@@ -55,7 +55,7 @@ def kinds(annotation: Any) -> Iterator[type]:
 
 def objects() -> dict[str, type]:
     """Return every object of the JSON, by its row: those inside by where they first stand."""
-    from netvlad_deploy.models.vocabulary_record import VocabularyRecord
+    from netvlad_deploy.models.vocabulary import VocabularyRecord
 
     found = dict(PRINTED)
 

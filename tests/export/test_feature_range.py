@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.export, pytest.mark.ort]
 @pytest.mark.parametrize("normalize_input", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_both_ends_of_the_range_are_right(tmp_path: Path, precision: str, normalize_input: bool) -> None:
-    """As a caller has them, in FP32: what the cast to FP16 loses counts, too."""
+    """Features are FP32, as a caller has them: the loss of their cast to FP16 counts, too."""
     module = initialize(replace(make_module(3, 8, 1, batch_norm=False).spec, normalize_input=normalize_input), 0)
     artifact = export_onnx(module.eval(), tmp_path / "m.onnx", GraphOptions(precision=precision))
     limits, x = artifact.range, features(2, 30, 8)
@@ -47,7 +47,7 @@ def test_both_ends_of_the_range_are_right(tmp_path: Path, precision: str, normal
     ({"precision": "fp16", "input_dtype": "float32"}, 1e-8, ""),
 ])  # fmt: skip
 def test_the_range_prevents_wrong_descriptors(tmp_path: Path, options: Any, norm: float, refused: str) -> None:
-    """Of a layer that L2-normalises its input: without the range `embed` gave these, off by 0.016 to 0.19."""
+    """The layer L2-normalises its input. Without the range `embed` gave descriptors off by 0.016 to 0.19."""
     spec = replace(make_module(8, 32, batch_norm=False).spec, normalize_input=True)
     artifact = export_onnx(initialize(spec, 0).eval(), tmp_path / "m.onnx", GraphOptions(**options))
     x = features(2, 30, 32)

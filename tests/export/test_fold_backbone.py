@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import ExportError, FoldError
-from netvlad_deploy.export.fold_backbone import ChannelAffine, fold_backbone
-from netvlad_deploy.export.half_backbone import activation_peaks, check_half, half_backbone, round_kernels
+from netvlad_deploy.export.fold_backbone import (
+    ChannelAffine,
+    activation_peaks,
+    check_half,
+    fold_backbone,
+    half_backbone,
+    round_kernels,
+)
 from tests.pipelines import NormAct, PaddedConv, Residual, tiny_backbone, trained
 
 pytestmark = pytest.mark.export
@@ -36,7 +42,7 @@ def affines(backbone: nn.Module) -> int:
 
 
 def test_convolutions_take_their_batch_norms_in() -> None:
-    """All but the one that stands before a block, and the backbone stays as it was."""
+    """One BatchNorm, which stands before a block, is not folded; the given backbone does not change."""
     backbone = tiny_backbone()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     assert affines(fold_backbone(backbone, images())) == 1
@@ -57,7 +63,7 @@ def test_the_fold_is_that_of_the_formula() -> None:
 
 
 class Twice(nn.Module):
-    """One convolution read by a BatchNorm and by what comes after it."""
+    """One convolution read by a BatchNorm and by the next operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +174,7 @@ def test_kernels_keep_their_sums_in_half_precision() -> None:
     smallest = exact.abs().amin((2, 3))
     off = (rounded - exact).sum((2, 3)).abs()
     assert (off <= smallest * 2.0**-11 + 2.0**-25).all()
-    assert (exact.half().double() - exact).sum((2, 3)).abs().max() > 10 * off.max()  # what rounding each one does
+    assert (exact.half().double() - exact).sum((2, 3)).abs().max() > 10 * off.max()  # weights rounded alone
     assert ((rounded - exact).abs() <= 1.1 * 2.0**-10 * exact.abs().amax((2, 3), keepdim=True)).all()
 
 

@@ -251,7 +251,7 @@ def test_a_cost_is_of_a_local_descriptor_and_not_of_a_head_s_profile(tiny: OnnxA
 def test_large_constants_follow_the_graph_in_one_file(
     tmp_path: Path, tiny: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Protobuf merges them; lengths of one and of several bytes."""
+    """Protobuf merges the parts of the file, whose lengths take one byte or several."""
     monkeypatch.setattr("netvlad_deploy.export.graph.LARGE_BYTES", 100)
     artifact = export_onnx(tiny_pipeline(), tmp_path / "m.onnx")
     assert artifact.sha256 == hashlib.sha256(artifact.path.read_bytes()).hexdigest() != tiny.sha256

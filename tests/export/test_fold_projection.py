@@ -92,7 +92,7 @@ def test_a_module_in_float64_shares_its_matrix_and_leaves_the_module_alone() -> 
 
 
 def test_a_plain_matrix_is_not_copied_in_fp32() -> None:
-    """Neither by the fold, nor by the oracle, nor by looking whether it is finite."""
+    """The fold, the oracle and the check that it is finite use the matrix itself."""
     module = make_projected(Projection(size=2048), clusters=64, width=64, ghosts=0)
     assert module.projection is not None
     folded = fold(module)

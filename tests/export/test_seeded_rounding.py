@@ -1,11 +1,11 @@
-"""Roundings of the same kind on grids that a seed has shifted: what they round, how far, and what they leave."""
+"""Roundings of the same kind on grids that a seed has shifted: which values they round, and how far."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from netvlad_deploy.export.seeded_rounding import RoundedBackbone, RoundedHead, to_11_bits
+from netvlad_deploy.export.make_goldens import RoundedBackbone, RoundedHead, to_11_bits
 from tests.pipelines import WIDTH, tiny_backbone, tiny_pipeline
 
 pytestmark = pytest.mark.export
@@ -56,7 +56,7 @@ def test_fp16_ends_where_it_ends_and_tf32_does_not() -> None:
 
 
 class InPlace(nn.Module):
-    """Add in place, under a name that nobody binds again."""
+    """A module that adds in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = torch.zeros_like(x)
@@ -98,7 +98,7 @@ def test_a_head_rounds_the_tensors_that_it_is_told_to(stored: bool, logits: bool
 
 
 def test_a_constant_on_all_logits_is_not_rounded() -> None:
-    """No softmax sees it, and an FP16 graph has taken it out of its weights: of 3000 it would leave nothing."""
+    """An FP16 graph takes the constant out of its weights. Rounded with 3000, the logits would lose all their bits."""
     head = tiny_pipeline().head
     features = torch.from_numpy(np.random.default_rng(4).standard_normal((1, 30, WIDTH)).astype(np.float32))
     assert head.assignment_bias is not None

@@ -1,4 +1,4 @@
-"""Files of torch give the tensors that `torch.load(weights_only=True)` gives, bit by bit, whatever wrote them."""
+"""Files of torch give the tensors that `torch.load(weights_only=True)` gives, bit by bit, whoever wrote them."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "beside", [np.arange(4.0), np.ones((2, 3), order="F"), np.float64(3), np.array(["a"]), bytearray(b"abc")]
 )
-def test_what_protocol_5_writes_beside_the_weights_is_left_out(tmp_path: Path, beside: object, row: bool) -> None:
+def test_values_of_protocol_5_beside_the_weights_are_left_out(tmp_path: Path, beside: object, row: bool) -> None:
     saved = {"recalls": beside, "state_dict": {"a.weight": torch.ones(2, 2)}}
     torch.save(saved, tmp_path / "m.pt", pickle_protocol=5, _use_new_zipfile_serialization=not row)
     assert list(read_tensors(tmp_path / "m.pt")) == ["a.weight"]

@@ -1,4 +1,4 @@
-"""Pickles that want code to run: nothing is imported, nothing is called, whatever the opcode and protocol."""
+"""Pickles that want code to run: nothing is imported, nothing is called, under any opcode and protocol."""
 
 import io
 import os
@@ -70,7 +70,7 @@ def test_objects_of_protocols_0_and_1_are_stand_ins(content: bytes) -> None:
         b"K\x01)R.",  # a number is called
         b"})R.",  # a dictionary is called
         b"ctorch\nfloat32\n)R.",  # a dtype is called
-        b"cbuiltins\nset\n)R)R.",  # what a known function has made is called
+        b"cbuiltins\nset\n)R)R.",  # the result of a known function is called
         b"Pstorage\n.",  # a storage where there is none
         b"\x82\x01.",  # the registry of extensions
         b"\x96" + b"\xff" * 8 + b".",  # a bytearray of 2^64 bytes
@@ -109,7 +109,7 @@ NESTED = b")" + b"2\x86" * 60
         b"cnumpy\ndtype\n(" + NESTED + b"tR.",
     ],
 )
-def test_what_would_take_forever_to_hash_or_to_write_is_left_out(content: bytes) -> None:
+def test_values_that_would_take_forever_to_hash_or_to_write_are_left_out(content: bytes) -> None:
     assert not loaded(content) or not hasattr(loaded(content), "__len__")
     with pytest.raises(pickle.UnpicklingError, match="without a key"):
         Unpickler(io.BytesIO(text("storage") + b"K\x01" + NESTED + b"\x87Q."), lambda *_: Standin("")).load()

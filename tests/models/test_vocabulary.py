@@ -99,7 +99,7 @@ def test_the_head_assigns_by_squared_distance() -> None:
 
 @pytest.mark.parametrize(("count", "length"), [(30, 200), (300, 20)])
 def test_whitening_equals_the_formula_and_decorrelates(count: int, length: int) -> None:
-    """Fewer images than values, and more."""
+    """There are fewer images than values, and more."""
     random = np.random.default_rng(count)
     points = (random.standard_normal((count, length)) * random.uniform(0.1, 2, length) + 3).astype(np.float32)
     size = 12

@@ -1,4 +1,4 @@
-"""Files of weights as people really have them: what stands beside the weights, around them, and instead of them."""
+"""Files of weights as people really have them: with objects beside the weights, around them, and in their place."""
 
 import argparse
 import collections
@@ -86,7 +86,7 @@ def lambda_free() -> dict[str, Any]:
 
 @pytest.mark.parametrize("layout", ["zip", "row", "protocol 4"])
 @pytest.mark.parametrize("kind", BESIDE)
-def test_what_stands_beside_the_weights_is_left_out_and_does_not_run(
+def test_objects_beside_the_weights_are_left_out_and_do_not_run(
     tmp_path: Path, module: NetVLAD, kind: str, layout: str
 ) -> None:
     content = {"epoch": 3, "beside": BESIDE[kind](), "state_dict": module.state_dict(), "after": BESIDE[kind]()}
@@ -114,7 +114,7 @@ def test_numpy_1_and_2_have_other_names_for_the_same(tmp_path: Path, module: Net
         assert set(read_tensors(rows)) == {"w"}
 
 
-def test_what_is_left_out_is_named(tmp_path: Path, module: NetVLAD, caplog: pytest.LogCaptureFixture) -> None:
+def test_objects_that_are_left_out_are_named(tmp_path: Path, module: NetVLAD, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(
         {"args": argparse.Namespace(a=1), "best": np.float64(1), "model": module.state_dict()}, tmp_path / "m.pt"
     )
@@ -136,7 +136,7 @@ ONE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "two deep": lambda state: {"model": {"state_dict": state, "epoch": 1}, "step": 4},
     "beside an optimizer": lambda state: {"net": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2, 2)}}}},
     "beside an optimizer by name": lambda state: {"net": state, "optim": {"state": {"w": {"m": torch.ones(2, 2)}}}},
-    "beside what training noted": lambda state: {"state_dict": state, "loss": torch.ones(9), "best": torch.tensor(0.5)},
+    "beside notes": lambda state: {"state_dict": state, "loss": torch.ones(9), "best": torch.tensor(0.5)},
     "numpy": lambda state: {name: tensor.numpy() for name, tensor in state.items()},
     "parameters": lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()},
     "shared storage": lambda state: {
@@ -157,7 +157,7 @@ for _name in ("model", "net", "model_ema", "ema", "teacher", "network"):
 
 @pytest.mark.parametrize("row", [False, True])
 @pytest.mark.parametrize("kind", ONE)
-def test_a_container_is_found_whatever_its_name(tmp_path: Path, kind: str, row: bool) -> None:
+def test_a_container_of_any_name_is_found(tmp_path: Path, kind: str, row: bool) -> None:
     torch.save(ONE[kind](weights()), tmp_path / "m.ckpt", _use_new_zipfile_serialization=not row)
     found = read_tensors(tmp_path / "m.ckpt")
     for name, tensor in weights().items():
@@ -247,7 +247,7 @@ class Whole(Inner):
         self.inner, self.config = Inner(), Config()
 
 
-def test_what_was_read_of_a_whole_module_is_not_said_to_be_left_out(
+def test_parts_of_a_whole_module_that_were_read_are_not_said_to_be_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = Whole()

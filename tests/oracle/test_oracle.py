@@ -174,7 +174,7 @@ def test_bad_parameters_are_refused_by_name(name: str, value: np.ndarray | None,
         parameters_from_arrays(content)
 
 
-def test_an_unreadable_reference_file_says_what_to_do(tmp_path: Path) -> None:
+def test_an_unreadable_reference_file_is_refused_with_the_cure(tmp_path: Path) -> None:
     (tmp_path / "m.reference.npz").write_bytes(b"not a zip")
     with pytest.raises(ArtifactError, match="export again"):
         load_reference(tmp_path / "m.reference.npz")

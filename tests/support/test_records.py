@@ -12,7 +12,7 @@ import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact, sidecar_path
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.models.vocabulary_record import METADATA_KEY, VocabularyRecord
+from netvlad_deploy.models.vocabulary import METADATA_KEY, VocabularyRecord
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.images import ImageInput, ImageProfile, Resize
 from netvlad_deploy.spec.profiles import Profile

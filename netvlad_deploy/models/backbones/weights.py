@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.backbones import BACKBONES
-from netvlad_deploy.models.backbones.base import Backbone
-from netvlad_deploy.models.backbones.custom import USER_CODE_ERRORS
-from netvlad_deploy.models.backbones.networks import RESNETS, BasicBlock, Bottleneck
+from netvlad_deploy.models.backbones import BACKBONES, USER_CODE_ERRORS
+from netvlad_deploy.models.backbones.networks import RESNETS, Backbone, BasicBlock, Bottleneck
 from netvlad_deploy.models.head import BackboneState
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER, names
 from netvlad_deploy.spec.images import CHANNELS, ImageInput

@@ -9,41 +9,27 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects.base import Dialect, Place, convention_words, conventions
-from netvlad_deploy.models.dialects.collaborative_experts import COLLABORATIVE_EXPERTS
-from netvlad_deploy.models.dialects.convolution import (
-    DEEP_VISUAL_GEO_LOCALIZATION,
-    HLOC,
-    LYAKAAP,
-    OPENIBL,
-    OPENPLACERECOGNITION,
-    PATCH_NETVLAD,
-    PYTORCH_NETVLAD,
-    SOCCERNET,
-)
-from netvlad_deploy.models.dialects.mixture_of_embedding_experts import MIXTURE_OF_EMBEDDING_EXPERTS
-from netvlad_deploy.models.dialects.pointnetvlad import OVERLAPNETVLAD, OVERLAPTRANSFORMER, POINTNETVLAD
-from netvlad_deploy.models.dialects.relja import RELJA
-from netvlad_deploy.models.dialects.soccernet import SOCCERNET_TEMPORALLY_AWARE
+from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja
+from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
 
 DIALECTS: tuple[Dialect, ...] = (
-    COLLABORATIVE_EXPERTS,
-    MIXTURE_OF_EMBEDDING_EXPERTS,
-    PYTORCH_NETVLAD,
-    PATCH_NETVLAD,
-    DEEP_VISUAL_GEO_LOCALIZATION,
-    OPENIBL,
-    LYAKAAP,
-    SOCCERNET,
-    SOCCERNET_TEMPORALLY_AWARE,
-    HLOC,
-    POINTNETVLAD,
-    OVERLAPTRANSFORMER,
-    OVERLAPNETVLAD,
-    OPENPLACERECOGNITION,
-    RELJA,
+    collaborative_experts.COLLABORATIVE_EXPERTS,
+    collaborative_experts.MIXTURE_OF_EMBEDDING_EXPERTS,
+    convolution.PYTORCH_NETVLAD,
+    convolution.PATCH_NETVLAD,
+    convolution.DEEP_VISUAL_GEO_LOCALIZATION,
+    convolution.OPENIBL,
+    convolution.LYAKAAP,
+    convolution.SOCCERNET,
+    loupe.SOCCERNET_TEMPORALLY_AWARE,
+    convolution.HLOC,
+    loupe.POINTNETVLAD,
+    loupe.OVERLAPTRANSFORMER,
+    loupe.OVERLAPNETVLAD,
+    convolution.OPENPLACERECOGNITION,
+    relja.RELJA,
 )
 
 
@@ -55,11 +41,13 @@ def places(state: Mapping[str, Tensor]) -> list[Place]:
 def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | None = None) -> tuple[Place, Head]:
     """Return the place and the head of the only layer in a state, or of the one with this prefix or this dialect.
 
+    A prefix, given without its last dot, ends before the layer's own names or before the dialect's root.
+
     Raises: UsageError for an unknown dialect; InputError if there is no such layer, there are several, or its keys fit
         several dialects with different conventions.
     """
     found = places(state) if name is None else list(_dialect(name).places(state))
-    here = [place for place in found if _stands_behind(place, prefix)]
+    here = [place for place in found if not prefix or f"{prefix}." in (place.before, place.start)]
     if not here:
         raise InputError(_nothing(state, found, prefix, name))
     layers = {place.layer: place.start.rstrip(".") for place in here}
@@ -79,11 +67,6 @@ def _dialect(name: str) -> Dialect:
     return chosen
 
 
-def _stands_behind(place: Place, prefix: str) -> bool:
-    """Return True if the names of a place begin with the prefix, up to the layer's own or the dialect's names."""
-    return not prefix or f"{prefix.rstrip('.')}." in (place.before, place.start)
-
-
 def _told_apart(state: Mapping[str, Tensor], fits: Sequence[Place]) -> tuple[Place, Head]:
     """Return the place and head of a layer in the dialect that the file shows, of the dialects that fit it.
 
@@ -92,10 +75,9 @@ def _told_apart(state: Mapping[str, Tensor], fits: Sequence[Place]) -> tuple[Pla
     usual = [place for place in fits if not place.dialect.explicit] or fits
     shown = [place for place in usual if place.is_named(state)] or usual
     (place, head), *others = _heads(state, shown)
-    differing = [(other, found) for other, found in others if found.spec != head.spec]
-    if differing:
-        rivals = " or ".join(each.dialect.name for each in (place, *(other for other, _ in differing)))
-        said = "; ".join(_difference(place, head, *other) for other in differing)
+    if differing := [other for _, other in others if other.spec != head.spec]:
+        rivals = " or ".join(each.dialect for each in (head, *differing))
+        said = "; ".join(_difference(head, other) for other in differing)
         raise InputError(f"could be {rivals}, and nothing beside {place.layer} says which ({said}): choose --dialect")
     return place, head
 
@@ -122,25 +104,25 @@ def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, h
         return ""
     rare = [each for each in fits if each.dialect.explicit and each is not place]
     try:
-        others = [(other, found) for other, found in _heads(state, rare) if found.spec != head.spec] if rare else []
+        others = [other for _, other in _heads(state, rare) if other.spec != head.spec] if rare else []
     except InputError:
         others = []
     if others:
-        said = "; ".join(_difference(place, head, *other) for other in others)
-        return f"{place.dialect.name}, not {others[0][0].dialect.name}, which saves the same keys ({said})"
+        said = "; ".join(_difference(head, other) for other in others)
+        return f"{head.dialect}, not {others[0].dialect}, which saves the same keys ({said})"
     if not any(place.dialect.roots):
         return ""
-    return f"{place.dialect.name}, by {place.layer} alone ({convention_words(conventions(head.spec))})"
+    words = ", ".join(f"{subject} {said}" for subject, said in conventions(head.spec).items())
+    return f"{head.dialect}, by {place.layer} alone ({words})"
 
 
-def _difference(place: Place, head: Head, other: Place, found: Head) -> str:
+def _difference(head: Head, other: Head) -> str:
     """Return the conventions in which two readings of a layer differ, in words."""
-    mine, theirs = conventions(head.spec), conventions(found.spec)
-    subjects = [subject for subject in {**mine, **theirs} if mine.get(subject) != theirs.get(subject)]
+    mine, theirs = conventions(head.spec), conventions(other.spec)
     return ", ".join(
-        f"{subject} {mine.get(subject, 'none')} in {place.dialect.name}, {theirs.get(subject, 'none')} in "
-        f"{other.dialect.name}"
-        for subject in subjects
+        f"{subject} {mine.get(subject, 'none')} in {head.dialect}, {theirs.get(subject, 'none')} in {other.dialect}"
+        for subject in {**mine, **theirs}
+        if mine.get(subject) != theirs.get(subject)
     )
 
 
@@ -149,9 +131,14 @@ def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, n
     if prefix and found:
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
-    nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=lambda each: each.nearness(state))
     if name is not None:
         return f"lacks {', '.join(_dialect(name).missing(state))} of {name}, found {names(state)}"
-    if nearest is COLLABORATIVE_EXPERTS:
+
+    def nearness(dialect: Dialect) -> tuple[int, int]:
+        missing = len(dialect.missing(state))
+        return len(dialect.needs) - missing, -missing
+
+    nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=nearness)
+    if nearest is collaborative_experts.COLLABORATIVE_EXPERTS:
         return f"lacks clusters or clusters2, found {names(state)}"
     return f"lacks {', '.join(nearest.missing(state))} of {nearest.name}, the nearest dialect, found {names(state)}"

@@ -36,22 +36,28 @@ class BackboneKeys:
         roots: possible prefixes of its names; the longest that fits counts.
         candidates: the names in `models.backbones` of the networks that it may be.
         images: the image input of the dialect's own code.
+        mean: the name of a tensor (3,) that takes the place of the mean of `images`, if the file has one.
         assumed: the part of the image input that the keys leave open, in words; empty if there is none.
     """
 
     roots: tuple[str, ...]
     candidates: tuple[str, ...]
     images: ImageInput = AS_STORED
+    mean: str = ""
     assumed: str = ""
 
     def find(self, state: Mapping[str, Tensor]) -> "BackboneState | None":
         """Return the backbone in a checkpoint, None if there is none."""
         root = max((each for each in self.roots if any(name.startswith(each) for name in state)), key=len, default="")
-        tensors = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
         if not root:
             return None
+        tensors = {name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
+        images = self.images
+        if self.mean in state:
+            red, green, blue = state[self.mean].tolist()
+            images = replace(images, mean=(red, green, blue))
         return BackboneState(
-            root=root, tensors=tensors, candidates=self.candidates, images=self.images, assumed=self.assumed
+            root=root, tensors=tensors, candidates=self.candidates, images=images, assumed=self.assumed
         )
 
 
@@ -61,7 +67,6 @@ class Dialect(ABC):
 
     Args:
         name: its name for `--dialect`.
-        keys: the key names in words.
         needs: names that must be there, after one of the roots; the first identifies a layer.
         lacks: names that must not be there, after the same root.
         roots: prefixes of the layer in its own code; empty for a layer that was saved alone.
@@ -75,7 +80,6 @@ class Dialect(ABC):
     """
 
     name: str
-    keys: str
     needs: tuple[str, ...]
     lacks: tuple[str, ...] = ()
     roots: tuple[str, ...] = ("",)
@@ -110,11 +114,6 @@ class Dialect(ABC):
         """Return the names in `needs` that a state lacks, under the root that lacks fewest."""
         lists = [tuple(root + name for name in self.needs if root + name not in state) for root in self.roots]
         return min(lists, key=len)
-
-    def nearness(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
-        """Return the number of names in `needs` that are there, and the negated number of those that are missing."""
-        missing = len(self.missing(state))
-        return len(self.needs) - missing, -missing
 
     def others(self, state: Mapping[str, Tensor], root: str, used: Iterable[str]) -> tuple[str, ...]:
         """Return the names that the head does not use.
@@ -243,11 +242,6 @@ def conventions(spec: NetVLADSpec) -> dict[str, str]:
             said["before the gating"] = "L2-normalised" if following.l2 else "as it is projected"
     said["descriptor"] = "L2-normalised" if spec.unit_length else "not L2-normalised"
     return said
-
-
-def convention_words(said: Mapping[str, str]) -> str:
-    """Return conventions by subject in one line."""
-    return ", ".join(f"{subject} {words}" for subject, words in said.items())
 
 
 def cluster_sizes(

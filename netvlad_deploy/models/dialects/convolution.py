@@ -111,10 +111,7 @@ MATCONVNET = BackboneKeys(
     roots=("backbone.",),
     candidates=("vgg16",),
     images=ImageInput(
-        mean=(123.68, 116.779, 103.939),
-        std=(1.0, 1.0, 1.0),
-        resize=Resize(longest=1024, filter=AREA),
-        orient=False,
+        mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), resize=Resize(longest=1024, filter=AREA), orient=False
     ),
 )
 """MatConvNet's VGG16 takes RGB values from 0 to 255, less the mean in `averageImage` of vgg-verydeep-16.
@@ -125,7 +122,6 @@ with OpenCV's area filter.
 
 PYTORCH_NETVLAD = Convolution(
     name="pytorch-netvlad",
-    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), pool.conv.bias (K,) or none",
     roots=("pool.",),
     absent=(WHITENING_WEIGHT,),
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16 or AlexNet"),
@@ -135,7 +131,6 @@ PYTORCH_NETVLAD = Convolution(
 
 PATCH_NETVLAD = Convolution(
     name="patch-netvlad",
-    keys="pool.conv.weight (K,D,1,1), pool.centroids (K,D), and WPCA.0.weight (P,K*D,1,1), WPCA.0.bias (P,)",
     roots=("pool.",),
     projection="WPCA.0.",
     present=(WHITENING_WEIGHT,),
@@ -149,8 +144,6 @@ Source: QVPR/Patch-NetVLAD, models_generic.py, netvlad.py and datasets.py, which
 
 DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     name="deep-visual-geo-localization",
-    keys="aggregation.conv.weight (K,D,1,1) or (K,D,1), aggregation.centroids (K,D); with an fc "
-    "aggregation.0.* and aggregation.1.weight (P,K*D), aggregation.1.bias (P,)",
     roots=("aggregation.", "aggregation.0."),
     kernel_axes=(2, 1),
     projection="aggregation.1.",
@@ -170,8 +163,6 @@ resizes tensors: with the torchvision of its time, before 0.17, that takes four 
 
 OPENIBL = Convolution(
     name="openibl",
-    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.centroids (K,D), also without net_vlad.; and "
-    "pca_layer.weight (P,K*D,1,1), pca_layer.bias (P,) or none",
     roots=("net_vlad.", ""),
     lacks=("conv.bias", "out_projection.weight"),
     projection="pca_layer.",
@@ -195,7 +186,6 @@ Source: yxgeee/OpenIBL, ibl/models/netvlad.py, and ibl/utils/data/, which resize
 
 LYAKAAP = Convolution(
     name="lyakaap",
-    keys="net_vlad.conv.weight (K,D,1,1), net_vlad.conv.bias (K,), net_vlad.centroids (K,D), also without net_vlad.",
     roots=("net_vlad.", ""),
     needs=("conv.weight", "centroids", "conv.bias"),
     lacks=("out_projection.weight",),
@@ -213,7 +203,6 @@ LYAKAAP = Convolution(
 
 SOCCERNET = Convolution(
     name="soccernet",
-    keys="pool_layer.conv.weight (K,D,1,1), pool_layer.centroids (K,D), pool_layer.conv.bias (K,) or none",
     roots=("pool_layer.",),
     unused=("fc.",),
     preprocessing=f"{SOCCERNET_FRAMES}; {NORMALIZES}",
@@ -226,8 +215,6 @@ normalize_input=True and vladv2=False, and netvlad.py, which flattens (K,D).
 
 HLOC = Convolution(
     name="hloc",
-    keys="netvlad.score_proj.weight (K,D,1), netvlad.centers (D,K); and whiten.weight (P,D*K), whiten.bias "
-    "(P,) or none",
     needs=("score_proj.weight", "centers"),
     roots=("netvlad.",),
     kernel_axes=(1,),
@@ -244,8 +231,6 @@ Source: cvg/Hierarchical-Localization, hloc/extractors/netvlad.py.
 
 OPENPLACERECOGNITION = Convolution(
     name="openplacerecognition",
-    keys="head.conv.weight (K,D,1,1), head.centroids (K,D), head.out_projection.weight (D,K*D), "
-    "head.out_projection.bias (D,), head.conv.bias (K,) or none, also without head.",
     needs=("conv.weight", "centroids", "out_projection.weight"),
     roots=("head.", ""),
     projection="{root}out_projection.",

@@ -1,4 +1,4 @@
-"""Callables of the user's that end the process, read from the terminal, print, or raise what they like."""
+"""Callables of the user's that end the process, read from the terminal, print, or raise anything."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 
 class Own(Exception):
-    """No kind that Python has."""
+    """An error that is of none of Python's kinds."""
 
 
 def raises_its_own():
@@ -75,7 +75,9 @@ def folder(tmp_path: Path) -> Path:
         ("os:getcwd", "returned a str"),
     ],
 )
-def test_whatever_it_does_is_a_line_and_exit_2(command: Command, folder: Path, name: str, said: str) -> None:
+def test_every_fault_of_the_users_code_is_one_line_and_exit_2(
+    command: Command, folder: Path, name: str, said: str
+) -> None:
     outcome = command("export", "--backbone", name)
     assert outcome.code == 2
     assert error_of(outcome.err).startswith(f"error: --backbone {name} ")
@@ -88,7 +90,7 @@ def test_an_interrupt_stays_one(command: Command, folder: Path) -> None:
 
 
 @pytest.mark.ort
-def test_what_it_prints_is_no_result(command: Command, folder: Path) -> None:
+def test_output_of_the_users_code_is_no_result(command: Command, folder: Path) -> None:
     outcome = command("export", "--backbone", "callables_of_mine:Prints", "--clusters", 2, "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["schema"] == "netvlad-deploy/export/1"

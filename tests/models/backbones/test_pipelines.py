@@ -20,8 +20,8 @@ from tests.models.backbones import networks
 from tests.models.backbones.networks import Maker, State
 from tests.models.dialects import formulas
 from tests.models.dialects.formulas import Formula
-from tests.models.test_matlab import cells
-from tests.models.test_matlab import save as save_matlab
+from tests.models.dialects.test_relja import cells
+from tests.models.dialects.test_relja import save as save_matlab
 from tests.pipelines import read_pipeline
 
 pytestmark = pytest.mark.export
@@ -75,7 +75,7 @@ NETWORKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A dialect's checkpoint with a backbone, and what its own code does to an image."""
+    """A dialect's checkpoint with a backbone, and the way its own code prepares an image."""
 
     backbone: str
     root: str

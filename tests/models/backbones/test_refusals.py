@@ -1,4 +1,4 @@
-"""A backbone that is not what it must be: damaged, of another network, unknown, or another's code that fails."""
+"""Refused backbones: damaged, of another network, unknown, or code of the user's that fails."""
 
 import sys
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_deeper_network_is_not_taken_for_the_one_it_begins_with(tmp_path: Path
     assert message.endswith("which the backbone resnet18-conv4 does not have")
 
 
-def test_what_stands_after_the_cut_is_left_out_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tensors_after_the_cut_are_left_out_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = {**networks.alexnet_state(), "classifier.1.weight": torch.ones(4, 9), "classifier.1.bias": torch.ones(4)}
     with caplog.at_level("INFO"):
         assert read_pipeline(save(tmp_path, state, 256)).name == "alexnet"
@@ -148,7 +148,7 @@ class Small(nn.Module):
 
 
 class Own(Small):
-    """It says what its images are."""
+    """A backbone with its own image input."""
 
     images = ImageInput(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), resize=Resize(size=(32, 48)))
 
@@ -234,7 +234,7 @@ def test_packages_in_the_working_folder_are_found_and_the_path_is_left_alone(
 
 
 def test_the_file_of_a_whole_network_gives_its_first_layers(tmp_path: Path) -> None:
-    """As torchvision saves ResNet-18 and AlexNet."""
+    """The files have the names under which torchvision saves ResNet-18 and AlexNet."""
     children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     cut = networks.resnet18_state(7)
     whole = {f"{children[name[0]]}{name[1:]}": tensor for name, tensor in cut.items()}

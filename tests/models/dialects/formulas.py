@@ -153,7 +153,7 @@ def soccernet(state: State, x: Float64) -> Float64:
 
 
 def soccernet_temporally_aware(state: State, x: Float64, layer: str = "pool_layer.") -> Float64:
-    """Return what the one layer gives, or one of the two of NetVLAD++."""
+    """Return the descriptors of the one layer, or of one of the two of NetVLAD++."""
     images = []
     for frames in unit(x, 2):
         assignment = softmax(frames @ state[f"{layer}clusters"], 1)
@@ -184,7 +184,7 @@ def matconvnet_unit(values: Float64, axis: int) -> Float64:
 
 
 def relja_before_pca(state: State, x: Float64) -> Float64:
-    """Return what MATLAB computes: `vlad.negated_centres` is added, and y(1,K,D) is read column by column."""
+    """Return MATLAB's descriptors: `vlad.negated_centres` is added, and y(1,K,D) is read column by column."""
     images = []
     for rows in matconvnet_unit(x, 2):
         scores = rows @ state["vlad.assignment"] + state.get("vlad.assignment_bias", 0.0)

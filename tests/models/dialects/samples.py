@@ -1,4 +1,4 @@
-"""A random checkpoint of each dialect, with what its own code saves beside the head."""
+"""A random checkpoint of each dialect, with the tensors that its own code saves beside the head."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -99,7 +99,7 @@ def pointnetvlad(seed: int, *, batch_norm: bool, gating: bool = True) -> State:
 
 
 def overlaptransformer(seed: int) -> State:
-    """Return what the whole network saves: convolutions, a transformer, layers that it never calls, and the head."""
+    """Return the tensors of the whole network: convolutions, a transformer, layers never called, and the head."""
     random, size = Source(seed), 6
     beside = {
         "conv1.weight": random(16, 1, 5, 1), "transformer_encoder.layers.0.linear1.weight": random(8, 4),
@@ -144,7 +144,7 @@ def collaborative_experts(seed: int, clusters: int, ghosts: int, width: int, sca
 def convolution(
     dialect: str, formula: Formula, layer: str, sizes: tuple[int, int], alpha: float, **more: Any
 ) -> Sample:
-    """Return a sample of the convolution family; `bias`, `kernel` and `beside` say what else it holds."""
+    """Return a sample of the convolution family; `bias`, `kernel` and `beside` choose its other tensors."""
     clusters, width = sizes
     random = Source(len(dialect) + clusters)
     state = random.convolution(clusters, width, alpha, layer, more.pop("kernel", "ij"))
@@ -178,7 +178,7 @@ def text_pooling(seed: int) -> Sample:
 
 
 def relja(seed: int, *, pca: bool) -> Sample:
-    """Return what is read of a `.mat` file; without PCA of the layer that has a bias."""
+    """Return the tensors that are read of a `.mat` file; without PCA of the layer that has a bias."""
     random, clusters, width = Source(seed), 4, 9
     head = random.convolution(clusters, width, 10.0, "", kernel="")
     state = {"vlad.assignment": head["conv.weight"].T.contiguous(), "vlad.negated_centres": -head["centroids"].T}

@@ -30,7 +30,7 @@ COINCIDING = {
 
 
 def layer_alone(sample: Sample) -> State:
-    """Return what one layer saves by itself: its tensors and those of what follows it in it, without its name."""
+    """Return the tensors of one layer saved by itself, and of the layers within it, without its name."""
     state = unwrapped(sample.state)
     place, _ = find_head_in(state, prefix=sample.prefix, name=sample.dialect)
     return {name.removeprefix(place.start): each for name, each in state.items() if name.startswith(place.start)}
@@ -62,7 +62,7 @@ def said_of(state: State) -> tuple[Head | None, set[str]]:
 
 @pytest.mark.parametrize(("own", "other"), list(itertools.permutations(NAMES, 2)))
 def test_no_pair_of_dialects_is_confused(own: str, other: str) -> None:
-    """Of every sample of a dialect, whole and as a layer alone: what another one makes of it is never taken unsaid."""
+    """Another dialect's reading of a sample, whole or as a layer alone, is never taken without a word."""
     coincide = False
     for sample in (each for each in SAMPLES.values() if each.dialect == own):
         if not sample.chosen:
@@ -77,7 +77,7 @@ def test_no_pair_of_dialects_is_confused(own: str, other: str) -> None:
     assert coincide == bool({(own, other), (other, own)} & COINCIDING)
 
 
-def test_the_refusal_says_what_differs() -> None:
+def test_the_refusal_names_the_differing_conventions() -> None:
     state = {name: each for name, each in SAMPLES["overlaptransformer"].state.items() if name.startswith("net_vlad.")}
     with pytest.raises(InputError) as refused:
         find_head_in(state)
@@ -93,7 +93,7 @@ def test_the_refusal_says_what_differs() -> None:
 
 
 @pytest.mark.parametrize("beside", ["point_net.conv1.weight", "transformer_encoder.layers.0.linear1.weight"])
-def test_what_stands_beside_the_layer_says_which(beside: str) -> None:
+def test_names_beside_the_layer_tell_the_dialect(beside: str) -> None:
     head = {name: each for name, each in SAMPLES["pointnetvlad"].state.items() if name.startswith("net_vlad.")}
     state = {**head, beside: SAMPLES["pointnetvlad"].state["point_net.conv1.weight"]}
     expected = "pointnetvlad" if beside.startswith("point_net") else "overlaptransformer"
@@ -102,7 +102,7 @@ def test_what_stands_beside_the_layer_says_which(beside: str) -> None:
 
 
 def test_the_three_layers_of_cvtnet_are_refused_together() -> None:
-    """It joins their descriptors; one alone is none of the network's."""
+    """CVTNet joins the three descriptors; the descriptor of one layer is not the network's."""
     layer = {name: each for name, each in SAMPLES["overlaptransformer"].state.items() if name.startswith("net_vlad.")}
     state = {
         name.replace("net_vlad.", f"{start}."): each

@@ -1,4 +1,4 @@
-"""What stands beside a head, wherever in the file: it is used, refused, or left out by an option that says so."""
+"""Tensors beside a head, anywhere in the file, are used, refused, or left out by an option that says so."""
 
 import re
 from pathlib import Path
@@ -106,8 +106,8 @@ def test_a_batch_norm_of_local_descriptors_is_refused_or_left_out_by_name(tmp_pa
     load_module(Source(checkpoint=save(tmp_path, {**layer("pool."), **one_value})))
 
 
-def test_what_follows_a_projection_is_refused_too(tmp_path: Path) -> None:
-    """A second layer takes what the whitening gives, not the aggregate."""
+def test_a_layer_after_a_projection_is_refused_too(tmp_path: Path) -> None:
+    """A second layer takes the whitened descriptor, not the aggregate."""
     state = {**layer("pool."), **projection("WPCA.0.weight", 5, CLUSTERS * WIDTH, 1, 1)(Random(4))}
     path = save(tmp_path, {**state, "mlp.weight": torch.ones(3, 5)})
     assert "a projection after the head that patch-netvlad does not have: mlp.weight" in refusal(path)
@@ -148,7 +148,7 @@ def test_a_backbone_of_an_unknown_project_is_refused_or_left_out_by_name(tmp_pat
         ("hloc", "adapter.weight", "adapter.* (1 tensor)"),
     ],
 )
-def test_what_may_stand_before_the_head_is_refused_or_left_out_by_name(
+def test_a_layer_that_may_stand_before_the_head_is_refused_or_left_out_by_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, beside: str, left_out: str
 ) -> None:
     sample = SAMPLES[name]
@@ -165,7 +165,7 @@ def test_what_may_stand_before_the_head_is_refused_or_left_out_by_name(
 
 
 def test_gated_units_of_collaborative_experts_are_projections(tmp_path: Path) -> None:
-    """They map the pooled text on, and stand outside `text_pooling`; other experts' layers are chosen against."""
+    """The gated units map the pooled text on, and stand outside `text_pooling`."""
     sample = SAMPLES["collaborative-experts, text_pooling"]
     state = {**sample.state, "module.text_GU.audio.fc.weight": torch.ones(4, 60)}
     message = refusal(sample.save(tmp_path, state), prefix="text_pooling")
@@ -214,7 +214,7 @@ def test_two_tensors_of_one_name_without_their_wrappers_are_refused(tmp_path: Pa
 
 
 def test_every_name_is_used_ignored_or_refused(tmp_path: Path) -> None:
-    """No tensor of any sample is lost: each is the head's, what follows it, or listed as ignored."""
+    """No tensor of any sample is lost: each is the head's, the projection's, or listed as ignored."""
     for sample in SAMPLES.values():
         head = find_head(sample.save(tmp_path), **sample.options)
         listed = {re.sub(r"module\.", "", name) for name in sample.state}

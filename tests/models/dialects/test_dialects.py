@@ -1,4 +1,4 @@
-"""Each dialect's checkpoint gives what its own formula gives, and any one convention swapped does not."""
+"""Each dialect's checkpoint gives the descriptors of its formula, but not with any one convention swapped."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +41,7 @@ def expected_of(sample: Sample, x: Float64, formula: Formula | None = None) -> F
 
 
 def descriptors(head: Head, x: Float64) -> Float64:
-    """Return what the module gives in float64."""
+    """Return the descriptors of the module in float64."""
     with torch.inference_mode():
         got: Float64 = head.module(PATH).double()(torch.from_numpy(x)).numpy()
     return got
@@ -180,7 +180,7 @@ def test_every_convention_is_swapped_somewhere(tmp_path: Path) -> None:
 
 
 def test_a_batch_norm_that_is_not_used_fails_the_comparison_if_it_is(tmp_path: Path) -> None:
-    """And the other way round: a file does not say which of the two it is."""
+    """A BatchNorm that is used fails it if it is left out; a file does not say which of the two it is."""
     sample = SAMPLES["mixture-of-embedding-experts"]
     x = local_descriptors(sample.width)
     path = sample.save(tmp_path)

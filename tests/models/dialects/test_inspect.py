@@ -1,4 +1,4 @@
-"""`inspect` says what a checkpoint is, without exporting it."""
+"""`inspect` describes a checkpoint without exporting it."""
 
 import json
 from pathlib import Path

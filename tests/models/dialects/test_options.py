@@ -1,4 +1,4 @@
-"""`--dialect` and `--head-only` on the command line, and what the sidecar then says."""
+"""`--dialect` and `--head-only` on the command line, and the words of the sidecar then."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.models.dialects.samples import SAMPLES
 pytestmark = pytest.mark.export
 
 
-def test_the_sidecar_says_what_the_local_descriptors_must_be(command: Command, tmp_path: Path) -> None:
+def test_the_sidecar_describes_the_required_local_descriptors(command: Command, tmp_path: Path) -> None:
     SAMPLES["soccernet"].save(tmp_path)
     outcome = command("export", "best.pth.tar")
     assert outcome.code == 0, outcome.err

@@ -1,4 +1,4 @@
-"""What a dialect is not: damaged, another head's, unknown, or with a projection after the head."""
+"""Refused checkpoints: damaged, of another head, unknown, or with a projection after the head."""
 
 import re
 from dataclasses import replace
@@ -120,7 +120,7 @@ def test_batch_norm_is_complete_or_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["aggregation.crn.conv1.weight", "aggregation.ab_params"])
-def test_what_changes_the_layer_is_refused_whatever_is_asked_for(tmp_path: Path, key: str) -> None:
+def test_a_tensor_that_changes_the_layer_is_refused_under_all_options(tmp_path: Path, key: str) -> None:
     sample = SAMPLES["deep-visual-geo-localization"]
     message = refusal(sample, tmp_path, {**sample.state, key: torch.ones(3)}, head_only=True)
     assert f"holds {key} in the layer, which deep-visual-geo-localization does not have" in message
@@ -185,7 +185,7 @@ PROJECTIONS = {
 
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_a_projection_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
-    """Missing, transposed, of a wider kernel or another head, and a bias of another length."""
+    """The weight is missing, transposed, of a wider kernel or of another head, or the bias has another length."""
     sample, (weight, bias) = SAMPLES[name], PROJECTIONS[name]
     whole, inputs = sample.state[weight], read_head(sample.save(tmp_path), head_only=True).spec.aggregate_size
     expected = f"({inputs}, P)" if weight in ("net_vlad.hidden1_weights", "pca.weight") else f"(P, {inputs})"
@@ -221,7 +221,7 @@ def test_gating_is_complete_and_square(tmp_path: Path) -> None:
     "key", ["WPCA.0.weight", "whiten.weight", "out_projection.weight", "gating_weights", "mystery.weight"]
 )
 def test_a_projection_of_any_name_is_found_by_its_width(tmp_path: Path, key: str) -> None:
-    """Each is of another dialect, or of none."""
+    """Each name is of another dialect, or of none."""
     sample = SAMPLES["soccernet"]
     state = {**sample.state, **projection(key, 7, 45)(Random(0))}
     message = refusal(sample, tmp_path, state)
@@ -240,7 +240,7 @@ def test_a_projection_beside_the_references_own_keys_is_refused(tmp_path: Path) 
     assert read_head(sample.save(tmp_path, state), head_only=True).ignored == ("hidden1_weights",)
 
 
-def test_what_is_ignored_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_tensors_are_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sample = SAMPLES["pytorch-netvlad"]
     with caplog.at_level("INFO"):
         head = read_head(sample.save(tmp_path, {**sample.state, "step": torch.tensor(3)}))

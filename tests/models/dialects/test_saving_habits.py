@@ -1,6 +1,6 @@
 """Every dialect's file as training scripts write it: wrapped, in other dtypes, of a GPU, in either format, with NumPy.
 
-Each loads without running anything of the file, and gives what the dialect's own formula gives of the same weights.
+Each loads without running anything of the file, and gives the descriptors of the dialect's formula for its weights.
 
 Source: Nanne/pytorch-NetVlad, main.py (`recalls`, `best_score`); yxgeee/OpenIBL, examples/netvlad_img.py
 (`best_recall5`); gmberton/deep-visual-geo-localization-benchmark, train.py (`best_r5`, `recalls`, `not_improved_num`).
@@ -80,7 +80,7 @@ def check(path: Path, sample: Sample, state: State | None = None, **given: Any) 
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_wrapping_gives_what_the_formula_gives(tmp_path: Path, name: str) -> None:
+def test_every_wrapping_gives_the_descriptors_of_the_formula(tmp_path: Path, name: str) -> None:
     sample = SAMPLES[name]
     for wrapped, change in WRAPPED.items():
         state = changed(sample, change)
@@ -90,7 +90,7 @@ def test_every_wrapping_gives_what_the_formula_gives(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_dtype_gives_what_the_formula_gives_of_the_same_weights(
+def test_every_dtype_gives_the_descriptors_of_the_formula_with_the_same_weights(
     tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
     sample = SAMPLES[name]

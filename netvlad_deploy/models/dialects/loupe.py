@@ -1,10 +1,13 @@
-"""The layer of LOUPE in torch, as three projects use it: PointNetVLAD, OverlapTransformer and OverlapNetVLAD.
+"""The layer of LOUPE in torch, as PointNetVLAD, OverlapTransformer, OverlapNetVLAD and SoccerNet use it.
 
-The second and third save the BatchNorm after the projection and never apply it. OverlapTransformer L2-normalises local
-descriptors before the layer and the descriptor after it. CVTNet has three such layers and joins their descriptors.
+OverlapTransformer and OverlapNetVLAD save the BatchNorm after the projection and never apply it. OverlapTransformer
+L2-normalises local descriptors before the layer and the descriptor after it. CVTNet has three such layers and joins
+their descriptors. So does NetVLAD++ with two, for the frames before an action and for those after it; in SoccerNet's
+layer `add_batch_norm` L2-normalises the local descriptors.
 
 Source: cattaneod/PointNetVlad-Pytorch, models/PointNetVlad.py; haomo-ai/OverlapTransformer, modules/netvlad.py and
-modules/overlap_transformer.py; fcchit/OverlapNetVLAD, modules/netvlad.py and modules/overlapnetvlad.py.
+modules/overlap_transformer.py; fcchit/OverlapNetVLAD, modules/netvlad.py and modules/overlapnetvlad.py;
+SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting, TemporallyAwarePooling/inference/model.py and netvlad.py.
 """
 
 from collections.abc import Mapping
@@ -14,42 +17,47 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, cluster_sizes
+from netvlad_deploy.models.dialects.convolution import SOCCERNET_FRAMES
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER
 from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, NetVLADSpec, Projection
 
-WEIGHTS, WEIGHTS2, BIASES, FIRST_NORM = "cluster_weights", "cluster_weights2", "cluster_biases", "bn1."
+BIASES, FIRST_NORM = "cluster_biases", "bn1."
 HIDDEN_WEIGHTS, SECOND_NORM, CONTEXT_GATING = "hidden1_weights", "bn2.", "context_gating."
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointNetVLAD(Dialect):
+class Loupe(Dialect):
     """A layer with descriptors d*K + k, without ghost clusters, whose projection is gated before any L2 normalisation.
 
     Args:
+        needs: the names of the two matrices, (D,K) and (1,D,K).
+        offset: the logits have BatchNorm or a bias.
         normalize_input: local descriptors are L2-normalised before the layer.
         projection_norm: the BatchNorm that every file has after the projection is applied.
         final_l2: a projected descriptor is L2-normalised.
     """
 
-    needs: tuple[str, ...] = (WEIGHTS, WEIGHTS2)
+    needs: tuple[str, ...] = ("cluster_weights", "cluster_weights2")
+    offset: bool = True
     normalize_input: bool = False
     projection_norm: bool = True
     final_l2: bool = False
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
-        """Return the head of the weights, with BatchNorm or the biases."""
-        num_clusters, feature_size, _ = cluster_sizes(root + WEIGHTS, root + WEIGHTS2, state, ghosts=False)
-        used = {"clusters": root + WEIGHTS, "clusters2": root + WEIGHTS2}
-        added = self._added(state, root + WEIGHTS, num_clusters, root + FIRST_NORM, root + BIASES)
-        batch_norm = BIAS not in added
-        used |= added if batch_norm else {"assignment_bias": added[BIAS]}
+        """Return the head of the weights, with BatchNorm, the biases or neither."""
+        weights, weights2 = (root + name for name in self.needs)
+        num_clusters, feature_size, _ = cluster_sizes(weights, weights2, state, ghosts=False)
+        used = {"clusters": weights, "clusters2": weights2}
+        if self.offset:
+            added = self._added(state, weights, num_clusters, root + FIRST_NORM, root + BIASES)
+            used |= {"assignment_bias": added[BIAS]} if BIAS in added else added
         spec = NetVLADSpec(
             num_clusters=num_clusters,
             feature_size=feature_size,
-            batch_norm=batch_norm,
-            assignment_bias=not batch_norm,
+            batch_norm=self.offset and "assignment_bias" not in used,
+            assignment_bias="assignment_bias" in used,
             normalize_input=self.normalize_input,
         )
         head = Head(
@@ -66,20 +74,18 @@ class PointNetVLAD(Dialect):
         hidden, gating_root = root + HIDDEN_WEIGHTS, root + CONTEXT_GATING
         gate = gating_root + "gating_weights"
         weight = self.matrix(state, hidden, head.spec.aggregate_size, by_column=True)
-        size = len(weight)
-        norm = self._norm(state, hidden, size, root + SECOND_NORM) if self.projection_norm else {}
-        used = {f"projection.{name}": key for name, key in norm.items()}
-        gating = None
+        size, gating = len(weight), None
+        used, transposed = {"projection.weight": hidden}, {"projection.weight": weight}
+        if self.projection_norm:
+            norm = self._norm(state, hidden, size, root + SECOND_NORM)
+            used |= {f"projection.{name}": key for name, key in norm.items()}
         if any(name.startswith(gating_root) for name in state):
-            square = self.matrix(state, gate, size, by_column=True)
+            transposed["gating.weight"] = self.matrix(state, gate, size, by_column=True)
             added = self._added(state, gate, size, gating_root + FIRST_NORM, gating_root + "gating_biases")
-            if len(square) != size:
+            if len(transposed["gating.weight"]) != size:
                 raise InputError(f"{gate} has shape {tuple(state[gate].shape)}, expected ({size}, {size})")
             gating = BIAS if BIAS in added else BATCH_NORM
-            used |= {f"gating.{name}": key for name, key in added.items()}
-        tensors = {name: state[key] for name, key in used.items()} | {"projection.weight": weight}
-        if gating is not None:
-            tensors["gating.weight"] = square
+            used |= {"gating.weight": gate} | {f"gating.{name}": key for name, key in added.items()}
         projection = Projection(
             size=size,
             bias=False,
@@ -88,7 +94,8 @@ class PointNetVLAD(Dialect):
             gating=gating,
             final_l2=self.final_l2 and gating is not None,
         )
-        return head.followed_by(projection, tensors, [hidden, *used.values(), *([gate] if gating else [])])
+        tensors = {name: state[key] for name, key in used.items()} | transposed
+        return head.followed_by(projection, tensors, used.values())
 
     def _added(self, state: Mapping[str, Tensor], weights: str, length: int, norm: str, bias: str) -> dict[str, str]:
         """Return the names of the BatchNorm after a product, or of the bias added to it, by the reference's names.
@@ -110,17 +117,14 @@ class PointNetVLAD(Dialect):
         return {f"batch_norm.{name}": norm + name for name in names}
 
 
-POINTNETVLAD = PointNetVLAD(
+POINTNETVLAD = Loupe(
     name="pointnetvlad",
-    keys="net_vlad.cluster_weights (D,K), net_vlad.cluster_weights2 (1,D,K), net_vlad.bn1.* or net_vlad.cluster_biases "
-    "(K,), also without net_vlad.; and hidden1_weights (D*K,P), bn2.* and context_gating.* or none; point_net.* beside",
     roots=("net_vlad.", ""),
     beside=("point_net.",),
     preprocessing="local descriptors (batch, num_features, D): one of PointNet for each point, not normalised",
 )
-OVERLAPTRANSFORMER = PointNetVLAD(
+OVERLAPTRANSFORMER = Loupe(
     name="overlaptransformer",
-    keys="those of pointnetvlad, transformer_encoder.* beside; bn2.* is not used",
     roots=("net_vlad.", ""),
     beside=("transformer_encoder.",),
     unused=("linear", "bn", f"net_vlad.{SECOND_NORM}"),
@@ -130,13 +134,21 @@ OVERLAPTRANSFORMER = PointNetVLAD(
     preprocessing="local descriptors (batch, num_features, D): a column of the range image each, of convLast2 after "
     f"its ReLU; {NORMALIZES}",
 )
-OVERLAPNETVLAD = PointNetVLAD(
+OVERLAPNETVLAD = Loupe(
     name="overlapnetvlad",
-    keys="those of pointnetvlad behind vlad. instead of net_vlad., conv.* beside; bn2.* is not used",
     roots=("vlad.", ""),
     beside=("conv.0.",),
     unused=(SECOND_NORM, f"vlad.{SECOND_NORM}"),
     projection_norm=False,
     preprocessing="local descriptors (batch, num_features, D): every position of the bird's-eye feature map after "
     "conv.*, not normalised",
+)
+SOCCERNET_TEMPORALLY_AWARE = Loupe(
+    name="soccernet-temporally-aware",
+    needs=("clusters", "clusters2"),
+    offset=False,
+    roots=("pool_layer.", "pool_layer_before.", "pool_layer_after.", ""),
+    unused=("fc.",),
+    normalize_input=True,
+    preprocessing=f"{SOCCERNET_FRAMES}; {NORMALIZES}",
 )

@@ -1,4 +1,4 @@
-"""Relja's `.mat` files: what MATLAB's structs become, and what is refused."""
+"""Relja's `.mat` files: the tensors made of MATLAB's structs, and the refused files."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
-from netvlad_deploy.models.matlab import average_image, read_matlab
+from netvlad_deploy.models.dialects.relja import read_matlab
 from netvlad_deploy.spec.layer import ADD
 from netvlad_deploy.support.formats import is_checkpoint
 from tests.models.dialects.samples import SAMPLES
@@ -78,14 +78,13 @@ def test_the_backbone_and_the_mean_are_there_in_torchs_layout(tmp_path: Path) ->
     for name, tensor in state.items():
         assert torch.equal(tensor, WHITENED.state[name]), name
         assert tensor.dtype is torch.float32
-    assert average_image(state) == pytest.approx((123.68, 116.78, 103.94))
-    assert average_image({}) is None
+    assert state["average_image"].tolist() == pytest.approx((123.68, 116.78, 103.94))
     assert "average_image" not in read_matlab(save(tmp_path, layers_of(BIASED.state), averageImage=np.zeros((0, 3))))
 
 
 def test_a_mean_may_be_a_single_colour(tmp_path: Path) -> None:
     path = save(tmp_path, layers_of(BIASED.state), averageImage=np.arange(3.0).reshape(1, 1, 3))
-    assert average_image(read_matlab(path)) == (0.0, 1.0, 2.0)
+    assert read_matlab(path)["average_image"].tolist() == [0.0, 1.0, 2.0]
 
 
 def without(layers: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
