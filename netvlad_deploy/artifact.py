@@ -85,6 +85,14 @@ class Artifact(VerifiedFile):
         tails = {FEATURES: (self.spec.feature_size,), MASK: (), IMAGES: (3,)}
         return {name: tuple((*shape, *tails[name]) for shape in profile.shapes) for name in self.inputs}
 
+    def shape_words(self, profile: AnyProfile) -> dict[str, str]:
+        """Return the shapes of all inputs as `features:1x300x512,mask:1x300`, by `min`, `opt` and `max`."""
+        shapes = self.input_shapes(profile)
+        return {
+            bound: ",".join(f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in shapes)
+            for index, bound in enumerate(("min", "opt", "max"))
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
@@ -181,11 +189,6 @@ class EngineArtifact(Artifact):
 
     @property
     def cure(self) -> str:
-        """Return the command that replaces the file where it is another than it was."""
-        return self.rebuild_command
-
-    @property
-    def rebuild_command(self) -> str:
         """Return the command that builds this engine again, where it stands."""
         parent = self.path.parent / self.parent.name if self.parent else "MODEL.onnx"
         words = ["netvlad-deploy", "build", str(parent), "-o", str(self.path), *self.options.arguments, "--force"]
@@ -221,17 +224,18 @@ def stage_artifact(
 ) -> ArtifactType:
     """Stage an artifact's file, whole or in parts, and its sidecar; return the artifact with its hash and size."""
     parts = (content,) if isinstance(content, bytes) else content
-    return stage_sidecar(staging, artifact, *staging.write_parts(artifact.path, parts))
-
-
-def stage_sidecar(staging: Staging, artifact: ArtifactType, sha256: str, size_bytes: int) -> ArtifactType:
-    """Stage the sidecar of an artifact whose file is staged; return the artifact with that file's hash and size."""
+    sha256, size_bytes = staging.write_parts(artifact.path, parts)
     artifact = replace(artifact, sha256=sha256, size_bytes=size_bytes)
+    stage_sidecar(staging, artifact)
+    return artifact
+
+
+def stage_sidecar(staging: Staging, artifact: Artifact) -> None:
+    """Stage the sidecar of an artifact whose file is staged."""
     record = asdict(artifact)
     del record["path"]
     kind = "onnx" if isinstance(artifact, OnnxArtifact) else "engine"
     staging.write(sidecar_path(artifact.path), seal({**record, "kind": kind}))
-    return artifact
 
 
 def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: bool = False) -> AnyArtifact:

@@ -151,11 +151,8 @@ def provider_options(
         return {"device_id": "0", "use_tf32": str(int(artifact.precision == "tf32"))}
     prefix = "trt" if backend == ORT_TENSORRT else "nv"
     options = {"device_id": "0"}
-    shapes = artifact.input_shapes(profile)
-    for index, bound in enumerate(("min", "opt", "max")):
-        options[f"{prefix}_profile_{bound}_shapes"] = ",".join(
-            f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in artifact.inputs
-        )
+    for bound, shapes in artifact.shape_words(profile).items():
+        options[f"{prefix}_profile_{bound}_shapes"] = shapes
     if cache is not None and backend == ORT_RTX:
         options["nv_runtime_cache_path"] = str(cache)
     elif cache is not None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 from netvlad_deploy.artifact import (
@@ -29,9 +28,6 @@ ENGINES: Final = "tensorrt"
 """The backend of engines, of both flavors."""
 
 BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
-
-
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +131,12 @@ def open_runner(
             first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: what stands before the layer's names in a checkpoint.
-        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the
-            artifact's usual one.
+        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the usual one.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
         lineage: False where `check_lineage` was asked about this engine already.
 
-    Raises: UsageError if the backend cannot run this file; ArtifactError, InputError, MissingDependencyError,
-        DeviceUnavailableError.
+    Raises: UsageError if the backend cannot run this file; ArtifactError, InputError or one of UNAVAILABLE.
 
     >>> import numpy as np
     >>> from netvlad_deploy import export_onnx, open_runner
@@ -150,11 +144,13 @@ def open_runner(
     >>> from netvlad_deploy.spec.layer import NetVLADSpec
     >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "head.onnx")
     >>> with open_runner(artifact) as runner:
-    ...     descriptors = runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"]
-    >>> descriptors.shape  # (B, D*K)
+    ...     runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"].shape  # (B, D*K)
     (1, 8)
     """
-    _check_options(backend, profile)
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if profile is not None and backend not in PROFILED:
+        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
     if isinstance(source, str | Path):
         source = _load(Path(source), expect_sha256, hold=True)
     if isinstance(source, Checkpoint):
@@ -164,13 +160,6 @@ def open_runner(
     if isinstance(source, OnnxArtifact):
         return _open_onnx(source, backend or CPU, threads, profile, runtime_cache)
     return _open_engine(source, backend or ENGINES, runtime_cache, lineage=lineage)
-
-
-def _check_options(backend: str | None, profile: AnyProfile | None) -> None:
-    if backend is not None and backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    if profile is not None and backend not in PROFILED:
-        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
 
 
 def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Runner:
@@ -212,7 +201,7 @@ def _open_engine(artifact: Artifact, backend: str, runtime_cache: Path | None, *
     return TensorRTRunner(artifact, runtime_cache=runtime_cache)
 
 
-def check_lineage(engine: EngineArtifact, known: Mapping[str, str] = NOTHING) -> None:
+def check_lineage(engine: EngineArtifact, known: Mapping[str, str] | None = None) -> None:
     """Raise ArtifactError if the ONNX file or the reference that stand where the engine was built are others now.
 
     Neither is needed to run an engine, so either may be missing. `known` has the SHA-256 of those, by the names that
@@ -220,7 +209,7 @@ def check_lineage(engine: EngineArtifact, known: Mapping[str, str] = NOTHING) ->
     """
     for file in (engine.parent, engine.reference):
         if file is not None and (engine.path.parent / file.name).exists():
-            check_file(engine.path.parent, file, cure=engine.rebuild_command, found=known.get(file.name))
+            check_file(engine.path.parent, file, cure=engine.cure, found=(known or {}).get(file.name))
 
 
 def parity_backend(artifact: Artifact | None) -> str | None:

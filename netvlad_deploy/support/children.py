@@ -10,7 +10,6 @@ Ctrl-C reaches the parent alone, which kills its children. If the parent itself 
 
 import contextlib
 import ctypes
-import fcntl
 import importlib
 import json
 import logging
@@ -27,9 +26,6 @@ from netvlad_deploy.errors import NetVLADDeployError, RunError
 
 PR_SET_PDEATHSIG: Final = 1
 """Option of prctl: the kernel sends a signal when the thread that started this process ends. Source: prctl(2)."""
-
-PIPE_BYTES: Final = 1 << 20
-"""Largest pipe that Linux gives to every user by default. Source: pipe(7), /proc/sys/fs/pipe-max-size."""
 
 EXIT_TIMEOUT_S: Final = 5
 """Seconds that a child has to end after it has closed its pipe; then it is killed."""
@@ -49,12 +45,13 @@ class Channel:
         self._lock = threading.Lock()  # a child's threads log while it answers: a message must not be cut by another
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
-        """Send a message, whose values JSON can hold, followed by bytes.
+        """Send a message, whose values JSON can hold or are paths, followed by bytes.
 
         Raises: OSError if the other process no longer reads.
         """
+        line = json.dumps({"message": message, "size_bytes": len(content)}, default=os.fspath)
         with self._lock:
-            self._writing.write(json.dumps({"message": message, "size_bytes": len(content)}).encode() + b"\n")
+            self._writing.write(line.encode() + b"\n")
             self._writing.write(content)
             self._writing.flush()
 
@@ -101,8 +98,6 @@ class Child:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        for stream in (self._process.stdin, self._process.stdout):
-            _widen(stream)
         self._channel = Channel(self._process.stdout, self._process.stdin)
 
     def __enter__(self) -> "Child":
@@ -151,13 +146,6 @@ class Child:
             self._process.kill()
             code = self._process.wait()
         return self.failure(f"{self.name} {ending(code)}")
-
-
-def _widen(pipe: IO[bytes]) -> None:
-    """Enlarge a pipe to PIPE_BYTES, which halves the time that an engine takes through it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # refused to a user with many pipes: the small pipe works as well
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def ending(code: int) -> str:

@@ -9,6 +9,7 @@ import functools
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from netvlad_deploy.errors import NetVLADDeployError
@@ -73,6 +74,8 @@ def _value(hint: Any, value: object, where: str) -> Any:
         return float(value)
     if hint in (str, int, float, bool, type(None)) and type(value) is hint:
         return value
+    if hint is Path and type(value) is str:
+        return Path(value)
     raise ValueError(f"{where} is {_shown(value)}, expected {getattr(hint, '__name__', hint)}")
 
 

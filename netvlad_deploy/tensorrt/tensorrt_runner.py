@@ -159,9 +159,8 @@ class TensorRTRunner(Runner):
 
     def _new_slot(self, loaded: LoadedEngine) -> ExecutionSlot:
         trt = loaded.tensorrt.module
-        strategy = (
-            trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        )  # takes the memory of one profile, not of the largest
+        # takes the memory of one profile, not of the largest
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         with loaded.capture_lock:
             context = loaded.engine.create_execution_context(self._runtime_config or strategy)
         if context is None:

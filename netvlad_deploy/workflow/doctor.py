@@ -25,8 +25,9 @@ from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT, Gpu
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.machine import describe_machine
 from netvlad_deploy.support.require import install_line, installed_version, optional_packages, require
-from netvlad_deploy.tensorrt.api import EXTRAS, open_tensorrt, stdout_to_stderr
-from netvlad_deploy.tensorrt.cuda import describe_gpu
+from netvlad_deploy.support.streams import stdout_to_stderr
+from netvlad_deploy.tensorrt.api import EXTRAS, open_tensorrt
+from netvlad_deploy.tensorrt.cuda import Cuda
 
 NEEDED = ("netvlad-deploy", "numpy", "typer")
 """Packages that every installation has."""
@@ -70,12 +71,16 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
 
 def _gpu() -> tuple[Gpu | None, Check]:
     found: list[Gpu] = []
-    check = _check("GPU", (lambda: found.append(describe_gpu(EXTRAS[TENSORRT])), CUDA_PACKAGES))
+    check = _check("GPU", (lambda: found.append(_describe_gpu(TENSORRT)), CUDA_PACKAGES))
     if not found:
         return None, check
     (gpu,) = found
     detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
     return gpu, replace(check, detail=detail)
+
+
+def _describe_gpu(flavor: str) -> Gpu:
+    return Cuda(extra=EXTRAS[flavor]).gpu()
 
 
 def _backends() -> dict[str, list[Step]]:
@@ -85,10 +90,9 @@ def _backends() -> dict[str, list[Step]]:
     }
     backends["strict"] = [*backends[CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
     for flavor in FLAVORS:
-        gpu = partial(describe_gpu, EXTRAS[flavor])
         backends[f"tensorrt, {flavor} engines"] = [
             (partial(open_tensorrt, flavor), (flavor,)),
-            (gpu, CUDA_PACKAGES),
+            (partial(_describe_gpu, flavor), CUDA_PACKAGES),
             (partial(_run, flavor), (flavor,)),
         ]
     backends["torch"] = [(partial(require, "torch", extra="export"), ("torch",))]
@@ -99,14 +103,14 @@ def _backends() -> dict[str, list[Step]]:
 def _build(flavor: str) -> str:
     """Make a builder, for which the standard TensorRT needs a driver; return TensorRT's version and capabilities."""
     tensorrt = open_tensorrt(flavor)
-    tensorrt.builder(tensorrt.logger())
+    tensorrt.builder()
     return f"{tensorrt.version}: {tensorrt.capabilities}"
 
 
 def _run(flavor: str) -> None:
     """Make a runtime, on a machine that has a GPU."""
-    tensorrt = open_tensorrt(flavor)
-    tensorrt.runtime(tensorrt.logger())
+    tensorrt = open_tensorrt(flavor)  # holds the logger, which must outlive the runtime
+    tensorrt.runtime()
 
 
 def _check(name: str, *steps: Step) -> Check:

@@ -59,7 +59,7 @@ def is_gpu_attribute(node: ast.AST) -> bool:
 
 def is_gpu_call(node: ast.Call) -> bool:
     """Return True if a call is one on a CUDA or TensorRT object, or on the binding, or hands such a member on."""
-    if isinstance(node.func, ast.Attribute) and (node.func.attr == "_call" or re.match("cuda[A-Z]", node.func.attr)):
+    if isinstance(node.func, ast.Attribute) and re.match("cuda[A-Z]", node.func.attr):
         return True
     return is_gpu_attribute(node.func) or any(is_gpu_attribute(argument) for argument in node.args)
 

@@ -76,11 +76,10 @@ def test_progress_is_a_line_or_two(masked: OnnxArtifact, tmp_path: Path, caplog:
 def test_capabilities() -> None:
     tensorrt = open_tensorrt("tensorrt-rtx")
     assert tensorrt.builds_without_gpu
-    assert tensorrt.chooses_compute_capability
     assert tensorrt.checks_validity
     assert tensorrt.has_runtime_cache
     assert not tensorrt.has_timing_cache
-    assert not tensorrt.has_precision_flags
+    assert "has precision flags" not in tensorrt.capabilities
 
 
 def test_a_failed_build_for_turing_leaves_nothing_in_the_next(

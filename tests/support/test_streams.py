@@ -11,7 +11,7 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.validate import validate
 from tests.processes import HANG_S
 
