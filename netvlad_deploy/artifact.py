@@ -131,8 +131,8 @@ class OnnxArtifact(Artifact):
 
         Raises: as `content`; ArtifactError if the data is missing, or other data now.
         """
-        self.content()
         if self.external_data is not None:
+            self.content()
             check_file(self.path.parent, self.external_data, cure=self.cure)
 
     @contextlib.contextmanager
@@ -276,7 +276,7 @@ def _proven(path: Path, sidecar: bytes, expect_sha256: str | None, *, hold: bool
         raise ArtifactError(
             f"{path} has SHA-256 {artifact.sha256}, expected {expect_sha256}: it is another file, do not use it"
         )
-    if isinstance(artifact, OnnxArtifact) and external and not hold:
+    if isinstance(artifact, OnnxArtifact) and not hold:
         artifact.check_weights()
     return artifact
 
@@ -289,7 +289,10 @@ def check_file(folder: Path, reference: FileReference, *, cure: str = REMAKE, fo
     Raises: ArtifactError if it is missing or another file now.
     """
     path = folder / reference.name
-    _compare(path, found or sha256_file(path, missing=KEEP), reference, cure)
+    found = found or sha256_file(path, missing=KEEP)
+    if found != reference.sha256:
+        made = f"the artifact was made with {reference.sha256[:12]}"
+        raise ArtifactError(f"{path} has SHA-256 {found[:12]}, {made}: it is stale, {cure}")
 
 
 @contextlib.contextmanager
@@ -298,15 +301,9 @@ def copied(folder: Path, reference: FileReference, *, cure: str = REMAKE) -> Ite
 
     Raises: ArtifactError if it is missing or another file now.
     """
-    with private_copy(path := folder / reference.name, missing=KEEP) as (copy, found):
-        _compare(path, found, reference, cure)
+    with private_copy(folder / reference.name, missing=KEEP) as (copy, found):
+        check_file(folder, reference, cure=cure, found=found)
         yield copy
-
-
-def _compare(path: Path, found: str, reference: FileReference, cure: str) -> None:
-    if found != reference.sha256:
-        made = f"the artifact was made with {reference.sha256[:12]}"
-        raise ArtifactError(f"{path} has SHA-256 {found[:12]}, {made}: it is stale, {cure}")
 
 
 def _read_sidecar(path: Path) -> bytes:

@@ -7,6 +7,7 @@ ratio of block medians stays fair while the machine's speed drifts. The interval
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,14 +15,23 @@ from typing import Any, Final
 
 import numpy as np
 
-from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, NetVLADDeployError, ParityError
+from netvlad_deploy.errors import (
+    DeviceUnavailableError,
+    MissingDependencyError,
+    NetVLADDeployError,
+    ParityError,
+    UsageError,
+)
+from netvlad_deploy.oracle.goldens import USUAL_PHOTO
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.spec.images import IMAGES
-from netvlad_deploy.spec.layer import FEATURES
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
+from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
+from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Float64
+from netvlad_deploy.support.arrays import Arrays, Float64, unit_rows
 from netvlad_deploy.support.children import Child
+from netvlad_deploy.support.limits import check_limit
 from netvlad_deploy.support.machine import available_cores, describe_machine, installed_versions
 
 LOG = logging.getLogger(__name__)
@@ -30,6 +40,8 @@ BOOTSTRAP_SAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Read by NumPy's matrix products when the worker starts."""
+
+USUAL_FEATURES: Final = Profile().num_features.opt
 
 WORKER: Final = "netvlad_deploy.latency.worker"
 
@@ -91,6 +103,48 @@ class LatencyReport:
         return Verdict.combine(candidate.verdict for candidate in self.candidates)
 
 
+def random_feeds(
+    candidates: Sequence[Candidate],
+    batch: int,
+    num_features: int | None,
+    image_size: tuple[int, int] | None,
+    *,
+    seed: int = 0,
+) -> Arrays:
+    """Return L2-normalised features (B,N,D) and a full mask for heads, or images (B,H,W,3) for pipelines.
+
+    `num_features` is 300 by default, `image_size` as the images of the first pipeline are resized.
+
+    Raises: UsageError if the candidates take different things, or a length is of what they do not take, or the
+        input is too large.
+    """
+    random = np.random.default_rng(seed)
+    kinds = [_kind_of(candidate) for candidate in candidates]
+    spec, images = kinds[0]
+    if any((other is None) != (images is None) for _, other in kinds):
+        raise UsageError("some take features and some take images: measure them apart")
+    if images is None:
+        if image_size is not None:
+            raise UsageError(f"{candidates[0].path} takes features: leave the image size out")
+        shape = batch, num_features or USUAL_FEATURES, spec.feature_size
+        check_limit("bytes of input", math.prod(shape) * np.dtype(np.float32).itemsize)
+        features = unit_rows(random.standard_normal(shape, dtype=np.float32))
+        return {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
+    if num_features is not None:
+        raise UsageError(f"{candidates[0].path} takes images: leave the number of features out")
+    size = image_size or images.target(*USUAL_PHOTO)
+    check_limit("bytes of input", math.prod((batch, *size, CHANNELS)))
+    return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
+
+
+def _kind_of(candidate: Candidate) -> tuple[NetVLADSpec, ImageInput | None]:
+    """Return the layer's spec and what a pipeline does with images. An artifact is not opened: it may not run here."""
+    if candidate.artifact is not None:
+        return candidate.artifact.spec, candidate.artifact.images
+    with candidate.on(None).open() as runner:
+        return runner.spec, None
+
+
 def measure(
     candidates: Sequence[Candidate],
     feeds: Feeds,
@@ -123,7 +177,7 @@ def measure(
     threads = threads or available_cores()
     with ExitStack() as stack:
         np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
-        workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
+        workers = [_Worker(candidate, threads, stack) for candidate in candidates]
         for worker in workers:  # all of them before the first block: opening one would disturb a measurement
             worker.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
         random = np.random.default_rng(seed)
@@ -151,9 +205,12 @@ def _run_rounds(running: Sequence["_Worker"], rounds: int, block_ms: float, rand
 
 
 class _Worker:
-    """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
+    """The process of one candidate: it opens the runner, warms up, and runs a block when told to.
 
-    def __init__(self, candidate: Candidate, threads: int) -> None:
+    `stack` ends the process.
+    """
+
+    def __init__(self, candidate: Candidate, threads: int, stack: ExitStack) -> None:
         if candidate.artifact is not None:
             candidate.artifact.release()  # this process does not run it, and the other one reads it for itself
         self.candidate = candidate
@@ -162,11 +219,8 @@ class _Worker:
         self.times: list[list[float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs = 0
-        self._child = Child(
-            WORKER,
-            "its process",
-            environment=dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        )
+        environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+        self._child = stack.enter_context(Child(WORKER, "its process", environment=environment))
 
     def warm_up(self, feeds: bytes, *, warmup_ms: float) -> None:
         """Open the runner and run it for `warmup_ms`; `reason` says why it cannot run here, if it cannot.
@@ -187,12 +241,6 @@ class _Worker:
             self.reason = str(error)
         else:
             self.warmup_runs, self.conditions = answer["warmup_runs"], answer["conditions"]
-
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._child.__exit__(*error)
 
     def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
         """Return the answer to a request.

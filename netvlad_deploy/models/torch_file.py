@@ -20,10 +20,10 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.pickled import Standin, Storage
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.unpickling import Unpickler
-from netvlad_deploy.support.arrays import READ_BLOCK_BYTES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+READ_BLOCK_BYTES = 1 << 24
 
 
 Pickled = tuple[Any, frozenset[str]]

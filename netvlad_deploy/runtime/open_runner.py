@@ -166,7 +166,7 @@ def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Run
     """Open the unfolded parameters of an artifact; its own file is compared with its hash, and does not run."""
     if artifact.images is not None:
         raise UsageError(f"{artifact.path} has a backbone, which {backend} has not: leave the backend out")
-    if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
+    if isinstance(artifact, OnnxArtifact):
         artifact.check_weights()
     artifact.release()
     with copied(artifact.path.parent, artifact.reference) as reference:

@@ -5,6 +5,7 @@ each until the engine is written: the logger in `tensorrt`, the others in local 
 """
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from netvlad_deploy.support.machine import peak_memory_bytes
 from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.tensorrt.api import EXTRAS, LogLine, TensorRT, members, open_tensorrt, parse_onnx
 from netvlad_deploy.tensorrt.cuda import Cuda
-from netvlad_deploy.tensorrt.progress import make_monitor
 from netvlad_deploy.tensorrt.timing_cache import load_timing_cache, save_timing_cache
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ NO_TARGETS = frozenset(("NONE", "CURRENT"))
 """Members of the binding's enum of compute capabilities that are no GPU architecture."""
 
 MIB = 2**20
+
+PROGRESS_INTERVAL_S = 1.0
+"""Least seconds between two lines of progress: the builder reports hundreds of steps a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
         shapes = request.source.input_shapes(profile)
         index = config.add_optimization_profile(_profile(tensorrt, builder, shapes))
         tensorrt.accepted(index, f"the profile {profile}")
-    monitor = make_monitor(trt)
+    monitor = _make_monitor(trt)
     config.progress_monitor = monitor
     cache = None if cache_path is None else load_timing_cache(tensorrt, config, cache_path)
     started = time.perf_counter()
@@ -125,6 +128,39 @@ def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
         host_bytes=peak_memory_bytes(),
         lines=tuple(tensorrt.logger.lines),
     )
+
+
+def _make_monitor(binding: Any) -> Any:
+    """Return a monitor of the binding's own class, which logs the phases of a build and its steps."""
+
+    class Monitor(binding.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._lock = threading.Lock()  # the builder reports from several threads of its own
+            self._steps: dict[str, int] = {}  # the number of steps of every phase that the build is in
+            self._said_s = 0.0  # a step may be long after the last line, or a thousandth of a second
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._steps[phase_name] = num_steps
+                if parent_phase is None:  # the phase is no part of another
+                    self._say(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                if time.monotonic() - self._said_s >= PROGRESS_INTERVAL_S:
+                    self._say(f"{phase_name}, step {step + 1} of {self._steps.get(phase_name, '?')}")
+            return True  # False would end the build, but Ctrl-C ends it sooner by killing its process
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                self._steps.pop(phase_name, None)
+
+        def _say(self, text: str) -> None:
+            self._said_s = time.monotonic()
+            LOG.info("build: %s", text)
+
+    return Monitor()
 
 
 def _write(target: Path, engine: memoryview) -> tuple[str, int]:

@@ -15,7 +15,6 @@ RUN_TESTS: Final = (
 GPU_MODULES: Final = {
     "netvlad_deploy.tensorrt.builder": BUILD_TESTS,
     "netvlad_deploy.tensorrt.engine": BUILD_TESTS,
-    "netvlad_deploy.tensorrt.progress": BUILD_TESTS,
     "netvlad_deploy.tensorrt.timing_cache": BUILD_TESTS,
     "netvlad_deploy.tensorrt.cuda": RUN_TESTS,
     "netvlad_deploy.tensorrt.device_array": RUN_TESTS,

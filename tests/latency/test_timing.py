@@ -1,3 +1,4 @@
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 
@@ -55,8 +56,6 @@ def test_a_slower_candidate_is_seen_to_be_slower(exported: OnnxArtifact, monkeyp
             self.candidate, self.reason, self.conditions, self.warmup_runs = candidate, "", "", 1
             self.blocks, self.times = [], []
             self.slow = 1.5 if candidate.backend else 1.0
-
-        def __exit__(self, *_: object) -> None: ...
 
         def warm_up(self, *_: object, **__: object) -> None: ...
 
@@ -139,11 +138,11 @@ def test_a_worker_that_dies_is_an_error(exported: OnnxArtifact, monkeypatch: pyt
 
 
 def test_an_error_in_a_block_is_named_by_its_candidate(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    with latency._Worker(Candidate(path=exported.path), 1) as worker:
+    def gone() -> None:
+        raise RunError("the GPU fell off")
 
-        def gone() -> None:
-            raise RunError("the GPU fell off")
-
+    with ExitStack() as stack:
+        worker = latency._Worker(Candidate(path=exported.path), 1, stack)
         monkeypatch.setattr(worker._child, "receive", gone)
         with pytest.raises(RunError, match=r"^m.onnx: the GPU fell off$"):
             worker.run_block(1.0)

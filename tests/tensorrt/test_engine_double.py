@@ -16,7 +16,7 @@ from netvlad_deploy.artifact import EngineArtifact, load_artifact, log_path
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, UsageError
 from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.tensorrt import api as trt_api
-from netvlad_deploy.tensorrt import builder, engine, progress
+from netvlad_deploy.tensorrt import builder, engine
 from netvlad_deploy.tensorrt.api import TensorRT
 from tests.double.builder import BuilderWorld
 from tests.double.core import VERSIONS
@@ -249,14 +249,14 @@ def test_progress_is_logged_once_a_second_at_most(
     build(world)
     assert caplog.messages == ["build: Building engine"]
     caplog.clear()
-    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
-    make, kept = progress.make_monitor, []
+    monkeypatch.setattr(builder, "PROGRESS_INTERVAL_S", 0.0)
+    make, kept = builder._make_monitor, []
 
     def keep(binding: Any) -> Any:
         kept.append(make(binding))
         return kept[-1]
 
-    monkeypatch.setattr(builder, "make_monitor", keep)
+    monkeypatch.setattr(builder, "_make_monitor", keep)
     build(world, force=True)
     steps = [f"build: {phase}, step {step} of 2" for phase in ("Timing tactics", "Building engine") for step in (1, 2)]
     assert caplog.messages == ["build: Building engine", *steps]
