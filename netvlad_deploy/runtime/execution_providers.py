@@ -1,15 +1,8 @@
 """Execution providers of ONNX Runtime: one for each backend, and never another than was asked for.
 
-ONNX Runtime goes on with the CPU in three ways, and each is shut here. It drops a provider that it cannot load (the
-first provider of the session is compared), it gives nodes that a provider does not take to the CPU (session entry
-`session.disable_cpu_ep_fallback`), and its Python class opens the session again after an error, at creation and in a
-run (`enable_fallback`).
-
-TF32 is on by default. The CUDA provider has an option to turn it off; TensorRT's and TensorRT-RTX's have none, only the
-environment variable NVIDIA_TF32_OVERRIDE=0, read when the process first uses CUDA. Without it an FP32 graph is
-reported, and judged, as tf32 there. Both take one optimization profile: with several, TensorRT's stays on the first.
-
-The GPU providers were tested on a double of ONNX Runtime only.
+docs/architecture.md says in which ways ONNX Runtime goes on with the CPU, and how TF32 is judged. TensorRT's and
+TensorRT-RTX's providers take one optimization profile: with several, TensorRT's stays on the first. The GPU providers
+were tested on a double of ONNX Runtime only.
 """
 
 import importlib
@@ -171,7 +164,7 @@ def open_session(
     """
     provider, arguments = PROVIDERS[backend], {}
     if backend != CPU:
-        options.add_session_config_entry(NO_CPU, "1")
+        options.add_session_config_entry(NO_CPU, "1")  # nodes that the provider does not take are an error
     if provider in onnxruntime.get_available_providers():
         arguments["providers"] = [(provider, settings)]
     elif backend == ORT_RTX:
@@ -191,7 +184,7 @@ def open_session(
                 raise RunError(f"{provider} works here and leaves nodes of {name} to the CPU: {words}") from error
             raise DeviceUnavailableError(f"{provider} cannot be used here; ONNX Runtime says: {words}") from error
         raise RunError(f"ONNX Runtime cannot load {name}: {words}") from error
-    if session.get_providers()[0] != provider:
+    if session.get_providers()[0] != provider:  # it could not be loaded, and was dropped
         raise DeviceUnavailableError(f"asked for {provider}, ONNX Runtime took {session.get_providers()[0]}")
     return session
 

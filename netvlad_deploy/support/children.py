@@ -1,11 +1,9 @@
 """Child processes that do one job for this process, and end with it.
 
-A child runs `serve(channel)` of a module of this package with the import path of its parent. Parent and child exchange
-messages: a line of JSON, and as many bytes as the line says. The child's log records go to the log of the parent, an
-error of this package is raised in the parent as the same class, and the output of libraries goes to standard error.
-
-Ctrl-C reaches the parent alone, which kills its children. If the parent itself is killed, the kernel kills its children
-(on Linux), or they end at their next read.
+Parent and child exchange messages: a line of JSON, and as many bytes as the line says. The child's log records go to
+the log of the parent, an error of this package is raised in the parent as the same class, and the output of libraries
+goes to standard error. Ctrl-C reaches the parent alone, which kills its children. If the parent itself is killed, the
+kernel kills its children (on Linux), or they end at their next read.
 """
 
 import contextlib
@@ -171,7 +169,6 @@ class _ToParent(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the name, the level and the text of a record."""
         self._channel.send({"log": [record.name, record.levelno, record.getMessage()]})
 
 

@@ -94,8 +94,8 @@ class ExecutionSlot:
     def close(self) -> None:
         """Release graphs, context, buffers, events and stream, in this order, each even if another one fails."""
         with self._loaded.capture_lock, self._undo:
-            self._undo.callback(self._free_buffers)
-            self._undo.callback(self._drop_context)
+            self._undo.callback(_release_each, self._free, list(self._buffers))
+            self._undo.callback(setattr, self, "_context", None)
             self._undo.callback(self._drop_bindings)
             # a run that failed may have left work behind
             self._undo.callback(self.cuda.cudaStreamSynchronize, self._stream)
@@ -265,12 +265,6 @@ class ExecutionSlot:
         binding = self._bindings.pop(key)
         if binding.graph is not None:
             self.cuda.cudaGraphExecDestroy(binding.graph)
-
-    def _drop_context(self) -> None:
-        self._context = None
-
-    def _free_buffers(self) -> None:
-        _release_each(self._free, list(self._buffers))
 
     def _free(self, name: str) -> None:
         buffer = self._buffers.pop(name)

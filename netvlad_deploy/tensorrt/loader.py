@@ -77,12 +77,13 @@ class LoadedEngine:
         engine, trt = self.engine, self.tensorrt.module
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
+            dtype = str(engine.get_tensor_dtype(name).name)
             given = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             profiles = range(engine.num_optimization_profiles if given else 0)
             yield EngineTensor(
                 name=name,
                 mode="input" if given else "output",
-                dtype=_dtype(engine.get_tensor_dtype(name)),
+                dtype=TENSOR_DTYPES.get(dtype, dtype),
                 shape=tuple(engine.get_tensor_shape(name)),
                 format=engine.get_tensor_format(name).name,
                 profiles=tuple(
@@ -115,10 +116,6 @@ class LoadedEngine:
         said |= {name: ("output", artifact.dtypes[name], ()) for name in artifact.outputs}
         if found != said:
             raise ArtifactError(f"{artifact.path} has {found}, its sidecar says {said}: {artifact.cure}")
-
-
-def _dtype(dtype: Any) -> str:
-    return TENSOR_DTYPES.get(dtype.name, str(dtype.name))
 
 
 def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> None:

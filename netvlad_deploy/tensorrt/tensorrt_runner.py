@@ -107,11 +107,7 @@ class TensorRTRunner(Runner):
             super().close()
             idle, self._idle = self._idle, []
             last = not self._busy
-        with contextlib.ExitStack() as undo:
-            if last:
-                undo.callback(self._release)
-            for slot in idle:
-                undo.callback(_close, slot, sound=True)
+        self._end(idle, sound=True, last=last)
 
     def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         with self._slot() as slot:
@@ -148,13 +144,18 @@ class TensorRTRunner(Runner):
         with self._lock:
             self._busy -= 1
             last = not self._open and not self._busy
-            keep = self._open and sound and slot is not None
-            if keep and slot is not None:
-                self._idle.append(slot)
+            ended = [] if slot is None else [slot]
+            if self._open and sound:
+                self._idle += ended
+                ended = []
+        self._end(ended, sound=sound, last=last)
+
+    def _end(self, slots: list[ExecutionSlot], *, sound: bool, last: bool) -> None:
+        """Close slots, each even if another one fails, and release the engine after the last run."""
         with contextlib.ExitStack() as undo:
             if last:
                 undo.callback(self._release)
-            if slot is not None and not keep:
+            for slot in slots:
                 undo.callback(_close, slot, sound=sound)
 
     def _new_slot(self, loaded: LoadedEngine) -> ExecutionSlot:
