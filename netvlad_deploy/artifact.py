@@ -1,7 +1,7 @@
-"""Artifacts on disk, each with a sidecar that proves what it is.
+"""Artifacts on disk, each with a sidecar that describes and identifies it.
 
 Beside `m.onnx` stands `m.onnx.json`: hashes of the file, of its parent and of the oracle's reference file, the
-layer's spec, and what a runner must know without parsing the file. The sidecar also carries the hash of its own
+layer's spec, and all that a runner must know without parsing the file. The sidecar also carries the hash of its own
 canonical text. That finds damage and mix-ups; it is no signature, and someone who rewrites both files passes.
 """
 
@@ -158,7 +158,7 @@ class OnnxArtifact(Artifact):
 class EngineArtifact(Artifact):
     """A built TensorRT engine.
 
-    `flags` are the builder's by name; `gpu` is None where it was built without one; `machine` is what it was built on;
+    `flags` are the builder's by name; `gpu` is None where it was built without one; `machine` describes the builder's;
     `targets` are the architectures that a TensorRT-RTX engine is for.
     """
 
@@ -243,17 +243,17 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: b
 
     `expect_sha256` is the file's hash from a source you trust, such as a signature: a sidecar proves no origin. With
     `hold` the artifact keeps the bytes that were hashed until `Artifact.content` gives them to whoever runs them, and
-    external data is hashed when it is opened; else what is run later is read again, and compared with this hash.
+    external data is hashed when it is opened; else the file is read again to be run, and compared with this hash.
 
-    Raises: ArtifactError naming what differs.
+    Raises: ArtifactError naming the difference.
     """
     path = Path(path)
     for _ in range(100):  # others may replace it meanwhile
         finish_writing(path.parent)
         if not path.is_file():
             raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
-        if not sidecar_path(path).exists() and (what := no_artifact(path)):
-            raise ArtifactError(f"{path} is {what}")
+        if not sidecar_path(path).exists() and (kind := no_artifact(path)):
+            raise ArtifactError(f"{path} is {kind}")
         sidecar = _read_sidecar(path)
         try:
             return _proven(path, sidecar, expect_sha256, hold=hold)
@@ -282,7 +282,7 @@ def _proven(path: Path, sidecar: bytes, expect_sha256: str | None, *, hold: bool
 
 
 def check_file(folder: Path, reference: FileReference, *, cure: str = REMAKE, found: str | None = None) -> None:
-    """Compare the content of a file that an artifact refers to; `cure` says what to do if it is another.
+    """Compare the content of a file that an artifact refers to; `cure` is the remedy if it is another.
 
     `found` is its SHA-256 where somebody has read it already.
 

@@ -97,7 +97,7 @@ class Runner(ABC):
     def run(self, feeds: Feeds) -> Arrays:
         """Return a fresh array for each output.
 
-        Raises: InputError if the feeds are not what the runner takes; RunError if it was closed or failed.
+        Raises: InputError if the runner does not take these feeds; RunError if it was closed or failed.
         """
         if not self._open:
             raise RunError(f"{self.name} is closed: open it again before running it")
@@ -111,7 +111,7 @@ class Runner(ABC):
     def check_feeds(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return the feeds after checking names, rank, width, dtype and padding, those on the host contiguous.
 
-        Raises: InputError naming what was got, what was expected and what to do.
+        Raises: InputError naming got, expected and a remedy.
         """
         if not set(self.inputs) <= set(feeds) <= {*self.inputs, *self.optional_inputs}:
             hint = ": export with --masked" if MASK in feeds else ""
@@ -132,7 +132,7 @@ class Runner(ABC):
         }
 
     def close(self) -> None:
-        """Release what the runner holds; closing twice is fine."""
+        """Release memory and files; closing twice is fine."""
         self._open = False
 
     def __enter__(self: RunnerType) -> RunnerType:

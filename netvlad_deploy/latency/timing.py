@@ -61,7 +61,7 @@ class CandidateLatency:
 
     `variation` is the standard deviation over the mean.
     `h2d_ms`, `compute_ms` and `d2h_ms` are copies in, work and copies out by the GPU's own clock: medians of one run in
-    each round. `conditions` says what the runner does to be fast.
+    each round. `conditions` are the runner's means of being fast.
     """
 
     name: str
@@ -115,8 +115,8 @@ def random_feeds(
 
     `num_features` is 300 by default, `image_size` as the images of the first pipeline are resized.
 
-    Raises: UsageError if the candidates take different things, or a length is of what they do not take, or the
-        input is too large.
+    Raises: UsageError if some candidates take features and some images, if a length is given that they do not take, or
+        if the input is too large.
     """
     random = np.random.default_rng(seed)
     kinds = [_kind_of(candidate) for candidate in candidates]
@@ -138,7 +138,7 @@ def random_feeds(
 
 
 def _kind_of(candidate: Candidate) -> tuple[NetVLADSpec, ImageInput | None]:
-    """Return the layer's spec and what a pipeline does with images. An artifact is not opened: it may not run here."""
+    """Return the layer's spec, and a pipeline's preparation of images; an artifact may not run here, so none is opened."""
     if candidate.artifact is not None:
         return candidate.artifact.spec, candidate.artifact.images
     with candidate.on(None).open() as runner:

@@ -91,7 +91,7 @@ def check_distributions() -> None:
 
 
 def errors_of(onnxruntime: Any) -> tuple[type[Exception], ...]:
-    """Return the exception classes of ONNX Runtime, which share no base, and what its C++ code throws past them."""
+    """Return the exception classes of ONNX Runtime, which share no base, and RuntimeError, which it raises as well."""
     members = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
     return (*(member for member in members if isinstance(member, type) and issubclass(member, Exception)), RuntimeError)
 
@@ -109,7 +109,7 @@ def precision_on(backend: str, artifact: OnnxArtifact) -> str:
 
 
 def make_cache(artifact: OnnxArtifact, precision: str, profile: AnyProfile) -> Path:
-    """Make and return the folder of what a provider compiles: `NAME.onnx.cache/SHA-PRECISION-PROFILE`.
+    """Make and return the folder for the engines that a provider compiles: `NAME.onnx.cache/SHA-PRECISION-PROFILE`.
 
     ONNX Runtime's own key is the model's name, inputs and outputs: it would take a cached engine with other weights.
     What stands there is executable code, like an engine.

@@ -32,7 +32,7 @@ BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file of weights. No sidecar proves what is in it, so nothing is known of it until it is opened."""
+    """A file of weights. It has no sidecar, so nothing is known of its content until it is opened."""
 
     path: Path
 
@@ -40,15 +40,15 @@ class Checkpoint:
 class Candidate:
     """An artifact, loaded and proven once, or a checkpoint, with the backend to run it on, None for its own.
 
-    An artifact holds the bytes that were hashed until the candidate is opened: these bytes run, whatever stands at the
-    path by then, and what is asked of `source` is asked of the same file.
+    An artifact holds the bytes that were hashed until the candidate is opened: these bytes run, and `source` describes
+    them, even if another file stands at the path by then.
 
     Args:
         path: the file of the artifact or of the checkpoint.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         hold: False where the candidate is not opened in this process.
 
-    Raises: ArtifactError if the artifact is not what its sidecar or the expected hash says; UsageError if a hash is
+    Raises: ArtifactError if the artifact differs from its sidecar or the expected hash; UsageError if a hash is
         expected of a checkpoint.
 
     >>> from netvlad_deploy.models.netvlad import initialize
@@ -71,7 +71,7 @@ class Candidate:
 
     @classmethod
     def of(cls, source: AnyArtifact | Checkpoint, *, backend: str | None = None) -> "Candidate":
-        """Return the candidate of what is loaded already."""
+        """Return the candidate of an artifact that is loaded already, or of a checkpoint."""
         candidate = cls.__new__(cls)
         candidate.source, candidate.backend = source, backend
         return candidate
@@ -130,7 +130,7 @@ def open_runner(
             (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by default the
             first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
-        prefix: what stands before the layer's names in a checkpoint.
+        prefix: the text before the layer's names in a checkpoint.
         profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the usual one.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
@@ -213,9 +213,9 @@ def check_lineage(engine: EngineArtifact, known: Mapping[str, str] | None = None
 
 
 def parity_backend(artifact: Artifact | None) -> str | None:
-    """Return the backend that shows what an artifact's precision costs, None for its own.
+    """Return the backend that shows the cost of an artifact's precision, None for its own.
 
-    ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows what an FP16 graph gives elsewhere.
+    ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows the results of an FP16 graph elsewhere.
     """
     return "strict" if isinstance(artifact, OnnxArtifact) and artifact.precision.startswith("fp16") else None
 

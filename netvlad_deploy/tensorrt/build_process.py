@@ -16,7 +16,7 @@ from netvlad_deploy.tensorrt.builder import BuildRequest, Built, build_here
 def build_apart(request: BuildRequest) -> Built:
     """Build in a fresh process.
 
-    Raises: what `build_here` raises; BuildError if the process dies.
+    Raises: as `build_here`; BuildError if the process dies.
     """
     with Child(__name__, "the process of the builder", failure=BuildError) as child:
         child.send(asdict(request))
@@ -25,6 +25,6 @@ def build_apart(request: BuildRequest) -> Built:
 
 
 def serve(channel: Channel) -> None:
-    """Build what the first message asks for, and send back the `Built`: this is all that the fresh process does."""
+    """Do the build that the first message requests, and send back the `Built`; the fresh process does nothing else."""
     message, _ = channel.receive()
     channel.send(asdict(build_here(from_record(BuildRequest, message))))

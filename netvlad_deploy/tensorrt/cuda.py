@@ -16,9 +16,9 @@ from netvlad_deploy.support.require import require
 class Cuda:
     """The CUDA runtime on this thread's current GPU.
 
-    Every function of the runtime is a method of the same name, such as `cudaMalloc`: it takes what cuda-bindings takes,
-    and returns the value that stands behind the status, if there is one. Addresses, streams, events and graphs are
-    CUDA's own handles.
+    Every function of the runtime is a method of the same name, such as `cudaMalloc`: it takes the same arguments, and
+    returns the value that stands behind the status, if there is one. Addresses, streams, events and graphs are CUDA's
+    own handles.
 
     Raises: MissingDependencyError without cuda-bindings, which `extra` installs; DeviceUnavailableError without a
         driver or a GPU. Every method raises RunError with the name of the call and CUDA's own name of the error.

@@ -1,6 +1,6 @@
 """Build a TensorRT engine from an ONNX artifact.
 
-Precision is what the ONNX graph says: the network is strongly typed (required on TensorRT 10, the only kind on
+Precision is that of the ONNX graph: the network is strongly typed (required on TensorRT 10, the only kind on
 11 and on RTX), and TF32 is cleared, since it is on by default everywhere and costs about 1e-3.
 """
 

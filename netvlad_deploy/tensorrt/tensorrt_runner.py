@@ -92,7 +92,7 @@ class TensorRTRunner(Runner):
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return a fresh array for each output, on the host.
 
-        Raises: InputError if the feeds are not what the engine takes; RunError if it was closed or failed.
+        Raises: InputError if the engine does not take these feeds; RunError if it was closed or failed.
         """
         return self._run(feeds)  # it checks the feeds, once it has the stream that must wait for arrays on the GPU
 

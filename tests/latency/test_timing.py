@@ -98,7 +98,7 @@ def test_a_broken_budget_fails(exported: OnnxArtifact, budget_ms: float, verdict
     assert bool(report.candidates[0].reason) is (verdict is Verdict.FAIL)
 
 
-def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
+def test_a_candidate_that_cannot_run_here_is_not_run_and_the_others_go_on(
     exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")

@@ -73,7 +73,7 @@ def test_an_error_inside_restores_it_and_so_does_nesting() -> None:
     assert where() == before
 
 
-def test_what_the_c_library_holds_back_does_not_come_out_later(tmp_path: Path) -> None:
+def test_text_in_the_buffer_of_the_c_library_does_not_come_out_later(tmp_path: Path) -> None:
     """Printed by a native library to a file or pipe, it stays in a buffer of the process until that is full."""
     saved, target = os.dup(1), os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY)
     library = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""Engine builds on the double of every version of the binding: what is set, what is refused, what is written.
+"""Engine builds on the double of every version of the binding: settings, refusals and written files.
 
 Whatever call or setting of the builder is left out makes a test here fail. Nothing here needs torch, onnx or a GPU.
 """

@@ -1,4 +1,4 @@
-"""The line of NVIDIA's own tool says what the engine was built with."""
+"""The line of NVIDIA's own tool has the options that the engine was built with."""
 
 from pathlib import Path
 
