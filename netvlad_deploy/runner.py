@@ -6,7 +6,7 @@ would be timed, too. Padded rows are the exception: with a mask they must be fin
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from netvlad_deploy.support.arrays import Array, Arrays
 
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")
+FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EventTimes:
     d2h_ms: float
 
 
+@dataclass(eq=False, repr=False)
 class Runner(ABC):
     """Compute the outputs of one artifact, checkpoint or oracle.
 
@@ -41,29 +43,17 @@ class Runner(ABC):
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
     """
 
-    def __init__(
-        self,
-        name: str,
-        spec: NetVLADSpec,
-        *,
-        inputs: tuple[str, ...],
-        outputs: tuple[str, ...],
-        optional_inputs: tuple[str, ...] = (),
-        dtype: npt.DTypeLike = np.float32,
-        profiles: tuple[AnyProfile, ...] = (),
-        precision: str = "fp32",
-        feature_range: FeatureRange | None = None,
-    ) -> None:
-        self.name = name
-        self.spec = spec
-        self.inputs = inputs
-        self.optional_inputs = optional_inputs
-        self.outputs = outputs
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.profiles = profiles
-        self.precision = precision
-        self.range = feature_range
-        self._open = True
+    name: str
+    spec: NetVLADSpec
+    _: KW_ONLY
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional_inputs: tuple[str, ...] = ()
+    dtype: np.dtype[Any] = FLOAT32
+    profiles: tuple[AnyProfile, ...] = ()
+    precision: str = "fp32"
+    range: FeatureRange | None = None
+    _open: bool = field(default=True, init=False)
 
     @property
     def half(self) -> bool:

@@ -138,7 +138,7 @@ def random_feeds(
 
 
 def _kind_of(candidate: Candidate) -> tuple[NetVLADSpec, ImageInput | None]:
-    """Return the layer's spec, and a pipeline's preparation of images; an artifact may not run here, so none is opened."""
+    """Return the layer's spec, and a pipeline's preparation of images; no artifact is opened: it may not run here."""
     if candidate.artifact is not None:
         return candidate.artifact.spec, candidate.artifact.images
     with candidate.on(None).open() as runner:

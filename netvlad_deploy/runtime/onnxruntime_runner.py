@@ -6,6 +6,8 @@ One runner may be used by several threads at once: a session may, and the runner
 import importlib.util
 from typing import Any, ClassVar
 
+import numpy as np
+
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import RunError
 from netvlad_deploy.runner import Runner
@@ -58,10 +60,10 @@ class OnnxRuntimeRunner(Runner):
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            dtype=artifact.dtypes[artifact.inputs[0]],
+            dtype=np.dtype(artifact.dtypes[artifact.inputs[0]]),
             profiles=(profile,) if backend in PROFILED else (),
             precision=precision_on(backend, artifact),
-            feature_range=artifact.range,
+            range=artifact.range,
         )
         self._artifact, self._taps = artifact, taps
         self._settings: dict[str, Any] = {"backend": backend, "profile": profile, "threads": threads}

@@ -115,7 +115,7 @@ def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
     if engine is None:
         raise BuildError(f"{tensorrt.name} built no engine: {tensorrt.last_error() or 'no reason given'}")
     if cache_path is not None:
-        _keep_timings(tensorrt, config, cache_path, cache)
+        save_timing_cache(tensorrt, config, cache_path, cache)
     sha256, size_bytes = _write(request.target, memoryview(engine))
     return Built(
         sha256=sha256,
@@ -169,14 +169,6 @@ def _write(target: Path, engine: memoryview) -> tuple[str, int]:
         return write_hashed(target, (engine,))
     except OSError as error:
         raise OutputError(f"the engine cannot be written: {error.strerror or error}") from error
-
-
-def _keep_timings(tensorrt: TensorRT, config: Any, path: Path, cache: Any) -> None:
-    """Save the timings of this build; a failure is only logged, since the engine is good without them."""
-    try:
-        save_timing_cache(tensorrt, config, path, cache)
-    except (BuildError, OutputError) as error:
-        LOG.warning("the timings of this build are not kept: %s", error)
 
 
 def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from netvlad_deploy.artifact import EngineArtifact, log_path, sidecar_path
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.runner import EventTimes, Runner
@@ -50,10 +52,10 @@ class TensorRTRunner(Runner):
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            dtype=artifact.dtypes[artifact.inputs[0]],
+            dtype=np.dtype(artifact.dtypes[artifact.inputs[0]]),
             profiles=artifact.profiles,
             precision=artifact.precision,
-            feature_range=artifact.range,
+            range=artifact.range,
         )
         if runtime_cache is not None and artifact.flavor != RTX:
             raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
