@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -183,7 +183,7 @@ def measure(
         random = np.random.default_rng(seed)
         _run_rounds([worker for worker in workers if not worker.reason], rounds, block_ms, random)
         images, main = feeds.get(IMAGES), next(iter(feeds.values()))
-        results = [worker.result(len(main), workers[0], random) for worker in workers]
+        results = [worker.result(len(main), workers[0], random, budget_p99_ms) for worker in workers]
     return LatencyReport(
         batch=len(main),
         num_features=main.shape[1] if images is None else None,
@@ -193,7 +193,7 @@ def measure(
         block_ms=block_ms,
         warmup_ms=warmup_ms,
         machine=describe_machine() | installed_versions(),
-        candidates=tuple(_within_budget(result, budget_p99_ms) for result in results),
+        candidates=tuple(results),
     )
 
 
@@ -261,16 +261,20 @@ class _Worker:
         self.blocks.append(np.array(answer["samples_ms"]))
         self.times += [answer["times_ms"]] if answer["times_ms"] else []
 
-    def result(self, batch: int, first: "_Worker", random: np.random.Generator) -> CandidateLatency:
-        """Return the statistics over all blocks, and the ratio to the first candidate."""
+    def result(
+        self, batch: int, first: "_Worker", random: np.random.Generator, budget_p99_ms: float | None = None
+    ) -> CandidateLatency:
+        """Return the statistics over all blocks, and the ratio to the first candidate; FAIL if the budget is broken."""
         if self.reason:
             return CandidateLatency(name=self.candidate.name, verdict=Verdict.NOT_RUN, reason=self.reason)
         samples = np.concatenate(self.blocks)
         h2d, compute, d2h = np.median(self.times, axis=0).tolist() if self.times else (None, None, None)
         p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
+        over = budget_p99_ms is not None and p99 > budget_p99_ms
         return CandidateLatency(
             name=self.candidate.name,
-            verdict=Verdict.PASS,
+            verdict=Verdict.FAIL if over else Verdict.PASS,
+            reason=f"p99 is {p99:.3f} ms, the budget is {budget_p99_ms:g} ms" if over else "",
             warmup_runs=self.warmup_runs,
             runs=len(samples),
             mean_ms=float(samples.mean()),
@@ -298,10 +302,3 @@ def bootstrap_ratio(
     resampled = np.median(random.choice(ratios, size=(BOOTSTRAP_SAMPLES, len(ratios))), axis=1)
     low, high = np.percentile(resampled, INTERVAL)
     return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
-
-
-def _within_budget(result: CandidateLatency, budget_p99_ms: float | None) -> CandidateLatency:
-    if budget_p99_ms is None or result.p99_ms is None or result.p99_ms <= budget_p99_ms:
-        return result
-    reason = f"p99 is {result.p99_ms:.3f} ms, the budget is {budget_p99_ms:g} ms"
-    return replace(result, verdict=Verdict.FAIL, reason=reason)

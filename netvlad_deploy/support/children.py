@@ -103,11 +103,8 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with contextlib.suppress(OSError):  # closing flushes a message that the dead child can no longer read
-                stream.close()
+        with contextlib.suppress(OSError), self._process:  # its end closes the pipes, and waits
+            pass  # closing flushes, which fails for a message that the dead child can no longer read
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
         """Send the child a message and bytes.

@@ -157,6 +157,11 @@ def open_tensorrt(flavor: str, *, errors_only: bool = False) -> TensorRT:
     return TensorRT(flavor=flavor, module=module, errors_only=errors_only)
 
 
+def members(kind: Any) -> dict[str, Any]:
+    """Return the members of an enum of the binding by name: their integers differ between versions."""
+    return dict(kind.__members__)
+
+
 def parse_onnx(tensorrt: TensorRT, network: Any, content: bytes, path: str | None) -> None:
     """Parse the bytes of an ONNX file into a network; in the folder of `path` stands its external data, if it has any.
 

@@ -18,7 +18,7 @@ from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.support.files import write_hashed
 from netvlad_deploy.support.machine import peak_memory_bytes
 from netvlad_deploy.support.streams import stdout_to_stderr
-from netvlad_deploy.tensorrt.api import EXTRAS, LogLine, TensorRT, open_tensorrt, parse_onnx
+from netvlad_deploy.tensorrt.api import EXTRAS, LogLine, TensorRT, members, open_tensorrt, parse_onnx
 from netvlad_deploy.tensorrt.cuda import Cuda
 from netvlad_deploy.tensorrt.timing_cache import load_timing_cache, save_timing_cache
 
@@ -215,7 +215,7 @@ def _configure(tensorrt: TensorRT, config: Any, options: BuildOptions) -> tuple[
         _check_kept(tensorrt, "workspace in bytes", config.get_memory_pool_limit(workspace), limit_bytes)
     if options.compute_capabilities:
         _choose_capabilities(tensorrt, config, options)
-    return tuple(sorted(name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)))
+    return tuple(sorted(name for name, flag in members(trt.BuilderFlag).items() if config.get_flag(flag)))
 
 
 def _check_kept(tensorrt: TensorRT, setting: str, found: Any, expected: Any) -> None:
@@ -229,8 +229,8 @@ def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions)
 
     Raises: UsageError if the binding does not know one; BuildError if TensorRT refuses one.
     """
-    listed = tensorrt.module.ComputeCapability.__members__.items()
-    known = {name: value for name, value in listed if name not in NO_TARGETS}
+    listed = members(tensorrt.module.ComputeCapability)
+    known = {name: value for name, value in listed.items() if name not in NO_TARGETS}
     for name in options.compute_capabilities:
         if name not in known:
             raise UsageError(f"{tensorrt.name} has no compute capability {name}: choose from {', '.join(known)}")

@@ -90,7 +90,7 @@ def test_a_failed_build_for_turing_leaves_nothing_in_the_next(
     half = export_onnx(module, tmp_path / "half.onnx", GraphOptions(precision="fp16"))
     ada, turing = (replace(OPTIONS, compute_capabilities=(name,)) for name in ("SM89", "SM75"))
     before = build_engine(half, tmp_path / "before.engine", ada)
-    monkeypatch.setattr(engine, "_check_turing", lambda *_, **__: None)
+    monkeypatch.setattr(engine, "TURING", "unchecked")
     with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
         build_engine(single, tmp_path / "turing.engine", turing)
     after = build_engine(half, tmp_path / "after.engine", ada)
