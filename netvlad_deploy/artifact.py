@@ -223,8 +223,7 @@ def stage_artifact(
     staging: Staging, artifact: ArtifactType, content: bytes | Iterable[bytes | memoryview]
 ) -> ArtifactType:
     """Stage an artifact's file, whole or in parts, and its sidecar; return the artifact with its hash and size."""
-    parts = (content,) if isinstance(content, bytes) else content
-    sha256, size_bytes = staging.write_parts(artifact.path, parts)
+    sha256, size_bytes = staging.write(artifact.path, content)
     artifact = replace(artifact, sha256=sha256, size_bytes=size_bytes)
     stage_sidecar(staging, artifact)
     return artifact

@@ -167,14 +167,12 @@ class Staging:
         """Open a new temporary file for `target`; at the end of the block it is flushed to the disk."""
         return _open_flushed(self.add(target, private=private))
 
-    def write(self, target: Path, content: bytes, *, private: bool = False) -> None:
-        """Write a whole new file under a temporary name."""
-        with self.open(target, private=private) as stream:
-            stream.write(content)
-
-    def write_parts(self, target: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, int]:
-        """Write a new file part by part under a temporary name; return its SHA-256 and its size in bytes."""
-        return write_hashed(self.add(target), parts)
+    def write(
+        self, target: Path, content: bytes | Iterable[bytes | memoryview], *, private: bool = False
+    ) -> tuple[str, int]:
+        """Write a new file, whole or in parts, under a temporary name; return its SHA-256 and its size in bytes."""
+        parts = (content,) if isinstance(content, bytes) else content
+        return write_hashed(self.add(target, private=private), parts)
 
     def sha256(self, target: Path) -> str:
         """Return the SHA-256 of a new file, complete under its temporary name."""

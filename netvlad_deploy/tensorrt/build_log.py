@@ -52,23 +52,17 @@ def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> 
     tool = MODULES[RTX] if options.flavor == RTX else "trtexec"  # RTX's tool has the name of its package
     words = [tool, f"--onnx={parent}", f"--saveEngine={artifact.path}", "--skipInference"]
     if options.flavor != RTX:
-        words += _tuning(artifact, timing_cache)
+        major = int(artifact.versions[options.flavor].partition(".")[0])
+        words += ["--stronglyTyped"] if major < 11 else []  # the only kind of network from 11 on
+        words += [] if options.tf32 else ["--noTF32"]  # TF32 is on unless this turns it off
+        words += ["--profilingVerbosity=detailed", *(word.format(value) for word, value in options.chosen("trtexec"))]
+        words += [f"--timingCacheFile={timing_cache}"] if timing_cache else []
     for index, profile in enumerate(options.profiles):
         words += [f"--profile={index}"] if len(options.profiles) > 1 else []
         words += [f"--{bound}Shapes={shapes}" for bound, shapes in artifact.shape_words(profile).items()]
     if options.compute_capabilities:
         words.append("--computeCapabilities=" + ",".join(name[2:] for name in options.compute_capabilities))
     return shlex.join(words)
-
-
-def _tuning(artifact: EngineArtifact, timing_cache: Path | None) -> list[str]:
-    """Return the words for how the builder works: TF32 is the one option that `trtexec` must be told to leave out."""
-    options = artifact.options
-    major = int(artifact.versions[options.flavor].partition(".")[0])
-    words = ["--stronglyTyped"] if major < 11 else []  # the only kind of network from 11 on
-    words += ["--profilingVerbosity=detailed"] if options.tf32 else ["--noTF32", "--profilingVerbosity=detailed"]
-    words += [word.format(value) for word, value in options.chosen("trtexec")]
-    return words + ([f"--timingCacheFile={timing_cache}"] if timing_cache else [])
 
 
 def read_figures(lines: Sequence[LogLine], build_ms: float, host_bytes: int) -> BuildFigures:

@@ -116,7 +116,10 @@ def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
         raise BuildError(f"{tensorrt.name} built no engine: {tensorrt.last_error() or 'no reason given'}")
     if cache_path is not None:
         save_timing_cache(tensorrt, config, cache_path, cache)
-    sha256, size_bytes = _write(request.target, memoryview(engine))
+    try:
+        sha256, size_bytes = write_hashed(request.target, (memoryview(engine),))  # without copying it
+    except OSError as error:
+        raise OutputError(f"the engine cannot be written: {error.strerror or error}") from error
     return Built(
         sha256=sha256,
         size_bytes=size_bytes,
@@ -161,14 +164,6 @@ def _make_monitor(binding: Any) -> Any:
             LOG.info("build: %s", text)
 
     return Monitor()
-
-
-def _write(target: Path, engine: memoryview) -> tuple[str, int]:
-    """Write an engine without copying it; return its SHA-256 and its size in bytes."""
-    try:
-        return write_hashed(target, (engine,))
-    except OSError as error:
-        raise OutputError(f"the engine cannot be written: {error.strerror or error}") from error
 
 
 def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:

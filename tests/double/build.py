@@ -61,7 +61,7 @@ def die_in_files(end: str) -> None:
         return replace(self, target)
 
     if end == "write":
-        Staging.write = write  # type: ignore[method-assign]
+        Staging.write = write  # type: ignore[method-assign, assignment]
     elif end.startswith("rename"):
         Path.replace = rename  # type: ignore[method-assign, assignment]
 

@@ -1,4 +1,4 @@
-"""Descriptor 1 leads back where it led, however many threads redirect it at once and whatever the C library holds."""
+"""Descriptor 1 leads back where it led after many threads redirected it, and so does text in the C library's buffer."""
 
 import ctypes
 import os
