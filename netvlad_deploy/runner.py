@@ -41,6 +41,7 @@ class Runner(ABC):
     Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid; or, for a
     pipeline, `images` (B,H,W,3) uint8.
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
+    `dtype` is that of the features or images; `range` is the range of features for which the artifact is accurate.
     """
 
     name: str
