@@ -7,19 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from netvlad_deploy.artifact import load_artifact
-    from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.latency.timing import measure
-    from netvlad_deploy.models.checkpoints import load_checkpoint
-    from netvlad_deploy.models.netvlad import NetVLAD
-    from netvlad_deploy.oracle.reference_file import load_reference
-    from netvlad_deploy.parity.heads import compare
-    from netvlad_deploy.runtime.open_runner import Candidate, open_runner
-    from netvlad_deploy.spec.build_options import BuildOptions
-    from netvlad_deploy.spec.graph_options import GraphOptions
-    from netvlad_deploy.spec.profiles import Profile
-    from netvlad_deploy.spec.verdict import Verdict
-    from netvlad_deploy.tensorrt.engine import build_engine
+    from netvlad_deploy.artifact import load_artifact as load_artifact
+    from netvlad_deploy.export.onnx_model import export_onnx as export_onnx
+    from netvlad_deploy.latency.timing import measure as measure
+    from netvlad_deploy.models.checkpoints import load_checkpoint as load_checkpoint
+    from netvlad_deploy.models.netvlad import NetVLAD as NetVLAD
+    from netvlad_deploy.oracle.reference_file import load_reference as load_reference
+    from netvlad_deploy.parity.heads import compare as compare
+    from netvlad_deploy.runtime.open_runner import Candidate as Candidate
+    from netvlad_deploy.runtime.open_runner import open_runner as open_runner
+    from netvlad_deploy.spec.build_options import BuildOptions as BuildOptions
+    from netvlad_deploy.spec.graph_options import GraphOptions as GraphOptions
+    from netvlad_deploy.spec.profiles import Profile as Profile
+    from netvlad_deploy.spec.verdict import Verdict as Verdict
+    from netvlad_deploy.tensorrt.engine import build_engine as build_engine
 
 _HOMES = {
     "BuildOptions": "spec.build_options",
@@ -38,22 +39,7 @@ _HOMES = {
     "open_runner": "runtime.open_runner",
 }
 
-__all__ = [
-    "BuildOptions",
-    "Candidate",
-    "GraphOptions",
-    "NetVLAD",
-    "Profile",
-    "Verdict",
-    "build_engine",
-    "compare",
-    "export_onnx",
-    "load_artifact",
-    "load_checkpoint",
-    "load_reference",
-    "measure",
-    "open_runner",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Artifacts on disk, each with a sidecar that proves what it is.
+"""Artifacts on disk, each with a sidecar that describes and identifies it.
 
 Beside `m.onnx` stands `m.onnx.json`: hashes of the file, of its parent and of the oracle's reference file, the
-layer's spec, and what a runner must know without parsing the file. The sidecar also carries the hash of its own
+layer's spec, and all that a runner must know without parsing the file. The sidecar also carries the hash of its own
 canonical text. That finds damage and mix-ups; it is no signature, and someone who rewrites both files passes.
 """
 
@@ -85,6 +85,14 @@ class Artifact(VerifiedFile):
         tails = {FEATURES: (self.spec.feature_size,), MASK: (), IMAGES: (3,)}
         return {name: tuple((*shape, *tails[name]) for shape in profile.shapes) for name in self.inputs}
 
+    def shape_words(self, profile: AnyProfile) -> dict[str, str]:
+        """Return the shapes of all inputs as `features:1x300x512,mask:1x300`, by `min`, `opt` and `max`."""
+        shapes = self.input_shapes(profile)
+        return {
+            bound: ",".join(f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in shapes)
+            for index, bound in enumerate(("min", "opt", "max"))
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
@@ -123,8 +131,8 @@ class OnnxArtifact(Artifact):
 
         Raises: as `content`; ArtifactError if the data is missing, or other data now.
         """
-        self.content()
         if self.external_data is not None:
+            self.content()
             check_file(self.path.parent, self.external_data, cure=self.cure)
 
     @contextlib.contextmanager
@@ -150,7 +158,7 @@ class OnnxArtifact(Artifact):
 class EngineArtifact(Artifact):
     """A built TensorRT engine.
 
-    `flags` are the builder's by name; `gpu` is None where it was built without one; `machine` is what it was built on;
+    `flags` are the builder's by name; `gpu` is None where it was built without one; `machine` describes the builder's;
     `targets` are the architectures that a TensorRT-RTX engine is for.
     """
 
@@ -181,11 +189,6 @@ class EngineArtifact(Artifact):
 
     @property
     def cure(self) -> str:
-        """Return the command that replaces the file where it is another than it was."""
-        return self.rebuild_command
-
-    @property
-    def rebuild_command(self) -> str:
         """Return the command that builds this engine again, where it stands."""
         parent = self.path.parent / self.parent.name if self.parent else "MODEL.onnx"
         words = ["netvlad-deploy", "build", str(parent), "-o", str(self.path), *self.options.arguments, "--force"]
@@ -220,18 +223,18 @@ def stage_artifact(
     staging: Staging, artifact: ArtifactType, content: bytes | Iterable[bytes | memoryview]
 ) -> ArtifactType:
     """Stage an artifact's file, whole or in parts, and its sidecar; return the artifact with its hash and size."""
-    parts = (content,) if isinstance(content, bytes) else content
-    return stage_sidecar(staging, artifact, *staging.write_parts(artifact.path, parts))
-
-
-def stage_sidecar(staging: Staging, artifact: ArtifactType, sha256: str, size_bytes: int) -> ArtifactType:
-    """Stage the sidecar of an artifact whose file is staged; return the artifact with that file's hash and size."""
+    sha256, size_bytes = staging.write(artifact.path, content)
     artifact = replace(artifact, sha256=sha256, size_bytes=size_bytes)
+    stage_sidecar(staging, artifact)
+    return artifact
+
+
+def stage_sidecar(staging: Staging, artifact: Artifact) -> None:
+    """Stage the sidecar of an artifact whose file is staged."""
     record = asdict(artifact)
     del record["path"]
     kind = "onnx" if isinstance(artifact, OnnxArtifact) else "engine"
     staging.write(sidecar_path(artifact.path), seal({**record, "kind": kind}))
-    return artifact
 
 
 def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: bool = False) -> AnyArtifact:
@@ -239,9 +242,9 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: b
 
     `expect_sha256` is the file's hash from a source you trust, such as a signature: a sidecar proves no origin. With
     `hold` the artifact keeps the bytes that were hashed until `Artifact.content` gives them to whoever runs them, and
-    external data is hashed when it is opened; else what is run later is read again, and compared with this hash.
+    external data is hashed when it is opened; else the file is read again to be run, and compared with this hash.
 
-    Raises: ArtifactError naming what differs.
+    Raises: ArtifactError naming the difference.
 
     >>> from netvlad_deploy import NetVLAD, export_onnx
     >>> exported = export_onnx(NetVLAD(cluster_size=4, feature_size=8).eval(), "head.onnx")
@@ -254,8 +257,8 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: b
         finish_writing(path.parent)
         if not path.is_file():
             raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
-        if not sidecar_path(path).exists() and (what := no_artifact(path)):
-            raise ArtifactError(f"{path} is {what}")
+        if not sidecar_path(path).exists() and (kind := no_artifact(path)):
+            raise ArtifactError(f"{path} is {kind}")
         sidecar = _read_sidecar(path)
         try:
             return _proven(path, sidecar, expect_sha256, hold=hold)
@@ -278,20 +281,23 @@ def _proven(path: Path, sidecar: bytes, expect_sha256: str | None, *, hold: bool
         raise ArtifactError(
             f"{path} has SHA-256 {artifact.sha256}, expected {expect_sha256}: it is another file, do not use it"
         )
-    if isinstance(artifact, OnnxArtifact) and external and not hold:
+    if isinstance(artifact, OnnxArtifact) and not hold:
         artifact.check_weights()
     return artifact
 
 
 def check_file(folder: Path, reference: FileReference, *, cure: str = REMAKE, found: str | None = None) -> None:
-    """Compare the content of a file that an artifact refers to; `cure` says what to do if it is another.
+    """Compare the content of a file that an artifact refers to; `cure` is the remedy if it is another.
 
     `found` is its SHA-256 where somebody has read it already.
 
     Raises: ArtifactError if it is missing or another file now.
     """
     path = folder / reference.name
-    _compare(path, found or sha256_file(path, missing=KEEP), reference, cure)
+    found = found or sha256_file(path, missing=KEEP)
+    if found != reference.sha256:
+        made = f"the artifact was made with {reference.sha256[:12]}"
+        raise ArtifactError(f"{path} has SHA-256 {found[:12]}, {made}: it is stale, {cure}")
 
 
 @contextlib.contextmanager
@@ -300,15 +306,9 @@ def copied(folder: Path, reference: FileReference, *, cure: str = REMAKE) -> Ite
 
     Raises: ArtifactError if it is missing or another file now.
     """
-    with private_copy(path := folder / reference.name, missing=KEEP) as (copy, found):
-        _compare(path, found, reference, cure)
+    with private_copy(folder / reference.name, missing=KEEP) as (copy, found):
+        check_file(folder, reference, cure=cure, found=found)
         yield copy
-
-
-def _compare(path: Path, found: str, reference: FileReference, cure: str) -> None:
-    if found != reference.sha256:
-        made = f"the artifact was made with {reference.sha256[:12]}"
-        raise ArtifactError(f"{path} has SHA-256 {found[:12]}, {made}: it is stale, {cure}")
 
 
 def _read_sidecar(path: Path) -> bytes:

@@ -76,7 +76,7 @@ def main() -> None:
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Put a message on one line, whatever characters the names in it have."""
+    """Put a message on one line, even if a name in it has line breaks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

@@ -3,7 +3,7 @@
     NetVLADDeployError
     ├─ UsageError                 2   options that contradict each other, an existing target
     ├─ ArtifactError             65   an artifact or its sidecar is damaged, stale or mixed up
-    ├─ InputError                65   a checkpoint or a feature array is not what it must be
+    ├─ InputError                65   a checkpoint or a feature array cannot be used
     ├─ MissingDependencyError    69   a package is not installed
     ├─ DeviceUnavailableError    69   a GPU, driver or execution provider is not there
     ├─ ExportError               70   the ONNX graph could not be made
@@ -13,8 +13,8 @@
     ├─ ParityError               70   a comparison could not be made
     └─ OutputError               73   a file could not be written
 
-The number is the exit code of the command line, after BSD's sysexits.h. A message is one line: what, got
-against expected, what to do next.
+The number is the exit code of the command line, after BSD's sysexits.h. A message is one line: the
+subject, got against expected, and a remedy.
 """
 
 
@@ -37,7 +37,7 @@ class ArtifactError(NetVLADDeployError):
 
 
 class InputError(NetVLADDeployError):
-    """A checkpoint, feature array or mask is not what it must be."""
+    """A checkpoint, feature array or mask is missing, damaged, or does not fit the layer."""
 
     exit_code = 65
 

@@ -1,15 +1,12 @@
 """The one way to run anything: feeds in, arrays out.
 
-A runner is a context manager over something that can compute a descriptor. It owns what it returns, checks
-what it is given, and says in one line what is wrong. Whether the features are finite is checked where they
-enter (`check_finite`): a runner that timed it would time NumPy. Padded rows are the exception, because
-0 * NaN is NaN: with a mask they must be finite, and the runner names the row that is not.
+A runner does not check that features are finite: this is checked where they enter (`check_finite`), since otherwise it
+would be timed, too. Padded rows are the exception: with a mask they must be finite, since 0 * NaN is NaN.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +22,7 @@ from netvlad_deploy.support.arrays import Array, Arrays
 
 Feeds = Mapping[str, Array]
 RunnerType = TypeVar("RunnerType", bound="Runner")
+FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -36,37 +34,27 @@ class EventTimes:
     d2h_ms: float
 
 
+@dataclass(eq=False, repr=False)
 class Runner(ABC):
     """Compute the outputs of one artifact, checkpoint or oracle.
 
     Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid; or, for a
     pipeline, `images` (B,H,W,3) uint8.
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
+    `dtype` is that of the features or images; `range` is the range of features for which the artifact is accurate.
     """
 
-    def __init__(
-        self,
-        name: str,
-        spec: NetVLADSpec,
-        *,
-        inputs: tuple[str, ...],
-        outputs: tuple[str, ...],
-        optional_inputs: tuple[str, ...] = (),
-        dtype: npt.DTypeLike = np.float32,
-        profiles: tuple[AnyProfile, ...] = (),
-        precision: str = "fp32",
-        feature_range: FeatureRange | None = None,
-    ) -> None:
-        self.name = name
-        self.spec = spec
-        self.inputs = inputs
-        self.optional_inputs = optional_inputs
-        self.outputs = outputs
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.profiles = profiles
-        self.precision = precision
-        self.range = feature_range
-        self._open = True
+    name: str
+    spec: NetVLADSpec
+    _: KW_ONLY
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional_inputs: tuple[str, ...] = ()
+    dtype: np.dtype[Any] = FLOAT32
+    profiles: tuple[AnyProfile, ...] = ()
+    precision: str = "fp32"
+    range: FeatureRange | None = None
+    _open: bool = field(default=True, init=False)
 
     @property
     def half(self) -> bool:
@@ -100,7 +88,7 @@ class Runner(ABC):
     def run(self, feeds: Feeds) -> Arrays:
         """Return a fresh array for each output.
 
-        Raises: InputError if the feeds are not what the runner takes; RunError if it was closed or failed.
+        Raises: InputError if the runner does not take these feeds; RunError if it was closed or failed.
         """
         if not self._open:
             raise RunError(f"{self.name} is closed: open it again before running it")
@@ -114,14 +102,15 @@ class Runner(ABC):
     def check_feeds(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return the feeds after checking names, rank, width, dtype and padding, those on the host contiguous.
 
-        Raises: InputError naming what was got, what was expected and what to do.
+        Raises: InputError naming got, expected and a remedy.
         """
         if not set(self.inputs) <= set(feeds) <= {*self.inputs, *self.optional_inputs}:
             hint = ": export with --masked" if MASK in feeds else ""
             raise InputError(f"{self.name} takes {', '.join(self.inputs)}, got {', '.join(feeds) or 'nothing'}{hint}")
         main = feeds[self.inputs[0]]
         if IMAGES in feeds:
-            check_images(main)
+            axes = ("batch", "height", "width")
+            _check_array("images", main, axes, CHANNELS, np.uint8, hint="RGB from 0 to 255")
         else:
             check_features(main, self.spec.feature_size, dtype=self.dtype)
         if self.profiles:
@@ -134,15 +123,13 @@ class Runner(ABC):
         }
 
     def close(self) -> None:
-        """Release what the runner holds; closing twice is fine."""
+        """Release memory and files; closing twice is fine."""
         self._open = False
 
     def __enter__(self: RunnerType) -> RunnerType:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @abstractmethod
@@ -152,22 +139,21 @@ class Runner(ABC):
 
 def check_features(features: Array, feature_size: int, *, dtype: npt.DTypeLike = np.float32) -> None:
     """Raise InputError unless `features` is a (B, N, feature_size) array of `dtype` with B and N at least 1."""
-    if features.ndim != 3 or features.shape[2] != feature_size:
-        raise InputError(f"features have shape {features.shape}, expected (batch, num_features, {feature_size})")
-    if 0 in features.shape:
-        raise InputError(f"features have shape {features.shape}: batch and num_features must be at least 1")
-    if features.dtype != dtype:
-        raise InputError(f"features are {features.dtype}, expected {np.dtype(dtype)}: convert with features.astype")
+    axes = ("batch", "num_features")
+    _check_array("features", features, axes, feature_size, dtype, hint="convert with features.astype")
 
 
-def check_images(images: Array) -> None:
-    """Raise InputError unless `images` is a (B,H,W,3) array of uint8 and nothing in it is empty."""
-    if images.ndim != 4 or images.shape[3] != CHANNELS:
-        raise InputError(f"images have shape {images.shape}, expected (batch, height, width, {CHANNELS})")
-    if 0 in images.shape:
-        raise InputError(f"images have shape {images.shape}: batch, height and width must be at least 1")
-    if images.dtype != np.uint8:
-        raise InputError(f"images are {images.dtype}, expected uint8: RGB from 0 to 255")
+def _check_array(
+    name: str, array: Array, axes: tuple[str, ...], width: int, dtype: npt.DTypeLike, *, hint: str
+) -> None:
+    """Raise InputError unless an array has these axes, none of them empty, then one of `width`, and the dtype."""
+    if array.ndim != len(axes) + 1 or array.shape[-1] != width:
+        raise InputError(f"{name} have shape {array.shape}, expected ({', '.join(axes)}, {width})")
+    if 0 in array.shape:
+        lengths = f"{', '.join(axes[:-1])} and {axes[-1]}"
+        raise InputError(f"{name} have shape {array.shape}: {lengths} must be at least 1")
+    if array.dtype != dtype:
+        raise InputError(f"{name} are {array.dtype}, expected {np.dtype(dtype)}: {hint}")
 
 
 def check_mask(mask: Any, features: Any) -> None:

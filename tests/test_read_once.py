@@ -1,4 +1,4 @@
-"""Each verb opens each of an artifact's files once: what was hashed is what is used, and is not read again."""
+"""Each verb opens each of an artifact's files once: the bytes that were hashed are used, and not read again."""
 
 import sys
 from collections import Counter
@@ -160,7 +160,7 @@ def test_an_engine_with_its_relatives(exported: OnnxArtifact, tmp_path: Path, op
     assert set(of(path, opened).values()) == {1}
 
 
-def test_deploy_reads_what_it_exported_once(tmp_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deploy_reads_its_own_export_once(tmp_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     source = Source(num_clusters=3, feature_size=8)
     deployment = deploy(
@@ -168,7 +168,7 @@ def test_deploy_reads_what_it_exported_once(tmp_path: Path, opened: Opened, monk
     )
     assert deployment.engine is None
     assert opened["out/netvlad.onnx"] == 1
-    assert not opened[f"out/{sidecar_path(Path('netvlad.onnx'))}"], "its sidecar says what is known already"
+    assert not opened[f"out/{sidecar_path(Path('netvlad.onnx'))}"], "its content is known already"
 
 
 def test_bytes_are_held_until_they_are_taken(exported: OnnxArtifact, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What was hashed is what runs, however often somebody else puts another file in its place meanwhile."""
+"""The bytes that were hashed are those that run, however often others put another file in their place meanwhile."""
 
 import hashlib
 import itertools
@@ -83,7 +83,7 @@ def two(pair: tuple[OnnxArtifact, OnnxArtifact], tmp_path: Path) -> tuple[OnnxAr
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["renamed", "rewritten"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "strict"])
-def test_a_hash_that_is_expected_is_the_hash_of_what_runs(
+def test_the_bytes_that_run_have_the_expected_hash(
     two: tuple[OnnxArtifact, bytes], backend: str, in_place: bool
 ) -> None:
     artifact, other = two
@@ -112,7 +112,9 @@ def test_a_file_swapped_after_it_was_loaded_is_not_run(two: tuple[OnnxArtifact, 
             open_runner(loaded, backend=backend)
 
 
-def test_the_oracle_reads_what_was_hashed(two: tuple[OnnxArtifact, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_reads_the_bytes_that_were_hashed(
+    two: tuple[OnnxArtifact, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact, _ = two
     x = features(1, 4, 8)
     with open_runner(artifact, backend="oracle") as runner:

@@ -58,7 +58,7 @@ def build(
     is MODEL.engine beside the ONNX file; the builder's log is MODEL.engine.log.
     """
     from netvlad_deploy.report.text import artifact_lines
-    from netvlad_deploy.tensorrt.trtexec import trtexec_line
+    from netvlad_deploy.tensorrt.build_log import trtexec_line
     from netvlad_deploy.workflow.build import build as run
 
     artifact = run(

@@ -7,21 +7,31 @@ ratio of block medians stays fair while the machine's speed drifts. The interval
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, NetVLADDeployError, ParityError
+from netvlad_deploy.errors import (
+    DeviceUnavailableError,
+    MissingDependencyError,
+    NetVLADDeployError,
+    ParityError,
+    UsageError,
+)
+from netvlad_deploy.oracle.goldens import USUAL_PHOTO
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.spec.images import IMAGES
-from netvlad_deploy.spec.layer import FEATURES
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
+from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
+from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Float64
+from netvlad_deploy.support.arrays import Arrays, Float64, unit_rows
 from netvlad_deploy.support.children import Child
+from netvlad_deploy.support.limits import check_limit
 from netvlad_deploy.support.machine import available_cores, describe_machine, installed_versions
 
 LOG = logging.getLogger(__name__)
@@ -30,6 +40,8 @@ BOOTSTRAP_SAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Read by NumPy's matrix products when the worker starts."""
+
+USUAL_FEATURES: Final = Profile().num_features.opt
 
 WORKER: Final = "netvlad_deploy.latency.worker"
 
@@ -49,7 +61,7 @@ class CandidateLatency:
 
     `variation` is the standard deviation over the mean.
     `h2d_ms`, `compute_ms` and `d2h_ms` are copies in, work and copies out by the GPU's own clock: medians of one run in
-    each round. `conditions` says what the runner does to be fast.
+    each round. `conditions` are the runner's means of being fast.
     """
 
     name: str
@@ -91,6 +103,48 @@ class LatencyReport:
         return Verdict.combine(candidate.verdict for candidate in self.candidates)
 
 
+def random_feeds(
+    candidates: Sequence[Candidate],
+    batch: int,
+    num_features: int | None,
+    image_size: tuple[int, int] | None,
+    *,
+    seed: int = 0,
+) -> Arrays:
+    """Return L2-normalised features (B,N,D) and a full mask for heads, or images (B,H,W,3) for pipelines.
+
+    `num_features` is 300 by default, `image_size` as the images of the first pipeline are resized.
+
+    Raises: UsageError if some candidates take features and some images, if a length is given that they do not take, or
+        if the input is too large.
+    """
+    random = np.random.default_rng(seed)
+    kinds = [_kind_of(candidate) for candidate in candidates]
+    spec, images = kinds[0]
+    if any((other is None) != (images is None) for _, other in kinds):
+        raise UsageError("some take features and some take images: measure them apart")
+    if images is None:
+        if image_size is not None:
+            raise UsageError(f"{candidates[0].path} takes features: leave the image size out")
+        shape = batch, num_features or USUAL_FEATURES, spec.feature_size
+        check_limit("bytes of input", math.prod(shape) * np.dtype(np.float32).itemsize)
+        features = unit_rows(random.standard_normal(shape, dtype=np.float32))
+        return {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
+    if num_features is not None:
+        raise UsageError(f"{candidates[0].path} takes images: leave the number of features out")
+    size = image_size or images.target(*USUAL_PHOTO)
+    check_limit("bytes of input", math.prod((batch, *size, CHANNELS)))
+    return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
+
+
+def _kind_of(candidate: Candidate) -> tuple[NetVLADSpec, ImageInput | None]:
+    """Return the layer's spec, and a pipeline's preparation of images; no artifact is opened: it may not run here."""
+    if candidate.artifact is not None:
+        return candidate.artifact.spec, candidate.artifact.images
+    with candidate.on(None).open() as runner:
+        return runner.spec, None
+
+
 def measure(
     candidates: Sequence[Candidate],
     feeds: Feeds,
@@ -123,13 +177,13 @@ def measure(
     threads = threads or available_cores()
     with ExitStack() as stack:
         np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
-        workers = [stack.enter_context(_Worker(candidate, threads)) for candidate in candidates]
+        workers = [_Worker(candidate, threads, stack) for candidate in candidates]
         for worker in workers:  # all of them before the first block: opening one would disturb a measurement
             worker.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
         random = np.random.default_rng(seed)
         _run_rounds([worker for worker in workers if not worker.reason], rounds, block_ms, random)
         images, main = feeds.get(IMAGES), next(iter(feeds.values()))
-        results = [worker.result(len(main), workers[0], random) for worker in workers]
+        results = [worker.result(len(main), workers[0], random, budget_p99_ms) for worker in workers]
     return LatencyReport(
         batch=len(main),
         num_features=main.shape[1] if images is None else None,
@@ -139,7 +193,7 @@ def measure(
         block_ms=block_ms,
         warmup_ms=warmup_ms,
         machine=describe_machine() | installed_versions(),
-        candidates=tuple(_within_budget(result, budget_p99_ms) for result in results),
+        candidates=tuple(results),
     )
 
 
@@ -151,9 +205,12 @@ def _run_rounds(running: Sequence["_Worker"], rounds: int, block_ms: float, rand
 
 
 class _Worker:
-    """The process of one candidate: it opens the runner, warms up, and runs a block when told to."""
+    """The process of one candidate: it opens the runner, warms up, and runs a block when told to.
 
-    def __init__(self, candidate: Candidate, threads: int) -> None:
+    `stack` ends the process.
+    """
+
+    def __init__(self, candidate: Candidate, threads: int, stack: ExitStack) -> None:
         if candidate.artifact is not None:
             candidate.artifact.release()  # this process does not run it, and the other one reads it for itself
         self.candidate = candidate
@@ -162,11 +219,8 @@ class _Worker:
         self.times: list[list[float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs = 0
-        self._child = Child(
-            WORKER,
-            "its process",
-            environment=dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        )
+        environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+        self._child = stack.enter_context(Child(WORKER, "its process", environment=environment))
 
     def warm_up(self, feeds: bytes, *, warmup_ms: float) -> None:
         """Open the runner and run it for `warmup_ms`; `reason` says why it cannot run here, if it cannot.
@@ -188,12 +242,6 @@ class _Worker:
         else:
             self.warmup_runs, self.conditions = answer["warmup_runs"], answer["conditions"]
 
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._child.__exit__(*error)
-
     def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
         """Return the answer to a request.
 
@@ -213,16 +261,20 @@ class _Worker:
         self.blocks.append(np.array(answer["samples_ms"]))
         self.times += [answer["times_ms"]] if answer["times_ms"] else []
 
-    def result(self, batch: int, first: "_Worker", random: np.random.Generator) -> CandidateLatency:
-        """Return the statistics over all blocks, and the ratio to the first candidate."""
+    def result(
+        self, batch: int, first: "_Worker", random: np.random.Generator, budget_p99_ms: float | None = None
+    ) -> CandidateLatency:
+        """Return the statistics over all blocks, and the ratio to the first candidate; FAIL if the budget is broken."""
         if self.reason:
             return CandidateLatency(name=self.candidate.name, verdict=Verdict.NOT_RUN, reason=self.reason)
         samples = np.concatenate(self.blocks)
         h2d, compute, d2h = np.median(self.times, axis=0).tolist() if self.times else (None, None, None)
         p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
+        over = budget_p99_ms is not None and p99 > budget_p99_ms
         return CandidateLatency(
             name=self.candidate.name,
-            verdict=Verdict.PASS,
+            verdict=Verdict.FAIL if over else Verdict.PASS,
+            reason=f"p99 is {p99:.3f} ms, the budget is {budget_p99_ms:g} ms" if over else "",
             warmup_runs=self.warmup_runs,
             runs=len(samples),
             mean_ms=float(samples.mean()),
@@ -250,10 +302,3 @@ def bootstrap_ratio(
     resampled = np.median(random.choice(ratios, size=(BOOTSTRAP_SAMPLES, len(ratios))), axis=1)
     low, high = np.percentile(resampled, INTERVAL)
     return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
-
-
-def _within_budget(result: CandidateLatency, budget_p99_ms: float | None) -> CandidateLatency:
-    if budget_p99_ms is None or result.p99_ms is None or result.p99_ms <= budget_p99_ms:
-        return result
-    reason = f"p99 is {result.p99_ms:.3f} ms, the budget is {budget_p99_ms:g} ms"
-    return replace(result, verdict=Verdict.FAIL, reason=reason)

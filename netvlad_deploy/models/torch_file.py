@@ -21,10 +21,10 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.pickled import Standin, Storage
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.unpickling import Unpickler
-from netvlad_deploy.support.arrays import READ_BLOCK_BYTES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+READ_BLOCK_BYTES = 1 << 24
 
 Pickled = tuple[Any, frozenset[str]]
 """The content of a file of torch, and the names of the classes for whose objects stand-ins were made."""

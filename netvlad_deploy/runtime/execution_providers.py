@@ -1,15 +1,8 @@
 """Execution providers of ONNX Runtime: one for each backend, and never another than was asked for.
 
-ONNX Runtime goes on with the CPU in three ways, and each is shut here. It drops a provider that it cannot load (the
-first provider of the session is compared), it gives nodes that a provider does not take to the CPU (session entry
-`session.disable_cpu_ep_fallback`), and its Python class opens the session again after an error, at creation and in a
-run (`enable_fallback`).
-
-TF32 is on by default. The CUDA provider has an option to turn it off; TensorRT's and TensorRT-RTX's have none, only the
-environment variable NVIDIA_TF32_OVERRIDE=0, read when the process first uses CUDA. Without it an FP32 graph is
-reported, and judged, as tf32 there. Both take one optimization profile: with several, TensorRT's stays on the first.
-
-The GPU providers were tested on a double of ONNX Runtime only.
+docs/architecture.md says in which ways ONNX Runtime goes on with the CPU, and how TF32 is judged. TensorRT's and
+TensorRT-RTX's providers take one optimization profile: with several, TensorRT's stays on the first. The GPU providers
+were tested on a double of ONNX Runtime only.
 """
 
 import importlib
@@ -98,7 +91,7 @@ def check_distributions() -> None:
 
 
 def errors_of(onnxruntime: Any) -> tuple[type[Exception], ...]:
-    """Return the exception classes of ONNX Runtime, which share no base, and what its C++ code throws past them."""
+    """Return the exception classes of ONNX Runtime, which share no base, and RuntimeError, which it raises as well."""
     members = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
     return (*(member for member in members if isinstance(member, type) and issubclass(member, Exception)), RuntimeError)
 
@@ -116,7 +109,7 @@ def precision_on(backend: str, artifact: OnnxArtifact) -> str:
 
 
 def make_cache(artifact: OnnxArtifact, precision: str, profile: AnyProfile) -> Path:
-    """Make and return the folder of what a provider compiles: `NAME.onnx.cache/SHA-PRECISION-PROFILE`.
+    """Make and return the folder for the engines that a provider compiles: `NAME.onnx.cache/SHA-PRECISION-PROFILE`.
 
     ONNX Runtime's own key is the model's name, inputs and outputs: it would take a cached engine with other weights.
     What stands there is executable code, like an engine.
@@ -151,11 +144,8 @@ def provider_options(
         return {"device_id": "0", "use_tf32": str(int(artifact.precision == "tf32"))}
     prefix = "trt" if backend == ORT_TENSORRT else "nv"
     options = {"device_id": "0"}
-    shapes = artifact.input_shapes(profile)
-    for index, bound in enumerate(("min", "opt", "max")):
-        options[f"{prefix}_profile_{bound}_shapes"] = ",".join(
-            f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in artifact.inputs
-        )
+    for bound, shapes in artifact.shape_words(profile).items():
+        options[f"{prefix}_profile_{bound}_shapes"] = shapes
     if cache is not None and backend == ORT_RTX:
         options["nv_runtime_cache_path"] = str(cache)
     elif cache is not None:
@@ -174,7 +164,7 @@ def open_session(
     """
     provider, arguments = PROVIDERS[backend], {}
     if backend != CPU:
-        options.add_session_config_entry(NO_CPU, "1")
+        options.add_session_config_entry(NO_CPU, "1")  # nodes that the provider does not take are an error
     if provider in onnxruntime.get_available_providers():
         arguments["providers"] = [(provider, settings)]
     elif backend == ORT_RTX:
@@ -194,7 +184,7 @@ def open_session(
                 raise RunError(f"{provider} works here and leaves nodes of {name} to the CPU: {words}") from error
             raise DeviceUnavailableError(f"{provider} cannot be used here; ONNX Runtime says: {words}") from error
         raise RunError(f"ONNX Runtime cannot load {name}: {words}") from error
-    if session.get_providers()[0] != provider:
+    if session.get_providers()[0] != provider:  # it could not be loaded, and was dropped
         raise DeviceUnavailableError(f"asked for {provider}, ONNX Runtime took {session.get_providers()[0]}")
     return session
 

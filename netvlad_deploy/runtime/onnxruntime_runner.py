@@ -4,7 +4,9 @@ One runner may be used by several threads at once: a session may, and the runner
 """
 
 import importlib.util
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import RunError
@@ -41,6 +43,8 @@ class OnnxRuntimeRunner(Runner):
         taps: also give the stages inside the graph; needs the package onnx.
     """
 
+    OPTIMIZED: ClassVar = True
+
     def __init__(
         self,
         artifact: OnnxArtifact,
@@ -56,10 +60,10 @@ class OnnxRuntimeRunner(Runner):
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            dtype=artifact.dtypes[artifact.inputs[0]],
+            dtype=np.dtype(artifact.dtypes[artifact.inputs[0]]),
             profiles=(profile,) if backend in PROFILED else (),
             precision=precision_on(backend, artifact),
-            feature_range=artifact.range,
+            range=artifact.range,
         )
         self._artifact, self._taps = artifact, taps
         self._settings: dict[str, Any] = {"backend": backend, "profile": profile, "threads": threads}
@@ -67,7 +71,8 @@ class OnnxRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
-        self._configure(options, onnxruntime)
+        if not self.OPTIMIZED:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._errors = errors_of(onnxruntime)
         # a tapped graph has other outputs than the one that is cached, and is run once
         cache = make_cache(artifact, self.precision, profile) if self.profiles and not taps else None
@@ -111,9 +116,6 @@ class OnnxRuntimeRunner(Runner):
         inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *self.spec.stages)]
         model.graph.output.extend(inside if self._taps else [])
         return model
-
-    def _configure(self, options: Any, onnxruntime: Any) -> None:
-        """Set what a subclass wants of the session."""
 
     def _run(self, feeds: Arrays) -> Arrays:
         try:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 from netvlad_deploy.artifact import (
@@ -31,12 +30,9 @@ ENGINES: Final = "tensorrt"
 BACKENDS: Final = (*PROVIDERS, "strict", ENGINES, "torch", "oracle")
 
 
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file of weights. No sidecar proves what is in it, so nothing is known of it until it is opened."""
+    """A file of weights. It has no sidecar, so nothing is known of its content until it is opened."""
 
     path: Path
 
@@ -44,15 +40,15 @@ class Checkpoint:
 class Candidate:
     """An artifact, loaded and proven once, or a checkpoint, with the backend to run it on, None for its own.
 
-    An artifact holds the bytes that were hashed until the candidate is opened: these bytes run, whatever stands at the
-    path by then, and what is asked of `source` is asked of the same file.
+    An artifact holds the bytes that were hashed until the candidate is opened: these bytes run, and `source` describes
+    them, even if another file stands at the path by then.
 
     Args:
         path: the file of the artifact or of the checkpoint.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         hold: False where the candidate is not opened in this process.
 
-    Raises: ArtifactError if the artifact is not what its sidecar or the expected hash says; UsageError if a hash is
+    Raises: ArtifactError if the artifact differs from its sidecar or the expected hash; UsageError if a hash is
         expected of a checkpoint.
 
     >>> from netvlad_deploy.models.netvlad import initialize
@@ -75,7 +71,7 @@ class Candidate:
 
     @classmethod
     def of(cls, source: AnyArtifact | Checkpoint, *, backend: str | None = None) -> "Candidate":
-        """Return the candidate of what is loaded already."""
+        """Return the candidate of an artifact that is loaded already, or of a checkpoint."""
         candidate = cls.__new__(cls)
         candidate.source, candidate.backend = source, backend
         return candidate
@@ -134,15 +130,13 @@ def open_runner(
             (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by default the
             first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
-        prefix: what stands before the layer's names in a checkpoint.
-        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the
-            artifact's usual one.
+        prefix: the text before the layer's names in a checkpoint.
+        profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the usual one.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
         lineage: False where `check_lineage` was asked about this engine already.
 
-    Raises: UsageError if the backend cannot run this file; ArtifactError, InputError, MissingDependencyError,
-        DeviceUnavailableError.
+    Raises: UsageError if the backend cannot run this file; ArtifactError, InputError or one of UNAVAILABLE.
 
     >>> import numpy as np
     >>> from netvlad_deploy import export_onnx, open_runner
@@ -150,11 +144,13 @@ def open_runner(
     >>> from netvlad_deploy.spec.layer import NetVLADSpec
     >>> artifact = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "head.onnx")
     >>> with open_runner(artifact) as runner:
-    ...     descriptors = runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"]
-    >>> descriptors.shape  # (B, D*K)
+    ...     runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"].shape  # (B, D*K)
     (1, 8)
     """
-    _check_options(backend, profile)
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if profile is not None and backend not in PROFILED:
+        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
     if isinstance(source, str | Path):
         source = _load(Path(source), expect_sha256, hold=True)
     if isinstance(source, Checkpoint):
@@ -166,18 +162,11 @@ def open_runner(
     return _open_engine(source, backend or ENGINES, runtime_cache, lineage=lineage)
 
 
-def _check_options(backend: str | None, profile: AnyProfile | None) -> None:
-    if backend is not None and backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    if profile is not None and backend not in PROFILED:
-        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
-
-
 def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Runner:
     """Open the unfolded parameters of an artifact; its own file is compared with its hash, and does not run."""
     if artifact.images is not None:
         raise UsageError(f"{artifact.path} has a backbone, which {backend} has not: leave the backend out")
-    if isinstance(artifact, OnnxArtifact) and artifact.external_data is not None:
+    if isinstance(artifact, OnnxArtifact):
         artifact.check_weights()
     artifact.release()
     with copied(artifact.path.parent, artifact.reference) as reference:
@@ -212,7 +201,7 @@ def _open_engine(artifact: Artifact, backend: str, runtime_cache: Path | None, *
     return TensorRTRunner(artifact, runtime_cache=runtime_cache)
 
 
-def check_lineage(engine: EngineArtifact, known: Mapping[str, str] = NOTHING) -> None:
+def check_lineage(engine: EngineArtifact, known: Mapping[str, str] | None = None) -> None:
     """Raise ArtifactError if the ONNX file or the reference that stand where the engine was built are others now.
 
     Neither is needed to run an engine, so either may be missing. `known` has the SHA-256 of those, by the names that
@@ -220,13 +209,13 @@ def check_lineage(engine: EngineArtifact, known: Mapping[str, str] = NOTHING) ->
     """
     for file in (engine.parent, engine.reference):
         if file is not None and (engine.path.parent / file.name).exists():
-            check_file(engine.path.parent, file, cure=engine.rebuild_command, found=known.get(file.name))
+            check_file(engine.path.parent, file, cure=engine.cure, found=(known or {}).get(file.name))
 
 
 def parity_backend(artifact: Artifact | None) -> str | None:
-    """Return the backend that shows what an artifact's precision costs, None for its own.
+    """Return the backend that shows the cost of an artifact's precision, None for its own.
 
-    ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows what an FP16 graph gives elsewhere.
+    ONNX Runtime computes FP16 in FP32 on a CPU, so only strict rounding shows the results of an FP16 graph elsewhere.
     """
     return "strict" if isinstance(artifact, OnnxArtifact) and artifact.precision.startswith("fp16") else None
 

@@ -17,7 +17,7 @@ class TorchRunner(Runner):
     def __init__(self, module: NetVLAD | Pipeline, *, threads: int | None = None) -> None:
         outputs = (DESCRIPTOR,)
         if isinstance(module, Pipeline):
-            super().__init__("torch", module.head.spec, inputs=(IMAGES,), outputs=outputs, dtype=np.uint8)
+            super().__init__("torch", module.head.spec, inputs=(IMAGES,), outputs=outputs, dtype=np.dtype(np.uint8))
         else:
             super().__init__("torch", module.spec, inputs=(FEATURES,), optional_inputs=(MASK,), outputs=outputs)
         self.module = module.eval()

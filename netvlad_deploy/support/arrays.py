@@ -18,7 +18,6 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-READ_BLOCK_BYTES = 1 << 24
 MAX_DEFLATE_RATIO = 1032
 """Bytes that deflate can make of one byte at most. Source: zlib, Maximum Compression Factor."""
 COSINE_ROWS = 256
@@ -73,20 +72,15 @@ def _read_array(stream: IO[bytes], size: int) -> Array:
             raise ValueError(f"version {version} of the format is for records, which are no plain array")
         first = version == (1, 0)
         read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(stream)
-    if dtype.hasobject or not dtype.itemsize:
-        raise ValueError(f"an array of {dtype} holds no numbers")
-    claimed, left = math.prod(shape) * dtype.itemsize, size - stream.tell()
-    if min(shape, default=0) < 0 or claimed > left:
-        raise EOFError(f"an array of {dtype} {shape} has {claimed} bytes, {left} are left")
-    if not claimed:
-        return np.empty(shape, dtype)
-    values = memoryview(bytearray(claimed))
-    for at in range(0, claimed, READ_BLOCK_BYTES):
-        block = values[at : at + READ_BLOCK_BYTES]
-        if stream.readinto(block) != len(block):  # type: ignore[attr-defined]
-            raise EOFError(f"an array of {claimed} bytes ends before")
-    return np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject or not dtype.itemsize:
+            raise ValueError(f"an array of {dtype} holds no numbers")
+        claimed, left = math.prod(shape) * dtype.itemsize, size - stream.tell()
+        if min(shape, default=0) < 0 or claimed > left:
+            raise EOFError(f"an array of {dtype} {shape} has {claimed} bytes, {left} are left")
+        stream.seek(0)
+        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:

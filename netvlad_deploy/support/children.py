@@ -1,16 +1,13 @@
 """Child processes that do one job for this process, and end with it.
 
-A child runs `serve(channel)` of a module of this package with the import path of its parent. Parent and child exchange
-messages: a line of JSON, and as many bytes as the line says. The child's log records go to the log of the parent, an
-error of this package is raised in the parent as the same class, and the output of libraries goes to standard error.
-
-Ctrl-C reaches the parent alone, which kills its children. If the parent itself is killed, the kernel kills its children
-(on Linux), or they end at their next read.
+Parent and child exchange messages: a line of JSON, and as many bytes as the line says. The child's log records go to
+the log of the parent, an error of this package is raised in the parent as the same class, and the output of libraries
+goes to standard error. Ctrl-C reaches the parent alone, which kills its children. If the parent itself is killed, the
+kernel kills its children (on Linux), or they end at their next read.
 """
 
 import contextlib
 import ctypes
-import fcntl
 import importlib
 import json
 import logging
@@ -27,9 +24,6 @@ from netvlad_deploy.errors import NetVLADDeployError, RunError
 
 PR_SET_PDEATHSIG: Final = 1
 """Option of prctl: the kernel sends a signal when the thread that started this process ends. Source: prctl(2)."""
-
-PIPE_BYTES: Final = 1 << 20
-"""Largest pipe that Linux gives to every user by default. Source: pipe(7), /proc/sys/fs/pipe-max-size."""
 
 EXIT_TIMEOUT_S: Final = 5
 """Seconds that a child has to end after it has closed its pipe; then it is killed."""
@@ -49,12 +43,13 @@ class Channel:
         self._lock = threading.Lock()  # a child's threads log while it answers: a message must not be cut by another
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
-        """Send a message, whose values JSON can hold, followed by bytes.
+        """Send a message, whose values JSON can hold or are paths, followed by bytes.
 
         Raises: OSError if the other process no longer reads.
         """
+        line = json.dumps({"message": message, "size_bytes": len(content)}, default=os.fspath)
         with self._lock:
-            self._writing.write(json.dumps({"message": message, "size_bytes": len(content)}).encode() + b"\n")
+            self._writing.write(line.encode() + b"\n")
             self._writing.write(content)
             self._writing.flush()
 
@@ -101,8 +96,6 @@ class Child:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        for stream in (self._process.stdin, self._process.stdout):
-            _widen(stream)
         self._channel = Channel(self._process.stdout, self._process.stdin)
 
     def __enter__(self) -> "Child":
@@ -110,11 +103,8 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with contextlib.suppress(OSError):  # closing flushes a message that the dead child can no longer read
-                stream.close()
+        with contextlib.suppress(OSError), self._process:  # its end closes the pipes, and waits
+            pass  # closing flushes, which fails for a message that the dead child can no longer read
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
         """Send the child a message and bytes.
@@ -153,13 +143,6 @@ class Child:
         return self.failure(f"{self.name} {ending(code)}")
 
 
-def _widen(pipe: IO[bytes]) -> None:
-    """Enlarge a pipe to PIPE_BYTES, which halves the time that an engine takes through it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # refused to a user with many pipes: the small pipe works as well
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-
 def ending(code: int) -> str:
     """Say in words how a process ended, from its return code in `subprocess`.
 
@@ -183,7 +166,6 @@ class _ToParent(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the name, the level and the text of a record."""
         self._channel.send({"log": [record.name, record.levelno, record.getMessage()]})
 
 

@@ -8,7 +8,6 @@ Source: onnx/onnx.proto (field numbers), and protobuf's encoding (tags, varints,
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 EXTERNAL_DATA_PROPERTY: Final = "netvlad_deploy.external_data"
@@ -35,16 +34,8 @@ _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
 """By message, the fields that lead to the name of a file or to a metadata property, and the message in each."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Names:
-    """The external data files that the tensors of a graph name, and its metadata properties."""
-
-    files: frozenset[str]
-    properties: Mapping[str, str]
-
-
-def read_names(content: bytes) -> Names:
-    """Return the file names and metadata properties in the bytes of an ONNX file.
+def read_names(content: bytes) -> tuple[set[str], dict[str, str]]:
+    """Return the names of external data files and the metadata properties in the bytes of an ONNX file.
 
     Raises: ValueError if they are no protobuf.
     """
@@ -64,15 +55,15 @@ def read_names(content: bytes) -> Names:
             continue
         within = _MESSAGES[kind]
         pending += [(within[number], part, depth + 1) for number, part in _fields(message) if number in within]
-    return Names(files=frozenset(files), properties=properties)
+    return files, properties
 
 
 def check_names(content: bytes, listed: Mapping[str, str] | None) -> None:
     """Raise ValueError unless an ONNX file's bytes name the external data `listed`, by name and hash, and no other."""
-    names = read_names(content)
-    if others := names.files - {listed and listed["name"]}:
+    files, properties = read_names(content)
+    if others := files - {listed and listed["name"]}:
         raise ValueError(f"it names the external data {', '.join(sorted(others))[:200]}")
-    if names.properties.get(EXTERNAL_DATA_PROPERTY, "null") != json.dumps(listed, sort_keys=True):
+    if properties.get(EXTERNAL_DATA_PROPERTY, "null") != json.dumps(listed, sort_keys=True):
         raise ValueError("its external data is of another name or content")
 
 

@@ -131,11 +131,6 @@ class Staging:
         self._moves: dict[Path, Path] = {}
         self._locks: list[int] = []
 
-    @property
-    def newest(self) -> Path | None:
-        """Return the target that was added last, None if there is none or all have been renamed."""
-        return next(reversed(self._moves), None)
-
     def check(self, target: Path) -> None:
         """Refuse a target that could not be written; ask before long work.
 
@@ -168,20 +163,16 @@ class Staging:
         self._locks.append(handle)
         return self._moves[target]
 
-    @contextlib.contextmanager
-    def open(self, target: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
+    def open(self, target: Path, *, private: bool = False) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open a new temporary file for `target`; at the end of the block it is flushed to the disk."""
-        with _open_flushed(self.add(target, private=private)) as stream:
-            yield stream
+        return _open_flushed(self.add(target, private=private))
 
-    def write(self, target: Path, content: bytes, *, private: bool = False) -> None:
-        """Write a whole new file under a temporary name."""
-        with self.open(target, private=private) as stream:
-            stream.write(content)
-
-    def write_parts(self, target: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, int]:
-        """Write a new file part by part under a temporary name; return its SHA-256 and its size in bytes."""
-        return write_hashed(self.add(target), parts)
+    def write(
+        self, target: Path, content: bytes | Iterable[bytes | memoryview], *, private: bool = False
+    ) -> tuple[str, int]:
+        """Write a new file, whole or in parts, under a temporary name; return its SHA-256 and its size in bytes."""
+        parts = (content,) if isinstance(content, bytes) else content
+        return write_hashed(self.add(target, private=private), parts)
 
     def sha256(self, target: Path) -> str:
         """Return the SHA-256 of a new file, complete under its temporary name."""
@@ -269,7 +260,7 @@ def stage_files(*, force: bool) -> Iterator[Staging]:
         yield staging
         staging.commit()
     except OSError as error:
-        name = error.filename or staging.newest or "output"
+        name = error.filename or next(reversed(staging._moves), "output")  # the file that was written last
         raise OutputError(f"{name} cannot be written: {error.strerror or error}") from error
     finally:
         staging.discard()

@@ -1,10 +1,9 @@
 """Several new files get their names together: a process that is killed in between leaves the rest to the next one.
 
-The new files are complete under temporary names in the folder of their targets. `commit` writes the list of renames
-into the folder's journal, and then renames. A process that finds a journal waits for the process that holds its lock,
-and finishes the renames of a dead one: so a reader sees all the old files or all the new ones, and two processes that
-write into one folder take turns. The kernel releases the lock when its process ends; the last rename is followed by the
-removal of the journal.
+`commit` writes the list of renames into the folder's journal, renames, and removes the journal. A process that finds a
+journal waits for the process that holds its lock, and finishes the renames of a dead one, whose lock the kernel has
+released: so a reader sees all the old files or all the new ones, and two processes that write into one folder take
+turns.
 """
 
 import contextlib

@@ -94,18 +94,18 @@ def check_path(name: str, text: str) -> None:
 
     Raises: UsageError if it is empty, too long, holds a NUL, or is a link that leads to itself.
     """
-    what = name.replace("_", "-")
+    label = name.replace("_", "-")
     if not text:
-        raise UsageError(f"{what} is empty: name a file or a folder")
+        raise UsageError(f"{label} is empty: name a file or a folder")
     if "\0" in text:
-        raise UsageError(f"{what} holds a NUL, which no name can: {text.replace(chr(0), '?')}")
+        raise UsageError(f"{label} holds a NUL, which no name can: {text.replace(chr(0), '?')}")
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > MAX_NAME_BYTES:
-        raise UsageError(f"{what} has a name of {longest} bytes, expected at most {MAX_NAME_BYTES}: {text[:40]}...")
+        raise UsageError(f"{label} has a name of {longest} bytes, expected at most {MAX_NAME_BYTES}: {text[:40]}...")
     if (size_bytes := len(os.fsencode(text))) > MAX_PATH_BYTES:
-        raise UsageError(f"{what} has {size_bytes} bytes, expected at most {MAX_PATH_BYTES}: {text[:40]}...")
+        raise UsageError(f"{label} has {size_bytes} bytes, expected at most {MAX_PATH_BYTES}: {text[:40]}...")
     try:
         Path(text).stat()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UsageError(f"{what} is a link that leads to itself: {text}") from error
+            raise UsageError(f"{label} is a link that leads to itself: {text}") from error

@@ -9,6 +9,7 @@ import functools
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from netvlad_deploy.errors import NetVLADDeployError
@@ -31,9 +32,10 @@ def from_record(kind: type[RecordType], record: object, **given: Any) -> RecordT
 
 def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> Any:
     names = field_names(kind) - set(given)
+    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
     if not isinstance(record, dict):
         raise ValueError(f"{where} is {_shown(record)}, expected an object")  # noqa: TRY004 - of data, not of code
-    if differing := (names - _optional(kind) - set(record)) | (set(record) - names):
+    if differing := ((names & required) - set(record)) | (set(record) - names):
         raise ValueError(f"{where} is {_shown(record)}, which has or lacks {', '.join(sorted(differing))[:200]}")
     hints = _hints(kind)
     values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in record.items()}
@@ -46,11 +48,6 @@ def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
-
-
-def _optional(kind: Any) -> set[str]:
-    """Return the names of the fields that have a default."""
-    return {item.name for item in fields(kind) if not (item.default is MISSING and item.default_factory is MISSING)}
 
 
 def field_names(kind: Any) -> set[str]:
@@ -73,6 +70,8 @@ def _value(hint: Any, value: object, where: str) -> Any:
         return float(value)
     if hint in (str, int, float, bool, type(None)) and type(value) is hint:
         return value
+    if hint is Path and type(value) is str:
+        return Path(value)
     raise ValueError(f"{where} is {_shown(value)}, expected {getattr(hint, '__name__', hint)}")
 
 

@@ -4,20 +4,16 @@ Only this file names the packages `tensorrt` and `tensorrt_rtx`. The flavor is a
 variable or whichever package happens to be installed.
 """
 
-import contextlib
-import ctypes
-import os
-import sys
+import functools
 import threading
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.spec.build_options import RTX, TENSORRT
 from netvlad_deploy.support.require import install_line, require
-from netvlad_deploy.tensorrt.cuda import describe_gpu
+from netvlad_deploy.tensorrt.cuda import Cuda
 
 MODULES: Final = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
 EXTRAS: Final = {TENSORRT: "tensorrt", RTX: "rtx"}
@@ -25,7 +21,6 @@ EXTRAS: Final = {TENSORRT: "tensorrt", RTX: "rtx"}
 
 ERROR_SEVERITIES: Final = ("ERROR", "INTERNAL_ERROR")
 MOST_ERRORS_KEPT: Final = 100
-"""An engine may be loaded for months: its logger drops the oldest errors beyond this number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +34,14 @@ class LogLine:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRT:
-    """One flavor of TensorRT: its binding module, and what it can do."""
+    """One flavor of TensorRT: its binding module, its abilities and its log.
+
+    `errors_only` keeps the last MOST_ERRORS_KEPT errors of the log, for an engine that may be loaded for months.
+    """
 
     flavor: str
     module: Any
+    errors_only: bool = False
 
     @property
     def version(self) -> str:
@@ -55,19 +54,9 @@ class TensorRT:
         return f"{self.flavor} {self.version}"
 
     @property
-    def chooses_compute_capability(self) -> bool:
-        """Return True if the builder must be told which GPU architectures an engine is for."""
-        return hasattr(self.module.IBuilderConfig, "set_compute_capability")
-
-    @property
     def builds_without_gpu(self) -> bool:
         """Return True if an engine can be built without a GPU, for architectures that are named."""
-        return self.chooses_compute_capability
-
-    @property
-    def has_precision_flags(self) -> bool:
-        """Return True if a flag of the builder could choose FP16; this package leaves precision to the graph."""
-        return hasattr(self.module.BuilderFlag, "FP16")
+        return hasattr(self.module.IBuilderConfig, "set_compute_capability")
 
     @property
     def checks_validity(self) -> bool:
@@ -89,16 +78,17 @@ class TensorRT:
         """Return the abilities that not every TensorRT has, in words, separated by commas."""
         words = {
             "builds without a GPU": self.builds_without_gpu,
-            "has precision flags": self.has_precision_flags,
+            "has precision flags": hasattr(self.module.BuilderFlag, "FP16"),  # unused: the graph says its precision
             "keeps timings": self.has_timing_cache,
             "checks engines before loading them": self.checks_validity,
             "keeps kernels compiled at run time": self.has_runtime_cache,
         }
         return ", ".join(word for word, true in words.items() if true)
 
-    def logger(self, *, errors_only: bool = False) -> Any:
-        """Return a logger whose `lines` keep every message, or with `errors_only` the last MOST_ERRORS_KEPT errors."""
-        base = self.module.ILogger
+    @functools.cached_property
+    def logger(self) -> Any:
+        """Return the logger that the binding is given; its `lines` keep the messages."""
+        base, errors_only = self.module.ILogger, self.errors_only
 
         class Recorder(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
@@ -112,43 +102,48 @@ class TensorRT:
 
         return Recorder()
 
-    def builder(self, logger: Any) -> Any:
+    def builder(self) -> Any:
         """Return a builder.
 
         Raises: DeviceUnavailableError if this flavor needs a GPU to build and there is none; BuildError if there is
             one and TensorRT still gives no builder.
         """
         try:
-            return self.module.Builder(logger)
+            return self.module.Builder(self.logger)
         except TypeError as error:  # pybind11 reports a null pointer so
-            reason = last_error(logger)
+            reason = self.last_error()
             try:
-                describe_gpu(EXTRAS[self.flavor])
+                Cuda(extra=EXTRAS[self.flavor])
             except (DeviceUnavailableError, MissingDependencyError) as absent:
                 raise DeviceUnavailableError(f"{self.name} cannot build here: {reason or absent}") from error
             raise BuildError(f"{self.name} gives no builder: {reason or 'no reason given'}") from error
 
-    def runtime(self, logger: Any) -> Any:
+    def runtime(self) -> Any:
         """Return a runtime, on a machine that has a GPU.
 
         Raises: RunError if TensorRT gives none.
         """
         try:
-            return self.module.Runtime(logger)
+            return self.module.Runtime(self.logger)
         except TypeError as error:  # pybind11 reports a null pointer so
-            raise RunError(f"{self.name} gives no runtime: {last_error(logger) or 'no reason given'}") from error
+            raise RunError(f"{self.name} gives no runtime: {self.last_error() or 'no reason given'}") from error
 
-    def accepted(self, answer: Any, request: str, logger: Any) -> Any:
+    def accepted(self, answer: Any, request: str) -> Any:
         """Return `answer`, which a call of the builder gave to `request`.
 
         Raises: BuildError in TensorRT's own words if it is None, False or a negative index, by which TensorRT refuses.
         """
         if answer is None or answer is False or (isinstance(answer, int) and answer < 0):
-            raise BuildError(f"{self.name} refused {request}: {last_error(logger) or 'no reason given'}")
+            raise BuildError(f"{self.name} refused {request}: {self.last_error() or 'no reason given'}")
         return answer
 
+    def last_error(self, thread: int | None = None) -> str:
+        """Return the text of TensorRT's last error, in one thread or in any; an empty string if there was none."""
+        errors = [line for line in self.logger.lines if line.severity in ERROR_SEVERITIES]
+        return next((line.text for line in reversed(errors) if thread in (None, line.thread)), "")
 
-def open_tensorrt(flavor: str) -> TensorRT:
+
+def open_tensorrt(flavor: str, *, errors_only: bool = False) -> TensorRT:
     """Import this flavor, and no other.
 
     Raises: MissingDependencyError if it or its libraries are missing.
@@ -159,7 +154,7 @@ def open_tensorrt(flavor: str) -> TensorRT:
         raise MissingDependencyError(
             f"{flavor} is installed without its libraries ({error}): {install_line(EXTRAS[flavor])}"
         ) from error
-    return TensorRT(flavor=flavor, module=module)
+    return TensorRT(flavor=flavor, module=module, errors_only=errors_only)
 
 
 def members(kind: Any) -> dict[str, Any]:
@@ -167,21 +162,15 @@ def members(kind: Any) -> dict[str, Any]:
     return dict(kind.__members__)
 
 
-def last_error(logger: Any, thread: int | None = None) -> str:
-    """Return the text of TensorRT's last error, in one thread or in any; an empty string if there was none."""
-    lines = [line for line in logger.lines if line.severity in ERROR_SEVERITIES and thread in (None, line.thread)]
-    return lines[-1].text if lines else ""
-
-
-def parse_onnx(tensorrt: TensorRT, network: Any, logger: Any, content: bytes, path: str | None) -> None:
+def parse_onnx(tensorrt: TensorRT, network: Any, content: bytes, path: str | None) -> None:
     """Parse the bytes of an ONNX file into a network; in the folder of `path` stands its external data, if it has any.
 
     Raises: BuildError with the parser's own words, node and line.
     """
-    parser = tensorrt.module.OnnxParser(network, logger)
+    parser = tensorrt.module.OnnxParser(network, tensorrt.logger)
     if not parser.parse(content, path):
         errors = "; ".join(_in_words(parser.get_error(index)) for index in range(parser.num_errors))
-        reason = errors or last_error(logger) or "no reason given"
+        reason = errors or tensorrt.last_error() or "no reason given"
         raise BuildError(f"{tensorrt.name} cannot parse the graph: {reason}")
 
 
@@ -189,56 +178,3 @@ def _in_words(error: Any) -> str:
     """Return a parser error with its node and the line of the parser that raised it."""
     node = f"node {error.node()}, {error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
     return f"{node}{error.desc()} ({error.file()}:{error.line()})"
-
-
-class _Redirection:
-    """The redirection of descriptor 1 to descriptor 2.
-
-    Descriptors belong to the whole process, so threads that need the redirection at once share one and are counted:
-    if each saved and restored by itself, one could save what another had redirected, and restore that for good.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = self._saved = 0
-
-    def enter(self) -> None:
-        """Redirect, unless another thread has done so."""
-        with self._lock:
-            if not self._users:
-                _flush()
-                self._saved = os.dup(1)
-                os.dup2(2, 1)
-            self._users += 1
-
-    def leave(self) -> None:
-        """Restore, unless another thread still needs the redirection."""
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                _flush()
-                os.dup2(self._saved, 1)
-                os.close(self._saved)
-
-
-_REDIRECTION: Final = _Redirection()
-
-
-def _flush() -> None:
-    """Flush the buffers of Python and of the C library, so that their text goes where descriptor 1 leads now."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    ctypes.CDLL(None).fflush(None)
-
-
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Send file descriptor 1 to descriptor 2: TensorRT's compiler writes warnings past its logger.
-
-    Several threads may be inside at once: the first redirects, the last restores.
-    """
-    _REDIRECTION.enter()
-    try:
-        yield
-    finally:
-        _REDIRECTION.leave()

@@ -1,17 +1,19 @@
 """The log of the builder: the figures read from it, and its file NAME.engine.log beside the engine.
 
-TensorRT does not promise the text: figures can be compared within one version only, and are None where it lacks them.
+The file begins with the command by which NVIDIA's own tool builds the same engine, for comparisons and for reports to
+NVIDIA. TensorRT does not promise the text of its log: figures can be compared within one version only, and are None
+where it lacks them.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import BuildError
-from netvlad_deploy.spec.build_options import BuildFigures, Kernel
-from netvlad_deploy.tensorrt.api import LogLine
-from netvlad_deploy.tensorrt.trtexec import trtexec_line
+from netvlad_deploy.spec.build_options import RTX, BuildFigures, Kernel
+from netvlad_deploy.tensorrt.api import MODULES, LogLine
 
 NOT_KERNELS = frozenset(("shape_call", "signal", "wait"))
 """Kinds in the list of layers that are no GPU work."""
@@ -36,6 +38,31 @@ def log_text(artifact: EngineArtifact, lines: Sequence[LogLine], timing_cache: P
             *(f"[{line.severity}] {line.text.rstrip()}" for line in lines),
         )
     )
+
+
+def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> str:
+    """Return the line of `trtexec`, or of TensorRT-RTX's own tool, that builds an engine with the same options.
+
+    The line of TensorRT-RTX's tool has files, shapes and compute capabilities only: no public page lists the others.
+
+    Source: TensorRT documentation, trtexec; TensorRT-RTX documentation, CPU-only AOT and dynamic shapes.
+    """
+    options = artifact.options
+    parent = artifact.path.parent / artifact.parent.name if artifact.parent else Path("MODEL.onnx")
+    tool = MODULES[RTX] if options.flavor == RTX else "trtexec"  # RTX's tool has the name of its package
+    words = [tool, f"--onnx={parent}", f"--saveEngine={artifact.path}", "--skipInference"]
+    if options.flavor != RTX:
+        major = int(artifact.versions[options.flavor].partition(".")[0])
+        words += ["--stronglyTyped"] if major < 11 else []  # the only kind of network from 11 on
+        words += [] if options.tf32 else ["--noTF32"]  # TF32 is on unless this turns it off
+        words += ["--profilingVerbosity=detailed", *(word.format(value) for word, value in options.chosen("trtexec"))]
+        words += [f"--timingCacheFile={timing_cache}"] if timing_cache else []
+    for index, profile in enumerate(options.profiles):
+        words += [f"--profile={index}"] if len(options.profiles) > 1 else []
+        words += [f"--{bound}Shapes={shapes}" for bound, shapes in artifact.shape_words(profile).items()]
+    if options.compute_capabilities:
+        words.append("--computeCapabilities=" + ",".join(name[2:] for name in options.compute_capabilities))
+    return shlex.join(words)
 
 
 def read_figures(lines: Sequence[LogLine], build_ms: float, host_bytes: int) -> BuildFigures:

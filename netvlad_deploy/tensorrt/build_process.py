@@ -6,9 +6,7 @@ graph and writes the engine itself, since both may be hundreds of megabytes.
 """
 
 from dataclasses import asdict
-from pathlib import Path
 
-from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import BuildError
 from netvlad_deploy.support.children import Channel, Child
 from netvlad_deploy.support.records import from_record
@@ -18,25 +16,15 @@ from netvlad_deploy.tensorrt.builder import BuildRequest, Built, build_here
 def build_apart(request: BuildRequest) -> Built:
     """Build in a fresh process.
 
-    Raises: what `build_here` raises; BuildError if the process dies.
+    Raises: as `build_here`; BuildError if the process dies.
     """
-    record = asdict(request)
-    paths = {"source": request.source.path, "target": record.pop("target"), "timing_cache": record.pop("timing_cache")}
-    del record["source"]["path"]
-    message = {
-        "source": record.pop("source"),
-        "paths": {name: path and str(path.absolute()) for name, path in paths.items()},
-        "rest": record,
-    }
     with Child(__name__, "the process of the builder", failure=BuildError) as child:
-        child.send(message)
+        child.send(asdict(request))
         answer, _ = child.receive()
     return from_record(Built, answer)
 
 
 def serve(channel: Channel) -> None:
-    """Build what the first message asks for, and send back the `Built`: this is all that the fresh process does."""
+    """Do the build that the first message requests, and send back the `Built`; the fresh process does nothing else."""
     message, _ = channel.receive()
-    paths = {name: path and Path(path) for name, path in message["paths"].items()}
-    source = from_record(OnnxArtifact, message["source"], path=paths.pop("source"))
-    channel.send(asdict(build_here(from_record(BuildRequest, message["rest"], source=source, **paths))))
+    channel.send(asdict(build_here(from_record(BuildRequest, message))))

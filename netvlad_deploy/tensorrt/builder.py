@@ -1,10 +1,11 @@
 """Build an engine, in the process that `build_process` starts for each build.
 
 TensorRT refers to the logger, the timing cache and the progress monitor in C++ without owning them, so `_build` keeps
-each in a local variable until the engine is written.
+each until the engine is written: the logger in `tensorrt`, the others in local variables.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +17,9 @@ from netvlad_deploy.errors import BuildError, DeviceUnavailableError, OutputErro
 from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.support.files import write_hashed
 from netvlad_deploy.support.machine import peak_memory_bytes
-from netvlad_deploy.tensorrt.api import (
-    EXTRAS,
-    LogLine,
-    TensorRT,
-    last_error,
-    members,
-    open_tensorrt,
-    parse_onnx,
-    stdout_to_stderr,
-)
-from netvlad_deploy.tensorrt.cuda import describe_gpu, use_device
-from netvlad_deploy.tensorrt.progress import Progress, make_monitor
+from netvlad_deploy.support.streams import stdout_to_stderr
+from netvlad_deploy.tensorrt.api import EXTRAS, LogLine, TensorRT, members, open_tensorrt, parse_onnx
+from netvlad_deploy.tensorrt.cuda import Cuda
 from netvlad_deploy.tensorrt.timing_cache import load_timing_cache, save_timing_cache
 
 LOG = logging.getLogger(__name__)
@@ -40,8 +32,8 @@ NO_TARGETS = frozenset(("NONE", "CURRENT"))
 
 MIB = 2**20
 
-InputShapes = Mapping[str, tuple[tuple[int, ...], ...]]
-"""The smallest, usual and largest shape of every input, in one optimization profile."""
+PROGRESS_INTERVAL_S = 1.0
+"""Least seconds between two lines of progress: the builder reports hundreds of steps a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +44,7 @@ class BuildRequest:
         source: the ONNX file, whose bytes are compared with their hash when they are read.
         external: a path in the folder of the graph's external data, None if it has none.
         target: the file to write the engine into, which the caller has created.
-        options: the options of the builder; it takes the profiles from the next field.
-        profiles: the optimization profiles, each as text for errors and with the shapes of every input.
+        options: the options of the builder, with the optimization profiles.
         timing_cache: the file of kernel timings, None for none.
         device: the number of the GPU to build on, None for whichever there is.
     """
@@ -62,7 +53,6 @@ class BuildRequest:
     external: str | None
     target: Path
     options: BuildOptions
-    profiles: tuple[tuple[str, InputShapes], ...]
     timing_cache: Path | None = None
     device: int | None = None
 
@@ -97,7 +87,7 @@ def build_here(request: BuildRequest) -> Built:
     if request.timing_cache is not None and not tensorrt.has_timing_cache:
         raise UsageError(f"{tensorrt.name} keeps no timings, its kernels are compiled at run time: no --timing-cache")
     if request.device is not None:
-        use_device(EXTRAS[options.flavor], request.device)
+        Cuda(extra=EXTRAS[options.flavor]).cudaSetDevice(request.device)
     content = request.source.content()
     with stdout_to_stderr():
         return _build(tensorrt, request, content)
@@ -105,28 +95,31 @@ def build_here(request: BuildRequest) -> Built:
 
 def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
     trt, options, cache_path = tensorrt.module, request.options, request.timing_cache
-    logger = tensorrt.logger()
-    builder = tensorrt.builder(logger)
+    builder = tensorrt.builder()
     gpu = _gpu(tensorrt, options)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = tensorrt.accepted(builder.create_network(typed), "a network", logger)
-    parse_onnx(tensorrt, network, logger, content, request.external)
-    config = tensorrt.accepted(builder.create_builder_config(), "a configuration", logger)
-    flags = _configure(tensorrt, config, options, logger)
-    for text, shapes in request.profiles:
-        index = config.add_optimization_profile(_profile(builder, shapes, tensorrt, logger))
-        tensorrt.accepted(index, f"the profile {text}", logger)
-    monitor = make_monitor(tensorrt, Progress())
+    network = tensorrt.accepted(builder.create_network(typed), "a network")
+    parse_onnx(tensorrt, network, content, request.external)
+    config = tensorrt.accepted(builder.create_builder_config(), "a configuration")
+    flags = _configure(tensorrt, config, options)
+    for profile in options.profiles:
+        shapes = request.source.input_shapes(profile)
+        index = config.add_optimization_profile(_profile(tensorrt, builder, shapes))
+        tensorrt.accepted(index, f"the profile {profile}")
+    monitor = _make_monitor(trt)
     config.progress_monitor = monitor
-    cache = None if cache_path is None else load_timing_cache(tensorrt, config, cache_path, logger)
+    cache = None if cache_path is None else load_timing_cache(tensorrt, config, cache_path)
     started = time.perf_counter()
     engine = builder.build_serialized_network(network, config)
     build_ms = (time.perf_counter() - started) * 1e3
     if engine is None:
-        raise BuildError(f"{tensorrt.name} built no engine: {last_error(logger) or 'no reason given'}")
+        raise BuildError(f"{tensorrt.name} built no engine: {tensorrt.last_error() or 'no reason given'}")
     if cache_path is not None:
-        _keep_timings(tensorrt, config, cache_path, cache, logger)
-    sha256, size_bytes = _write(request.target, memoryview(engine))
+        save_timing_cache(tensorrt, config, cache_path, cache)
+    try:
+        sha256, size_bytes = write_hashed(request.target, (memoryview(engine),))  # without copying it
+    except OSError as error:
+        raise OutputError(f"the engine cannot be written: {error.strerror or error}") from error
     return Built(
         sha256=sha256,
         size_bytes=size_bytes,
@@ -136,24 +129,41 @@ def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
         targets=_targets(tensorrt, config, options),
         build_ms=build_ms,
         host_bytes=peak_memory_bytes(),
-        lines=tuple(logger.lines),
+        lines=tuple(tensorrt.logger.lines),
     )
 
 
-def _write(target: Path, engine: memoryview) -> tuple[str, int]:
-    """Write an engine without copying it; return its SHA-256 and its size in bytes."""
-    try:
-        return write_hashed(target, (engine,))
-    except OSError as error:
-        raise OutputError(f"the engine cannot be written: {error.strerror or error}") from error
+def _make_monitor(binding: Any) -> Any:
+    """Return a monitor of the binding's own class, which logs the phases of a build and its steps."""
 
+    class Monitor(binding.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._lock = threading.Lock()  # the builder reports from several threads of its own
+            self._steps: dict[str, int] = {}  # the number of steps of every phase that the build is in
+            self._said_s = 0.0  # a step may be long after the last line, or a thousandth of a second
 
-def _keep_timings(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logger: Any) -> None:
-    """Save the timings of this build; a failure is only logged, since the engine is good without them."""
-    try:
-        save_timing_cache(tensorrt, config, path, cache, logger)
-    except (BuildError, OutputError) as error:
-        LOG.warning("the timings of this build are not kept: %s", error)
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._steps[phase_name] = num_steps
+                if parent_phase is None:  # the phase is no part of another
+                    self._say(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                if time.monotonic() - self._said_s >= PROGRESS_INTERVAL_S:
+                    self._say(f"{phase_name}, step {step + 1} of {self._steps.get(phase_name, '?')}")
+            return True  # False would end the build, but Ctrl-C ends it sooner by killing its process
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                self._steps.pop(phase_name, None)
+
+        def _say(self, text: str) -> None:
+            self._said_s = time.monotonic()
+            LOG.info("build: %s", text)
+
+    return Monitor()
 
 
 def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:
@@ -161,14 +171,14 @@ def _gpu(tensorrt: TensorRT, options: BuildOptions) -> Gpu | None:
     if options.compute_capabilities:
         return None
     try:
-        return describe_gpu(EXTRAS[options.flavor])
+        return Cuda(extra=EXTRAS[options.flavor]).gpu()
     except DeviceUnavailableError:
         if not tensorrt.builds_without_gpu:
             raise
         return None
 
 
-def _configure(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> tuple[str, ...]:
+def _configure(tensorrt: TensorRT, config: Any, options: BuildOptions) -> tuple[str, ...]:
     """Set the options, read each back, and return the names of all builder flags that are set.
 
     They are set call by call, not from a table: so `tools/mutation.py` deletes each call in turn, and a test must fail.
@@ -199,7 +209,7 @@ def _configure(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: A
         config.set_memory_pool_limit(workspace, limit_bytes)
         _check_kept(tensorrt, "workspace in bytes", config.get_memory_pool_limit(workspace), limit_bytes)
     if options.compute_capabilities:
-        _choose_capabilities(tensorrt, config, options, logger)
+        _choose_capabilities(tensorrt, config, options)
     return tuple(sorted(name for name, flag in members(trt.BuilderFlag).items() if config.get_flag(flag)))
 
 
@@ -209,7 +219,7 @@ def _check_kept(tensorrt: TensorRT, setting: str, found: Any, expected: Any) -> 
         raise BuildError(f"{tensorrt.name} did not keep {setting}: got {found}, expected {expected}")
 
 
-def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions, logger: Any) -> None:
+def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions) -> None:
     """Set the GPU architectures of an RTX engine.
 
     Raises: UsageError if the binding does not know one; BuildError if TensorRT refuses one.
@@ -222,7 +232,7 @@ def _choose_capabilities(tensorrt: TensorRT, config: Any, options: BuildOptions,
     config.num_compute_capabilities = len(options.compute_capabilities)
     for index, name in enumerate(options.compute_capabilities):
         answer = config.set_compute_capability(known[name], index)
-        tensorrt.accepted(answer, f"compute capability {name}", logger)
+        tensorrt.accepted(answer, f"compute capability {name}")
     _check_kept(tensorrt, "compute capabilities", _capabilities(config), options.compute_capabilities)
 
 
@@ -230,11 +240,10 @@ def _capabilities(config: Any) -> tuple[str, ...]:
     return tuple(config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
 
 
-def _profile(builder: Any, shapes: InputShapes, tensorrt: TensorRT, logger: Any) -> Any:
-    """Return TensorRT's own optimization profile with the shapes of every input."""
-    optimization_profile = tensorrt.accepted(builder.create_optimization_profile(), "an optimization profile", logger)
-    for name, bounds in shapes.items():
-        asked = tuple(tuple(shape) for shape in bounds)
+def _profile(tensorrt: TensorRT, builder: Any, shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> Any:
+    """Return TensorRT's own optimization profile with the least, usual and largest shape of every input."""
+    optimization_profile = tensorrt.accepted(builder.create_optimization_profile(), "an optimization profile")
+    for name, asked in shapes.items():
         try:
             optimization_profile.set_shape(name, *asked)
         except (RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Arrays that lie on the GPU already: what torch, CuPy, JAX or Numba hold, taken without a copy.
+"""Arrays of torch, CuPy, JAX or Numba that lie on the GPU already, taken without a copy.
 
 DLPack comes first where both protocols are offered, since its producer makes our stream wait for its own.
 

@@ -1,6 +1,6 @@
 """Build a TensorRT engine from an ONNX artifact.
 
-Precision is what the ONNX graph says: the network is strongly typed (required on TensorRT 10, the only kind on
+Precision is that of the ONNX graph: the network is strongly typed (required on TensorRT 10, the only kind on
 11 and on RTX), and TF32 is cleared, since it is on by default everywhere and costs about 1e-3.
 """
 
@@ -28,7 +28,7 @@ from netvlad_deploy.tensorrt.api import EXTRAS
 from netvlad_deploy.tensorrt.build_log import check_types, log_text, read_figures
 from netvlad_deploy.tensorrt.build_process import build_apart
 from netvlad_deploy.tensorrt.builder import BuildRequest, Built
-from netvlad_deploy.tensorrt.cuda import current_device
+from netvlad_deploy.tensorrt.cuda import Cuda
 
 TURING = "SM75"
 """The one architecture for which TensorRT-RTX compiles matrix products in FP16 only."""
@@ -46,6 +46,14 @@ def build_engine(
 
     `timing_cache` is a file of kernel timings that builds share: it makes a build faster, and changes no engine.
 
+    >>> from netvlad_deploy import build_engine, export_onnx
+    >>> from netvlad_deploy.models.netvlad import initialize
+    >>> from netvlad_deploy.spec.layer import NetVLADSpec
+    >>> exported = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
+    >>> engine = build_engine(exported, "m.engine", BuildOptions(flavor="tensorrt-rtx"))  # needs no GPU
+    >>> engine.path.name, engine.precision, [str(profile) for profile in engine.profiles]
+    ('m.engine', 'fp32', ['batch 1:8:64, num_features 1:300:4096'])
+
     Raises: MissingDependencyError or DeviceUnavailableError if the flavor cannot build here; BuildError with
         TensorRT's own words; ArtifactError if `source` is damaged; UsageError, OutputError for the target.
     """
@@ -53,11 +61,8 @@ def build_engine(
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
-    options = _with_profiles(options or BuildOptions(), parent)
-    if options.tf32 and parent.precision != "fp32":
-        raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
     gated = parent.spec.projection is not None and parent.spec.projection.gating is not None
-    _check_turing(parent, options, gated=gated)
+    options = _fitted(options or BuildOptions(), parent, gated=gated)
     target = check_suffix(Path(target), ".engine")
     cache_path = None if timing_cache is None else Path(timing_cache)
     written = (target, sidecar_path(target), log_path(target))
@@ -66,76 +71,64 @@ def build_engine(
     with stage_files(force=force) as staging:
         for path in written:
             staging.check(path)
-        with parent.weights_folder() as weights:
-            built = build_apart(_request(parent, staging.add(target), options, cache_path, weights))
+        built = _build(parent, staging.add(target), options, cache_path)
         figures = read_figures(built.lines, built.build_ms, built.host_bytes)
         check_types(figures.kernels, parent.precision, gated=gated)
         artifact = _artifact(parent, target, options, built, figures)
         staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
-        return stage_sidecar(staging, artifact, built.sha256, built.size_bytes)
+        stage_sidecar(staging, artifact)
+        return artifact
 
 
-def _request(
-    parent: OnnxArtifact, engine: Path, options: BuildOptions, cache_path: Path | None, weights: Path | None
-) -> BuildRequest:
-    """Return the request to the process of the builder, with the hashes of the files as they were verified here."""
-    return BuildRequest(
-        source=parent,
-        target=engine,
-        external=str(weights / parent.path.name) if weights else None,
-        options=options,
-        profiles=tuple((str(profile), parent.input_shapes(profile)) for profile in options.profiles),
-        timing_cache=cache_path,
-        device=_device(options),
-    )
-
-
-def _check_turing(parent: OnnxArtifact, options: BuildOptions, *, gated: bool) -> None:
-    """Refuse a graph that TensorRT-RTX cannot compile for Turing, before the builder starts.
-
-    Raises: UsageError for a graph with FP32 matrix products.
-    """
-    if TURING not in options.compute_capabilities or (parent.precision == "fp16" and not gated):
-        return
-    has, cure = ("has gating in FP32", "") if gated else (f"is {parent.precision}", "export with --precision fp16, or ")
-    raise UsageError(
-        f"{TURING} (Turing) computes no matrix product in FP32, {parent.path} {has}: {cure}leave {TURING} out"
-    )
-
-
-def _with_profiles(options: BuildOptions, parent: OnnxArtifact) -> BuildOptions:
+def _fitted(options: BuildOptions, parent: OnnxArtifact, *, gated: bool) -> BuildOptions:
     """Return the options with the profiles given, or with the usual one of a head or pipeline if none is given.
 
-    Raises: UsageError for a profile of a head if it is a pipeline, or the reverse.
+    Raises: UsageError for a profile of a head if it is a pipeline, or the reverse; for TF32 in an FP16 graph; for FP32
+        matrix products on Turing.
     """
     for profile in options.profiles:
         if isinstance(profile, ImageProfile) != (parent.images is not None):
             asked = "--image-size or --profile BxHxW" if parent.images else "--num-features or --profile BxN"
             raise UsageError(f"{parent.path} takes {parent.inputs[0]}, got a profile of {profile}: pass {asked}")
+    if options.tf32 and parent.precision != "fp32":
+        raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
+    if TURING in options.compute_capabilities and (parent.precision != "fp16" or gated):
+        has = "has gating in FP32" if gated else f"is {parent.precision}"
+        cure = "" if gated else "export with --precision fp16, or "
+        raise UsageError(
+            f"{TURING} (Turing) computes no matrix product in FP32, {parent.path} {has}: {cure}leave {TURING} out"
+        )
     return options if options.profiles else replace(options, profiles=(parent.usual_profile,))
 
 
+def _build(parent: OnnxArtifact, engine: Path, options: BuildOptions, cache_path: Path | None) -> Built:
+    """Build in a fresh process; its errors name absolute paths."""
+    with parent.weights_folder() as weights:
+        return build_apart(
+            BuildRequest(
+                source=replace(parent, path=parent.path.absolute()),
+                target=engine,
+                external=str(weights / parent.path.name) if weights else None,
+                options=options,
+                timing_cache=cache_path and cache_path.absolute(),
+                device=_device(options),
+            )
+        )
+
+
 def _artifact(
-    parent: OnnxArtifact,
-    target: Path,
-    options: BuildOptions,
-    built: Built,
-    figures: BuildFigures,
+    parent: OnnxArtifact, target: Path, options: BuildOptions, built: Built, figures: BuildFigures
 ) -> EngineArtifact:
+    same = ("spec", "inputs", "outputs", "dtypes", "range", "origin", "preprocessing", "images")
     return EngineArtifact(
+        **{name: getattr(parent, name) for name in same},
         path=target,
-        spec=parent.spec,
+        sha256=built.sha256,
+        size_bytes=built.size_bytes,
         precision="tf32" if options.tf32 else parent.precision,
-        inputs=parent.inputs,
-        outputs=parent.outputs,
-        dtypes=parent.dtypes,
-        range=parent.range,
         warnings=(*parent.warnings, *(price for price, _ in options.chosen("price"))),
-        origin=parent.origin,
         parent=FileReference(name=_relative(parent.path, target), sha256=parent.sha256),
         reference=replace(parent.reference, name=_relative(parent.reference_path, target)),
-        preprocessing=parent.preprocessing,
-        images=parent.images,
         versions={**parent.versions, options.flavor: built.version},
         options=options,
         flags=built.flags,
@@ -151,7 +144,7 @@ def _device(options: BuildOptions) -> int | None:
     if options.compute_capabilities:
         return None
     try:
-        return current_device(EXTRAS[options.flavor])
+        return Cuda(extra=EXTRAS[options.flavor]).device()
     except (DeviceUnavailableError, MissingDependencyError):  # the builder says so if it needs one
         return None
 

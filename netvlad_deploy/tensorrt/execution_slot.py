@@ -6,6 +6,7 @@ TensorRT-RTX captures by itself, since it compiles kernels for a shape while it 
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -73,11 +74,11 @@ class ExecutionSlot:
         self._bindings: dict[BindingKey, _Binding] = {}
         with contextlib.ExitStack() as undo:
             self._stream = self.cuda.create_stream()
-            undo.callback(self.cuda.destroy_stream, self._stream)
+            undo.callback(self.cuda.cudaStreamDestroy, self._stream)
             self._events = []
             for _ in range(5):
-                self._events.append(self.cuda.create_event())
-                undo.callback(self.cuda.destroy_event, self._events[-1])
+                self._events.append(self.cuda.cudaEventCreate())
+                undo.callback(self.cuda.cudaEventDestroy, self._events[-1])
             self._undo = undo.pop_all()
 
     @property
@@ -93,10 +94,11 @@ class ExecutionSlot:
     def close(self) -> None:
         """Release graphs, context, buffers, events and stream, in this order, each even if another one fails."""
         with self._loaded.capture_lock, self._undo:
-            self._undo.callback(self._free_buffers)
-            self._undo.callback(self._drop_context)
+            self._undo.callback(_release_each, self._free, list(self._buffers))
+            self._undo.callback(setattr, self, "_context", None)
             self._undo.callback(self._drop_bindings)
-            self._undo.callback(self.cuda.synchronize, self._stream)  # a run that failed may have left work behind
+            # a run that failed may have left work behind
+            self._undo.callback(self.cuda.cudaStreamSynchronize, self._stream)
 
     def run(self, inputs: Inputs) -> Arrays:
         """Return a fresh array for each output."""
@@ -105,7 +107,8 @@ class ExecutionSlot:
     def time(self, inputs: Inputs) -> EventTimes:
         """Run once and return the GPU's own times of the copies and the work."""
         self._queue(inputs, timed=True)
-        return EventTimes(*(self.cuda.elapsed_ms(*self._events[index : index + 2]) for index in range(3)))
+        pairs = itertools.pairwise(self._events[:4])
+        return EventTimes(*(float(self.cuda.cudaEventElapsedTime(start, end)) for start, end in pairs))
 
     def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
         """Copy in, compute, copy out, wait; return the shapes of the outputs, which are in pinned memory afterwards."""
@@ -123,7 +126,7 @@ class ExecutionSlot:
         for name, shape in binding.outputs.items():
             cuda.copy_to_host(self._host(name, shape), self._buffers[name].address, stream)
         self._mark(3, timed)
-        cuda.synchronize(stream)
+        cuda.cudaStreamSynchronize(stream)
         if self._cuda_graphs and binding.graph is None and binding.runs >= RUNS_BEFORE_CAPTURE:
             self._capture(binding)
         return binding.outputs
@@ -137,7 +140,7 @@ class ExecutionSlot:
             self._drop_bindings()
             if not self._context.set_optimization_profile_async(profile, self.stream):
                 self._fail(f"optimization profile {profile}")
-            self.cuda.synchronize(self._stream)
+            self.cuda.cudaStreamSynchronize(self._stream)
         self._profile = profile
 
     def _wait_for_producers(self, inputs: Inputs) -> None:
@@ -148,12 +151,12 @@ class ExecutionSlot:
         for name, value in inputs.items():
             if not isinstance(value, DeviceArray):
                 continue
-            where, own = self.cuda.device_of(value.address), self._loaded.device
+            where, own = self.cuda.cudaPointerGetAttributes(value.address).device, self._loaded.device
             if where != own:
                 raise InputError(f"{name} is on GPU {where}, the engine on GPU {own}: move one of them")
             if value.stream is not None:
-                self.cuda.record(self._events[4], value.stream)
-                self.cuda.wait(self._events[4], self._stream)
+                self.cuda.cudaEventRecord(self._events[4], value.stream)
+                self.cuda.cudaStreamWaitEvent(self._stream, self._events[4], 0)
 
     def _bind(self, inputs: Inputs) -> _Binding:
         """Copy host arrays to pinned memory, and tell the context shapes and addresses unless a graph knows them."""
@@ -201,7 +204,7 @@ class ExecutionSlot:
     def _execute(self, binding: _Binding) -> None:
         """Queue the work, as a graph if there is one."""
         if binding.graph is not None:
-            self.cuda.launch(binding.graph, self._stream)
+            self.cuda.cudaGraphLaunch(binding.graph, self._stream)
             self.replays += 1
         else:
             self._enqueue()
@@ -233,11 +236,11 @@ class ExecutionSlot:
             self._drop_bindings()
             if held is not None:
                 self._free(name)
-            address = self.cuda.allocate(size_bytes)
+            address = int(self.cuda.cudaMalloc(size_bytes))
             try:
                 self._buffers[name] = _Buffer(address, self.cuda.allocate_pinned(size_bytes))
             except RunError:
-                self.cuda.free(address)
+                self.cuda.cudaFree(address)
                 raise
 
     def _host(self, name: str, shape: tuple[int, ...]) -> Array:
@@ -253,7 +256,7 @@ class ExecutionSlot:
 
     def _mark(self, index: int, timed: bool) -> None:
         if timed:
-            self.cuda.record(self._events[index], self._stream)
+            self.cuda.cudaEventRecord(self._events[index], self._stream)
 
     def _drop_bindings(self) -> None:
         _release_each(self._drop, list(self._bindings))
@@ -261,20 +264,14 @@ class ExecutionSlot:
     def _drop(self, key: BindingKey) -> None:
         binding = self._bindings.pop(key)
         if binding.graph is not None:
-            self.cuda.destroy_graph(binding.graph)
-
-    def _drop_context(self) -> None:
-        self._context = None
-
-    def _free_buffers(self) -> None:
-        _release_each(self._free, list(self._buffers))
+            self.cuda.cudaGraphExecDestroy(binding.graph)
 
     def _free(self, name: str) -> None:
         buffer = self._buffers.pop(name)
         try:
-            self.cuda.free(buffer.address)
+            self.cuda.cudaFree(buffer.address)
         finally:
-            self.cuda.free_pinned(buffer.host)
+            self.cuda.cudaFreeHost(buffer.host.ctypes.data)
 
     @property
     def _name(self) -> str:

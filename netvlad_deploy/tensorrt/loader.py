@@ -15,7 +15,7 @@ from typing import Any, Final
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import ArtifactError, RunError
 from netvlad_deploy.spec.build_options import Gpu
-from netvlad_deploy.tensorrt.api import EXTRAS, TensorRT, last_error, open_tensorrt
+from netvlad_deploy.tensorrt.api import EXTRAS, TensorRT, open_tensorrt
 from netvlad_deploy.tensorrt.cuda import Cuda
 
 LOG = logging.getLogger(__name__)
@@ -54,11 +54,10 @@ class LoadedEngine:
         self.cuda = Cuda(extra=EXTRAS[artifact.flavor])
         self.device = self.cuda.device()
         self.capture_lock = threading.RLock()
-        self.tensorrt = open_tensorrt(artifact.flavor)
+        self.tensorrt = open_tensorrt(artifact.flavor, errors_only=True)
         content = artifact.content()
         _check_machine(artifact, self.tensorrt, self.cuda.gpu())
-        self.logger = self.tensorrt.logger(errors_only=True)
-        self.runtime = self.tensorrt.runtime(self.logger)
+        self.runtime = self.tensorrt.runtime()
         if artifact.options.version_compatible:  # it carries a runtime of its own, as native code
             self.runtime.engine_host_code_allowed = True
         if self.tensorrt.checks_validity:
@@ -71,19 +70,20 @@ class LoadedEngine:
     @property
     def last_error(self) -> str:
         """Return TensorRT's last error in this thread, in its own words; other threads may fail at the same time."""
-        return last_error(self.logger, threading.get_ident()) or "no reason given"
+        return self.tensorrt.last_error(threading.get_ident()) or "no reason given"
 
     def tensors(self) -> Iterator[EngineTensor]:
         """Yield every input and output of the engine."""
         engine, trt = self.engine, self.tensorrt.module
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
+            dtype = str(engine.get_tensor_dtype(name).name)
             given = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             profiles = range(engine.num_optimization_profiles if given else 0)
             yield EngineTensor(
                 name=name,
                 mode="input" if given else "output",
-                dtype=_dtype(engine.get_tensor_dtype(name)),
+                dtype=TENSOR_DTYPES.get(dtype, dtype),
                 shape=tuple(engine.get_tensor_shape(name)),
                 format=engine.get_tensor_format(name).name,
                 profiles=tuple(
@@ -101,9 +101,9 @@ class LoadedEngine:
         validity, diagnostics = self.runtime.get_engine_validity(content)
         states, path = self.tensorrt.module.EngineValidity, self.artifact.path
         if validity == states.INVALID:
-            raise ArtifactError(f"{path} is not valid here ({diagnostics}): {self.artifact.rebuild_command}")
+            raise ArtifactError(f"{path} is not valid here ({diagnostics}): {self.artifact.cure}")
         if validity == states.SUBOPTIMAL:
-            LOG.warning("%s runs here, but not at its best (%s): %s", path, diagnostics, self.artifact.rebuild_command)
+            LOG.warning("%s runs here, but not at its best (%s): %s", path, diagnostics, self.artifact.cure)
 
     def _check_tensors(self) -> None:
         """Raise ArtifactError unless the engine has the inputs, outputs, dtypes and profiles of its sidecar."""
@@ -115,11 +115,7 @@ class LoadedEngine:
         }
         said |= {name: ("output", artifact.dtypes[name], ()) for name in artifact.outputs}
         if found != said:
-            raise ArtifactError(f"{artifact.path} has {found}, its sidecar says {said}: {artifact.rebuild_command}")
-
-
-def _dtype(dtype: Any) -> str:
-    return TENSOR_DTYPES.get(dtype.name, str(dtype.name))
+            raise ArtifactError(f"{artifact.path} has {found}, its sidecar says {said}: {artifact.cure}")
 
 
 def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> None:
@@ -133,7 +129,7 @@ def _check_machine(artifact: EngineArtifact, tensorrt: TensorRT, gpu: Gpu) -> No
         differences.append(f"it was built for {wanted}, this is {gpu.name} ({gpu.compute_capability})")
     if differences:
         found = "; ".join(differences)
-        raise ArtifactError(f"{artifact.path} does not fit this machine: {found}: {artifact.rebuild_command}")
+        raise ArtifactError(f"{artifact.path} does not fit this machine: {found}: {artifact.cure}")
 
 
 def _same_version(built: str, running: str, *, later: bool) -> bool:

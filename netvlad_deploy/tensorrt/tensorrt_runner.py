@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from netvlad_deploy.artifact import EngineArtifact, log_path, sidecar_path
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.runner import EventTimes, Runner
@@ -50,10 +52,10 @@ class TensorRTRunner(Runner):
             artifact.spec,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            dtype=artifact.dtypes[artifact.inputs[0]],
+            dtype=np.dtype(artifact.dtypes[artifact.inputs[0]]),
             profiles=artifact.profiles,
             precision=artifact.precision,
-            feature_range=artifact.range,
+            range=artifact.range,
         )
         if runtime_cache is not None and artifact.flavor != RTX:
             raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
@@ -92,7 +94,7 @@ class TensorRTRunner(Runner):
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return a fresh array for each output, on the host.
 
-        Raises: InputError if the feeds are not what the engine takes; RunError if it was closed or failed.
+        Raises: InputError if the engine does not take these feeds; RunError if it was closed or failed.
         """
         return self._run(feeds)  # it checks the feeds, once it has the stream that must wait for arrays on the GPU
 
@@ -107,11 +109,7 @@ class TensorRTRunner(Runner):
             super().close()
             idle, self._idle = self._idle, []
             last = not self._busy
-        with contextlib.ExitStack() as undo:
-            if last:
-                undo.callback(self._release)
-            for slot in idle:
-                undo.callback(_close, slot, sound=True)
+        self._end(idle, sound=True, last=last)
 
     def _run(self, feeds: Mapping[str, Any]) -> Arrays:
         with self._slot() as slot:
@@ -148,20 +146,24 @@ class TensorRTRunner(Runner):
         with self._lock:
             self._busy -= 1
             last = not self._open and not self._busy
-            keep = self._open and sound and slot is not None
-            if keep and slot is not None:
-                self._idle.append(slot)
+            ended = [] if slot is None else [slot]
+            if self._open and sound:
+                self._idle += ended
+                ended = []
+        self._end(ended, sound=sound, last=last)
+
+    def _end(self, slots: list[ExecutionSlot], *, sound: bool, last: bool) -> None:
+        """Close slots, each even if another one fails, and release the engine after the last run."""
         with contextlib.ExitStack() as undo:
             if last:
                 undo.callback(self._release)
-            if slot is not None and not keep:
+            for slot in slots:
                 undo.callback(_close, slot, sound=sound)
 
     def _new_slot(self, loaded: LoadedEngine) -> ExecutionSlot:
         trt = loaded.tensorrt.module
-        strategy = (
-            trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        )  # takes the memory of one profile, not of the largest
+        # takes the memory of one profile, not of the largest
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         with loaded.capture_lock:
             context = loaded.engine.create_execution_context(self._runtime_config or strategy)
         if context is None:

@@ -5,15 +5,18 @@ while the file is read or merged, never while the builder works. The file is rep
 leaves the old one.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.errors import ArtifactError, BuildError, OutputError
 from netvlad_deploy.support.files import locked, open_regular, stage_files
-from netvlad_deploy.tensorrt.api import TensorRT, last_error
+from netvlad_deploy.tensorrt.api import TensorRT
+
+LOG = logging.getLogger(__name__)
 
 
-def load_timing_cache(tensorrt: TensorRT, config: Any, path: Path, logger: Any) -> Any:
+def load_timing_cache(tensorrt: TensorRT, config: Any, path: Path) -> Any:
     """Give the builder the timings in the file; a file that does not exist counts as empty.
 
     Returns: the cache, into which the builder writes: it must outlive the build.
@@ -21,46 +24,46 @@ def load_timing_cache(tensorrt: TensorRT, config: Any, path: Path, logger: Any) 
     Raises: BuildError if TensorRT refuses the file; OutputError if it cannot be read, or its folder not be written.
     """
     with locked(path):
-        content = _read(path)
-    cache = _cache(tensorrt, config, path, content, logger)
+        cache = _read(tensorrt, config, path)
     if not config.set_timing_cache(cache, ignore_mismatch=False):
-        raise _refusal(tensorrt, path, logger)
+        raise _refusal(tensorrt, path)
     return cache
 
 
-def save_timing_cache(tensorrt: TensorRT, config: Any, path: Path, cache: Any, logger: Any) -> None:
+def save_timing_cache(tensorrt: TensorRT, config: Any, path: Path, cache: Any) -> None:
     """Add the timings that a build wrote into `cache` to the file, to which other builds may have added meanwhile.
 
-    Raises: BuildError if TensorRT refuses the file; OutputError if it cannot be written.
+    A failure is only logged, since the engine is good without them.
     """
-    with locked(path):
-        timing_cache = _cache(tensorrt, config, path, _read(path), logger)
-        if not timing_cache.combine(cache, ignore_mismatch=False):
-            raise _refusal(tensorrt, path, logger)
-        content = tensorrt.accepted(timing_cache.serialize(), "to serialize its timing cache", logger)
-        with stage_files(force=True) as staging:
-            staging.write(path, bytes(content))
+    try:
+        with locked(path):
+            timing_cache = _read(tensorrt, config, path)
+            if not timing_cache.combine(cache, ignore_mismatch=False):
+                raise _refusal(tensorrt, path)
+            content = tensorrt.accepted(timing_cache.serialize(), "to serialize its timing cache")
+            with stage_files(force=True) as staging:
+                staging.write(path, bytes(content))
+    except (BuildError, OutputError) as error:
+        LOG.warning("the timings of this build are not kept: %s", error)
 
 
-def _read(path: Path) -> bytes:
+def _read(tensorrt: TensorRT, config: Any, path: Path) -> Any:
+    """Return a cache of TensorRT with the timings in the file, an empty one if there is no file."""
+    content = b""
     try:
         with open_regular(path) as stream:
-            return stream.read()
+            content = stream.read()
     except ArtifactError as error:
-        if not path.exists():
-            return b""
-        raise OutputError(f"timing cache {error}") from error
-
-
-def _cache(tensorrt: TensorRT, config: Any, path: Path, content: bytes, logger: Any) -> Any:
+        if path.exists():
+            raise OutputError(f"timing cache {error}") from error
     cache = config.create_timing_cache(content)
     if cache is None:
-        raise _refusal(tensorrt, path, logger)
+        raise _refusal(tensorrt, path)
     return cache
 
 
-def _refusal(tensorrt: TensorRT, path: Path, logger: Any) -> BuildError:
-    reason = last_error(logger) or "no reason given"
+def _refusal(tensorrt: TensorRT, path: Path) -> BuildError:
+    reason = tensorrt.last_error() or "no reason given"
     return BuildError(
         f"{tensorrt.name} refused the timing cache {path} ({reason}): it is damaged, or of another version or GPU, "
         "name another file"

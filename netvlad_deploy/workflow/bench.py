@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.latency.random_feeds import random_feeds
-from netvlad_deploy.latency.timing import LatencyReport, measure
+from netvlad_deploy.latency.timing import LatencyReport, measure, random_feeds
 from netvlad_deploy.runtime.open_runner import Candidate
 
 

@@ -11,12 +11,13 @@ from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDep
 from netvlad_deploy.report.doctor import Check, Diagnosis, Extra
 from netvlad_deploy.runtime import execution_providers as providers
 from netvlad_deploy.runtime.execution_providers import DISTRIBUTIONS, ORT_RTX, RTX_PLUGIN, installed_distributions
-from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT
+from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT, Gpu
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.machine import describe_machine
 from netvlad_deploy.support.require import install_line, installed_version, optional_packages, require
-from netvlad_deploy.tensorrt.api import EXTRAS, open_tensorrt, stdout_to_stderr
-from netvlad_deploy.tensorrt.cuda import describe_gpu
+from netvlad_deploy.support.streams import stdout_to_stderr
+from netvlad_deploy.tensorrt.api import EXTRAS, open_tensorrt
+from netvlad_deploy.tensorrt.cuda import Cuda
 
 NEEDED = ("netvlad-deploy", "numpy", "typer")
 """Packages that every installation has."""
@@ -42,7 +43,7 @@ def diagnose() -> Diagnosis:
     """
     with stdout_to_stderr():  # the libraries that are tried print, and standard output is for the result
         gpu_check = _check("GPU", (_gpu, CUDA_PACKAGES))
-        gpu = describe_gpu(EXTRAS[TENSORRT]) if gpu_check.verdict is Verdict.PASS else None
+        gpu = _describe_gpu(TENSORRT) if gpu_check.verdict is Verdict.PASS else None
         checks = [
             _check("packages that bring onnxruntime", (providers.check_distributions, DISTRIBUTIONS)),
             gpu_check,
@@ -64,8 +65,12 @@ def diagnose() -> Diagnosis:
 
 def _gpu() -> str:
     """Return the GPU in words."""
-    gpu = describe_gpu(EXTRAS[TENSORRT])
+    gpu = _describe_gpu(TENSORRT)
     return f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
+
+
+def _describe_gpu(flavor: str) -> Gpu:
+    return Cuda(extra=EXTRAS[flavor]).gpu()
 
 
 def _backends() -> dict[str, list[Step]]:
@@ -76,10 +81,9 @@ def _backends() -> dict[str, list[Step]]:
     }
     backends["strict"] = [*backends[providers.CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
     for flavor in FLAVORS:
-        gpu = partial(describe_gpu, EXTRAS[flavor])
         backends[f"tensorrt, {flavor} engines"] = [
             (partial(open_tensorrt, flavor), (flavor,)),
-            (gpu, CUDA_PACKAGES),
+            (partial(_describe_gpu, flavor), CUDA_PACKAGES),
             (partial(_run, flavor), (flavor,)),
         ]
     backends["torch"] = [(partial(require, "torch", extra="export"), ("torch",))]
@@ -90,14 +94,14 @@ def _backends() -> dict[str, list[Step]]:
 def _build(flavor: str) -> str:
     """Make a builder, for which the standard TensorRT needs a driver; return TensorRT's version and capabilities."""
     tensorrt = open_tensorrt(flavor)
-    tensorrt.builder(tensorrt.logger())
+    tensorrt.builder()
     return f"{tensorrt.version}: {tensorrt.capabilities}"
 
 
 def _run(flavor: str) -> None:
     """Make a runtime, on a machine that has a GPU."""
-    tensorrt = open_tensorrt(flavor)
-    tensorrt.runtime(tensorrt.logger())
+    tensorrt = open_tensorrt(flavor)  # holds the logger, which must outlive the runtime
+    tensorrt.runtime()
 
 
 def _check(name: str, *steps: Step) -> Check:

@@ -14,7 +14,7 @@ from netvlad_deploy.retrieval.image_files import IMAGE_SUFFIXES, Skipped, find_i
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.arrays import write_npz
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
-from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.support.streams import stdout_to_stderr
 
 FEATURE_BATCH = 32  # items of local descriptors at once
 

@@ -21,7 +21,7 @@ from netvlad_deploy.retrieval.recall import agree, check_answerable, measure_rec
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.files import make_folder
-from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.support.streams import stdout_to_stderr
 
 LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from netvlad_deploy.artifact import Artifact, EngineArtifact, FileReference, Onn
 from netvlad_deploy.errors import UNAVAILABLE, ArtifactError, UsageError
 from netvlad_deploy.report.inspect import CheckpointInspection, Inspection, Relative
 from netvlad_deploy.support.require import require
-from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.support.streams import stdout_to_stderr
 
 
 def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None) -> Inspection:
@@ -36,7 +36,7 @@ def inspect(path: Path, *, load: bool = False, expect_sha256: str | None = None)
         if load:
             raise UsageError(f"{path} is no engine: leave --load out")
         return Inspection(artifact=artifact, relatives=relatives)
-    inspection = Inspection(artifact=artifact, relatives=relatives, rebuild_command=artifact.rebuild_command)
+    inspection = Inspection(artifact=artifact, relatives=relatives, rebuild_command=artifact.cure)
     if not load:
         return replace(inspection, reason="only read; --load asks TensorRT, which runs code that the engine brings")
     from netvlad_deploy.tensorrt.loader import LoadedEngine

@@ -21,7 +21,7 @@ from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_
 from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.support.files import check_targets, write_text
-from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.source import Source, load_module
 
 LOG = logging.getLogger(__name__)

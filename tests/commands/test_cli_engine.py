@@ -54,7 +54,7 @@ class TestEngine:
         self.build(command, checkpoint)
         before = load_artifact(tmp_path / "best.engine")
         assert isinstance(before, EngineArtifact)
-        words = shlex.split(before.rebuild_command)
+        words = shlex.split(before.cure)
         (tmp_path / "best.engine").write_bytes(b"damaged")
         assert words[0] == "netvlad-deploy"
         assert command(*words[1:]).code == 0

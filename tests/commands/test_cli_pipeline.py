@@ -62,7 +62,7 @@ class TestEngine:
         engine = load_artifact(here.with_suffix(".engine"))
         assert isinstance(engine, EngineArtifact)
         assert [profile.text for profile in engine.profiles] == ["1x224x224,1x480x640,8x1024x1024"]
-        assert "--profile 1x224x224,1x480x640,8x1024x1024" in engine.rebuild_command
+        assert "--profile 1x224x224,1x480x640,8x1024x1024" in engine.cure
         outcome = command("validate", engine.path, "--allow-not-run")
         assert outcome.code == 0
         assert "against golden images" in outcome.out

@@ -15,10 +15,11 @@ MODULES = sorted(
     if ">>>" in path.read_text()
 )
 
+NEEDS = {"netvlad_deploy.tensorrt.engine": pytest.mark.rtx}
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in MODULES])
 def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from netvlad_deploy.spec.build_options import Gpu
@@ -60,7 +61,7 @@ def die_in_files(end: str) -> None:
         return replace(self, target)
 
     if end == "write":
-        Staging.write = write  # type: ignore[method-assign]
+        Staging.write = write  # type: ignore[method-assign, assignment]
     elif end.startswith("rename"):
         Path.replace = rename  # type: ignore[method-assign, assignment]
 
@@ -84,7 +85,7 @@ def main() -> None:
     if given.meet:
         world.on_step = meet
     sys.modules["tensorrt"] = world.binding
-    builder.describe_gpu = lambda _: ORIN  # type: ignore[attr-defined, assignment]
+    builder.Cuda = lambda extra: SimpleNamespace(gpu=lambda: ORIN)  # type: ignore[attr-defined, assignment, misc]
     engine.build_apart = builder.build_here  # type: ignore[attr-defined]
     target = given.folder / f"{given.name}.engine"
     build_engine(given.folder / "m.onnx", target, timing_cache=given.folder / "timings", force=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,5 +96,6 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str) -> Machine:
     gpu = CudaDouble(world)
     machine = Machine(world, gpu, binding(world, gpu))
     monkeypatch.setattr(cuda, "require", lambda *_, **__: gpu)
-    monkeypatch.setattr(engine_loader, "open_tensorrt", lambda flavor: TensorRT(flavor=flavor, module=machine.module))
+    opened = partial(TensorRT, module=machine.module)
+    monkeypatch.setattr(engine_loader, "open_tensorrt", lambda flavor, **given: opened(flavor=flavor, **given))
     return machine

@@ -15,7 +15,6 @@ RUN_TESTS: Final = (
 GPU_MODULES: Final = {
     "netvlad_deploy.tensorrt.builder": BUILD_TESTS,
     "netvlad_deploy.tensorrt.engine": BUILD_TESTS,
-    "netvlad_deploy.tensorrt.progress": BUILD_TESTS,
     "netvlad_deploy.tensorrt.timing_cache": BUILD_TESTS,
     "netvlad_deploy.tensorrt.cuda": RUN_TESTS,
     "netvlad_deploy.tensorrt.device_array": RUN_TESTS,
@@ -59,7 +58,7 @@ def is_gpu_attribute(node: ast.AST) -> bool:
 
 def is_gpu_call(node: ast.Call) -> bool:
     """Return True if a call is one on a CUDA or TensorRT object, or on the binding, or hands such a member on."""
-    if isinstance(node.func, ast.Attribute) and (node.func.attr == "_call" or re.match("cuda[A-Z]", node.func.attr)):
+    if isinstance(node.func, ast.Attribute) and re.match("cuda[A-Z]", node.func.attr):
         return True
     return is_gpu_attribute(node.func) or any(is_gpu_attribute(argument) for argument in node.args)
 

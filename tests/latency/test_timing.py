@@ -1,3 +1,4 @@
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 
@@ -56,8 +57,6 @@ def test_a_slower_candidate_is_seen_to_be_slower(exported: OnnxArtifact, monkeyp
             self.blocks, self.times = [], []
             self.slow = 1.5 if candidate.backend else 1.0
 
-        def __exit__(self, *_: object) -> None: ...
-
         def warm_up(self, *_: object, **__: object) -> None: ...
 
         def run_block(self, block_ms: float) -> None:
@@ -99,7 +98,7 @@ def test_a_broken_budget_fails(exported: OnnxArtifact, budget_ms: float, verdict
     assert bool(report.candidates[0].reason) is (verdict is Verdict.FAIL)
 
 
-def test_what_cannot_run_here_is_not_run_and_the_others_go_on(
+def test_a_candidate_that_cannot_run_here_is_not_run_and_the_others_go_on(
     exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
@@ -139,11 +138,11 @@ def test_a_worker_that_dies_is_an_error(exported: OnnxArtifact, monkeypatch: pyt
 
 
 def test_an_error_in_a_block_is_named_by_its_candidate(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    with latency._Worker(Candidate(path=exported.path), 1) as worker:
+    def gone() -> None:
+        raise RunError("the GPU fell off")
 
-        def gone() -> None:
-            raise RunError("the GPU fell off")
-
+    with ExitStack() as stack:
+        worker = latency._Worker(Candidate(path=exported.path), 1, stack)
         monkeypatch.setattr(worker._child, "receive", gone)
         with pytest.raises(RunError, match=r"^m.onnx: the GPU fell off$"):
             worker.run_block(1.0)

@@ -36,7 +36,7 @@ class TorchPipeline(Runner):
 
     def __init__(self, pipeline: Pipeline, *, precision: str = "fp32", profiles: tuple[ImageProfile, ...] = ()) -> None:
         super().__init__(
-            "torch", pipeline.head.spec, inputs=("images",), outputs=("descriptor",), dtype=np.uint8,
+            "torch", pipeline.head.spec, inputs=("images",), outputs=("descriptor",), dtype=np.dtype(np.uint8),
             precision=precision, profiles=profiles,
         )  # fmt: skip
         self.pipeline = pipeline

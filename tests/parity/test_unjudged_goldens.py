@@ -138,7 +138,7 @@ class Repeated(Runner):
     """Gives the golden descriptors back, of an image its own, and shows nothing else."""
 
     def __init__(self, spec: NetVLADSpec, goldens: Sequence[Golden]) -> None:
-        super().__init__("repeated", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.uint8)
+        super().__init__("repeated", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.dtype(np.uint8))
         self.precision = "fp16"
         self.known = {golden.image.tobytes(): golden.descriptor for golden in goldens}
 

@@ -26,7 +26,9 @@ class Averages(Runner):
     def __init__(self, *profiles: str) -> None:
         spec = NetVLADSpec(num_clusters=1, feature_size=3)
         parsed = tuple(ImageProfile.parse(text) for text in profiles)
-        super().__init__("averages", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.uint8, profiles=parsed)
+        super().__init__(
+            "averages", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.dtype(np.uint8), profiles=parsed
+        )
         self.shapes: list[tuple[int, ...]] = []
 
     def _run(self, feeds: Arrays) -> Arrays:

@@ -18,7 +18,7 @@ from tests.double.sources import GPU_MODULES, TENSORRT_OBJECTS, owner
 
 ENUMS: Final = frozenset(kind for kind, names in TABLES["rtx-1.7.1"].items() if "__init__" not in names)
 CAPABILITIES: Final = {
-    "chooses_compute_capability": {"num_compute_capabilities", "get_compute_capability", "set_compute_capability"},
+    "builds_without_gpu": {"num_compute_capabilities", "get_compute_capability", "set_compute_capability"},
     "has_runtime_cache": {
         "create_runtime_config", "set_execution_context_allocation_strategy", "create_runtime_cache",
         "set_runtime_cache", "cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "deserialize",

@@ -72,7 +72,7 @@ def test_tensorrt_builds_for_one_profile_and_caches_beside_the_file(
         assert runner.profiles == (PROFILE,)
     cache = artifact.path.parent / "m.onnx.cache" / f"{artifact.sha256[:16]}-tf32-1x1,2x10,4x20"
     assert cache.is_dir()
-    assert cache.stat().st_mode & 0o77 == 0, "what stands there is code"
+    assert cache.stat().st_mode & 0o77 == 0, "its files are code"
     assert runtime.sessions[0].settings == {
         "device_id": "0",
         **dict(zip((f"trt_profile_{name}_shapes" for name in ("min", "opt", "max")), SHAPES, strict=True)),
@@ -209,7 +209,7 @@ def test_the_probe_is_a_valid_model_of_one_node() -> None:
     assert model.SerializeToString() == PROBE
 
 
-def test_the_probe_says_what_can_be_used(runtime: OnnxRuntime) -> None:
+def test_the_probe_tells_providers_that_can_be_used_from_others(runtime: OnnxRuntime) -> None:
     for backend in PROVIDERS:
         probe(backend)
     assert [session.provider for session in runtime.sessions] == list(PROVIDERS.values())

@@ -157,7 +157,7 @@ class TestClash:
             with pytest.raises(MissingDependencyError, match=message):
                 open_runner(artifact, backend=backend)
 
-    def test_what_builds_on_onnx_runtime_is_no_clash(self, install: "Install") -> None:
+    def test_packages_that_build_on_onnx_runtime_do_not_clash_with_it(self, install: "Install") -> None:
         for name in ("onnxruntime-extensions", "onnxruntime-genai", "onnxruntime-ep-nv-tensorrt-rtx"):
             install(name)
         check_distributions()

@@ -66,7 +66,7 @@ def feeds_of(artifact: OnnxArtifact, scale: float) -> Arrays:
 
 
 def strict_tensors(model: Any, feeds: Arrays) -> Arrays:
-    """Return every tensor of a model: those given, its constants, and what strict rounding computes."""
+    """Return every tensor of a model: those given, its constants, and the intermediate ones of strict rounding."""
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     computed = {name for node in model.graph.node for name in node.output}
     model.graph.output.extend([value for value in model.graph.value_info if value.name in computed])

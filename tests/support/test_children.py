@@ -34,7 +34,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "a_job"
 
 
-def test_a_child_answers_logs_and_fails_as_what_it_is(
+def test_a_child_answers_logs_and_raises_its_own_error(
     job: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     content = bytes(range(256)) * 5000  # more than a pipe holds

@@ -1,4 +1,4 @@
-"""Targets that cannot be written are found before the work; permissions, locks and what holds code are ours."""
+"""Targets that cannot be written are found before the work; permissions and locks; files with code are private."""
 
 import os
 import resource
@@ -83,7 +83,7 @@ def test_a_name_that_is_too_long_is_found_before_the_work(tmp_path: Path) -> Non
         Staging(force=False).check(tmp_path / ("m" * 250 + ".onnx"))
 
 
-def test_what_is_no_file_is_no_target(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_no_targets(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.xml")
     (tmp_path / "full.xml").symlink_to("/dev/full")
     for name in ("pipe.xml", "full.xml"):

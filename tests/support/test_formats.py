@@ -117,7 +117,7 @@ def test_a_missing_file_is_missing_and_a_folder_a_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [OverflowError("a\nb"), RecursionError(), MemoryError(), EOFError()])
-def test_whatever_a_reader_raises_is_one_line(tmp_path: Path, error: Exception) -> None:
+def test_every_error_of_a_reader_becomes_one_line(tmp_path: Path, error: Exception) -> None:
     (tmp_path / "m").write_bytes(b"")
     with (
         pytest.raises(InputError, match=rf"m is damaged or cut short \({type(error).__name__}") as caught,

@@ -1,4 +1,4 @@
-"""A set of files is replaced as one: killed at every step, by two at once, and beside what others left."""
+"""A set of files is replaced as one: by a process killed at any step, by two at once, beside leftovers of others."""
 
 import fcntl
 import os
@@ -83,11 +83,11 @@ def test_a_set_is_wholly_old_or_wholly_new_after_a_kill(tmp_path: Path, point: s
     assert contents(tmp_path) == {found}
     assert replace(tmp_path, b"again").wait(60) == 0
     assert contents(tmp_path) == {b"again"}
-    assert {path.name for path in tmp_path.iterdir()} == set(NAMES), "the next run removes what a killed one left"
+    assert {path.name for path in tmp_path.iterdir()} == set(NAMES), "the next run removes leftovers of a killed one"
 
 
 def test_an_artifact_is_whole_after_a_kill_at_each_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process is simulated here: what it holds is let go, what it would clean up stays."""
+    """The death of the process is simulated: its locks are released, and its files stay."""
     write(onnx_artifact(tmp_path / "m.onnx"), b"old")
     replaced = Path.replace
     for survived in range(2):
@@ -126,7 +126,7 @@ def test_two_at_once_never_mix(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == set(NAMES)
 
 
-def test_a_reader_never_sees_half_of_what_a_writer_replaces(tmp_path: Path) -> None:
+def test_a_reader_never_sees_an_artifact_half_replaced(tmp_path: Path) -> None:
     write(engine_artifact(tmp_path / "m.engine"), b"0")
     ending = threading.Event()
 

@@ -7,7 +7,9 @@ import pytest
 from netvlad_deploy.support.machine import describe_machine, installed_versions
 
 
-def test_a_jetson_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jetson_is_described_with_board_release_and_power_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {
         "proc/meminfo": "MemTotal:       65976980 kB\nMemFree: 1 kB\n",
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",

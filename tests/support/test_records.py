@@ -1,4 +1,4 @@
-"""Sidecars that are not what they must be: one line, bounded, whatever stands in them."""
+"""Sidecars that are damaged or of another kind: an error of one line, in bounded time and memory."""
 
 import json
 import os
@@ -139,7 +139,7 @@ def test_external_data_stands_beside_its_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[" * 10**6, b'{"a":' * 1000 + b"1" + b"}" * 1000, b"\xff", b"", b"1" * 5000])
-def test_what_is_no_sidecar_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_sidecar_is_an_error_of_one_line(tmp_path: Path, content: bytes) -> None:
     write(onnx_artifact(tmp_path / "m.onnx"))
     sidecar_path(tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"m\.onnx\.json is not a sidecar: export or build again"):
@@ -159,7 +159,7 @@ def test_a_sidecar_is_read_only_as_far_as_one_can_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize("which", ["sidecar", "file"])
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str, which: str) -> None:
+def test_pipes_devices_and_folders_are_refused_without_waiting(tmp_path: Path, kind: str, which: str) -> None:
     write(onnx_artifact(tmp_path / "m.onnx"))
     path = sidecar_path(tmp_path / "m.onnx") if which == "sidecar" else tmp_path / "m.onnx"
     path.unlink()

@@ -1,4 +1,4 @@
-"""The line that installs what is missing: the least that helps, wherever this package came from."""
+"""The line that installs missing packages, and no others, from a checkout and from a wheel."""
 
 import inspect
 import shlex
@@ -24,7 +24,7 @@ METADATA = (
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Yield what is installed, beside a package with the metadata above."""
+    """Yield the installed packages, by name with version, beside this package with the metadata above."""
     versions: dict[str, str] = {}
     monkeypatch.setattr("importlib.metadata.requires", lambda _: list(METADATA))
     monkeypatch.setattr(room, "installed_version", versions.get)
@@ -40,14 +40,14 @@ def arguments(line: str) -> list[str]:
     return words[3:]
 
 
-def test_only_what_is_missing_is_installed(installed: dict[str, str]) -> None:
+def test_only_missing_packages_are_installed(installed: dict[str, str]) -> None:
     assert arguments(install_line("export")) == ["install", "torch>=2.6", "onnx<2,>=1.17"]
     installed["torch"] = "2.13"
     assert arguments(install_line("export")) == ["install", "onnx<2,>=1.17"]
     assert arguments(install_line("fit")) == ["install", "scikit-learn>=1.3", "pillow"]
 
 
-def test_what_is_there_and_broken_is_installed_anew(installed: dict[str, str]) -> None:
+def test_broken_packages_are_installed_anew(installed: dict[str, str]) -> None:
     installed.update(torch="2.13", onnx="1.23")
     assert arguments(install_line("export")) == ["install", "--force-reinstall", "torch>=2.6", "onnx<2,>=1.17"]
 

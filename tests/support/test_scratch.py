@@ -85,7 +85,9 @@ def test_any_verb_removes_scratch(temporary: Path, tmp_path: Path, command: Comm
     assert not list(temporary.iterdir())
 
 
-def test_what_is_not_ours_is_left_alone(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_folders_of_others_are_left_alone(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
     (temporary / f"{FOLDER_PREFIX}abcdefgh").symlink_to(tmp_path / "precious")
@@ -105,7 +107,7 @@ def test_what_is_not_ours_is_left_alone(temporary: Path, tmp_path: Path, monkeyp
     assert (temporary / f"{FOLDER_PREFIX}other_us").is_dir()
 
 
-def test_without_a_temporary_folder_only_what_needs_one_says_so(
+def test_without_a_temporary_folder_only_a_scratch_folder_fails(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nowhere to write: neither TMPDIR, nor /tmp, nor the current folder."""

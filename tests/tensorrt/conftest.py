@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,16 +42,14 @@ def open_world(monkeypatch: pytest.MonkeyPatch) -> Open:
         world = BuilderWorld(version, **arguments)
         monkeypatch.setitem(sys.modules, MODULES[world.flavor], world.binding)
 
-        def describe(extra: str) -> Gpu:
+        def one_gpu(*, extra: str) -> SimpleNamespace:
             if world.rtx:
                 raise DeviceUnavailableError("no GPU")
             assert extra == "tensorrt"
-            return ORIN
+            return SimpleNamespace(gpu=lambda: ORIN, device=lambda: 2, cudaSetDevice=world.devices.append)
 
-        for module in (builder, trt_api):
-            monkeypatch.setattr(module, "describe_gpu", describe)
-        monkeypatch.setattr(builder, "use_device", lambda _, device: world.devices.append(device))
-        monkeypatch.setattr(engine, "current_device", lambda extra: 2 if describe(extra) else 0)
+        for module in (builder, engine, trt_api):
+            monkeypatch.setattr(module, "Cuda", one_gpu)
         monkeypatch.setattr(engine, "build_apart", builder.build_here)
         return world
 

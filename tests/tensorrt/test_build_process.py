@@ -24,14 +24,16 @@ from tests.tensorrt.conftest import ORIN, PROFILES, Open, files
 
 BINDING = f"""
 import os, signal, sys, time
+from types import SimpleNamespace
 from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.errors import DeviceUnavailableError
 from netvlad_deploy.tensorrt import builder
 from tests.double.builder import BuilderWorld
 
 world = BuilderWorld("10.3")
-builder.describe_gpu = lambda extra: {ORIN!r}
-builder.use_device = lambda extra, device: os.write(2, b"GPU %d\\n" % device)
+builder.Cuda = lambda extra: SimpleNamespace(
+    gpu=lambda: {ORIN!r}, cudaSetDevice=lambda device: os.write(2, b"GPU %d\\n" % device)
+)
 sys.modules[__name__] = world.binding
 """
 
@@ -56,8 +58,7 @@ def request(graph: OnnxArtifact, **changes: object) -> BuildRequest:
         source=graph,
         external=None,
         target=graph.path.with_name("built"),
-        options=BuildOptions(workspace_mib=7, tf32=True),
-        profiles=tuple((str(profile), graph.input_shapes(profile)) for profile in PROFILES),
+        options=BuildOptions(workspace_mib=7, tf32=True, profiles=PROFILES),
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -98,7 +99,7 @@ def test_errors_and_log_of_the_process_are_those_of_its_parent(
     assert captured.out == ""
     assert "of a library" in captured.err
     with binding.open("a") as stream:
-        stream.write("def gone(_): raise DeviceUnavailableError('no GPU')\nbuilder.describe_gpu = gone\n")
+        stream.write("def gone(extra): raise DeviceUnavailableError('no GPU')\nbuilder.Cuda = gone\n")
     with pytest.raises(DeviceUnavailableError, match=r"^no GPU$"):
         build_apart(request(graph))
 

@@ -15,25 +15,25 @@ from cuda.bindings import runtime as binding
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.spec.layer import FEATURES
-from netvlad_deploy.tensorrt import cuda
-from netvlad_deploy.tensorrt.cuda import Cuda, current_device, describe_gpu, use_device
+from netvlad_deploy.tensorrt import cuda, execution_slot
+from netvlad_deploy.tensorrt.cuda import Cuda
 from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 from tests.double.arrays import InterfaceOnGpu
 from tests.double.machine import Machine, install
 
-SOURCE = Path(cuda.__file__).read_text()
+SOURCES = [Path(str(module.__file__)).read_text() for module in (cuda, execution_slot)]
 CODES = [code for code in binding.cudaError_t if code != binding.cudaError_t.cudaSuccess]
 CAPTURING = {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy"}
 RELEASING = re.compile("Destroy|Free")
 
 
 def used_calls() -> set[str]:
-    """Return every CUDA function that the source names: as a string to `_call`, or as an attribute that is called."""
-    tree = ast.walk(ast.parse(SOURCE))
-    calls = [node for node in tree if isinstance(node, ast.Call)]
-    strings = {argument.value for node in calls for argument in node.args if isinstance(argument, ast.Constant)}
-    attributes = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
-    return {str(name) for name in strings | attributes if re.fullmatch("cuda[A-Z]\\w+", str(name))}
+    """Return every CUDA function that the sources call, or hand on to be called at the end of a `with`."""
+    nodes = [node for source in SOURCES for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    called = [node.func for node in nodes if isinstance(node.func, ast.Attribute)]
+    handed = [node.args[0] for node in nodes if isinstance(node.func, ast.Attribute) and node.func.attr == "callback"]
+    names = {node.attr for node in (*called, *handed) if isinstance(node, ast.Attribute)}
+    return {name for name in names if re.fullmatch("cuda[A-Z]\\w+", name)}
 
 
 @pytest.fixture
@@ -106,31 +106,31 @@ def test_a_capture_that_fails_ends(single: Machine) -> None:
     with pytest.raises(KeyboardInterrupt):
         gpu.capture(stream, fail)
     assert single.world.journal[-2:] == ["cudaStreamEndCapture", "cudaGraphDestroy"]
-    gpu.destroy_stream(stream)
+    gpu.cudaStreamDestroy(stream)
     assert single.cuda.alive == {}
 
 
 def test_the_gpu_is_described(single: Machine) -> None:
-    assert describe_gpu(extra="tensorrt") == Gpu(name="Double GPU", compute_capability="8.7", driver="12.4")
+    assert Cuda(extra="tensorrt").gpu() == Gpu(name="Double GPU", compute_capability="8.7", driver="12.4")
     single.cuda.driver = 13010
-    assert describe_gpu(extra="tensorrt").driver == "13.1"
+    assert Cuda(extra="tensorrt").gpu().driver == "13.1"
 
 
 def test_another_thread_is_put_on_the_same_gpu(single: Machine) -> None:
     single.cuda.cudaSetDevice(3)
-    device = current_device("tensorrt")
+    device = Cuda(extra="tensorrt").device()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: single.cuda.current).result() == 0
-        pool.submit(use_device, "tensorrt", device).result()
+        pool.submit(Cuda(extra="tensorrt").cudaSetDevice, device).result()
         assert pool.submit(lambda: single.cuda.current).result() == 3
 
 
 def test_free_memory_shrinks_by_an_allocation(single: Machine) -> None:
     gpu = Cuda(extra="rtx")
     before = gpu.free_bytes()
-    address = gpu.allocate(1000)
+    address = gpu.cudaMalloc(1000)
     assert before - gpu.free_bytes() == 1000
-    gpu.free(address)
+    gpu.cudaFree(address)
 
 
 def test_no_gpu_is_an_unavailable_device(single: Machine) -> None:

@@ -1,4 +1,4 @@
-"""Engine builds on the double of every version of the binding: what is set, what is refused, what is written.
+"""Engine builds on the double of every version of the binding: settings, refusals and written files.
 
 Whatever call or setting of the builder is left out makes a test here fail. Nothing here needs torch, onnx or a GPU.
 """
@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from netvlad_deploy.artifact import EngineArtifact, load_artifact, log_path
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, UsageError
 from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.tensorrt import api as trt_api
-from netvlad_deploy.tensorrt import builder, progress
+from netvlad_deploy.tensorrt import builder, engine
 from netvlad_deploy.tensorrt.api import TensorRT
 from tests.double.builder import BuilderWorld
 from tests.double.core import VERSIONS
@@ -98,7 +99,7 @@ def test_a_gpu_is_noted_unless_the_engine_is_for_others(
     open_world: Open, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = open_world(RTX)
-    monkeypatch.setattr("netvlad_deploy.tensorrt.builder.describe_gpu", lambda extra: ORIN)
+    monkeypatch.setattr(builder, "Cuda", lambda extra: SimpleNamespace(gpu=lambda: ORIN))
     assert build(world).gpu == ORIN
     assert build(world, compute_capabilities=("SM89",), force=True).gpu is None
 
@@ -166,14 +167,14 @@ def test_tf32_is_turned_on_where_it_is_off(world: BuilderWorld, build: Build) ->
 
 
 def test_no_driver_is_an_unavailable_device(world: BuilderWorld, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(_: str) -> Gpu:
+    def absent(extra: str) -> Gpu:
         raise DeviceUnavailableError("no GPU")
 
     world.failing.add("Builder.__init__")
     if not world.rtx:
         with pytest.raises(BuildError, match="gives no builder: CUDA initialization failure with error: 35"):
             build(world)
-    monkeypatch.setattr(trt_api, "describe_gpu", absent)
+    monkeypatch.setattr(trt_api, "Cuda", absent)
     with pytest.raises(DeviceUnavailableError, match="cannot build here: CUDA initialization failure with error: 35"):
         build(world)
 
@@ -206,7 +207,8 @@ def test_no_gpu_is_an_error_where_one_is_needed(
         raise DeviceUnavailableError("no GPU")
 
     world = open_world("10.3")
-    monkeypatch.setattr("netvlad_deploy.tensorrt.builder.describe_gpu", none)
+    for module in (builder, engine):
+        monkeypatch.setattr(module, "Cuda", none)
     with pytest.raises(DeviceUnavailableError, match="no GPU"):
         build(world)
 
@@ -247,15 +249,14 @@ def test_progress_is_logged_once_a_second_at_most(
     build(world)
     assert caplog.messages == ["build: Building engine"]
     caplog.clear()
-    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
-    kept: list[progress.Progress] = []
+    monkeypatch.setattr(builder, "PROGRESS_INTERVAL_S", 0.0)
+    make, kept = builder._make_monitor, []
 
-    class Kept(progress.Progress):
-        def __init__(self) -> None:
-            super().__init__()
-            kept.append(self)
+    def keep(binding: Any) -> Any:
+        kept.append(make(binding))
+        return kept[-1]
 
-    monkeypatch.setattr(builder, "Progress", Kept)
+    monkeypatch.setattr(builder, "_make_monitor", keep)
     build(world, force=True)
     steps = [f"build: {phase}, step {step} of 2" for phase in ("Timing tactics", "Building engine") for step in (1, 2)]
     assert caplog.messages == ["build: Building engine", *steps]
@@ -305,9 +306,8 @@ def test_rtx_keeps_no_timings(open_world: Open, build: Build) -> None:
 
 def test_capabilities_are_those_of_the_binding(world: BuilderWorld) -> None:
     tensorrt = TensorRT(flavor=world.flavor, module=world.binding)
-    assert tensorrt.builds_without_gpu == tensorrt.chooses_compute_capability == world.rtx
+    assert tensorrt.builds_without_gpu == world.rtx
     assert tensorrt.checks_validity == tensorrt.has_runtime_cache == world.rtx
     assert tensorrt.has_timing_cache != world.rtx
-    assert tensorrt.has_precision_flags == world.version.startswith("10.")
-    assert ("has precision flags" in tensorrt.capabilities) == tensorrt.has_precision_flags
+    assert ("has precision flags" in tensorrt.capabilities) == world.version.startswith("10.")
     assert ("builds without a GPU" in tensorrt.capabilities) == world.rtx

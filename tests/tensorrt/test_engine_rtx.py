@@ -76,11 +76,10 @@ def test_progress_is_a_line_or_two(masked: OnnxArtifact, tmp_path: Path, caplog:
 def test_capabilities() -> None:
     tensorrt = open_tensorrt("tensorrt-rtx")
     assert tensorrt.builds_without_gpu
-    assert tensorrt.chooses_compute_capability
     assert tensorrt.checks_validity
     assert tensorrt.has_runtime_cache
     assert not tensorrt.has_timing_cache
-    assert not tensorrt.has_precision_flags
+    assert "has precision flags" not in tensorrt.capabilities
 
 
 def test_a_failed_build_for_turing_leaves_nothing_in_the_next(
@@ -91,7 +90,7 @@ def test_a_failed_build_for_turing_leaves_nothing_in_the_next(
     half = export_onnx(module, tmp_path / "half.onnx", GraphOptions(precision="fp16"))
     ada, turing = (replace(OPTIONS, compute_capabilities=(name,)) for name in ("SM89", "SM75"))
     before = build_engine(half, tmp_path / "before.engine", ada)
-    monkeypatch.setattr(engine, "_check_turing", lambda *_, **__: None)
+    monkeypatch.setattr(engine, "TURING", "unchecked")
     with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
         build_engine(single, tmp_path / "turing.engine", turing)
     after = build_engine(half, tmp_path / "after.engine", ada)

@@ -26,7 +26,7 @@ def test_repeated_work_is_captured_and_replayed_from_then_on(machine: Machine, t
         launches = machine.world.journal.count("cudaGraphLaunch")
         assert (executions, launches) == ((5, 0) if machine.world.rtx else (3, 3))  # twice, and once to record
         assert runner.replays == launches
-        for seed in range(3):  # more memory: what was captured holds the old address
+        for seed in range(3):  # more memory: captured graphs hold the old address
             check(runner, values(4, 9, 3, seed=seed))
             check(runner, values(2, 5, 3, seed=seed))
     assert machine.cuda.alive == {}

@@ -25,7 +25,7 @@ def refused(machine: Machine, artifact: EngineArtifact, message: str) -> None:
     """Check that an engine is refused before it is deserialised, with the command that builds it again."""
     with pytest.raises(ArtifactError, match=message) as caught:
         LoadedEngine(artifact)
-    assert str(caught.value).endswith(artifact.rebuild_command)
+    assert str(caught.value).endswith(artifact.cure)
     assert DESERIALISED not in machine.world.journal
 
 

@@ -1,4 +1,4 @@
-"""The TensorRT runner on doubles of CUDA and of all six TensorRT versions: what it computes, shares and releases.
+"""The TensorRT runner on doubles of CUDA and of all six TensorRT versions: results, threads and released memory.
 
 Nothing here runs on a GPU; `test_gpu.py` does, where there is one.
 """
@@ -170,7 +170,7 @@ def test_the_first_failure_is_the_one_reported(
             runner.run({FEATURES: values(1, 3, 3)})
         assert "cleaning up: cudaFree failed" in caplog.text
         machine.world.failing.clear()
-    assert set(machine.cuda.alive) == {"memory"}  # what CUDA refused to release, and nothing else
+    assert set(machine.cuda.alive) == {"memory"}  # CUDA refused to release it; nothing else is left
 
 
 def test_work_that_a_failed_run_left_behind_ends_before_its_context_does(

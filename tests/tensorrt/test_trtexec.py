@@ -1,4 +1,4 @@
-"""The line of NVIDIA's own tool says what the engine was built with."""
+"""The line of NVIDIA's own tool has the options that the engine was built with."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from netvlad_deploy.spec.build_options import RTX, BuildOptions
 from netvlad_deploy.spec.profiles import Profile
-from netvlad_deploy.tensorrt.trtexec import trtexec_line
+from netvlad_deploy.tensorrt.build_log import trtexec_line
 from tests.tensorrt.conftest import PROFILES, Build, Open
 
 FIRST = "--minShapes=features:1x1x3,mask:1x1 --optShapes=features:2x5x3,mask:2x5 --maxShapes=features:4x9x3,mask:4x9"

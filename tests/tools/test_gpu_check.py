@@ -74,7 +74,7 @@ def test_memory_that_is_kept_is_seen(runner: TensorRTRunner, monkeypatch: pytest
     assert loaded is not None
 
     def planted(feeds: Any) -> Any:
-        loaded.cuda.allocate(2**14)
+        loaded.cuda.cudaMalloc(2**14)
         return run(feeds)
 
     monkeypatch.setattr(runner, "run", planted)

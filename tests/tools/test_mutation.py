@@ -7,22 +7,22 @@ from tools.mutation import mutants
 SOURCE = """
 def run(self, feeds):
     config.progress_monitor = monitor
-    self._cuda.free(address)
-    undo.callback(self._cuda.destroy_event, event)
+    self._cuda.cudaFree(address)
+    undo.callback(self._cuda.cudaEventDestroy, event)
     if not self._context.set_input_shape(name, shape):
         self._fail("shape")
     missing = self._context.infer_shapes()
-    status = self._call("cudaMalloc", size)
+    address = self.cudaMalloc(size)
     other = feeds.copy()
 """
 
 DELETED = {
     "config.progress_monitor = monitor": "pass",
-    "self._cuda.free(address)": "pass",
-    "undo.callback(self._cuda.destroy_event, event)": "pass",
+    "self._cuda.cudaFree(address)": "pass",
+    "undo.callback(self._cuda.cudaEventDestroy, event)": "pass",
     "self._context.set_input_shape(name, shape)": "if not True:",
     "self._context.infer_shapes()": "missing = None",
-    "self._call('cudaMalloc', size)": "status = None",
+    "self.cudaMalloc(size)": "address = None",
 }
 
 

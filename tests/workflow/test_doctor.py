@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,7 +144,7 @@ def test_packages_that_break_each_other_are_broken_with_their_cure(command: Comm
 
 
 def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "describe_gpu", lambda _: ORIN)
+    monkeypatch.setattr(doctor, "Cuda", lambda extra: SimpleNamespace(gpu=lambda: ORIN))
     diagnosis = diagnose()
     assert diagnosis.gpu == ORIN
     check = check_of(diagnosis, "GPU")

@@ -1,4 +1,4 @@
-"""Descriptor 1 leads back where it led, however many threads redirect it at once and whatever the C library holds."""
+"""Descriptor 1 leads back where it led after many threads redirected it, and so does text in the C library's buffer."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.tensorrt.api import stdout_to_stderr
+from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.validate import validate
 from tests.processes import HANG_S
 
@@ -73,7 +73,7 @@ def test_an_error_inside_restores_it_and_so_does_nesting() -> None:
     assert where() == before
 
 
-def test_what_the_c_library_holds_back_does_not_come_out_later(tmp_path: Path) -> None:
+def test_text_in_the_buffer_of_the_c_library_does_not_come_out_later(tmp_path: Path) -> None:
     """Printed by a native library to a file or pipe, it stays in a buffer of the process until that is full."""
     saved, target = os.dup(1), os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY)
     library = ctypes.CDLL(None)
