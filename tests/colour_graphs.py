@@ -67,7 +67,7 @@ def band_pipeline(path: Path, resize: Resize | None = None, *, convolutions: int
 
 
 def bands(image: Array) -> Float64:
-    """Return what `band_pipeline` must give for an image (H,W,3), in float64; H must be a multiple of the bands."""
+    """Return the right result of `band_pipeline` for an image (H,W,3) in float64; H is a multiple of the bands."""
     means: Float64 = (image.astype(np.float64) - 127).reshape(BANDS, -1, 3).mean(axis=1).ravel()
     means /= np.linalg.norm(means)
     return means

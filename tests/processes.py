@@ -33,7 +33,7 @@ def _has(folder: Path, variable: bytes) -> bool:
 
 
 def catches(process: int, number: signal.Signals) -> bool:
-    """Return whether a process has a handler of its own for a signal."""
+    """Return True if a process has a handler of its own for a signal."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:

@@ -48,7 +48,7 @@ def _hook() -> None:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Opened]:
-    """Return how often each file in the test's folder is opened for reading from now on."""
+    """Return the number of times that each file in the test's folder is opened for reading from now on."""
     _watching.append((tmp_path, Counter()))
     try:
         yield _watching[0][1]
@@ -74,7 +74,7 @@ def pictures(folder: Path) -> Path:
 
 
 def of(artifact: Path, opened: Opened) -> dict[str, int]:
-    """Return how often the artifact, its sidecar and its relatives were opened; start to count anew."""
+    """Return the number of times that the artifact, its sidecar and its relatives were opened; start to count anew."""
     found = {name: count for name, count in opened.items() if name.startswith(artifact.stem)}
     opened.clear()
     return found

@@ -1,4 +1,4 @@
-"""What torch has traced is used again for the very same module only, and gives the same bytes."""
+"""A graph that torch has traced is used again for modules that differ in weights alone, and gives the same bytes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -54,11 +54,23 @@ def test_the_second_export_is_not_traced_and_has_the_same_bytes(
     assert set(seen[0]) == {"m.onnx", "m.onnx.json", "m.reference.npz"}
 
 
-def test_whatever_torch_could_see_is_traced_anew(count: Count, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One weight in its last bit, an option, another forward pass under the same name, and a closure."""
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_other_weights_in_a_graph_are_a_new_export(count: Count, tmp_path: Path, precision: str) -> None:
+    options = GraphOptions(precision=precision)
+    assert count(make_module(3, 8, 1, seed=0), options) == 1
+    assert count(make_module(3, 8, 1, seed=1), options) == 1
+    shared = (tmp_path / "m.onnx").read_bytes()
+    for kept in (tmp_path / "traces").iterdir():
+        kept.unlink()
+    assert count(make_module(3, 8, 1, seed=1), options) == 2
+    assert (tmp_path / "m.onnx").read_bytes() == shared
+
+
+def test_a_difference_that_torch_sees_is_traced_anew(count: Count, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight of zeros alone, an option, another forward pass under the same name, and a closure."""
     assert count(make_module(3, 8)) == 1
     other = make_module(3, 8)
-    other.clusters.data[0, 0] = torch.nextafter(other.clusters.data[0, 0], torch.tensor(9.0))
+    other.clusters2.data.zero_()
     assert count(other) == 2
     assert count(make_module(3, 8), GraphOptions(probe=True)) == 3
     with monkeypatch.context() as patch:

@@ -100,7 +100,7 @@ def failure(artifact: OnnxArtifact, tensor: str, case: str) -> ParityReport:
 
 
 def outcome(report: ParityReport, case: str) -> OutputParity:
-    """Return how the descriptor of one case differs."""
+    """Return the difference of one case's descriptor."""
     [found] = [output for entry in report.cases if entry.name == case for output in entry.outputs]
     return found
 
@@ -244,7 +244,7 @@ def test_trap_i_a_maximum_over_the_rows_is_refused(planted: Plant) -> None:
 
 
 def extremes(operator: str, opset: int, axes: list[int], shape: str) -> list[str]:
-    """Return what the census says of one reduction, whose axes are where this opset keeps them."""
+    """Return the census's finding on one reduction, whose axes are where this opset keeps them."""
     attribute, name = (f"<axes = {axes}>", "") if opset < 18 else ("", ", axes")
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["": {opset}]> reduction (float{shape} features) => (float descriptor)'

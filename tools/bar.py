@@ -28,7 +28,7 @@ YARDSTICK_S = 4.5
 
 
 def slowness() -> float:
-    """Return how much longer fixed work takes now than the usual YARDSTICK_S seconds, at least 1.
+    """Return the ratio of the time of fixed work now to the usual YARDSTICK_S seconds, at least 1.
 
     The work is most of what an export does: imports, and float64 products on all cores. A shared machine is up to a
     third slower in some minutes than in others: the same export took from 18.0 to 23.7 s within one hour.

@@ -70,7 +70,7 @@ class GpuCheck:
 
 
 def same_in_threads(runner: TensorRTRunner) -> str:
-    """Return what is wrong with the results of sixteen threads at once, compared with those of one."""
+    """Return the fault in the results of sixteen threads at once, compared with those of one."""
     feeds = [features(runner, seed, 1 + seed % 4, 100 + 10 * seed) for seed in range(THREADS)]
     alone = [runner.run(each)[DESCRIPTOR] for each in feeds]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -83,7 +83,7 @@ def same_in_threads(runner: TensorRTRunner) -> str:
 
 
 def same_from_graphs(runner: TensorRTRunner) -> str:
-    """Return what is wrong with replayed results, compared with the first, of shapes that take turns in one profile."""
+    """Return the fault in replayed results, compared with the first, of shapes that take turns in one profile."""
     feeds = [features(runner, batch, batch, length) for batch, length in ((4, 512), (1, 300), (2, 100))]
     first = [runner.run(each)[DESCRIPTOR] for each in feeds]
     before = runner.replays
@@ -95,7 +95,7 @@ def same_from_graphs(runner: TensorRTRunner) -> str:
 
 
 def same_from_the_gpu(runner: TensorRTRunner) -> str:
-    """Return what is wrong with the result of a torch tensor on the GPU, compared with that of the host array."""
+    """Return the fault in the result of a torch tensor on the GPU, compared with that of the host array."""
     try:
         import torch
     except ImportError as error:
@@ -110,7 +110,7 @@ def same_from_the_gpu(runner: TensorRTRunner) -> str:
 
 
 def keeps_no_memory(runner: TensorRTRunner, *, runs: int = LEAK_RUNS) -> str:
-    """Return how much device memory is gone after many runs of changing shape: more shapes than graphs are kept of."""
+    """Return the device memory that is gone after many runs of changing shape: more shapes than graphs are kept of."""
     gpu = Cuda(extra=EXTRAS[runner.name])
     feeds = [features(runner, seed, 1 + seed % 4, 1 + 37 * seed % 500) for seed in range(40) for _ in range(4)]
     for each in feeds:
@@ -123,7 +123,7 @@ def keeps_no_memory(runner: TensorRTRunner, *, runs: int = LEAK_RUNS) -> str:
 
 
 def on_runner(engine: EngineArtifact, work: Callable[[TensorRTRunner], str]) -> str:
-    """Return what a check says of a runner of its own."""
+    """Return the finding of a check on a runner of its own."""
     with TensorRTRunner(engine) as runner:
         return work(runner)
 
@@ -147,7 +147,7 @@ class SkippedError(Exception):
 
 
 def attempt(name: str, work: Callable[[], str]) -> Step:
-    """Return what a check came to: whatever it raises is part of the report, which must not be lost."""
+    """Return the outcome of a check: whatever it raises is part of the report, which must not be lost."""
     try:
         wrong = work()
     except (*UNAVAILABLE, SkippedError) as error:

@@ -197,7 +197,7 @@ class Tally:
 
 
 def effects(right: ReferenceParameters, wrong: ReferenceParameters, case: Case, precision: str) -> tuple[float, float]:
-    """Return how far a fault moves a descriptor at most: in lengths of the longest part, and in tolerances.
+    """Return the most that a fault moves a descriptor, in lengths of the longest part and in tolerances.
 
     A projected descriptor has no parts: it counts as a whole, and its length over sqrt(K) as that of a part. Where no
     aggregate is longer than 0.5 there is no part worth the name, and 0 is returned.
@@ -258,7 +258,7 @@ def exact_descriptor(parameters: ReferenceParameters, features: Array) -> Array:
 
 
 def oracle_departs(parameters: ReferenceParameters, case: Case) -> bool:
-    """Return whether the oracle is off by more than a tenth of the FP32 tolerance."""
+    """Return True if the oracle is off by more than a tenth of the FP32 tolerance."""
     plain = replace(parameters, projection=None, gating=None)
     oracle = OracleRunner(plain)
     feeds = case.feeds(oracle, masked=False)

@@ -6,6 +6,9 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.latency.timing import LatencyReport, measure, random_feeds
 from netvlad_deploy.runtime.open_runner import Candidate
 
+LEAST_ROUNDS, BLOCK_MS = 5, 300.0
+"""Fewest rounds, between which a ratio can vary, and the usual length of a block; it is shorter in a short bench."""
+
 
 def bench(
     candidates: Sequence[Candidate],
@@ -35,9 +38,9 @@ def bench(
     """
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
-    block_ms = 300.0
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
-    rounds = max(5, round(duration_s * 1e3 / block_ms))
+    rounds = max(LEAST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS))
+    block_ms = duration_s * 1e3 / rounds
     return measure(
         candidates, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
     )

@@ -90,13 +90,13 @@ def test_the_way_of_a_verb_follows_the_imports(row: list[str]) -> None:
         reached.add(path)
 
 
-def test_the_table_of_changes_has_what_a_newcomer_asks_for() -> None:
+def test_the_table_of_changes_answers_a_newcomer_s_questions() -> None:
     rows = {row[0] for row in table("to change")}
     assert [change for change in CHANGES if change not in rows] == []
 
 
 @pytest.mark.parametrize("row", table("to change"), ids=lambda row: row[0])
-def test_a_row_of_changes_names_files_and_what_stands_in_them(row: list[str]) -> None:
+def test_a_row_of_changes_names_files_and_names_that_stand_in_them(row: list[str]) -> None:
     """A row reads "`name`, `name` in `file`; ...": each name is a word of its file, or without one of the package."""
     assert len(row) == 2
     assert ".py`" in row[1]

@@ -92,7 +92,7 @@ def test_every_verb_of_an_engine_runs_without_torch_and_onnx(
         assert outcome.returncode == 0 or (arguments[0] == "embed" and no_gpu), outcome.stderr
 
 
-def test_doctor_needs_nothing_heavy_and_says_what_is_blocked() -> None:
+def test_doctor_needs_nothing_heavy_and_names_the_missing_packages() -> None:
     """They are installed, so that none can be imported is a fault, and not a crash."""
     outcome = python("-c", BLOCKED, "doctor", "--json")
     assert outcome.returncode == 1, outcome.stderr

@@ -116,7 +116,7 @@ def test_the_options_that_a_page_names_are_of_a_verb(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_places_in_a_file_stands_there(page: Path) -> None:
+def test_a_name_that_a_page_places_in_a_file_stands_there(page: Path) -> None:
     gone = [f"{name} in {path.name}" for name, path in placed(page) if not re.search(rf"\b{name}\b", path.read_text())]
     assert gone == []
 

@@ -82,7 +82,7 @@ def sections() -> dict[str, list[str]]:
 
 
 def normalised(printed: str) -> list[str]:
-    """Return what was printed line by line, without numbers, hashes, CUDA's reason and the widths of columns."""
+    """Return the lines of an output without numbers, hashes, CUDA's reason and the widths of columns."""
     number = r"\b[\da-f]{16}\b|-?\d[\d.]*(e[+-]\d+)?|cudaError\w+"
     return [" ".join(re.sub(number, "0", line).split()) for line in printed.strip().splitlines()]
 
@@ -131,7 +131,7 @@ def test_the_readme_stays_an_introduction() -> None:
     assert README.count("\n") <= 160
 
 
-def test_numbers_alone_are_left_out_of_what_is_printed() -> None:
+def test_only_numbers_of_an_output_are_not_compared() -> None:
     assert normalised("PASS  1.3e-15  -  0.025") == normalised("PASS  8.0e-16  -  12")
     assert normalised("PASS  1.3e-15") != normalised("FAIL  1.3e-15")
     assert normalised("a 1\nb") != normalised("a 1")
@@ -199,7 +199,7 @@ def test_make_figure_draws_the_picture_of_the_readme(tmp_path: Path) -> None:
 
 
 def texts_of(picture: Path) -> list[str]:
-    """Return what a picture says: its coordinates may differ in the last digit from machine to machine."""
+    """Return the texts of a picture: its coordinates may differ in the last digit from machine to machine."""
     return re.findall(r">([^<>]+)</text>", picture.read_text())
 
 

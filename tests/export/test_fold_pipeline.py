@@ -37,7 +37,7 @@ def pictures(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def largest_error(artifact: OnnxArtifact, pipeline: Pipeline) -> float:
-    """Return how far ONNX Runtime is from torch, at sizes of which some are odd."""
+    """Return the largest distance of ONNX Runtime from torch over several sizes, some of them odd."""
     worst = 0.0
     with open_runner(artifact) as runner, torch.inference_mode():
         for shape in SHAPES:

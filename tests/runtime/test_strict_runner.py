@@ -90,7 +90,7 @@ def widened(array: Array) -> Array:
 
 
 def allowed(node: Any, inputs: list[Array], got: Array, expected: Array) -> Array:
-    """Return how far two right results may be apart: not at all, but for exponentials and the order of FP32 sums."""
+    """Return the largest distance of two right results: 0, but for exponentials and the order of FP32 sums."""
     if node.op_type == "Exp":
         return np.abs(expected) * 2.0**-20 + 2.0**-126
     if node.op_type not in SUMS:

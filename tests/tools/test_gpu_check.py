@@ -81,7 +81,7 @@ def test_memory_that_is_kept_is_seen(runner: TensorRTRunner, monkeypatch: pytest
     assert "bytes of device memory are gone after 200 runs" in keeps_no_memory(runner)
 
 
-def test_what_is_missing_did_not_run_and_what_fails_failed() -> None:
+def test_a_missing_part_is_not_run_and_an_error_is_a_fail() -> None:
     def missing() -> str:
         raise DeviceUnavailableError("no GPU")
 

@@ -31,7 +31,7 @@ class Sample:
 
     @property
     def projected(self) -> bool:
-        """Return whether something follows the head."""
+        """Return True if something follows the head."""
         return self.before is not None
 
     @property

@@ -45,14 +45,14 @@ def reading(state: State, name: str) -> Head | None:
 
 
 def differ(head: Head, other: Head) -> bool:
-    """Return whether two readings of the same tensors give other descriptors."""
+    """Return True if two readings of the same tensors give other descriptors."""
     x = local_descriptors(head.spec.feature_size)
     first, second = descriptors(head, x), descriptors(other, x)
     return first.shape != second.shape or float(np.abs(first - second).max()) > 1e-6
 
 
 def said_of(state: State) -> tuple[Head | None, set[str]]:
-    """Return how a file is read, None if it is refused, and the words that say so or that refuse it."""
+    """Return the reading of a file, None if it is refused, and the words of the log or of the refusal."""
     try:
         head = find_head_in(state)[1]
     except InputError as error:
