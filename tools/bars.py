@@ -200,8 +200,8 @@ def engine(folder: Path) -> Iterator[Bar]:
 
 
 def command_line(folder: Path) -> Iterator[Bar]:
-    """Start-up of `--help` and of what runs engines, and a whole `export --clusters 64`."""
-    for bar in (help_time, import_time, export_time):
+    """Start-up of `--help` and of what runs engines."""
+    for bar in (help_time, import_time):
         yield steady(functools.partial(bar, folder))
 
 
@@ -228,11 +228,6 @@ def import_time(folder: Path) -> Bar:
         f"{package_s * 1e3:.0f} ms, {(runner_s - numpy_s) * 1e3:.0f} ms",
         package_s <= 0.1 and runner_s - numpy_s <= 0.1,
     )
-
-
-def export_time(folder: Path) -> Bar:
-    export_s = fastest([sys.executable, "-m", "netvlad_deploy", "export", "--clusters", "64", "--force"], folder, 2)
-    return Bar("export --clusters 64: at most 8 s", f"{export_s:.1f} s", export_s <= 8)
 
 
 Group = Callable[[Path], Iterator[Bar]]

@@ -123,22 +123,23 @@ def test_a_builder_that_dies_is_an_error_and_leaves_nothing(
 
 
 def start(graph: OnnxArtifact, binding: Path) -> "subprocess.Popen[str]":
-    """Start a build on the command line whose builder never ends; return when it works."""
+    """Start a build on the command line whose builder never ends; return when it works.
+
+    It says so by a file: on standard error its parent writes too, and lines of two processes may run into each other.
+    """
+    at_work = binding.with_name("at_work")
     with binding.open("a") as stream:
-        stream.write("def step():\n    print('at work', file=sys.stderr, flush=True)\n    time.sleep(600)\n")
+        stream.write(f"def step():\n    open({str(at_work)!r}, 'w').close()\n    time.sleep(600)\n")
         stream.write("world.on_step = step\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "netvlad_deploy", "build", str(graph.path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "NETVLAD_TEST": binding.parent.name},
+        env={**os.environ, "NETVLAD_TEST": str(binding.parent)},
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line == "at work\n":
-            return process
-    raise AssertionError("the builder did not start")
+    until(at_work.exists)
+    return process
 
 
 @pytest.mark.parametrize(
@@ -151,17 +152,19 @@ def test_a_signal_ends_a_builder_at_once_and_leaves_nothing(
     process = start(graph, binding)
     process.send_signal(number)
     out, err = process.communicate(timeout=HANG_S)
-    assert (process.returncode, out, err) == (code, "", f"{line}\n")
-    assert alive("NETVLAD_TEST", binding.parent.name) == []
+    *log, last = err.splitlines()
+    assert (process.returncode, out, last) == (code, "", line)
+    assert all(said.startswith("build: ") for said in log)
+    assert alive("NETVLAD_TEST", str(binding.parent)) == []
     assert files(tmp_path) == set()
 
 
 def test_a_builder_ends_with_its_parent(graph: OnnxArtifact, binding: Path) -> None:
     process = start(graph, binding)
-    assert len(alive("NETVLAD_TEST", binding.parent.name)) == 2
+    assert len(alive("NETVLAD_TEST", str(binding.parent))) == 2
     process.kill()
     process.communicate(timeout=HANG_S)
-    until(lambda: not alive("NETVLAD_TEST", binding.parent.name))
+    until(lambda: not alive("NETVLAD_TEST", str(binding.parent)))
 
 
 def test_only_a_graph_with_external_data_is_parsed_with_its_path(

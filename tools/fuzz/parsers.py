@@ -43,7 +43,7 @@ def _written(suffix: str, write: Callable[[Path], object]) -> bytes:
 
 
 def _contents() -> list[dict[str, Any]]:
-    """Return files as trainers save them: weights alone, or beside NumPy numbers, an optimizer and their own objects."""
+    """Return files as trainers save them: weights alone, or beside numbers, an optimizer and their own objects."""
     import torch
 
     from tests.modules import make_module
