@@ -15,13 +15,13 @@ from cuda.bindings import runtime as binding
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.spec.layer import FEATURES
-from netvlad_deploy.tensorrt import cuda, execution_slot
+from netvlad_deploy.tensorrt import cuda
 from netvlad_deploy.tensorrt.cuda import Cuda
 from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 from tests.double.arrays import InterfaceOnGpu
 from tests.double.machine import Machine, install
 
-SOURCES = [Path(str(module.__file__)).read_text() for module in (cuda, execution_slot)]
+SOURCES = [path.read_text() for path in Path(cuda.__file__).parent.glob("*.py")]
 CODES = [code for code in binding.cudaError_t if code != binding.cudaError_t.cudaSuccess]
 CAPTURING = {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy"}
 RELEASING = re.compile("Destroy|Free")
