@@ -1,4 +1,4 @@
-"""The verbs that start from weights, `export`, `build`, `deploy`, `precision`, and the one that makes them: `fit`."""
+"""The verbs that start from weights: `export`, `adopt`, `build`, `deploy`, `precision`; and `fit`, which makes them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,6 +38,30 @@ def export(
     target = output or Path((stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
     artifact = run(_source(source, images.changes), target, GraphOptions(**graph), force=force)
     render("export", artifact, artifact_lines, as_json)
+
+
+def adopt(
+    source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file that others made.")],
+    graph: flags.GraphFlags,
+    head: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Softmax of its NetVLAD.  [default: the only one]")
+    ] = None,
+    output: flags.Output = None,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Take over an ONNX file that others made: find its NetVLAD, and write the same network with the head in our form.
+
+    It is refused unless both compute the same. The target is MODEL-adopted.onnx in this folder.
+    """
+    from netvlad_deploy.report.adopt import adoption_lines
+    from netvlad_deploy.support.files import stem_of
+    from netvlad_deploy.workflow.adopt import AdoptOptions
+    from netvlad_deploy.workflow.adopt import adopt as run
+
+    target = output or Path(f"{stem_of(source)}-adopted.onnx")
+    adoption = run(source, target, AdoptOptions(graph=GraphOptions(**graph), head=head), force=force)
+    render("adopt", adoption, adoption_lines, as_json)
 
 
 def build(

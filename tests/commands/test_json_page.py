@@ -11,6 +11,7 @@ import pytest
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.report.deploy import Deployment
 from netvlad_deploy.report.doctor import Diagnosis
 from netvlad_deploy.report.evaluate import EvaluationReport
@@ -33,8 +34,16 @@ PRINTED: Final[dict[str, type]] = {
     "inspect of a checkpoint": CheckpointInspection,
     "doctor": Diagnosis,
     "deploy": Deployment,
+    "adopt": Adoption,
 }
 """The class of the result that each verb prints."""
+
+OF_ANOTHER_KIND: Final = {
+    "Profile": " for features",
+    "ImageProfile": " for images",
+    "AggregatorSpec": " of another aggregator than NetVLAD",
+}
+"""What the page says of objects, by their class, that stand in one place in turn."""
 
 
 def rows() -> dict[str, set[str]]:
@@ -64,7 +73,7 @@ def objects() -> dict[str, type]:
             inside = [each for each in kinds(annotation) if not issubclass(OnnxArtifact, each)]
             for each in inside:
                 if each not in found.values():
-                    takes = {"Profile": " for features", "ImageProfile": " for images"}.get(each.__name__, "")
+                    takes = OF_ANOTHER_KIND.get(each.__name__, "")
                     found[f"{where}.{name}{takes}"] = each
                     walk(each, f"{where}.{name}")
 

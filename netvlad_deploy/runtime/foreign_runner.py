@@ -1,0 +1,67 @@
+"""Run a part of a foreign ONNX file with ONNX Runtime on the CPU, in FP32."""
+
+from typing import Any
+
+import numpy as np
+
+from netvlad_deploy.errors import RunError
+from netvlad_deploy.export.foreign.cut import Layout, Part, feeds_of
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.execution_providers import CPU, errors_of, import_onnxruntime, open_session
+from netvlad_deploy.runtime.onnxruntime_runner import QUIET
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, AnySpec
+from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.support.arrays import Array, Arrays
+
+TRIED_IMAGES, TRIED_ROWS, TRIED_MOST_ROWS = 8, 100, 200
+"""Shapes on which a part is tried where it takes any: small ones, since a loop over the clusters takes long."""
+
+
+def shapes_of(layout: Layout) -> Profile:
+    """Return the shapes on which a part is tried: those that its layout allows."""
+    batch, rows = layout.batch, layout.num_features
+    return Profile(
+        batch=AxisRange(min=1, opt=2, max=TRIED_IMAGES) if batch is None else AxisRange.parse(str(batch)),
+        num_features=AxisRange(min=1, opt=TRIED_ROWS, max=TRIED_MOST_ROWS) if rows is None else AxisRange.parse(str(rows)),
+    )
+
+
+class ForeignPart:
+    """A part of a foreign file that takes local descriptors, opened for running.
+
+    Raises: RunError if ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, part: Part, layout: Layout, *, name: str) -> None:
+        self.name, self.layout, self._part = name, layout, part
+        onnxruntime = import_onnxruntime(CPU)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = QUIET
+        self._errors = errors_of(onnxruntime)
+        self._session: Any = open_session(onnxruntime, CPU, part.content, options, {}, name=name)
+
+    def __call__(self, features: Array) -> Array:
+        """Return what the part gives for features (B,N,D), as (B,M).
+
+        Raises: RunError if ONNX Runtime fails, or gives no vector for each image.
+        """
+        feeds = feeds_of(self._part, self.layout.arranged(features.astype(np.float32, copy=False)))
+        try:
+            found: Array = self._session.run([self._part.output], feeds)[0]
+        except self._errors as error:
+            words = " ".join(str(error).split())[:300]
+            raise RunError(f"{self.name} cannot run on features of {features.shape}: {words}") from error
+        if not found.size or found.size % len(features):
+            raise RunError(f"{self.name} gives {found.shape} for {len(features)} images, no vector for each")
+        return found.reshape(len(features), -1)
+
+
+class ForeignRunner(Runner):
+    """A part of a foreign file as a runner: local descriptors to descriptors of the layer that it is taken for."""
+
+    def __init__(self, part: ForeignPart, spec: AnySpec) -> None:
+        super().__init__(part.name, spec, inputs=(FEATURES,), outputs=(DESCRIPTOR,), profiles=(shapes_of(part.layout),))
+        self._part = part
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        return {DESCRIPTOR: self._part(feeds[FEATURES])}
