@@ -50,9 +50,10 @@ def adopt(
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Take over an ONNX file that others made: find its NetVLAD, and write the same network with the head in our form.
+    """Take over an ONNX file that others made.
 
-    It is refused unless both compute the same. The target is MODEL-adopted.onnx in this folder.
+    Its NetVLAD is found, and the same network written with the head in this package's form, unless the two compute
+    different descriptors. The target is MODEL-adopted.onnx in this folder.
     """
     from netvlad_deploy.report.adopt import adoption_lines
     from netvlad_deploy.support.files import stem_of

@@ -19,11 +19,12 @@ TRIED_IMAGES, TRIED_ROWS, TRIED_MOST_ROWS = 8, 100, 200
 
 def shapes_of(layout: Layout) -> Profile:
     """Return the shapes on which a part is tried: those that its layout allows."""
-    batch, rows = layout.batch, layout.num_features
-    return Profile(
-        batch=AxisRange(min=1, opt=2, max=TRIED_IMAGES) if batch is None else AxisRange.parse(str(batch)),
-        num_features=AxisRange(min=1, opt=TRIED_ROWS, max=TRIED_MOST_ROWS) if rows is None else AxisRange.parse(str(rows)),
+    axes = (layout.batch, 1, 2, TRIED_IMAGES), (layout.num_features, 1, TRIED_ROWS, TRIED_MOST_ROWS)
+    batch, rows = (
+        AxisRange(min=least, opt=usual, max=most) if fixed is None else AxisRange(min=fixed, opt=fixed, max=fixed)
+        for fixed, least, usual, most in axes
     )
+    return Profile(batch=batch, num_features=rows)
 
 
 class ForeignPart:
