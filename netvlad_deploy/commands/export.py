@@ -9,7 +9,7 @@ from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
+from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, parse_triple
 from netvlad_deploy.support.limits import check_limit
 
 if TYPE_CHECKING:
@@ -42,9 +42,17 @@ def export(
 
 def adopt(
     source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file that others made.")],
+    images: flags.ImageFlags,
     graph: flags.GraphFlags,
     head: Annotated[
         str | None, typer.Option(metavar="NAME", help="Softmax of its NetVLAD.  [default: the only one]")
+    ] = None,
+    takes: Annotated[
+        str | None, typer.Option("--input", metavar="KIND", help="features to leave its backbone out.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of pixels.  [default: ImageNet's]")] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Deviation of pixels.  [default: ImageNet's]")
     ] = None,
     output: flags.Output = None,
     force: flags.Force = False,
@@ -61,7 +69,15 @@ def adopt(
     from netvlad_deploy.workflow.adopt import adopt as run
 
     target = output or Path(f"{stem_of(source)}-adopted.onnx")
-    adoption = run(source, target, AdoptOptions(graph=GraphOptions(**graph), head=head), force=force)
+    options = AdoptOptions(
+        graph=GraphOptions(**graph),
+        head=head,
+        takes=takes,
+        mean=None if mean is None else parse_triple(mean, "mean"),
+        std=None if std is None else parse_triple(std, "std"),
+        changes=images.changes,
+    )
+    adoption = run(source, target, options, force=force)
     render("adopt", adoption, adoption_lines, as_json)
 
 

@@ -25,6 +25,7 @@ class ForeignHead:
     Args:
         site: its place.
         start: where it starts, and whether it L2-normalises its input there.
+        layout: how local descriptors lie there.
         layer: its parameters as they were recovered.
         runner: the head of the file itself, its projection included, in FP32.
         cases: the inputs on which it was compared.
@@ -34,6 +35,7 @@ class ForeignHead:
 
     site: Site
     start: Start
+    layout: Layout
     layer: Recovered
     runner: Runner
     cases: tuple[Case, ...]
@@ -56,7 +58,7 @@ def prove_head(model: ForeignModel, site: Site) -> ForeignHead:
         try:
             layer = _recovered(model, site, start, layout)
             whole = ForeignPart(cut(model, start.tensor, site.paths.output), layout, name="its head")
-            return _proven(site, start, layer, ForeignRunner(whole, layer.spec))
+            return _proven(site, start, layout, layer, ForeignRunner(whole, layer.spec))
         except (InputError, RunError) as error:
             failed.append(str(error))
     reason = failed[0] if failed else f"no tensor of {site.feature_size} values for each position enters it"
@@ -76,7 +78,7 @@ def _recovered(model: ForeignModel, site: Site, start: Start, layout: Layout) ->
     return projected(site, found)
 
 
-def _proven(site: Site, start: Start, layer: Recovered, runner: Runner) -> ForeignHead:
+def _proven(site: Site, start: Start, layout: Layout, layer: Recovered, runner: Runner) -> ForeignHead:
     parameters = layer.parameters()
     cases: list[Case] = []
     lost: list[Case] = []
@@ -91,7 +93,9 @@ def _proven(site: Site, start: Start, layer: Recovered, runner: Runner) -> Forei
     notes = layer.notes
     if lost:
         notes += (f"not compared where the file's own descriptors are not finite: {names}",)
-    return ForeignHead(site=site, start=start, layer=layer, runner=runner, cases=tuple(cases), proof=proof, notes=notes)
+    return ForeignHead(
+        site=site, start=start, layout=layout, layer=layer, runner=runner, cases=tuple(cases), proof=proof, notes=notes
+    )
 
 
 def check_passed(report: ParityReport) -> None:

@@ -9,6 +9,7 @@ from netvlad_deploy.export.foreign.cut import Layout, Part, feeds_of
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, errors_of, import_onnxruntime, open_session
 from netvlad_deploy.runtime.onnxruntime_runner import QUIET
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, USUAL_IMAGES, ImageInput, ImageProfile
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, AnySpec
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.arrays import Array, Arrays
@@ -66,3 +67,57 @@ class ForeignRunner(Runner):
 
     def _run(self, feeds: Arrays) -> Arrays:
         return {DESCRIPTOR: self._part(feeds[FEATURES])}
+
+
+class ForeignImageRunner(Runner):
+    """A whole foreign file as a runner of images, normalised in FP32 as a pipeline's graph does it.
+
+    Args:
+        content: the bytes of its model.
+        source: the name and the shape of its input, None for a dynamic axis.
+        output: the name of its descriptor.
+        spec: the layer that it is taken for.
+        images: mean and deviation.
+        name: its name in reports.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        source: tuple[str, tuple[int | None, ...]],
+        output: str,
+        spec: AnySpec,
+        images: ImageInput,
+        *,
+        name: str,
+    ) -> None:
+        self._source, shape = source
+        self._channels_last = shape[1] != CHANNELS
+        height, width = shape[1:3] if self._channels_last else shape[2:]
+        profiles = () if height is None or width is None else (_fixed_images(shape[0], height, width),)
+        super().__init__(
+            name, spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.dtype(np.uint8), profiles=profiles
+        )
+        self._output, self._images = output, images
+        onnxruntime = import_onnxruntime(CPU)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = QUIET
+        self._errors = errors_of(onnxruntime)
+        self._session: Any = open_session(onnxruntime, CPU, content, options, {}, name=name)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        mean, std = (np.array(values, np.float32) for values in (self._images.mean, self._images.std))
+        pixels = (feeds[IMAGES].astype(np.float32) - mean) / std
+        given = pixels if self._channels_last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        try:
+            found: Array = self._session.run([self._output], {self._source: given})[0]
+        except self._errors as error:
+            words = " ".join(str(error).split())[:300]
+            raise RunError(f"{self.name} cannot run on images of {pixels.shape}: {words}") from error
+        return {DESCRIPTOR: found.reshape(len(pixels), -1)}
+
+
+def _fixed_images(batch: int | None, height: int, width: int) -> ImageProfile:
+    usual = USUAL_IMAGES.batch if batch is None else AxisRange(min=batch, opt=batch, max=batch)
+    sides = (AxisRange(min=side, opt=side, max=side) for side in (height, width))
+    return ImageProfile(batch=usual, **dict(zip(("height", "width"), sides, strict=True)))

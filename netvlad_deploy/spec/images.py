@@ -51,6 +51,9 @@ RULE_FIELDS: Final = {(None, 2): "size", (None, 1): "longest", ("shorter:", 1): 
 Size: TypeAlias = tuple[int, int]
 """A height and a width."""
 
+Triple: TypeAlias = tuple[float, float, float]
+"""A value for each of R, G and B."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
@@ -194,8 +197,8 @@ class ImageInput:
     Raises: InputError if the crop is larger than the size, or the depth is unknown.
     """
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
     resize: Resize = Resize()
     crop: Size | None = None
     orient: bool = True
@@ -301,6 +304,22 @@ def parse_size(text: str, name: str = "image size") -> Size:
     if size is None:
         raise UsageError(f"{name} {_short(text)} is not HxW, for example 480x640")
     return size
+
+
+def parse_triple(text: str, name: str) -> Triple:
+    """Read a value for each of R, G and B, separated by commas, from 0 to 255.
+
+    Raises: UsageError if the text has another form or a value is out of range.
+
+    >>> parse_triple("123.675,116.28,103.53", "mean")
+    (123.675, 116.28, 103.53)
+    """
+    form = re.fullmatch(r"\d{1,3}(?:\.\d{0,12})?(?:,\d{1,3}(?:\.\d{0,12})?){2}", text)
+    values = [float(part) for part in text.split(",")] if form else []
+    if len(values) != CHANNELS or max(values) > 255:
+        raise UsageError(f"{name} {_short(text)} is not R,G,B from 0 to 255, for example 123.675,116.28,103.53")
+    red, green, blue = values
+    return red, green, blue
 
 
 def parse_profile(text: str) -> AnyProfile:

@@ -1,18 +1,21 @@
 """The verb `adopt`: an ONNX file that others made to an artifact, its NetVLAD in this package's form."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netvlad_deploy.artifact import FileReference, OnnxArtifact, external_path, reference_path, sidecar_path
-from netvlad_deploy.errors import InputError
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.oracle.goldens import load_goldens
 from netvlad_deploy.parity.heads import ParityReport, compare
+from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
 from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, NO_CHANGES, ImageChanges, ImageInput, Resize, Triple
+from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.support.files import check_apart, check_suffix, check_targets, sha256_file, stage_files
 from netvlad_deploy.support.formats import naming, reading
 from netvlad_deploy.support.require import require
@@ -21,9 +24,8 @@ from netvlad_deploy.support.scratch import scratch_folder
 if TYPE_CHECKING:
     from netvlad_deploy.export.foreign.read import ForeignModel
     from netvlad_deploy.models.netvlad import NetVLAD
+    from netvlad_deploy.models.pipeline import Pipeline
     from netvlad_deploy.parity.adoption import ForeignHead
-
-LOG = logging.getLogger(__name__)
 
 COPY_BLOCK_BYTES = 2**24
 
@@ -35,17 +37,37 @@ class AdoptOptions:
     Args:
         graph: precision, inputs and outputs of the new graph.
         head: the name of the softmax of its NetVLAD, where there are several.
+        takes: `features` to take the head of a file of images alone; None for all of a file.
+        mean: mean of R, G and B from 0 to 255 that is subtracted from images before the old graph; None for ImageNet's.
+        std: deviation of R, G and B from 0 to 255; None for ImageNet's.
+        changes: preparation of images that differs from the usual one.
+
+    Raises: UsageError if it takes something else.
     """
 
     graph: GraphOptions = field(default_factory=GraphOptions)
     head: str | None = None
+    takes: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    changes: ImageChanges = NO_CHANGES
+
+    def __post_init__(self) -> None:
+        if self.takes not in (None, IMAGES, FEATURES):
+            raise UsageError(f"input {self.takes!r} is unknown: choose {IMAGES} or {FEATURES}")
+
+    @property
+    def of_images(self) -> bool:
+        """Return True if an option was given that is for images."""
+        return self.takes == IMAGES or self.mean is not None or self.std is not None or bool(self.changes)
 
 
 def adopt(source: Path, target: Path, options: AdoptOptions, *, force: bool = False) -> Adoption:
     """Find the NetVLAD in an ONNX file, and write the same network as an artifact, with the head in its usual form.
 
     What was recovered is believed only because it computes the same: the head of the file, run in FP32, passes the
-    cases of `validate` against the oracle with the recovered parameters, and so does the new file against the old.
+    cases of `validate` against the oracle with the recovered parameters, and so does the new file against the old. A
+    file that takes images is compared with the new one on the golden images.
 
     >>> from netvlad_deploy import NetVLAD, export_onnx
     >>> exported = export_onnx(NetVLAD(4, 8).eval(), "ours.onnx")
@@ -62,6 +84,7 @@ def adopt(source: Path, target: Path, options: AdoptOptions, *, force: bool = Fa
         require(package, extra=extra)
     from netvlad_deploy.export.foreign.read import read_foreign
     from netvlad_deploy.export.foreign.sites import find_site
+    from netvlad_deploy.export.onnx_model import export_onnx
     from netvlad_deploy.parity.adoption import prove_head
 
     with reading(source):
@@ -69,21 +92,18 @@ def adopt(source: Path, target: Path, options: AdoptOptions, *, force: bool = Fa
     model = read_foreign(source)
     with naming(source):
         found = prove_head(model, find_site(model, name=options.head))
-        layout = _features_alone(model, found)
+        module, notes = _module(model, found, options, source.stem)
     with _kept_if_proven(target, force=force) as trial:
-        artifact = _export(found, trial, options.graph, parent)
+        artifact = export_onnx(module, trial, options.graph, origin=parent.name, parent=parent)
         with naming(source):
-            against = _against(artifact, found)
+            against = _against(artifact, model, found)
         adopted = _count(trial)
-    notes = (*model.notes, *found.notes, *layout)
-    for note in notes:
-        LOG.info("%s", note)
     return Adoption(
         artifact=replace(artifact, path=target),
         head=found.site.name,
         nodes=len(model.proto.graph.node),
         adopted_nodes=adopted,
-        notes=notes,
+        notes=(*model.notes, *found.notes, *notes),
         proofs=(
             replace(found.proof, candidate=f"the head of {source.name}"),
             replace(against, candidate=target.name, reference=source.name),
@@ -91,46 +111,80 @@ def adopt(source: Path, target: Path, options: AdoptOptions, *, force: bool = Fa
     )
 
 
-def _features_alone(model: "ForeignModel", found: "ForeignHead") -> tuple[str, ...]:
-    """Return a note on how the new input differs from the old, after checking that the head is all of the file.
+def _module(
+    model: "ForeignModel", found: "ForeignHead", options: AdoptOptions, name: str
+) -> tuple["NetVLAD | Pipeline", tuple[str, ...]]:
+    """Return the recovered head, under the backbone of the file if it has one, and what was assumed of its input.
 
-    Raises: InputError if something else than layout stands before the head.
+    Raises: InputError if something stands before the head that is no backbone of images; UsageError for an option of
+        images where none are taken.
     """
     from netvlad_deploy.export.foreign.paths import LAYOUT
-    from netvlad_deploy.export.foreign.read import CURE
-
-    paths = found.site.paths
-    before = {node.op_type for node in paths.between(model.source, found.start.tensor)} - LAYOUT
-    if before:
-        raise InputError(f"before its NetVLAD it computes {', '.join(sorted(before))}, expected features; {CURE}")
-    shape = "x".join("?" if length is None else str(length) for length in model.source_shape)
-    return (f"the file takes {shape}, the new one features (batch, num_features, {found.site.feature_size})",)
-
-
-def _module(found: "ForeignHead") -> "NetVLAD":
-    """Return the recovered layer as the reference module."""
     from netvlad_deploy.models.head import Head
 
     torch = require("torch", extra="export")
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in found.layer.tensors.items()}
-    return Head(spec=found.layer.spec, tensors=tensors).module(found.site.name)
+    tensors = {key: torch.from_numpy(value.copy()) for key, value in found.layer.tensors.items()}
+    head = Head(spec=found.layer.spec, tensors=tensors).module(found.site.name)
+    before = {node.op_type for node in found.site.paths.between(model.source, found.start.tensor)}
+    if before <= LAYOUT or options.takes == FEATURES:
+        if options.of_images:
+            raise UsageError("only its head is taken, on features: leave the options for images out")
+        shape = "x".join("?" if length is None else str(length) for length in model.source_shape)
+        width = found.site.feature_size
+        return head, (f"the file takes {shape}, the new one features (batch, num_features, {width})",)
+    return _pipeline(model, found, options, head, name)
 
 
-def _export(found: "ForeignHead", target: Path, options: GraphOptions, parent: FileReference) -> OnnxArtifact:
-    from netvlad_deploy.export.onnx_model import export_onnx
+def _pipeline(
+    model: "ForeignModel", found: "ForeignHead", options: AdoptOptions, head: "NetVLAD", name: str
+) -> tuple["Pipeline", tuple[str, ...]]:
+    """Return the head under the backbone of the file, and what was assumed of its images."""
+    from netvlad_deploy.export.foreign.backbone import ForeignBackbone
+    from netvlad_deploy.models.pipeline import Pipeline
 
-    return export_onnx(_module(found), target, options, origin=parent.name, parent=parent)
+    images, notes = _images(model.source_shape, options)
+    channels_last = model.source_shape[1] != CHANNELS
+    backbone = ForeignBackbone(found.site.paths, found.start.tensor, found.layout, channels_last=channels_last)
+    return Pipeline(backbone.eval(), head, images, name=name), notes
 
 
-def _against(artifact: OnnxArtifact, found: "ForeignHead") -> ParityReport:
-    """Return the comparison of a new file with the head of the old.
+def _images(shape: tuple[int | None, ...], options: AdoptOptions) -> tuple[ImageInput, tuple[str, ...]]:
+    """Return the preparation of the images of a file whose input has this shape, and what was assumed of it.
+
+    Raises: InputError if these are no images; UsageError if they are resized to another size than the file takes.
+    """
+    words = "x".join("?" if length is None else str(length) for length in shape)
+    if len(shape) != 4 or CHANNELS not in (shape[1], shape[3]):
+        raise InputError(f"before its NetVLAD stands a backbone that takes {words}, expected images of 3 channels")
+    height, width = shape[2:] if shape[1] == CHANNELS else shape[1:3]
+    fixed = None if height is None or width is None else (height, width)
+    usual = ImageInput(resize=Resize(size=fixed))
+    images = options.changes.on(replace(usual, mean=options.mean or usual.mean, std=options.std or usual.std))
+    if fixed is not None and images.size != fixed:
+        raise UsageError(f"the file takes images of {height}x{width}: leave --resize and --crop out, or end in it")
+    notes = [] if fixed is None else [f"the file takes images of {height}x{width} alone: images are resized to it"]
+    if options.mean is None or options.std is None:
+        notes.append(f"assumed: its images are RGB, {images}; say otherwise with --mean, --std and --resize")
+    return images, tuple(notes)
+
+
+def _against(artifact: OnnxArtifact, model: "ForeignModel", found: "ForeignHead") -> ParityReport:
+    """Return the comparison of a new file with the old one, on golden images, or with its head on features.
 
     Raises: InputError if they differ.
     """
     from netvlad_deploy.parity.adoption import check_passed
+    from netvlad_deploy.runtime.foreign_runner import ForeignImageRunner
 
-    with Candidate.of(artifact, backend=parity_backend(artifact)).open() as runner:
-        report = compare(runner, found.layer.parameters(), against=found.runner, cases=found.cases)
+    with artifact.keep(), Candidate.of(artifact, backend=parity_backend(artifact)).open() as runner:
+        if artifact.images is None:
+            report = compare(runner, found.layer.parameters(), against=found.runner, cases=found.cases)
+        else:
+            goldens = load_goldens(artifact.reference_path)
+            source = model.source, model.source_shape
+            content, output = model.proto.SerializeToString(), found.site.paths.output
+            with ForeignImageRunner(content, source, output, artifact.spec, artifact.images, name="the file") as old:
+                report = compare_goldens(runner, goldens, found.layer.parameters(), against=old)
     check_passed(report)
     return report
 

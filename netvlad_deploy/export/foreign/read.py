@@ -23,8 +23,8 @@ OLDEST_FOREIGN_OPSET, NEWEST_FOREIGN_OPSET = 9, 23
 MAX_MODEL_BYTES: Final = 2**31
 """Largest file that is read: protobuf ends there."""
 
-MAX_EXTERNAL_BYTES: Final = 2**33
-"""Most bytes of external data: no network of images to descriptors has more."""
+MAX_EXTERNAL_BYTES: Final = 2_000_000_000
+"""Most bytes of external data: parts of a model are run from memory, as one protobuf message of 2 GiB at most."""
 
 OWN_PROPERTIES: Final = "netvlad_deploy."
 """Start of the metadata properties of a file that this package wrote."""
