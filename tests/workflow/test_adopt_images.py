@@ -96,7 +96,7 @@ def test_its_head_alone_takes_features(foreign: Path, network: Network, tmp_path
 def test_a_backbone_that_was_read_wrongly_is_noticed(
     foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = backbones.MODULES["Conv"]
+    right = backbones.LAYERS["Conv"]
 
     def wrong(*given: object) -> nn.Module:
         module = right(*given)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def test_a_backbone_that_was_read_wrongly_is_noticed(
         module.weight.data *= 1.01
         return module
 
-    monkeypatch.setitem(backbones.MODULES, "Conv", wrong)
+    monkeypatch.setitem(backbones.LAYERS, "Conv", wrong)
     with pytest.raises(InputError, match=r"computes something else: .*images"):
         adopt(foreign, tmp_path / "m.onnx", AdoptOptions(changes=SMALL))
     assert not list(tmp_path.iterdir())
@@ -112,5 +112,5 @@ def test_a_backbone_that_was_read_wrongly_is_noticed(
 
 def test_a_backbone_with_other_operators_is_refused_by_name(tmp_path: Path) -> None:
     path = export_by_torch(Network(nn.Softmax(1)), tmp_path / "net.onnx", torch.zeros(1, 3, 64, 80))
-    with pytest.raises(InputError, match=r"its backbone has Softmax, .*: take its head with --input features, or all of it"):
+    with pytest.raises(InputError, match=r"its backbone has Softmax, .*: take its head with --input features"):
         adopt(path, tmp_path / "m.onnx", AdoptOptions())

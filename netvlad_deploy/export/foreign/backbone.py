@@ -38,7 +38,7 @@ class ForeignBackbone(nn.Module):
         super().__init__()
         self._source, self._last, self._layout, self._channels_last = paths.source, last, layout, channels_last
         nodes = _needed(paths, last)
-        unknown = sorted({node.op_type for node in nodes} - set(MODULES) - set(FUNCTIONS))
+        unknown = sorted({node.op_type for node in nodes} - set(LAYERS) - set(FUNCTIONS))
         if unknown:
             raise InputError(
                 f"its backbone has {', '.join(unknown)}, expected operators of convolutional networks alone: take its "
@@ -98,8 +98,8 @@ def _step(paths: Paths, node: Any) -> tuple[nn.Module, list[str]]:
     if len(constants) != sum(bool(name) and name not in paths.data for name in node.input):
         raise InputError(f"{node.op_type} {node.name} of its backbone computes with shapes: take it with --no-head")
     try:
-        if node.op_type in MODULES:
-            return MODULES[node.op_type](settings, constants), paths.inputs(node)
+        if node.op_type in LAYERS:
+            return LAYERS[node.op_type](settings, constants), paths.inputs(node)
         function, given = FUNCTIONS[node.op_type](settings, constants)
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(
@@ -139,7 +139,7 @@ def _batch_norm(settings: Settings, constants: Mapping[int, Array]) -> nn.Module
     return module
 
 
-MODULES: Final[dict[str, Callable[[Settings, Mapping[int, Array]], nn.Module]]] = {
+LAYERS: Final[dict[str, Callable[[Settings, Mapping[int, Array]], nn.Module]]] = {
     "Conv": _convolution,
     "BatchNormalization": _batch_norm,
 }

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.export.foreign.backbone import FUNCTIONS, MODULES, ForeignBackbone
+from netvlad_deploy.export.foreign.backbone import FUNCTIONS, LAYERS, ForeignBackbone
 from netvlad_deploy.export.foreign.cut import Layout
 from netvlad_deploy.export.foreign.paths import Paths
 from netvlad_deploy.support.arrays import Array
@@ -91,7 +91,7 @@ def test_an_operator_computes_what_onnx_runtime_does(name: str) -> None:
 
 
 def test_every_operator_is_tried() -> None:
-    assert {kind for kind, *_ in CASES.values()} == {*MODULES, *FUNCTIONS} - {"Concat"}
+    assert {kind for kind, *_ in CASES.values()} == {*LAYERS, *FUNCTIONS} - {"Concat"}
 
 
 @pytest.mark.parametrize(
