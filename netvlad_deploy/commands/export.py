@@ -47,6 +47,9 @@ def adopt(
     head: Annotated[
         str | None, typer.Option(metavar="NAME", help="Softmax of its NetVLAD.  [default: the only one]")
     ] = None,
+    no_head: Annotated[
+        bool, typer.Option("--no-head", help="Take the file as it is, whatever it computes; --head names its output.")
+    ] = False,
     takes: Annotated[
         str | None, typer.Option("--input", metavar="KIND", help="features to leave its backbone out.")
     ] = None,
@@ -72,6 +75,7 @@ def adopt(
     options = AdoptOptions(
         graph=GraphOptions(**graph),
         head=head,
+        whole=no_head,
         takes=takes,
         mean=None if mean is None else parse_triple(mean, "mean"),
         std=None if std is None else parse_triple(std, "std"),

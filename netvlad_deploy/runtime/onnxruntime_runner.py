@@ -21,7 +21,7 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
-from netvlad_deploy.spec.images import LOCAL_DESCRIPTORS, AnyProfile
+from netvlad_deploy.spec.images import ANY_IMAGES, LOCAL_DESCRIPTORS, AnyProfile
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.support.require import install_line, require
 
@@ -30,6 +30,13 @@ EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 QUIET = 3
 """ONNX Runtime's severity for errors only."""
+
+
+def _fixed(artifact: OnnxArtifact) -> tuple[AnyProfile, ...]:
+    """Return the shapes that a graph with fixed axes takes, none for a graph that takes any."""
+    fixed = artifact.spec.fixed_lengths
+    widest = artifact.usual_profile if artifact.images is None else ANY_IMAGES
+    return (widest.with_fixed(fixed),) if fixed else ()
 
 
 class OnnxRuntimeRunner(Runner):
@@ -61,7 +68,7 @@ class OnnxRuntimeRunner(Runner):
             inputs=artifact.inputs,
             outputs=artifact.outputs,
             dtype=np.dtype(artifact.dtypes[artifact.inputs[0]]),
-            profiles=(profile,) if backend in PROFILED else (),
+            profiles=(profile,) if backend in PROFILED else _fixed(artifact),
             precision=precision_on(backend, artifact),
             range=artifact.range,
         )
@@ -75,7 +82,7 @@ class OnnxRuntimeRunner(Runner):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._errors = errors_of(onnxruntime)
         # a tapped graph has other outputs than the one that is cached, and is run once
-        cache = make_cache(artifact, self.precision, profile) if self.profiles and not taps else None
+        cache = make_cache(artifact, self.precision, profile) if backend in PROFILED and not taps else None
         settings = provider_options(backend, artifact, profile, cache=cache)
         with artifact.weights_folder() as folder:
             if folder is not None:

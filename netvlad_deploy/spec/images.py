@@ -335,3 +335,6 @@ def parse_profile(text: str) -> AnyProfile:
 
 USUAL_IMAGES: Final = ImageProfile.parse("1x224x224,1x480x640,8x1024x1024")
 """Usual profile of a pipeline whose images differ in size."""
+
+ANY_IMAGES: Final = ImageProfile.parse("1x1x1,1x480x640,64x4096x4096")
+"""Shapes that a graph runs on without a profile, as far as none of them is fixed."""

@@ -36,7 +36,8 @@ class AdoptOptions:
 
     Args:
         graph: precision, inputs and outputs of the new graph.
-        head: the name of the softmax of its NetVLAD, where there are several.
+        head: the name of the softmax of its NetVLAD, where there are several; of a file as it is, that of its output.
+        whole: take the file as it is, whatever it computes.
         takes: `features` to take the head of a file of images alone; None for all of a file.
         mean: mean of R, G and B from 0 to 255 that is subtracted from images before the old graph; None for ImageNet's.
         std: deviation of R, G and B from 0 to 255; None for ImageNet's.
@@ -47,6 +48,7 @@ class AdoptOptions:
 
     graph: GraphOptions = field(default_factory=GraphOptions)
     head: str | None = None
+    whole: bool = False
     takes: str | None = None
     mean: Triple | None = None
     std: Triple | None = None
@@ -90,6 +92,8 @@ def adopt(source: Path, target: Path, options: AdoptOptions, *, force: bool = Fa
     with reading(source):
         parent = FileReference(name=source.name, sha256=sha256_file(source))
     model = read_foreign(source)
+    if options.whole:
+        return _whole(model, source, target, options, parent, force=force)
     with naming(source):
         found = prove_head(model, find_site(model, name=options.head))
         module, notes = _module(model, found, options, source.stem)
@@ -109,6 +113,29 @@ def adopt(source: Path, target: Path, options: AdoptOptions, *, force: bool = Fa
             replace(against, candidate=target.name, reference=source.name),
         ),
     )
+
+
+def _whole(
+    model: "ForeignModel",
+    source: Path,
+    target: Path,
+    options: AdoptOptions,
+    parent: FileReference,
+    *,
+    force: bool,
+) -> Adoption:
+    """Return the adoption of a file as it is, without a look at its head."""
+    from netvlad_deploy.export.foreign.wrap import takes_images
+    from netvlad_deploy.workflow.adopt_whole import adopt_whole
+
+    with naming(source):
+        images, notes = _images(model.source_shape, options) if takes_images(model) else (None, ())
+    if images is None and options.of_images:
+        raise UsageError(f"{source} takes features: leave the options for images out")
+    with _kept_if_proven(target, force=force) as trial, naming(source):
+        adoption = adopt_whole(model, trial, parent, options.graph, output=options.head, images=images, notes=notes)
+    report = replace(adoption.proofs[0], candidate=target.name, reference=source.name)
+    return replace(adoption, artifact=replace(adoption.artifact, path=target), proofs=(report,))
 
 
 def _module(
@@ -155,7 +182,7 @@ def _images(shape: tuple[int | None, ...], options: AdoptOptions) -> tuple[Image
     """
     words = "x".join("?" if length is None else str(length) for length in shape)
     if len(shape) != 4 or CHANNELS not in (shape[1], shape[3]):
-        raise InputError(f"before its NetVLAD stands a backbone that takes {words}, expected images of 3 channels")
+        raise InputError(f"its backbone takes {words}, expected images of 3 channels")
     height, width = shape[2:] if shape[1] == CHANNELS else shape[1:3]
     fixed = None if height is None or width is None else (height, width)
     usual = ImageInput(resize=Resize(size=fixed))
@@ -181,9 +208,8 @@ def _against(artifact: OnnxArtifact, model: "ForeignModel", found: "ForeignHead"
             report = compare(runner, found.layer.parameters(), against=found.runner, cases=found.cases)
         else:
             goldens = load_goldens(artifact.reference_path)
-            source = model.source, model.source_shape
-            content, output = model.proto.SerializeToString(), found.site.paths.output
-            with ForeignImageRunner(content, source, output, artifact.spec, artifact.images, name="the file") as old:
+            output = found.site.paths.output
+            with ForeignImageRunner(model, output, artifact.spec, artifact.images, name="the file") as old:
                 report = compare_goldens(runner, goldens, found.layer.parameters(), against=old)
     check_passed(report)
     return report
