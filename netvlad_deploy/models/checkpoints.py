@@ -142,15 +142,17 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
     unused = (start + loss for start in {place.before, ""} for loss in LOSS_PREFIXES)
     known = (*elsewhere, *unused, *(place.before + start for start in place.dialect.unused))
     roots = tuple(start + root for start in {place.before, ""} for root in BACKBONE_PREFIXES)
+    after = tuple(place.before + start for start in place.dialect.after)
     root = head.backbone.root if head.backbone is not None else None
     sizes = (head.spec.aggregate_size, head.spec.descriptor_size)
     projections, unplaced = [], []
     for name in head.ignored:
         shape = state[name].shape
-        if name.startswith(known) or (root is not None and name.startswith(root)):
+        if not name.startswith(after) and (name.startswith(known) or (root is not None and name.startswith(root))):
             continue
         mapping = sizes[0] in shape[:2] if len(shape) != 2 else any(size in shape for size in sizes)
-        if not name.startswith(roots) and (PROJECTION_NAME.search(name) or mapping):
+        by_name = not name.startswith(roots) and (PROJECTION_NAME.search(name) or mapping)
+        if by_name or name.startswith(after):
             projections.append(name)
         elif state[name].numel() > 1 and state[name].is_floating_point():
             unplaced.append(name)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja
+from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja, supervlad
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -30,6 +30,8 @@ DIALECTS: tuple[Dialect, ...] = (
     loupe.OVERLAPNETVLAD,
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
+    supervlad.SUPERVLAD,
+    supervlad.SUPERVLAD_ONE_CLUSTER,
 )
 
 
@@ -48,7 +50,7 @@ def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | N
     """
     found = places(state) if name is None else list(_dialect(name).places(state))
     here = [place for place in found if not prefix or f"{prefix}." in (place.before, place.start)]
-    if not here:
+    if not here or (name is None and all(place.dialect.explicit for place in here)):
         raise InputError(_nothing(state, found, prefix, name))
     layers = {place.layer: place.start.rstrip(".") for place in here}
     if len(layers) > 1:
@@ -128,7 +130,8 @@ def _difference(head: Head, other: Head) -> str:
 
 def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, name: str | None) -> str:
     """Return the reason why no head was found, and the names that were found instead."""
-    if prefix and found:
+    rare = [] if name is not None else sorted({place.dialect.name for place in found if place.dialect.explicit})
+    if prefix and found and not rare:
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
     if name is not None:
@@ -139,6 +142,8 @@ def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, n
         return len(dialect.needs) - missing, -missing
 
     nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=nearness)
+    cure = f": choose --dialect if it is of {' or '.join(rare)}" if rare else ""
     if nearest is collaborative_experts.COLLABORATIVE_EXPERTS:
-        return f"lacks clusters or clusters2, found {names(state)}"
-    return f"lacks {', '.join(nearest.missing(state))} of {nearest.name}, the nearest dialect, found {names(state)}"
+        return f"lacks clusters or clusters2, found {names(state)}{cure}"
+    lacking = ", ".join(nearest.missing(state))
+    return f"lacks {lacking} of {nearest.name}, the nearest dialect, found {names(state)}{cure}"

@@ -74,6 +74,7 @@ class Dialect(ABC):
         absent: names beside the layer that must not be there.
         beside: prefixes of names beside the layer that tell this dialect from others with the same root.
         unused: prefixes of tensors that change no descriptor: a classifier, or tensors that its code never applies.
+        after: prefixes beside the layer of what its code does to the descriptor, and no graph here has.
         explicit: its keys are also those of a far more usual dialect, so it is chosen with `--dialect` alone.
         preprocessing: the required local descriptors, in words.
         backbone: the names of its image backbone, None if it has none.
@@ -87,6 +88,7 @@ class Dialect(ABC):
     absent: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     explicit: bool = False
     preprocessing: str = PREPROCESSING
     backbone: BackboneKeys | None = None
@@ -232,6 +234,8 @@ def conventions(spec: NetVLADSpec) -> dict[str, str]:
         "residual": "x - c",
         "order": spec.flatten,
     }
+    if spec.num_ghost_clusters:
+        said["ghost clusters"] = str(spec.num_ghost_clusters)
     if spec.epsilon != CLAMP:
         said["norms"] = f"kept from 0 by {spec.epsilon}"
     following = spec.projection
