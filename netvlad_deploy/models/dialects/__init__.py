@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja, supervlad
+from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja, salad, supervlad
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -34,10 +34,13 @@ DIALECTS: tuple[Dialect, ...] = (
     supervlad.SUPERVLAD_ONE_CLUSTER,
 )
 
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE,)
+"""The dialects of aggregators other than NetVLAD."""
+
 
 def places(state: Mapping[str, Tensor]) -> list[Place]:
     """Return the places of layers in a state, a layer once for each dialect that its keys fit."""
-    return [place for dialect in DIALECTS for place in dialect.places(state) if place.fits(state)]
+    return [place for dialect in (*DIALECTS, *HEIRS) for place in dialect.places(state) if place.fits(state)]
 
 
 def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | None = None) -> tuple[Place, Head]:
@@ -63,9 +66,10 @@ def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | N
 
 
 def _dialect(name: str) -> Dialect:
-    chosen = {dialect.name: dialect for dialect in DIALECTS}.get(name)
+    known = {dialect.name: dialect for dialect in (*DIALECTS, *HEIRS)}
+    chosen = known.get(name)
     if chosen is None:
-        raise UsageError(f"dialect {name!r} is unknown: choose {', '.join(each.name for each in DIALECTS)}")
+        raise UsageError(f"dialect {name!r} is unknown: choose {', '.join(known)}")
     return chosen
 
 

@@ -11,7 +11,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.head import PREPROCESSING, BackboneState, Head
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec
+from netvlad_deploy.spec.layer import CLAMP, AnySpec, NetVLADSpec
 
 NORMALIZES = "the layer L2-normalises them itself"
 
@@ -226,8 +226,10 @@ class Place:
         return None
 
 
-def conventions(spec: NetVLADSpec) -> dict[str, str]:
+def conventions(spec: AnySpec) -> dict[str, str]:
     """Return the conventions of a layer, by subject, in words: they need not show in names and shapes."""
+    if not isinstance(spec, NetVLADSpec):
+        return {"layer": spec.name, **{name: str(value) for name, value in spec.settings.items()}}
     said = {
         "local descriptors": "L2-normalised first" if spec.normalize_input else "as they come",
         "logits": "with BatchNorm" if spec.batch_norm else "with a bias" if spec.assignment_bias else "without a bias",
