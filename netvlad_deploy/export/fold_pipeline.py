@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from netvlad_deploy.export.fold_backbone import activation_peaks, check_half, fold_backbone, half_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
-from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.models.pipeline import Pipeline, feature_map_of
 from netvlad_deploy.oracle.goldens import Golden, golden_image
 from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.images import ImageInput, Size
 from netvlad_deploy.support.arrays import Array
 
 FOLD_SIZE = (96, 128)
 """Height and width of the image on which a fold is tried; pipelines of one size also have a golden image of it."""
+
+
+def fold_size(images: ImageInput) -> Size:
+    """Return the height and width of the image on which a fold is tried: the only one that the backbone takes, or small."""
+    return images.size if images.fixed and images.size else FOLD_SIZE
 
 
 class FoldedPipeline(nn.Module):
@@ -39,7 +45,9 @@ class FoldedPipeline(nn.Module):
         normalized = (images.to(self.mean.dtype) - self.mean) / self.std
         if self.half_backbone:
             normalized = normalized.half()
-        feature_map = self.backbone(normalized.permute(0, 3, 1, 2))  # (B,D,h,w)
+        feature_map = feature_map_of(self.backbone(normalized.permute(0, 3, 1, 2)))
+        if self.half_backbone:
+            feature_map = feature_map.half()
         local_descriptors = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
         return (local_descriptors, *self.head(local_descriptors))
 
@@ -52,7 +60,7 @@ def fold_pipeline(
     Raises: FoldError and ExportError as `fold_backbone` and `fold`; ExportError if FP16 overflows for a golden image.
     """
     head = fold(pipeline.head, options)
-    example = _normalized(pipeline, golden_image(*FOLD_SIZE, seed=0))
+    example = _normalized(pipeline, golden_image(*fold_size(pipeline.images), seed=0))
     backbone = fold_backbone(pipeline.backbone, example)
     warnings: tuple[str, ...] = ()
     if options.half:

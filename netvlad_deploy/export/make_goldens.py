@@ -7,7 +7,6 @@ each value would hide that.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -20,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from netvlad_deploy.errors import ExportError
 from netvlad_deploy.export.float64_convolutions import Float64Convolutions
-from netvlad_deploy.export.fold_backbone import round_kernels
+from netvlad_deploy.export.fold_backbone import copied, round_kernels
+from netvlad_deploy.export.half_products import has_norms
 from netvlad_deploy.models.affine import in_float64
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
@@ -32,7 +32,7 @@ ROUNDING_SEEDS = range(2)
 LEAST_DISTANCE = 2.0**-24
 """Smallest divisor in a ratio of two distances, which keeps it finite."""
 
-PRODUCTS: Final = frozenset({"conv2d", "linear", "matmul", "__matmul__", "bmm"})
+PRODUCTS: Final = frozenset({"conv2d", "linear", "matmul", "__matmul__", "bmm", "scaled_dot_product_attention"})
 """Functions whose operands an engine rounds in TF32 and an FP16 graph holds in FP16; second operands may be weights."""
 
 SUMS: Final = frozenset({"add", "__add__"})
@@ -100,7 +100,7 @@ class _Single:
         head: AbstractContextManager[Any] = contextlib.nullcontext()
         if precision != FP32:
             half, fixed = precision.startswith("fp16"), tuple(self._state.values())
-            backbone = RoundedBackbone(seed, half=half)
+            backbone = RoundedBackbone(seed, half=half, norms=has_norms(self._twin.backbone))
             head = RoundedHead(seed, fixed=fixed, stored=half, logits=precision == "fp16")
         found = []
         with torch.inference_mode():
@@ -114,7 +114,7 @@ class _Single:
 
 def _twin(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
     """Return the pipeline with a copy of its backbone and its normalisation in `dtype`; the head is not copied."""
-    twin = Pipeline(copy.deepcopy(pipeline.backbone).to(dtype), pipeline.head, pipeline.images, name=pipeline.name)
+    twin = Pipeline(copied(pipeline.backbone, dtype), pipeline.head, pipeline.images, name=pipeline.name)
     twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
     return twin
 
@@ -127,12 +127,13 @@ def _distances(got: Iterable[Array], wanted: Iterable[Float64]) -> list[float]:
 class RoundedBackbone(TorchFunctionMode):
     """A mode that rounds the operands of a backbone's products, weights included; with `half` those of its sums too.
 
-    With `half` values also keep to the range of FP16. A parameter is rounded once, however many images go through.
+    With `half` values also keep to the range of FP16. A parameter is rounded once, however many images go through. Of a
+    backbone with `norms`, whose sums an FP16 graph has in FP32, the results of products are rounded in their place.
     """
 
-    def __init__(self, seed: int, *, half: bool) -> None:
+    def __init__(self, seed: int, *, half: bool, norms: bool = False) -> None:
         super().__init__()
-        self._random, self._half = np.random.default_rng(seed), half
+        self._random, self._half, self._norms = np.random.default_rng(seed), half, half and norms
         self._parameters: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -141,7 +142,11 @@ class RoundedBackbone(TorchFunctionMode):
         if name in PRODUCTS:
             first, second, *rest = args
             args = (self._rounded(first), self._rounded(second, kernels=name == "conv2d"), *rest)
-        elif self._half and name in SUMS | SUMS_IN_PLACE and len(args) > 1:
+            if name == "scaled_dot_product_attention":  # the third operand is a factor too
+                args = (*args[:2], self._rounded(rest[0]), *rest[1:])
+            if self._norms:
+                return self._rounded(function(*args, **(kwargs or {})))
+        elif self._half and not self._norms and name in SUMS | SUMS_IN_PLACE and len(args) > 1:
             first, second, *rest = args
             args = (first if name in SUMS_IN_PLACE else self._rounded(first), self._rounded(second), *rest)
         return function(*args, **(kwargs or {}))

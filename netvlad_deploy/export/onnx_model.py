@@ -26,7 +26,7 @@ from netvlad_deploy.export import graph
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold_backbone import check_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
-from netvlad_deploy.export.fold_pipeline import FOLD_SIZE, fold_pipeline
+from netvlad_deploy.export.fold_pipeline import fold_pipeline, fold_size
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.head import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -48,6 +48,8 @@ LARGEST_INSIDE = 2_000_000_000
 
 HEAD_AXES: graph.Axes = ({0: "batch", 1: "num_features"},)
 PIPELINE_AXES: graph.Axes = ({0: "batch", 1: "height", 2: "width"},)
+BATCH_AXIS: graph.Axes = ({0: "batch"},)
+"""The dynamic axis of a pipeline whose backbone takes images of one size alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,12 +218,12 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
     folded, findings = fold_pipeline(
         pipeline, replace(options, feature_norm=norm or 1.0), goldens[:-1]
     )  # the last may be large
-    size = pipeline.images.size or FOLD_SIZE
+    size = pipeline.images.size or fold_size(pipeline.images)
     return _Subject(
         module=folded,
         head=folded.head,
         examples=(torch.zeros(2, *size, CHANNELS, dtype=torch.uint8),),
-        axes=PIPELINE_AXES,
+        axes=BATCH_AXIS if pipeline.images.fixed else PIPELINE_AXES,
         inputs=(IMAGES,),
         dtypes={IMAGES: "uint8", DESCRIPTOR: options.output_dtype},
         tensors=(LOCAL_DESCRIPTORS, *pipeline.head.spec.stages),
