@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from netvlad_deploy.errors import ExportError, FoldError
 from netvlad_deploy.export.float64_convolutions import Float64Convolutions
 from netvlad_deploy.export.fold_head import check_foldable
-from netvlad_deploy.export.half_products import PRODUCTS, half_products, has_norms
+from netvlad_deploy.export.half_products import HALF_MODULES, half_products, has_norms
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.pipeline import feature_map_of
 
@@ -254,7 +254,7 @@ def activation_peaks(backbone: nn.Module, images: Tensor) -> dict[str, float]:
                 low, high = (float(extreme) for extreme in values.aminmax())
                 peaks[names[part]] = max(-low, high, peaks.get(names[part], 0.0))
 
-    with hooked(backbone, PRODUCTS if norms else (nn.Module,), keep):
+    with hooked(backbone, HALF_MODULES if norms else (nn.Module,), keep):
         run(backbone, images)
     return peaks
 

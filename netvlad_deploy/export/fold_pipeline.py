@@ -22,7 +22,7 @@ FOLD_SIZE = (96, 128)
 
 
 def fold_size(images: ImageInput) -> Size:
-    """Return the height and width of the image on which a fold is tried: the only one that the backbone takes, or small."""
+    """Return the height and width of the image on which a fold is tried: the one that the backbone takes, or small."""
     return images.size if images.fixed and images.size else FOLD_SIZE
 
 

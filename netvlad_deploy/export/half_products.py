@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-PRODUCTS: Final = (nn.Linear, nn.Conv2d)
+HALF_MODULES: Final = (nn.Linear, nn.Conv2d)
 """Modules that an FP16 graph computes in FP16."""
 
 ACTIVATION_NAME: Final = re.compile("GELU|SiLU|Swish|Mish|Tanh|Sigmoid")
@@ -41,7 +41,7 @@ def has_norms(backbone: nn.Module) -> bool:
 def half_products(backbone: nn.Module) -> nn.Module:
     """Convert the products of a backbone to FP16 in place, and return it; what is between them stays in FP32."""
     for name, part in list(backbone.named_modules()):
-        if isinstance(part, PRODUCTS):
+        if isinstance(part, HALF_MODULES):
             part.half()
             part.register_forward_pre_hook(_to_half)
         elif isinstance(part, nn.LayerNorm) or ACTIVATION_NAME.search(type(part).__name__):

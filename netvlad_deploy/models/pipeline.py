@@ -16,7 +16,8 @@ class Pipeline(nn.Module):
     """Turn images (B,H,W,3), uint8 RGB, into descriptors.
 
     The backbone, of this name, makes a feature map (B,D,h,w) of normalised images (B,3,H,W); the head aggregates every
-    position of that map. What the backbone gives beside the map, such as a class token, is not used. This module applies the mean and standard deviation of the image input.
+    position of that map. What the backbone gives beside the map, such as a class token, is not used. This module
+    applies the mean and standard deviation of the image input.
     """
 
     mean: Tensor

@@ -33,9 +33,10 @@ NEAREST_CENTRE: Final = "nearest-centre"
 FILTERS: Final = (BILINEAR, ANTIALIASED, ALIASED, AREA, BOX, NEAREST, BICUBIC, LANCZOS, NEAREST_CENTRE)
 """Filters that resize an image.
 
-`bilinear`, `box`, `bicubic` and `lanczos` are Pillow's on bytes: they average when they shrink. `bilinear-antialiased` and `bilinear-aliased`
-are torch's on tensors; the second reads four pixels however much it shrinks. `area` is OpenCV's, which weighs fractions
-of pixels. `nearest` is torch's, `nearest-centre` Pillow's, which takes the pixel under the centre of the new one.
+`bilinear`, `box`, `bicubic` and `lanczos` are Pillow's on bytes: they average when they shrink. `bilinear-antialiased`
+and `bilinear-aliased` are torch's on tensors; the second reads four pixels however much it shrinks. `area` is OpenCV's,
+which weighs fractions of pixels. `nearest` is torch's, `nearest-centre` Pillow's, which takes the pixel under the
+centre of the new one.
 """
 
 PILLOW_FILTERS: Final = {

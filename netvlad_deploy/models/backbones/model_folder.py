@@ -3,8 +3,8 @@
 Nothing is fetched, no code of the folder is run, and weights are read from `.safetensors` files alone. The image input
 is that of `preprocessor_config.json`; a rule that cannot be followed to the letter is refused.
 
-Source: huggingface/transformers, image_processing_backends.py, models/convnext/image_processing_convnext.py (sizes below
-384 are resized more and cut) and models/efficientnet/image_processing_efficientnet.py (a second division by the
+Source: huggingface/transformers, image_processing_backends.py, models/convnext/image_processing_convnext.py (sizes
+below 384 are resized more and cut) and models/efficientnet/image_processing_efficientnet.py (a second division by the
 deviation).
 """
 
@@ -101,7 +101,8 @@ def image_input(record: Mapping[str, Any]) -> ImageInput:
         raise InputError(f"{', '.join(strange) or 'rescale_offset'} is asked for, which cannot be followed")
     if not record.get("do_rescale", True) or abs(255 * _number(record, "rescale_factor", 1 / 255) - 1) > 1e-3:
         raise InputError("values are not rescaled by 1/255, as the graph does it")
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if record.get("do_normalize", True):
         mean, std = _three(record, "image_mean"), _three(record, "image_std")
     if record.get("include_top"):  # the preprocessor of EfficientNet divides twice
@@ -111,9 +112,7 @@ def image_input(record: Mapping[str, Any]) -> ImageInput:
         crop = _square_or_size(record.get("crop_size"), "crop_size")
     red, green, blue = (255 * value for value in mean)
     wide_red, wide_green, wide_blue = (255 * value for value in std)
-    return ImageInput(
-        mean=(red, green, blue), std=(wide_red, wide_green, wide_blue), resize=resize, crop=crop
-    )
+    return ImageInput(mean=(red, green, blue), std=(wide_red, wide_green, wide_blue), resize=resize, crop=crop)
 
 
 def _resize(record: Mapping[str, Any]) -> tuple[Resize, Size | None]:

@@ -22,7 +22,6 @@ from netvlad_deploy.models.backbones.networks import Backbone, SizedBackbone
 from netvlad_deploy.spec.images import BICUBIC, BILINEAR, BOX, LANCZOS, NEAREST_CENTRE, ImageInput, Resize, Size
 from netvlad_deploy.support.require import require
 
-EXTRA: Final = "timm"
 ROOT: Final = "network."
 
 FILTERS_BY_NAME: Final = {
@@ -80,7 +79,8 @@ class TimmSized(SizedBackbone):
         if features.ndim == 4:
             return _channels_first(features, self.network.num_features)
         prefix = getattr(self.network, "num_prefix_tokens", 0)
-        feature_map = features[:, prefix:].transpose(1, 2).unflatten(2, self.grid)
+        feature_map = features[:, prefix:].transpose(1, 2)
+        feature_map = feature_map.reshape(*feature_map.shape[:2], *self.grid)
         return (feature_map, features[:, 0]) if getattr(self.network, "cls_token", None) is not None else feature_map
 
 
@@ -90,7 +90,7 @@ def timm_backbone(name: str) -> Backbone:
     Raises: UsageError if timm has no such network, with the nearest names; InputError if its images cannot be prepared
         as its data config says; MissingDependencyError if timm is not installed.
     """
-    library = require("timm", extra=EXTRA)
+    library = require("timm", extra="timm")
     known = library.list_models()
     architecture = name.partition(".")[0]
     if architecture not in known:
@@ -100,7 +100,7 @@ def timm_backbone(name: str) -> Backbone:
         network = library.create_model(name, pretrained=False, num_classes=0)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UsageError(f"timm does not make {name!r} ({' '.join(str(error).split())[:200]})") from error
-    images = image_input(require("timm.data", extra=EXTRA).resolve_model_data_config(network))
+    images = image_input(require("timm.data", extra="timm").resolve_model_data_config(network))
     classifier = network.pretrained_cfg.get("classifier") or ()
     return Backbone(
         name=f"timm:{name}",
@@ -113,7 +113,7 @@ def timm_backbone(name: str) -> Backbone:
 
 def build(name: str) -> nn.Module:
     """Return the network of a name of timm with its initial weights, cut where NetVLAD is put on it."""
-    network: Any = require("timm", extra=EXTRA).create_model(name, pretrained=False, num_classes=0)
+    network: Any = require("timm", extra="timm").create_model(name, pretrained=False, num_classes=0)
     padded = any(type(part).__name__.endswith(SAME_PADDING) for part in network.modules())
     sized = padded or hasattr(network, "set_input_size") or hasattr(network, "pos_embed")
     return TimmSized(network) if sized else TimmMap(network)

@@ -83,7 +83,9 @@ def _parts(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     for pattern, replacements in JOINED:
         if pattern.search(name):
             if tensor.ndim == 0 or tensor.shape[0] % len(replacements):
-                raise InputError(f"{name} is {tuple(tensor.shape)}, expected {len(replacements)} equal parts in its rows")
+                raise InputError(
+                    f"{name} is {tuple(tensor.shape)}, expected {len(replacements)} equal parts in its rows"
+                )
             parts = tensor.chunk(len(replacements))
             return [(pattern.sub(new, name), part) for new, part in zip(replacements, parts, strict=True)]
     return [(name, tensor)]

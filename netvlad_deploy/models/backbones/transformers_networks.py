@@ -26,8 +26,6 @@ from netvlad_deploy.models.backbones.transformers_names import canonical, canoni
 from netvlad_deploy.spec.images import ImageInput, Resize, Size
 from netvlad_deploy.support.require import require
 
-EXTRA: Final = "transformers"
-
 ATTENTION: Final = "netvlad_deploy_plain"
 """Name under which `attention` is known to the library."""
 
@@ -175,7 +173,7 @@ def resized_positions(table: Tensor, rows: int, columns: int, *, antialias: bool
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **_: Any
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: None, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
     """Return what each token takes from the others (B,N,heads,d), and the weights (B,heads,N,N), in the library's form.
 
@@ -190,7 +188,7 @@ def build(kind: str, settings: Mapping[str, Any], offset: float = 0.0) -> nn.Mod
 
     Raises: InputError if the library refuses the settings; MissingDependencyError if it is not installed.
     """
-    library, record = require("transformers", extra=EXTRA), KINDS[kind]
+    library, record = require("transformers", extra="transformers"), KINDS[kind]
     try:
         config = getattr(library, record.config).from_dict(dict(settings))
         depth = getattr(config, "num_hidden_layers", None) or 0
@@ -236,7 +234,9 @@ def shown(
     return backbone, {installed.get(name, name): tensor for name, tensor in found.items()}
 
 
-def transformers_backbone(name: str, kind: str, settings: Mapping[str, Any], width: int, images: ImageInput) -> Backbone:
+def transformers_backbone(
+    name: str, kind: str, settings: Mapping[str, Any], width: int, images: ImageInput
+) -> Backbone:
     """Return the record of a network of the library with these settings of its config."""
     return Backbone(
         name=name,
@@ -252,8 +252,8 @@ def transformers_backbone(name: str, kind: str, settings: Mapping[str, Any], wid
 def _named() -> tuple[Backbone, ...]:
     """Return the records of the networks that have a name of their own."""
     square = Resize(size=(224, 224))
-    halves = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
     imagenet, benchmark = ImageInput(resize=square), ImageInput(resize=Resize(size=(480, 640)))
+    halves = ImageInput(mean=(127.5,) * 3, std=(127.5,) * 3, resize=square)
     found = []
     for letter, width, heads, layers in (("s", 384, 6, 12), ("b", 768, 12, 12), ("l", 1024, 16, 24)):
         settings = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers}
@@ -266,8 +266,8 @@ def _named() -> tuple[Backbone, ...]:
     b0 = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280, "image_size": 224}
     return (
         *found,
-        transformers_backbone("vit-b16", "vit", vit, 768, ImageInput(resize=square, **halves)),
-        transformers_backbone("mobilenetv2", "mobilenet_v2", {}, 1280, replace(benchmark, **halves)),
+        transformers_backbone("vit-b16", "vit", vit, 768, halves),
+        transformers_backbone("mobilenetv2", "mobilenet_v2", {}, 1280, replace(halves, resize=benchmark.resize)),
         transformers_backbone("efficientnet-b0", "efficientnet", b0, 1280, benchmark),
     )
 

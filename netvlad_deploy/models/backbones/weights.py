@@ -45,9 +45,9 @@ def identify(state: BackboneState) -> Backbone:
         return sum(own.get(key) == shape for key, shape in wanted[name].items()), -len(wanted[name])
 
     nearest = max(wanted, key=nearness, default=None)
-    if nearest is not None and 2 * nearness(nearest)[0] > len(wanted[nearest]):
-        if not _is_another(*read[nearest]):
-            return BACKBONES[nearest]
+    found_most = nearest is not None and 2 * nearness(nearest)[0] > len(wanted[nearest])
+    if nearest is not None and found_most and not _is_another(*read[nearest]):
+        return BACKBONES[nearest]
     known = f"none of {', '.join(state.candidates)}" if state.candidates else "none that this dialect has"
     raise InputError(
         f"the backbone {state.root}* ({len(found)} tensors) is {describe(found)}, {known}: pass --backbone with its "
