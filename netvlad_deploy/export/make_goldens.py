@@ -22,6 +22,7 @@ from netvlad_deploy.export.float64_convolutions import Float64Convolutions
 from netvlad_deploy.export.fold_backbone import copied, round_kernels
 from netvlad_deploy.export.half_products import has_norms
 from netvlad_deploy.models.affine import in_float64
+from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.spec.images import IMAGES
@@ -75,13 +76,14 @@ def _exact(pipeline: Pipeline, images: list[Array]) -> tuple[list[Float64], floa
     found, norm = [], 0.0
     with torch.inference_mode(), Float64Convolutions(strips=True):
         for image in images:
-            local_descriptors = twin.local_descriptors(torch.from_numpy(image)[None])
+            inputs = twin.head_inputs(torch.from_numpy(image)[None])
+            local_descriptors = inputs[0]
             if local_descriptors.shape[2] != width:
                 raise ExportError(
                     f"backbone {pipeline.name} gives {local_descriptors.shape[2]} channels, the head takes {width}"
                 )
             norm = max(norm, float(local_descriptors.norm(dim=2).max()))
-            found.append(aggregate(local_descriptors)[0].numpy())
+            found.append(aggregate(*inputs)[0].numpy())
             if not np.isfinite(found[-1]).all():
                 size = f"{image.shape[0]}x{image.shape[1]}"
                 raise ExportError(f"the descriptor of a golden image of {size} is not finite in torch.float64")
@@ -101,15 +103,16 @@ class _Single:
         head: AbstractContextManager[Any] = contextlib.nullcontext()
         if precision != FP32:
             half, fixed = precision.startswith("fp16"), tuple(self._state.values())
+            logits = precision == "fp16" and isinstance(self._head, NetVLAD)
             backbone = RoundedBackbone(seed, half=half, norms=has_norms(self._twin.backbone))
-            head = RoundedHead(seed, fixed=fixed, stored=half, logits=precision == "fp16")
+            head = RoundedHead(seed, fixed=fixed, stored=half, logits=logits)
         found = []
         with torch.inference_mode():
             for image in images:
                 with backbone:
-                    local_descriptors = self._twin.local_descriptors(torch.from_numpy(image)[None])
+                    inputs = self._twin.head_inputs(torch.from_numpy(image)[None])
                 with head:
-                    found.append(functional_call(self._head, self._state, (local_descriptors,))[0].numpy())
+                    found.append(functional_call(self._head, self._state, inputs)[0].numpy())
         return found
 
 

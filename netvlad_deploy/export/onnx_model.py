@@ -267,10 +267,11 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
         pipeline, replace(options, feature_norm=norm or 1.0), goldens[:-1]
     )  # the last may be large
     size = pipeline.images.size or fold_size(pipeline.images)
+    head = folded.head if isinstance(folded.head, FoldedNetVLAD) else None
     return _Subject(
         module=folded,
-        spec=folded.head.spec,
-        head=folded.head,
+        spec=folded.spec if head is None else head.spec,
+        head=head,
         examples=(torch.zeros(2, *size, CHANNELS, dtype=torch.uint8),),
         axes=BATCH_AXIS if pipeline.images.fixed else PIPELINE_AXES,
         inputs=(IMAGES,),
@@ -309,7 +310,7 @@ def _trace(subject: _Subject, options: GraphOptions) -> graph.Graph:
         outputs=subject.tensors,
         opset=options.opset,
     )
-    if subject.images is not None:
+    if subject.images is not None and not subject.images.fixed:  # for one size all shapes are constants already
         graph.fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.spec.feature_size))
     graph.keep_outputs(model, options.outputs)
     return graph.without_large(model)

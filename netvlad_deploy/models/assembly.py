@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.backbones import find_backbone, is_custom
 from netvlad_deploy.models.backbones.networks import Backbone
 from netvlad_deploy.models.backbones.weights import check_map, fix_size, identify, load_weights, of_own_size
@@ -38,7 +39,7 @@ class ReadyBackbone:
     width: int
     images: ImageInput
 
-    def under(self, head: NetVLAD) -> Pipeline:
+    def under(self, head: NetVLAD | Aggregator) -> Pipeline:
         """Return this backbone with a head on it as one module in eval mode.
 
         Raises: InputError if the head takes another width.

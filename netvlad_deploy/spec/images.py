@@ -258,6 +258,18 @@ class ImageInput:
         height, width = (AxisRange.parse(str(length)) for length in self.size)
         return ImageProfile(batch=USUAL_IMAGES.batch, height=height, width=width)
 
+    def check_taken(self, *sizes: Size) -> None:
+        """Check that the graph takes these heights and widths: the one size alone if it is fixed, else any.
+
+        Raises: InputError.
+        """
+        for size in sizes:
+            if self.fixed and size != self.size:
+                raise InputError(
+                    f"images of {_text(size)} are not taken, the backbone is for {_text(self.size)} alone: prepare them "
+                    f"so, or export again with --resize {_text(size)}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageChanges:

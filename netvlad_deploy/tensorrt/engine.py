@@ -90,6 +90,8 @@ def _fitted(options: BuildOptions, parent: OnnxArtifact, *, gated: bool) -> Buil
         if isinstance(profile, ImageProfile) != (parent.images is not None):
             asked = "--image-size or --profile BxHxW" if parent.images else "--num-features or --profile BxN"
             raise UsageError(f"{parent.path} takes {parent.inputs[0]}, got a profile of {profile}: pass {asked}")
+        if parent.images is not None and isinstance(profile, ImageProfile):
+            parent.images.check_taken(*((height, width) for _, height, width in profile.shapes))
     if options.tf32 and parent.precision != "fp32":
         raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
     if TURING in options.compute_capabilities and (parent.precision != "fp16" or gated):
