@@ -16,8 +16,8 @@ import contextlib
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from netvlad_deploy.errors import ExportError, FoldError
-from netvlad_deploy.export.float64_convolutions import Float64Convolutions
+from netvlad_deploy.export.float64_products import Float64Products
 from netvlad_deploy.export.fold_head import check_foldable
 from netvlad_deploy.export.half_products import HALF_MODULES, half_products, has_norms
 from netvlad_deploy.models.affine import is_finite
@@ -71,7 +71,7 @@ def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
         folded = copied(backbone, torch.float32)
     else:
         folded = copied(backbone, torch.float64)
-        with Float64Convolutions(strips=False):
+        with Float64Products(strips=False):
             _fold_all(folded, example.double())
         folded = folded.float()
     for name, tensor in folded.state_dict().items():
@@ -80,14 +80,20 @@ def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
     return folded
 
 
-def copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy whose tensors have this dtype, without gradients; those that have it already share their memory."""
+def copied(module: nn.Module, dtype: torch.dtype, *, share: Collection[type[nn.Module]] = ()) -> nn.Module:
+    """Return a copy whose tensors have this dtype, without gradients; those that have it already share their memory.
+
+    The weights of modules of the types in `share` keep their dtype, and share their memory too.
+    """
 
     def converted(tensor: Tensor) -> Tensor:
         return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
 
     memo: dict[int, Any] = {id(buffer): converted(buffer) for buffer in module.buffers()}
     memo |= {id(each): nn.Parameter(converted(each), requires_grad=False) for each in module.parameters()}
+    for part in module.modules():
+        if type(part) in share:
+            memo[id(part.weight)] = nn.Parameter(cast("Tensor", part.weight).detach(), requires_grad=False)
     return copy.deepcopy(module, memo)
 
 

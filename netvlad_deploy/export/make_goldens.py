@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from netvlad_deploy.errors import ExportError
-from netvlad_deploy.export.float64_convolutions import Float64Convolutions
+from netvlad_deploy.export.float64_products import Float64Products
 from netvlad_deploy.export.fold_backbone import copied, round_kernels
 from netvlad_deploy.export.half_products import has_norms
 from netvlad_deploy.models.affine import in_float64
@@ -74,7 +74,7 @@ def _exact(pipeline: Pipeline, images: list[Array]) -> tuple[list[Float64], floa
     """Return the descriptor (P,) of each image (H,W,3) in float64, and the largest norm of a local descriptor."""
     width, twin, aggregate = pipeline.head.spec.feature_size, _twin(pipeline, torch.float64), in_float64(pipeline.head)
     found, norm = [], 0.0
-    with torch.inference_mode(), Float64Convolutions(strips=True):
+    with torch.inference_mode(), Float64Products(strips=True):
         for image in images:
             inputs = twin.head_inputs(torch.from_numpy(image)[None])
             local_descriptors = inputs[0]
@@ -117,8 +117,13 @@ class _Single:
 
 
 def _twin(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
-    """Return the pipeline with a copy of its backbone and its normalisation in `dtype`; the head is not copied."""
-    twin = Pipeline(copied(pipeline.backbone, dtype), pipeline.head, pipeline.images, name=pipeline.name)
+    """Return the pipeline with a copy of its backbone and its normalisation in `dtype`; the head is not copied.
+
+    The matrices of linear layers are not copied either: `Float64Products` widens each where it is used.
+    """
+    twin = Pipeline(
+        copied(pipeline.backbone, dtype, share=(nn.Linear,)), pipeline.head, pipeline.images, name=pipeline.name
+    )
     twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
     return twin
 

@@ -35,7 +35,7 @@ A resize rule that keeps an image's shape replaces the last by its own size.
 SMALL_IMAGE_SIZES: Final = ((96, 128), (97, 131))
 """The first two sizes under a resize rule with a fixed size: cheaper, and they show the same faults."""
 
-FIXED_SIZE_IMAGES: Final = 3
+FIXED_SIZE_IMAGES: Final = 2
 """Number of golden images of a backbone that takes one size alone."""
 
 USUAL_PHOTO: Final = (480, 640)

@@ -67,7 +67,7 @@ def compare_goldens(
 
 
 def _numbered(cases: Sequence[CaseParity]) -> list[CaseParity]:
-    """Return the cases with a number behind a name that came before: a backbone of one size has images of that alone."""
+    """Return the cases with a number behind a name that came before, as of images of the one size of a backbone."""
     seen: Counter[str] = Counter()
     found = []
     for case in cases:

@@ -265,10 +265,8 @@ class ImageInput:
         """
         for size in sizes:
             if self.fixed and size != self.size:
-                raise InputError(
-                    f"images of {_text(size)} are not taken, the backbone is for {_text(self.size)} alone: prepare them "
-                    f"so, or export again with --resize {_text(size)}"
-                )
+                alone = f"images of {_text(size)} are not taken, the backbone is for {_text(self.size)} alone"
+                raise InputError(f"{alone}: export again with --resize {_text(size)}")
 
 
 @dataclass(frozen=True, kw_only=True)
