@@ -22,6 +22,7 @@ from netvlad_deploy.export.float64_products import Float64Products
 from netvlad_deploy.export.fold_backbone import copied, round_kernels
 from netvlad_deploy.export.half_products import has_norms
 from netvlad_deploy.models.affine import in_float64
+from netvlad_deploy.models.backbones.transformers_networks import TokenNetwork
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
@@ -119,11 +120,12 @@ class _Single:
 def _twin(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
     """Return the pipeline with a copy of its backbone and its normalisation in `dtype`; the head is not copied.
 
-    The matrices of linear layers are not copied either: `Float64Products` widens each where it is used.
+    Of a vision transformer the matrices of linear layers are not copied either: `Float64Products` widens each for its
+    use.
     """
-    twin = Pipeline(
-        copied(pipeline.backbone, dtype, share=(nn.Linear,)), pipeline.head, pipeline.images, name=pipeline.name
-    )
+    share = (nn.Linear,) if isinstance(pipeline.backbone, TokenNetwork) else ()  # others may use a matrix elsewhere
+    backbone = copied(pipeline.backbone, dtype, share=share)
+    twin = Pipeline(backbone, pipeline.head, pipeline.images, name=pipeline.name)
     twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
     return twin
 
