@@ -9,7 +9,7 @@ from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges, parse_triple
+from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.support.limits import check_limit
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def adopt(
         head=head,
         whole=no_head,
         takes=takes,
-        mean=None if mean is None else parse_triple(mean, "mean"),
-        std=None if std is None else parse_triple(std, "std"),
+        mean=None if mean is None else flags.parse_triple(mean, "mean"),
+        std=None if std is None else flags.parse_triple(std, "std"),
         changes=images.changes,
     )
     adoption = run(source, target, options, force=force)

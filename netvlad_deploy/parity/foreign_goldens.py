@@ -66,9 +66,7 @@ def foreign_goldens(
 def _inputs(images: ImageInput | None, width: int, fixed: Mapping[str, int]) -> Iterator[Arrays]:
     """Yield inputs without a batch axis, three where one size is all that is taken."""
     if images is not None:
-        only = {"height", "width"} <= set(fixed)
-        sizes = [(fixed["height"], fixed["width"])] * 3 if only else golden_sizes(images)
-        for seed, size in enumerate(sizes):
+        for seed, size in enumerate(golden_sizes(images)):
             yield {IMAGES: golden_image(*size, seed=seed)}
         return
     counts = [fixed["num_features"]] * 3 if "num_features" in fixed else FEATURE_COUNTS

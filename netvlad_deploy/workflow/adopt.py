@@ -14,7 +14,7 @@ from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import CHANNELS, IMAGES, NO_CHANGES, ImageChanges, ImageInput, Resize, Triple
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, NO_CHANGES, ImageChanges, ImageInput, Resize
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.support.files import check_apart, check_suffix, check_targets, sha256_file, stage_files
 from netvlad_deploy.support.formats import naming, reading
@@ -23,6 +23,7 @@ from netvlad_deploy.support.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from netvlad_deploy.export.foreign.read import ForeignModel
+    from netvlad_deploy.models.aggregators.base import Aggregator
     from netvlad_deploy.models.netvlad import NetVLAD
     from netvlad_deploy.models.pipeline import Pipeline
     from netvlad_deploy.parity.adoption import ForeignHead
@@ -50,13 +51,15 @@ class AdoptOptions:
     head: str | None = None
     whole: bool = False
     takes: str | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     changes: ImageChanges = NO_CHANGES
 
     def __post_init__(self) -> None:
         if self.takes not in (None, IMAGES, FEATURES):
             raise UsageError(f"input {self.takes!r} is unknown: choose {IMAGES} or {FEATURES}")
+        if self.std is not None and min(self.std) <= 0:
+            raise UsageError(f"the deviation of pixels is {self.std}, expected positive numbers")
 
     @property
     def of_images(self) -> bool:
@@ -140,7 +143,7 @@ def _whole(
 
 def _module(
     model: "ForeignModel", found: "ForeignHead", options: AdoptOptions, name: str
-) -> tuple["NetVLAD | Pipeline", tuple[str, ...]]:
+) -> tuple["NetVLAD | Aggregator | Pipeline", tuple[str, ...]]:
     """Return the recovered head, under the backbone of the file if it has one, and what was assumed of its input.
 
     Raises: InputError if something stands before the head that is no backbone of images; UsageError for an option of
@@ -163,7 +166,7 @@ def _module(
 
 
 def _pipeline(
-    model: "ForeignModel", found: "ForeignHead", options: AdoptOptions, head: "NetVLAD", name: str
+    model: "ForeignModel", found: "ForeignHead", options: AdoptOptions, head: "NetVLAD | Aggregator", name: str
 ) -> tuple["Pipeline", tuple[str, ...]]:
     """Return the head under the backbone of the file, and what was assumed of its images."""
     from netvlad_deploy.export.foreign.backbone import ForeignBackbone
@@ -187,9 +190,12 @@ def _images(shape: tuple[int | None, ...], options: AdoptOptions) -> tuple[Image
     fixed = None if height is None or width is None else (height, width)
     usual = ImageInput(resize=Resize(size=fixed))
     images = options.changes.on(replace(usual, mean=options.mean or usual.mean, std=options.std or usual.std))
-    if fixed is not None and images.size != fixed:
-        raise UsageError(f"the file takes images of {height}x{width}: leave --resize and --crop out, or end in it")
-    notes = [] if fixed is None else [f"the file takes images of {height}x{width} alone: images are resized to it"]
+    notes = []
+    if fixed is not None:
+        if images.size != fixed:
+            raise UsageError(f"the file takes images of {height}x{width}: leave --resize and --crop out, or end in it")
+        images = replace(images, fixed=True)
+        notes.append(f"the file takes images of {height}x{width} alone, and so does the new one")
     if options.mean is None or options.std is None:
         notes.append(f"assumed: its images are RGB, {images}; say otherwise with --mean, --std and --resize")
     return images, tuple(notes)

@@ -1,8 +1,9 @@
 """The part of `adopt` that takes a file as it is: any network from images, or features, to one vector."""
 
+import contextlib
 from pathlib import Path
 
-from netvlad_deploy.artifact import FileReference
+from netvlad_deploy.artifact import FileReference, OnnxArtifact
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export.foreign.read import ForeignModel
 from netvlad_deploy.export.foreign.wrap import fixed_lengths, only_output, wrapped
@@ -10,6 +11,7 @@ from netvlad_deploy.export.foreign.write import write_foreign
 from netvlad_deploy.oracle.goldens import load_goldens
 from netvlad_deploy.parity.adoption import check_passed
 from netvlad_deploy.parity.foreign_goldens import foreign_goldens
+from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.runtime.foreign_runner import ForeignImageRunner
@@ -61,13 +63,7 @@ def adopt_whole(
     whole = wrapped(model, name, images, spec.descriptor_size)
     nodes = len(whole.graph.node)
     artifact = write_foreign(whole, target, spec, goldens, images, parent, force=False)
-    with Candidate.of(artifact).open() as runner, naming(parent.name):
-        if images is None:
-            report = compare_goldens(runner, load_goldens(artifact.reference_path), None)
-        else:
-            with ForeignImageRunner(model, name, spec, images, name="the file") as old:
-                report = compare_goldens(runner, load_goldens(artifact.reference_path), None, against=old)
-        check_passed(report)
+    report = _proof(artifact, model, name, parent)
     length = "of norm 1" if unit else "not of norm 1"
     return Adoption(
         artifact=artifact,
@@ -77,3 +73,20 @@ def adopt_whole(
         notes=(*model.notes, *notes, f"taken as it is: its descriptors are {length}"),
         proofs=(report,),
     )
+
+
+def _proof(artifact: OnnxArtifact, model: ForeignModel, output: str, parent: FileReference) -> ParityReport:
+    """Return the comparison of a new file with the old one on golden inputs, which were run in the old one's terms.
+
+    Raises: InputError if they differ.
+    """
+    goldens, spec = load_goldens(artifact.reference_path), artifact.spec
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(parent.name))
+        runner = stack.enter_context(Candidate.of(artifact).open())
+        old = None
+        if artifact.images is not None:
+            old = stack.enter_context(ForeignImageRunner(model, output, spec, artifact.images, name="the file"))
+        report = compare_goldens(runner, goldens, None, against=old)
+        check_passed(report)
+    return report

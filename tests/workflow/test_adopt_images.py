@@ -79,6 +79,7 @@ def test_imagenet_is_assumed_and_said_and_a_fixed_size_is_kept(network: Network,
     assert adopted.artifact.images is not None
     assert adopted.artifact.images.size == (64, 80)
     assert adopted.artifact.images.mean == (123.675, 116.28, 103.53)
+    assert adopted.artifact.images.fixed
     assert "takes images of 64x80 alone" in adopted.notes[0]
     assert adopted.notes[1].startswith("assumed: its images are RGB, ")
     with pytest.raises(UsageError, match="takes images of 64x80: leave --resize and --crop out"):

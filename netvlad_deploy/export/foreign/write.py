@@ -7,7 +7,7 @@ from netvlad_deploy.artifact import FileReference, OnnxArtifact, reference_path,
 from netvlad_deploy.errors import ExportError
 from netvlad_deploy.export import graph
 from netvlad_deploy.export.onnx_model import EXPORTERS, LARGEST_INSIDE
-from netvlad_deploy.oracle.goldens import Golden, doubts, golden_arrays
+from netvlad_deploy.oracle.goldens import FP32, Golden, doubts, golden_arrays
 from netvlad_deploy.oracle.reference_file import reference_arrays
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import IMAGES, ImageInput
@@ -44,30 +44,47 @@ def write_foreign(
     if model.ByteSize() > LARGEST_INSIDE:
         raise ExportError(f"{target} would have {model.ByteSize()} bytes, expected at most {LARGEST_INSIDE}")
     onnx.checker.check_model(model)
-    source, dtype = (FEATURES, "float32") if images is None else (IMAGES, "uint8")
-    said = f"its golden inputs have the descriptors of {parent.name}: they prove what is made of it, not the file"
-    preparation = "features as the file takes them" if images is None else f"RGB from 0 to 255, {images.preparation}"
     with stage_files(force=force) as staging:
-        reference = reference_path(target)
-        with staging.open(reference) as stream:
+        path = reference_path(target)
+        with staging.open(path) as stream:
             write_npz(stream, reference_arrays(golden_arrays(goldens), spec))
-        artifact = OnnxArtifact(
-            path=target,
-            spec=spec,
-            precision="fp32",
-            inputs=(source,),
-            outputs=(DESCRIPTOR,),
-            dtypes={source: dtype, DESCRIPTOR: "float32"},
-            range=FeatureRange(norm=1.0, largest=None, logit_slope=0.0, logit_step=0.0),
-            warnings=(said, *doubts(goldens, "fp32")),
-            origin=parent.name,
-            parent=parent,
-            reference=FileReference(name=reference.name, sha256=staging.sha256(reference)),
-            preprocessing=preparation,
-            images=images,
-            opset=next(each.version for each in model.opset_import if each.domain == ""),
-            versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
-        )
+        reference = FileReference(name=path.name, sha256=staging.sha256(path))
+        opset = next(each.version for each in model.opset_import if each.domain == "")
+        warnings = doubts(goldens, FP32)
+        artifact = _record(target, spec, images, parent, reference, opset=opset, warnings=warnings)
         written = graph.Graph(model, {})
         graph.clean(written, artifact)
         return stage_artifact(staging, artifact, written.parts())
+
+
+def _record(
+    target: Path,
+    spec: AggregatorSpec,
+    images: ImageInput | None,
+    parent: FileReference,
+    reference: FileReference,
+    *,
+    opset: int,
+    warnings: tuple[str, ...],
+) -> OnnxArtifact:
+    source, dtype = (FEATURES, "float32") if images is None else (IMAGES, "uint8")
+    said = f"its golden inputs have the descriptors of {parent.name}: they prove what is made of it, not the file"
+    return OnnxArtifact(
+        path=target,
+        spec=spec,
+        precision=FP32,
+        inputs=(source,),
+        outputs=(DESCRIPTOR,),
+        dtypes={source: dtype, DESCRIPTOR: "float32"},
+        range=FeatureRange(norm=1.0, largest=None, logit_slope=0.0, logit_step=0.0),
+        warnings=(said, *warnings),
+        origin=parent.name,
+        parent=parent,
+        reference=reference,
+        preprocessing="features as the file takes them"
+        if images is None
+        else f"RGB from 0 to 255, {images.preparation}; the graph normalises",
+        images=images,
+        opset=opset,
+        versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
+    )
