@@ -51,27 +51,20 @@ def adopt_whole(
         )
     name, fixed = only_output(model, output), fixed_lengths(model)
     width = 0 if images is not None else int(model.source_shape[2] or 0)
-    trial = wrapped(model, name, images, 1)
-    goldens, unit = foreign_goldens(trial, images, width, fixed)
-    spec = AggregatorSpec(
-        name=FOREIGN,
-        descriptor_size=goldens[0].descriptor.size,
-        unit_length=unit,
-        feature_size=width,
-        settings=fixed,
-    )
-    whole = wrapped(model, name, images, spec.descriptor_size)
+    goldens, unit = foreign_goldens(wrapped(model, name, images, 1), images, width, fixed)
+    size = goldens[0].descriptor.size
+    spec = AggregatorSpec(name=FOREIGN, descriptor_size=size, unit_length=unit, feature_size=width, settings=fixed)
+    whole = wrapped(model, name, images, size)
     nodes = len(whole.graph.node)
     artifact = write_foreign(whole, target, spec, goldens, images, parent, force=False)
-    report = _proof(artifact, model, name, parent)
-    length = "of norm 1" if unit else "not of norm 1"
+    said = f"taken as it is: its descriptors are {'' if unit else 'not '}of norm 1"
     return Adoption(
         artifact=artifact,
         head="",
         nodes=len(model.proto.graph.node),
         adopted_nodes=nodes,
-        notes=(*model.notes, *notes, f"taken as it is: its descriptors are {length}"),
-        proofs=(report,),
+        notes=(*model.notes, *notes, said),
+        proofs=(_proof(artifact, model, name, parent),),
     )
 
 
