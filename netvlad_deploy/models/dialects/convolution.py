@@ -151,7 +151,11 @@ DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     f"token but the class token; {NORMALIZES}",
     backbone=BackboneKeys(
         roots=("backbone.",),
-        candidates=("resnet18-conv4", "resnet18-conv5", "resnet50-conv4", "resnet50-conv5", "vgg16", "alexnet"),
+        candidates=(
+            *(f"resnet{depth}-{last}" for depth in (18, 50, 101) for last in ("conv4", "conv5")),
+            "vgg16",
+            "alexnet",
+        ),
         images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
     ),
 )
@@ -193,7 +197,7 @@ LYAKAAP = Convolution(
     backbone=BackboneKeys(
         roots=("base_model.",),
         candidates=(
-            *(f"resnet{depth}-{last}" for depth in (18, 50) for last in ("conv3", "conv4", "conv5")),
+            *(f"resnet{depth}-{last}" for depth in (18, 50, 101, 152) for last in ("conv3", "conv4", "conv5")),
             "vgg16",
             "alexnet",
         ),
