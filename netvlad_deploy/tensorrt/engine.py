@@ -22,6 +22,7 @@ from netvlad_deploy.artifact import (
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions
 from netvlad_deploy.spec.images import ImageProfile
+from netvlad_deploy.spec.layer import is_gated
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.support.machine import describe_machine
 from netvlad_deploy.tensorrt.api import EXTRAS
@@ -61,7 +62,7 @@ def build_engine(
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
-    gated = parent.spec.projection is not None and parent.spec.projection.gating is not None
+    gated = is_gated(parent.spec)
     options = _fitted(options or BuildOptions(), parent, gated=gated)
     target = check_suffix(Path(target), ".engine")
     cache_path = None if timing_cache is None else Path(timing_cache)
