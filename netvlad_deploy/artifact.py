@@ -21,7 +21,6 @@ from netvlad_deploy.spec.layer import (
     FEATURES,
     MASK,
     TOKEN,
-    AggregatorSpec,
     AnySpec,
     HeadsSpec,
     input_shape,
@@ -91,11 +90,8 @@ class Artifact(VerifiedFile):
         """Return the optimization profile that it is built for where none is asked for."""
         if self.images is not None:
             return self.images.usual_profile
-        usual = Profile()
-        if not isinstance(self.spec, AggregatorSpec):
-            return usual
-        least, most = self.spec.least_features, usual.num_features
-        lengths = AxisRange(min=least, opt=max(least, most.opt), max=max(least, most.max))
+        usual, least = Profile(), self.spec.least_features
+        lengths = AxisRange(min=least, opt=max(least, usual.num_features.opt), max=max(least, usual.num_features.max))
         return replace(usual, num_features=lengths)
 
     def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:

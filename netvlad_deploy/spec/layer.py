@@ -146,6 +146,11 @@ class NetVLADSpec:
         return self.projection is None or self.projection.unit_length
 
     @property
+    def least_features(self) -> int:
+        """Return the smallest N for which the layer is defined."""
+        return 1
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Return the named tensors of the layer's graph, in the order in which they are computed."""
         return STAGES if self.projection is None else (*STAGES[:-1], AGGREGATE, DESCRIPTOR)
@@ -236,6 +241,11 @@ class HeadsSpec:
     def feature_size(self) -> int:
         """Return 0: every head has a width of its own."""
         return 0
+
+    @property
+    def least_features(self) -> int:
+        """Return the smallest N for which every head is defined."""
+        return 1
 
     @property
     def inputs(self) -> tuple[str, ...]:
