@@ -6,6 +6,7 @@ Every verb asks here first, so that all of them say the same of a file. Only the
 import contextlib
 import lzma
 import pickle
+import re
 import shlex
 import stat
 import struct
@@ -18,7 +19,13 @@ from typing import Final
 
 from netvlad_deploy.errors import InputError
 
-CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar", ".ckpt", ".bin", ".pt2")
+INDEX_SUFFIX: Final = ".index"
+"""Suffix of the index of a TensorFlow checkpoint, which names all that is beside it."""
+
+CHECKPOINT_SUFFIXES: Final = (
+    *(".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar", ".ckpt", ".bin", ".pt2"),
+    INDEX_SUFFIX,
+)
 """Suffixes of files of weights, in lower case; `.tar` is for `.pth.tar`."""
 
 READER_ERRORS: Final = (
@@ -48,6 +55,9 @@ TAR_MAGIC_OFFSET: Final = 257
 _WEB_PAGE = "a web page that was saved in place of the file: open it to see what the server said, and download it again"
 _SAVE_ARRAYS = "save its arrays under a dialect's names (docs/dialects.md) with numpy.savez"
 _IMAGE = "an image: give the file of the weights"
+_SHARD_NAME: Final = re.compile(r"(?P<stem>.+)\.(data-\d{5}-of-\d{5}|meta)")
+"""Name of a file that TensorFlow writes beside an index."""
+
 _EXPORTED_PROGRAM = "a program of torch.export: save the state_dict of its module with torch.save"
 _KINDS_BY_START: Final = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned",
@@ -93,6 +103,8 @@ def foreign(path: Path) -> str:
     Raises: InputError if it is missing, no file, or may not be read.
     """
     start = first_bytes(path)
+    if shard := _SHARD_NAME.fullmatch(path.name):
+        return f"a part of a TensorFlow checkpoint: give {shard['stem']}{INDEX_SUFFIX}, which stands beside it"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return _WEB_PAGE
     for magic, kind in _KINDS_BY_START.items():
@@ -149,7 +161,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} is missing") from error
+        raise InputError(f"{path} is missing{_index_of(path)}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {said(error)}") from error
     if not stat.S_ISREG(mode):
@@ -162,6 +174,12 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path} is damaged or cut short ({said(error)}): fetch it again, or write it again"
         ) from error
+
+
+def _index_of(path: Path) -> str:
+    """Return a hint at the index of a TensorFlow checkpoint if a missing file has the name that TensorFlow calls it."""
+    index = path.with_name(path.name + INDEX_SUFFIX) if path.name else path
+    return f": the TensorFlow checkpoint of this name is {index.name}, give that" if index.is_file() else ""
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja
+from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, netvlad_tf_open, relja
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -25,11 +25,13 @@ DIALECTS: tuple[Dialect, ...] = (
     convolution.SOCCERNET,
     loupe.SOCCERNET_TEMPORALLY_AWARE,
     convolution.HLOC,
+    loupe.LOUPE,
     loupe.POINTNETVLAD,
     loupe.OVERLAPTRANSFORMER,
     loupe.OVERLAPNETVLAD,
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
+    netvlad_tf_open.NETVLAD_TF_OPEN,
 )
 
 
