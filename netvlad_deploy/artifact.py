@@ -15,9 +15,9 @@ from typing import ClassVar, Final, TypeAlias, TypeVar
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions, Gpu
 from netvlad_deploy.spec.graph_options import FeatureRange
-from netvlad_deploy.spec.images import IMAGES, AnyProfile, ImageInput, ImageProfile
-from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
-from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile, ImageInput, ImageProfile
+from netvlad_deploy.spec.layer import ASSIGNMENT_FEATURES, FEATURES, MASK, TOKEN, AnySpec, NetVLADSpec, input_shape
+from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.external_data import check_names
 from netvlad_deploy.support.files import Staging, finish_writing, private_copy, read_bounded, sha256_file
 from netvlad_deploy.support.formats import no_artifact
@@ -49,7 +49,7 @@ class Artifact(VerifiedFile):
     path: Path
     sha256: str = ""
     size_bytes: int = 0
-    spec: NetVLADSpec
+    spec: AnySpec
     precision: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -64,9 +64,9 @@ class Artifact(VerifiedFile):
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = set(self.inputs) - {FEATURES, MASK, IMAGES}
-        if unknown or not self.inputs:
-            raise ArtifactError(f"inputs are {', '.join(self.inputs)}, expected {FEATURES}, {MASK} or {IMAGES}")
+        known = (FEATURES, MASK, TOKEN, ASSIGNMENT_FEATURES, IMAGES)
+        if set(self.inputs) - set(known) or not self.inputs:
+            raise ArtifactError(f"inputs are {', '.join(self.inputs)}, expected {', '.join(known[:-1])} or {IMAGES}")
         if untyped := {*self.inputs, *self.outputs} - set(self.dtypes):
             raise ArtifactError(f"{', '.join(sorted(untyped))} has no dtype")
 
@@ -78,12 +78,20 @@ class Artifact(VerifiedFile):
     @property
     def usual_profile(self) -> AnyProfile:
         """Return the optimization profile that it is built for where none is asked for."""
-        return Profile() if self.images is None else self.images.usual_profile
+        if self.images is not None:
+            return self.images.usual_profile
+        usual = Profile()
+        if isinstance(self.spec, NetVLADSpec):
+            return usual
+        least, most = self.spec.least_features, usual.num_features
+        lengths = AxisRange(min=least, opt=max(least, most.opt), max=max(least, most.max))
+        return replace(usual, num_features=lengths)
 
     def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Return the smallest, usual and largest shape of every input under an optimization profile."""
-        tails = {FEATURES: (self.spec.feature_size,), MASK: (), IMAGES: (3,)}
-        return {name: tuple((*shape, *tails[name]) for shape in profile.shapes) for name in self.inputs}
+        if self.images is not None:
+            return {IMAGES: tuple((*shape, CHANNELS) for shape in profile.shapes)}
+        return {name: tuple(input_shape(self.spec, name, shape) for shape in profile.shapes) for name in self.inputs}
 
     def shape_words(self, profile: AnyProfile) -> dict[str, str]:
         """Return the shapes of all inputs as `features:1x300x512,mask:1x300`, by `min`, `opt` and `max`."""

@@ -16,7 +16,7 @@ from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.spec.build_options import fitting_profile
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile
-from netvlad_deploy.spec.layer import MASK, NetVLADSpec
+from netvlad_deploy.spec.layer import FEATURES, MASK, AggregatorSpec, AnySpec, input_shape
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays
 
@@ -38,14 +38,14 @@ class EventTimes:
 class Runner(ABC):
     """Compute the outputs of one artifact, checkpoint or oracle.
 
-    Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid; or, for a
-    pipeline, `images` (B,H,W,3) uint8.
+    Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid; the other
+    inputs of an aggregator that is no NetVLAD, by the names of its spec; or, for a pipeline, `images` (B,H,W,3) uint8.
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
     `dtype` is that of the features or images; `range` is the range of features for which the artifact is accurate.
     """
 
     name: str
-    spec: NetVLADSpec
+    spec: AnySpec
     _: KW_ONLY
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -113,6 +113,8 @@ class Runner(ABC):
             _check_array("images", main, axes, CHANNELS, np.uint8, hint="RGB from 0 to 255")
         else:
             check_features(main, self.spec.feature_size, dtype=self.dtype)
+        if isinstance(self.spec, AggregatorSpec) and IMAGES not in feeds:
+            check_aggregator_feeds(self.spec, feeds, self.dtype)
         if self.profiles:
             fitting_profile(self.profiles, *main.shape[:-1])
         if MASK in feeds:
@@ -141,6 +143,17 @@ def check_features(features: Array, feature_size: int, *, dtype: npt.DTypeLike =
     """Raise InputError unless `features` is a (B, N, feature_size) array of `dtype` with B and N at least 1."""
     axes = ("batch", "num_features")
     _check_array("features", features, axes, feature_size, dtype, hint="convert with features.astype")
+
+
+def check_aggregator_feeds(spec: AggregatorSpec, feeds: Mapping[str, Any], dtype: npt.DTypeLike) -> None:
+    """Raise InputError unless the inputs beside `features` fit those, and there are as many as the layer needs."""
+    batch, num_features, _ = feeds[FEATURES].shape
+    if num_features < spec.least_features:
+        raise InputError(f"{num_features} features for each image, {spec.name} needs at least {spec.least_features}")
+    for name in spec.inputs:
+        array, shape = feeds[name], input_shape(spec, name, (batch, num_features))
+        if tuple(array.shape) != shape or array.dtype != dtype:
+            raise InputError(f"{name} is {array.dtype} {tuple(array.shape)}, expected {np.dtype(dtype)} {shape}")
 
 
 def _check_array(

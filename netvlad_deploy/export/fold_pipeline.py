@@ -14,6 +14,7 @@ from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import Golden, golden_image
 from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.support.arrays import Array
 
 FOLD_SIZE = (96, 128)
@@ -58,7 +59,7 @@ def fold_pipeline(
     if options.half:
         peaks: dict[str, float] = {}
         for golden in goldens:
-            for name, peak in activation_peaks(backbone, _normalized(pipeline, golden.image)).items():
+            for name, peak in activation_peaks(backbone, _normalized(pipeline, golden.feeds[IMAGES])).items():
                 peaks[name] = max(peak, peaks.get(name, 0.0))
         warnings = check_half(peaks)
         backbone = half_backbone(backbone)

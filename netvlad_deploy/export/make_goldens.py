@@ -24,6 +24,7 @@ from netvlad_deploy.export.fold_backbone import round_kernels
 from netvlad_deploy.models.affine import in_float64
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
+from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.support.arrays import Array, Float64
 
 ROUNDING_SEEDS = range(2)
@@ -62,7 +63,7 @@ def make_goldens(pipeline: Pipeline, precision: str) -> tuple[tuple[Golden, ...]
     rounded = [max(distances_of_one) for distances_of_one in zip(*tries, strict=True)]
     rounded.append(max(rounded) * max(1.0, fp32[-1] / max(LEAST_DISTANCE, *fp32[:-1])))
     goldens = tuple(
-        Golden(image=image, descriptor=wanted, distances={FP32: by_fp32, compared: by_rounding})
+        Golden(feeds={IMAGES: image}, descriptor=wanted, distances={FP32: by_fp32, compared: by_rounding})
         for image, wanted, by_fp32, by_rounding in zip(images, exact, fp32, rounded, strict=True)
     )
     return goldens, norm

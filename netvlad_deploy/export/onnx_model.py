@@ -23,19 +23,22 @@ from netvlad_deploy.artifact import (
 )
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export import graph
-from netvlad_deploy.export.audit import audit
+from netvlad_deploy.export.audit import LARGEST_FEATURE, audit
+from netvlad_deploy.export.fold_aggregators import fold_aggregator
 from netvlad_deploy.export.fold_backbone import check_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.fold_pipeline import FOLD_SIZE, fold_pipeline
+from netvlad_deploy.export.golden_features import golden_features
 from netvlad_deploy.export.make_goldens import make_goldens
+from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.head import PREPROCESSING
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays
 from netvlad_deploy.oracle.reference_file import reference_arrays
-from netvlad_deploy.spec.graph_options import OLDEST_OPSET, GraphOptions
+from netvlad_deploy.spec.graph_options import OLDEST_OPSET, FeatureRange, GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, TOKEN, AnySpec, input_shape
 from netvlad_deploy.support.arrays import Array, write_npz
 from netvlad_deploy.support.files import Staging, check_suffix, stage_files
 from netvlad_deploy.support.require import installed_version, require
@@ -52,16 +55,18 @@ PIPELINE_AXES: graph.Axes = ({0: "batch", 1: "height", 2: "width"},)
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """All that an export needs to know of a head or a pipeline.
+    """All that an export needs to know of a head, another aggregator or a pipeline.
 
-    `module` is the folded module that is traced with the `examples`, `head` its folded head, or the module itself.
+    `module` is the folded module that is traced with the `examples`, `spec` that of its layer, and `head` its folded
+    NetVLAD head, or the module itself; None for another aggregator.
     `axes` names the dynamic axes of each input, `dtypes` has the dtype of every input and output, and `tensors` the
     names of all that the module returns, in order. `arrays` is the content of the reference file, `preprocessing`
     describes the required input, `images` is None for a head, and `warnings` are sentences for the sidecar.
     """
 
     module: nn.Module
-    head: FoldedNetVLAD
+    spec: AnySpec
+    head: FoldedNetVLAD | None
     examples: tuple[Tensor, ...]
     axes: graph.Axes
     inputs: tuple[str, ...]
@@ -74,7 +79,7 @@ class _Subject:
 
 
 def export_onnx(
-    module: NetVLAD | Pipeline,
+    module: NetVLAD | Aggregator | Pipeline,
     target: Path | str,
     options: GraphOptions | None = None,
     *,
@@ -86,7 +91,8 @@ def export_onnx(
     """Write `target`, its sidecar and the reference file; return the artifact.
 
     Args:
-        module: the reference in eval mode: a head, which takes local descriptors, or a pipeline, which takes images.
+        module: the reference in eval mode: a head or another aggregator, which takes local descriptors, or a pipeline,
+            which takes images.
         target: the ONNX file.
         options: precision, inputs and outputs; FP32 from features to descriptor by default.
         origin: where the weights come from, in words.
@@ -111,8 +117,15 @@ def export_onnx(
     with stage_files(force=force) as staging:
         for path in (target, sidecar_path(target), reference_path(target)):
             staging.check(path)
-        subject = _pipeline(module, options) if isinstance(module, Pipeline) else _head(module, options, preprocessing)
-        return _stage(staging, subject, target, options, origin, parent)
+        return _stage(staging, _subject(module, options, preprocessing), target, options, origin, parent)
+
+
+def _subject(module: NetVLAD | Aggregator | Pipeline, options: GraphOptions, preprocessing: str) -> _Subject:
+    if isinstance(module, Pipeline):
+        return _pipeline(module, options)
+    if isinstance(module, Aggregator):
+        return _aggregator(module, options, preprocessing)
+    return _head(module, options, preprocessing)
 
 
 def _stage(
@@ -121,16 +134,18 @@ def _stage(
     """Stage the ONNX file, its external data if any, the reference file and the sidecar; return the artifact."""
     with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write
         reference = beside.submit(_stage_reference, staging, subject, target)
-        feature_range, findings = audit(subject.head, alone=subject.images is None)
+        feature_range, findings = _range(subject, options)
         traced = _trace(subject, options)
-        graph.check_graph(traced, subject.axes, subject.dtypes, options.opset, head=subject.images is None)
+        plain = subject.images is None and subject.head is not None
+        graph.check_graph(traced, subject.axes, subject.dtypes, options.opset, head=plain)
     warnings = [*findings, *subject.warnings]
     if shaped := sorted({node.op_type for node in traced.model.graph.node} & graph.SHAPE_OPS):
-        warnings.append(f"the backbone computes with shapes ({', '.join(shaped)}), which may cost time")
+        layer = "layer" if subject.images is None else "backbone"
+        warnings.append(f"the {layer} computes with shapes ({', '.join(shaped)}), which may cost time")
     external = _stage_weights(staging, traced, target)
     artifact = OnnxArtifact(
         path=target,
-        spec=subject.head.spec,
+        spec=subject.spec,
         precision=options.precision_name,
         inputs=subject.inputs,
         outputs=options.outputs,
@@ -163,7 +178,7 @@ def _stage_weights(staging: Staging, traced: graph.Graph, target: Path) -> FileR
 def _stage_reference(staging: Staging, subject: _Subject, target: Path) -> FileReference:
     path = reference_path(target)
     with staging.open(path) as stream:
-        write_npz(stream, reference_arrays(subject.arrays, subject.head.spec))
+        write_npz(stream, reference_arrays(subject.arrays, subject.spec))
     return FileReference(name=path.name, sha256=staging.sha256(path))
 
 
@@ -191,6 +206,7 @@ def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subjec
     folded = fold(module, options)
     return _Subject(
         module=folded,
+        spec=folded.spec,
         head=folded,
         examples=_examples(options, module.spec.feature_size),
         axes=HEAD_AXES * len(options.inputs),
@@ -200,6 +216,38 @@ def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subjec
         arrays=_reference_arrays(module),
         preprocessing=preprocessing,
     )
+
+
+def _aggregator(module: Aggregator, options: GraphOptions, preprocessing: str) -> _Subject:
+    spec = module.spec
+    if options.masked or options.probe or options.wide_logits or options.feature_norm != 1:
+        raise UsageError(f"{spec.name} takes no mask: leave --masked, --probe, --wide-logits and --feature-norm out")
+    goldens = golden_features(module, options.precision_name)
+    dtype = options.dtypes[FEATURES]
+    lengths = 2, spec.least_features + 2
+    return _Subject(
+        module=fold_aggregator(module, options),
+        spec=spec,
+        head=None,
+        examples=tuple(
+            torch.zeros(input_shape(spec, name, lengths), dtype=getattr(torch, dtype)) for name in spec.inputs
+        ),
+        axes=tuple({0: "batch"} if name == TOKEN else HEAD_AXES[0] for name in spec.inputs),
+        inputs=spec.inputs,
+        dtypes={**dict.fromkeys(spec.inputs, dtype), DESCRIPTOR: options.output_dtype},
+        tensors=(DESCRIPTOR,),
+        arrays={**_reference_arrays(module), **golden_arrays(goldens)},
+        preprocessing=preprocessing,
+        warnings=doubts(goldens, options.precision_name),
+    )
+
+
+def _range(subject: _Subject, options: GraphOptions) -> tuple[FeatureRange, tuple[str, ...]]:
+    """Return the range of features of a graph, and warnings; of another aggregator than NetVLAD only the overflow."""
+    if subject.head is not None:
+        return audit(subject.head, alone=subject.images is None)
+    largest = LARGEST_FEATURE if options.half and subject.images is None else None
+    return FeatureRange(norm=1.0, largest=largest, logit_slope=0.0, logit_step=0.0), ()
 
 
 def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
@@ -219,6 +267,7 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
     size = pipeline.images.size or FOLD_SIZE
     return _Subject(
         module=folded,
+        spec=folded.head.spec,
         head=folded.head,
         examples=(torch.zeros(2, *size, CHANNELS, dtype=torch.uint8),),
         axes=PIPELINE_AXES,
@@ -237,7 +286,7 @@ def _examples(options: GraphOptions, feature_size: int) -> tuple[Tensor, ...]:
     return (features, torch.ones(2, 3, dtype=torch.bool)) if options.masked else (features,)
 
 
-def _reference_arrays(module: NetVLAD) -> dict[str, Array]:
+def _reference_arrays(module: NetVLAD | Aggregator) -> dict[str, Array]:
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     arrays = {
         name: (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy() for name, tensor in state.items()
@@ -259,6 +308,6 @@ def _trace(subject: _Subject, options: GraphOptions) -> graph.Graph:
         opset=options.opset,
     )
     if subject.images is not None:
-        graph.fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.head.spec.feature_size))
+        graph.fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.spec.feature_size))
     graph.keep_outputs(model, options.outputs)
     return graph.without_large(model)

@@ -26,7 +26,7 @@ from netvlad_deploy.oracle.goldens import USUAL_PHOTO
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
-from netvlad_deploy.spec.layer import FEATURES, MASK, NetVLADSpec
+from netvlad_deploy.spec.layer import FEATURES, MASK, AnySpec, NetVLADSpec, input_shape
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Arrays, Float64, unit_rows
@@ -129,7 +129,11 @@ def random_feeds(
         shape = batch, num_features or USUAL_FEATURES, spec.feature_size
         check_limit("bytes of input", math.prod(shape) * np.dtype(np.float32).itemsize)
         features = unit_rows(random.standard_normal(shape, dtype=np.float32))
-        return {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
+        feeds = {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
+        others = () if isinstance(spec, NetVLADSpec) else spec.inputs[1:]
+        for name in others:
+            feeds[name] = unit_rows(random.standard_normal(input_shape(spec, name, shape[:2]), dtype=np.float32))
+        return feeds
     if num_features is not None:
         raise UsageError(f"{candidates[0].path} takes images: leave the number of features out")
     size = image_size or images.target(*USUAL_PHOTO)
@@ -137,7 +141,7 @@ def random_feeds(
     return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
 
 
-def _kind_of(candidate: Candidate) -> tuple[NetVLADSpec, ImageInput | None]:
+def _kind_of(candidate: Candidate) -> tuple[AnySpec, ImageInput | None]:
     """Return the layer's spec, and a pipeline's preparation of images; no artifact is opened: it may not run here."""
     if candidate.artifact is not None:
         return candidate.artifact.spec, candidate.artifact.images

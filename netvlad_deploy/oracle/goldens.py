@@ -1,14 +1,15 @@
-"""Golden images: images that a pipeline was given when it was exported, with the descriptors that it must give.
+"""Golden inputs: images or features that a network was given when it was exported, with the descriptors it must give.
 
-The oracle has no equations for a backbone. So the export keeps a few images beside the head's parameters, with the
-descriptors of the unfolded torch module in float64, and the distance of the same module's descriptors when it rounds as
-a precision does. That distance measures the effect of rounding on this network and this image. The tolerance is
+The oracle's equations and the error model are those of a NetVLAD head. For a pipeline, and for another aggregator, the
+export keeps a few inputs, with the descriptors of the unfolded network in float64 and the distance of its descriptors
+when it rounds as a precision does. That distance measures the effect of rounding on this network and this input. The
+tolerance is
 
     factor * max(distance measured in the precision, floor)
 
-The factor leaves room for sums in another order and in narrower types. A golden image is not judged if its tolerance is
-above MAX_TOLERANCE, or above half the distance to the descriptor of another golden image: it would then pass a network
-that mistakes one image for the other (docs/adr/0014-pipelines-and-golden-images.md).
+The factor leaves room for sums in another order and in narrower types. A golden input is not judged if its tolerance is
+above MAX_TOLERANCE, or above half the distance to the descriptor of another: it would then pass a network that mistakes
+one for the other (docs/adr/0014-pipelines-and-golden-images.md).
 """
 
 import itertools
@@ -21,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.spec.images import CHANNELS, ImageInput
+from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
+from netvlad_deploy.spec.layer import ASSIGNMENT_FEATURES, FEATURES, TOKEN
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 
 IMAGE_SIZES: Final = ((224, 224), (225, 257), (320, 256))
@@ -50,23 +52,44 @@ MAX_TOLERANCE: Final = 0.1
 
 _PREFIX: Final = "golden."
 _DISTANCE: Final = "_distance"
+_INPUTS: Final = (IMAGES, FEATURES, TOKEN, ASSIGNMENT_FEATURES)
+_KEYS: Final = {IMAGES: "image"}
+"""Name of an input in a reference file where it is another than in the graph: one image has no batch axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A golden image (H,W,3) uint8, its descriptor (P,) in float64, and the effect of rounding by precision.
+    """A golden input, its descriptor (P,) in float64, and the effect of rounding by precision.
 
-    `distances` has, for each precision, the relative distance that rounding moved the unfolded module's descriptor.
+    `feeds` has an image (H,W,3) uint8 under `images`; or, for an aggregator alone, local descriptors (N,D) in FP32
+    under `features`, and its other inputs by name, without the batch axis too. `distances` has, for each precision, the
+    relative distance that rounding moved the unfolded network's descriptor.
     """
 
-    image: npt.NDArray[np.uint8]
+    feeds: Arrays
     descriptor: Float64
     distances: Mapping[str, float]
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Return the lengths of the dynamic axes behind the batch: height and width, or the number of features."""
+        return next(iter(self.feeds.values())).shape[:-1]
+
+    @property
+    def kind(self) -> str:
+        """Return the name of such inputs in reports: `golden images` or `golden features`."""
+        return f"golden {next(iter(self.feeds))}"
+
+    @property
     def name(self) -> str:
-        """Return the name of the image in reports: its height and width."""
-        return f"images {self.image.shape[0]}x{self.image.shape[1]}"
+        """Return the name of the input in reports, with the lengths of its axes: `images 480x640`, `features 300`."""
+        return f"{next(iter(self.feeds))} {'x'.join(map(str, self.lengths))}"
+
+    def same_input(self, other: "Golden") -> bool:
+        """Return True if two have equal inputs."""
+        return self.feeds.keys() == other.feeds.keys() and all(
+            np.array_equal(array, other.feeds[name]) for name, array in self.feeds.items()
+        )
 
     def tolerance(self, precision: str) -> float:
         """Return the largest distance from the golden descriptor that rounding explains.
@@ -80,7 +103,7 @@ class Golden:
         return factor * max(self.distances[precision], floor)
 
     def doubt(self, tolerance: float, goldens: "Iterable[Golden]") -> str:
-        """Return the reason against a verdict with this tolerance, empty if there is none; `goldens` are all images."""
+        """Return the reason against a verdict with this tolerance, empty if there is none; `goldens` are all inputs."""
         if not self.descriptor.any():
             return "its descriptor is 0, which has no direction"
         if not tolerance <= MAX_TOLERANCE:
@@ -88,12 +111,12 @@ class Golden:
         others = (each for each in goldens if each is not self)
         apart = min((float(distances(each.descriptor, self.descriptor)) for each in others), default=np.inf)
         if tolerance > apart / 2:
-            return f"rounding may move the descriptor by {tolerance:.2g}, that of another image is {apart:.2g} away"
+            return f"rounding may move the descriptor by {tolerance:.2g}, that of another input is {apart:.2g} away"
         return ""
 
 
 def doubts(goldens: Sequence[Golden], precision: str) -> tuple[str, ...]:
-    """Return one sentence if `validate` cannot judge some of the golden images in a precision, else nothing."""
+    """Return one sentence if `validate` cannot judge some of the golden inputs in a precision, else nothing."""
     found = [(golden, golden.doubt(golden.tolerance(precision), goldens)) for golden in goldens]
     doubted = [(golden, doubt) for golden, doubt in found if doubt]
     if not doubted:
@@ -101,7 +124,7 @@ def doubts(goldens: Sequence[Golden], precision: str) -> tuple[str, ...]:
     golden, doubt = max(doubted, key=lambda one: one[0].tolerance(precision))
     cure = "" if precision == FP32 or doubts(goldens, FP32) else ": export with --precision fp32"
     return (
-        f"validate cannot judge {len(doubted)} of {len(goldens)} golden images in {precision}, which moved "
+        f"validate cannot judge {len(doubted)} of {len(goldens)} {golden.kind} in {precision}, which moved "
         f"{golden.name} by {golden.distances[precision]:.2g}: {doubt}{cure}",
     )
 
@@ -152,27 +175,28 @@ def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def golden_arrays(goldens: tuple[Golden, ...]) -> Arrays:
-    """Return golden images as the arrays of a reference file."""
+    """Return golden inputs as the arrays of a reference file."""
     arrays: Arrays = {}
     for index, golden in enumerate(goldens):
         start = f"{_PREFIX}{index}."
-        arrays |= {f"{start}image": golden.image, f"{start}descriptor": golden.descriptor}
+        arrays |= {start + _KEYS.get(name, name): array for name, array in golden.feeds.items()}
+        arrays[f"{start}descriptor"] = golden.descriptor
         arrays |= {f"{start}{name}{_DISTANCE}": np.asarray(far) for name, far in golden.distances.items()}
     return arrays
 
 
 def load_goldens(path: Path) -> tuple[Golden, ...]:
-    """Return the golden images in a reference file.
+    """Return the golden inputs in a reference file.
 
-    Raises: ArtifactError if there is none, or one lacks its image, descriptor or FP32 distance.
+    Raises: ArtifactError if there is none, or one lacks its input, descriptor or FP32 distance.
     """
     try:
         arrays = read_arrays(path, _PREFIX)
         found = tuple(_goldens(arrays if isinstance(arrays, dict) else {}))
     except InputError as error:
-        raise ArtifactError(f"no golden images: {error}: export again") from error
+        raise ArtifactError(f"no golden inputs: {error}: export again") from error
     if not found:
-        raise ArtifactError(f"{path} holds no golden images: export again")
+        raise ArtifactError(f"{path} holds no golden images or features: export again")
     return found
 
 
@@ -180,18 +204,28 @@ def _goldens(arrays: Mapping[str, Array]) -> Iterator[Golden]:
     for index in itertools.count():
         start = f"{_PREFIX}{index}."
         parts = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-        if "image" not in parts:
+        feeds = {name: parts[key] for name in _INPUTS if (key := _KEYS.get(name, name)) in parts}
+        if not feeds:
             return
-        image, descriptor = parts["image"], parts.get("descriptor", np.zeros(0))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != CHANNELS or 0 in image.shape:
-            raise InputError(f"{start}image is {image.dtype} {image.shape}, expected uint8 (height, width, {CHANNELS})")
+        for name, array in feeds.items():
+            _check_input(start, name, array)
+        descriptor = parts.get("descriptor", np.zeros(0))
         measured = {name.removesuffix(_DISTANCE): array for name, array in parts.items() if name.endswith(_DISTANCE)}
         vector = descriptor.ndim == 1 and descriptor.size and descriptor.dtype.kind == "f"
         numbers = all(array.ndim == 0 and array.dtype.kind == "f" and array >= 0 for array in measured.values())
         if not (vector and numbers and np.isfinite([*descriptor, measured.get(FP32, np.inf)]).all()):
             raise InputError(f"golden {index} has no finite descriptor and distance")
         yield Golden(
-            image=image,
+            feeds=feeds,
             descriptor=descriptor.astype(np.float64),
             distances={name: float(array) for name, array in measured.items()},
         )
+
+
+def _check_input(start: str, name: str, array: Array) -> None:
+    """Raise InputError unless an array is an image, or finite values with as many axes as the input has."""
+    if name == IMAGES:
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != CHANNELS or 0 in array.shape:
+            raise InputError(f"{start}image is {array.dtype} {array.shape}, expected uint8 (height, width, {CHANNELS})")
+    elif array.dtype != np.float32 or array.ndim != (1 if name == TOKEN else 2) or not np.isfinite(array).all():
+        raise InputError(f"{start}{name} is {array.dtype} {array.shape}, expected finite float32 without a batch axis")

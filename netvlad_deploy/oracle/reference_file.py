@@ -7,7 +7,7 @@ import numpy as np
 
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.oracle.equations import BatchNorm, LinearMap, ReferenceParameters
-from netvlad_deploy.spec.layer import CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
+from netvlad_deploy.spec.layer import CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, AnySpec, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 
 ASSIGNMENT_BIAS, PROJECTION, GATING = "assignment_bias", "projection", "gating"
@@ -122,8 +122,10 @@ def load_reference(path: Path | str) -> ReferenceParameters:
         raise ArtifactError(f"no reference file: {error}: export again") from error
 
 
-def reference_arrays(arrays: Mapping[str, Array], spec: NetVLADSpec) -> Arrays:
+def reference_arrays(arrays: Mapping[str, Array], spec: AnySpec) -> Arrays:
     """Return the arrays of a reference file, sorted by name: the module's state, and a mark for each convention."""
+    if not isinstance(spec, NetVLADSpec):
+        return dict(sorted(arrays.items()))
     conventions = {
         REFERENCE_FILE: True,
         NORMALIZE_INPUT: spec.normalize_input,

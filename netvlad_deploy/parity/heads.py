@@ -231,13 +231,15 @@ def _judge_case(
         outputs, precision = theirs
         more = tolerances(oracle.parameters, feeds, computed, precision)
         for output, values in outputs.items():
-            allowed[output] = allowed[output] + more[output] + stored_rounding(values, oracle.spec)
+            allowed[output] = allowed[output] + more[output] + stored_rounding(values, oracle.parameters.spec)
         expected = {**computed, **outputs}  # an output that the other lacks is judged by the oracle
     shared = [output for output in got if output in expected]
     if not shared:
         raise ParityError(f"{candidate.name} and its reference share no output: nothing to compare")
-    judged = [_judge(each, got[each], expected[each], allowed[each], oracle.spec, short_limit) for each in shared]
-    descriptor_allowed = allowed[DESCRIPTOR] + stored_rounding(got[DESCRIPTOR], oracle.spec)
+    judged = [
+        _judge(each, got[each], expected[each], allowed[each], oracle.parameters.spec, short_limit) for each in shared
+    ]
+    descriptor_allowed = allowed[DESCRIPTOR] + stored_rounding(got[DESCRIPTOR], oracle.parameters.spec)
     sight = visibility(oracle.parameters, feeds, computed, descriptor_allowed, short_limit)
     if sight.reason:
         unjudged = {Verdict.PASS: Verdict.NOT_JUDGED, Verdict.FAIL: Verdict.FAIL}

@@ -65,13 +65,13 @@ def localise(case: str, got: Mapping[str, Array], oracle: OracleRunner, feeds: F
     expected = oracle.run(feeds)
     allowed = tolerances(oracle.parameters, feeds, expected, precision)
     expected = {**expected, **_inner_stages(oracle, feeds, expected)}
-    visible = [name for name in oracle.spec.stages if name in got]
+    visible = [name for name in oracle.parameters.spec.stages if name in got]
     for name in visible:
-        errors = cluster_errors(name, got[name].astype(np.float64) - expected[name], oracle.spec)
+        errors = cluster_errors(name, got[name].astype(np.float64) - expected[name], oracle.parameters.spec)
         if name == MEAN_RESIDUAL:
             errors = np.where(expected[SOFT_ASSIGNMENT].sum(axis=1) > SMALLEST_SUM, errors, 0)
         errors = np.where(np.isfinite(errors), errors, np.inf)
-        limits = np.maximum(allowed[name] + stored_rounding(got[name], oracle.spec), TINY)
+        limits = np.maximum(allowed[name] + stored_rounding(got[name], oracle.parameters.spec), TINY)
         ratios = errors / limits
         if not ratios.max() > 1:
             continue
@@ -83,8 +83,8 @@ def localise(case: str, got: Mapping[str, Array], oracle: OracleRunner, feeds: F
             clusters=tuple(clusters.tolist()),
             error=float(errors[worst]),
             tolerance=float(limits[worst]),
-            advice=_advice(name, visible, oracle.spec),
-            unit="values" if name == DESCRIPTOR and oracle.spec.projection is not None else "clusters",
+            advice=_advice(name, visible, oracle.parameters.spec),
+            unit="values" if name == DESCRIPTOR and oracle.parameters.spec.projection is not None else "clusters",
         )
     return Departure(case=case, tensor="", clusters=(), error=0.0, tolerance=0.0, advice=AGREES)
 

@@ -1,6 +1,6 @@
-"""Compare a pipeline with the golden images of its export, or with another pipeline on them.
+"""Compare a pipeline, or an aggregator, with the golden inputs of its export, or with another one on them.
 
-A golden image passes if its descriptor is as near to the unfolded module's, in float64, as its measured sensitivity to
+A golden input passes if its descriptor is as near to the unfolded module's, in float64, as its measured sensitivity to
 rounding allows (`oracle/goldens.py`). Where the runner shows its local descriptors, the oracle computes the head on
 them, so that the head is judged by its own error model. Where no head was judged, the golden images answer for it too:
 one whose tolerance would hide that two clusters changed places is NOT_JUDGED.
@@ -20,7 +20,7 @@ from netvlad_deploy.parity.visibility import CERTAIN, COUNTS
 from netvlad_deploy.retrieval.batches import smallest_shape
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS
+from netvlad_deploy.spec.images import LOCAL_DESCRIPTORS
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array
@@ -29,15 +29,16 @@ from netvlad_deploy.support.arrays import Array
 def compare_goldens(
     candidate: Runner,
     goldens: Sequence[Golden],
-    parameters: ReferenceParameters,
+    parameters: ReferenceParameters | None,
     *,
     against: Runner | None = None,
     against_goldens: Sequence[Golden] = (),
 ) -> ParityReport:
-    """Run every golden image through `candidate`, and judge its descriptor, and its head where that shows.
+    """Run every golden input through `candidate`, and judge its descriptor, and its head where that shows.
 
-    The reference is the golden descriptor, or that of `against` for the same image: then both may round. The tolerance
-    of `against` is the one that its own export measured on that image, if there is one.
+    `parameters` are those of a NetVLAD head, None for another aggregator, whose inside is not judged. The reference is
+    the golden descriptor, or that of `against` for the same input: then both may round. The tolerance of `against` is
+    the one that its own export measured on that input, if there is one.
 
     Raises: ParityError if descriptors have different sizes; ArtifactError if a precision was not measured; InputError,
         RunError.
@@ -47,17 +48,17 @@ def compare_goldens(
     for golden in goldens:
         tolerance = golden.tolerance(candidate.precision)
         if against is not None:
-            theirs = (other for other in against_goldens if np.array_equal(other.image, golden.image))
+            theirs = (other for other in against_goldens if other.same_input(golden))
             tolerance += next(theirs, golden).tolerance(against.precision)
         case = _golden_case(golden, candidate, against, tolerance)
         doubt = golden.doubt(tolerance, goldens)
         cases.append(_unjudged(case, doubt) if doubt else case)
-    heads, departure = _heads(goldens, candidate, parameters)
-    if not {case.verdict for case in heads} & {Verdict.PASS, Verdict.FAIL}:
+    heads, departure = ([], None) if parameters is None else _heads(goldens, candidate, parameters)
+    if parameters is not None and not {case.verdict for case in heads} & {Verdict.PASS, Verdict.FAIL}:
         cases = [_without_swap(case, golden, parameters.spec) for case, golden in zip(cases, goldens, strict=True)]
     return ParityReport(
         candidate=candidate.name,
-        reference=against.name if against else "golden images",
+        reference=against.name if against else goldens[0].kind,
         precision=candidate.precision,
         cases=(*cases, *heads),
         departure=departure,
@@ -65,14 +66,15 @@ def compare_goldens(
 
 
 def _batch(runner: Runner, golden: Golden) -> int:
-    """Return the smallest batch in which a runner takes an image, 0 if it takes none of that size."""
-    shape = smallest_shape(runner.profiles, (1, *golden.image.shape[:2]))
+    """Return the smallest batch in which a runner takes an input, 0 if it takes none of that size."""
+    shape = smallest_shape(runner.profiles, (1, *golden.lengths))
     return 0 if shape is None else shape[0]
 
 
 def _run(runner: Runner, golden: Golden) -> dict[str, Array]:
-    images = np.repeat(golden.image[None], _batch(runner, golden), axis=0)
-    return runner.run({IMAGES: images})
+    repeats = _batch(runner, golden)
+    feeds = {name: np.repeat(array[None], repeats, axis=0) for name, array in golden.feeds.items()}
+    return runner.run({name: array.astype(runner.dtype, copy=False) for name, array in feeds.items()})
 
 
 def _golden_case(golden: Golden, candidate: Runner, against: Runner | None, tolerance: float) -> CaseParity:

@@ -8,7 +8,7 @@ from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.escape import markdown_text
 from netvlad_deploy.spec.graph_options import COARSE_STEP
-from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.spec.layer import AnySpec, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
 
 MIB = 2**20
@@ -61,8 +61,12 @@ def artifact_lines(artifact: Artifact) -> list[str]:
     return lines + [f"  warning: {warning}" for warning in artifact.warnings]
 
 
-def shape_words(spec: NetVLADSpec) -> str:
+def shape_words(spec: AnySpec) -> str:
     """Return in words the sizes of a layer and the order of the values in its descriptor."""
+    if not isinstance(spec, NetVLADSpec):
+        settings = "".join(f", {name} {value}" for name, value in spec.settings.items())
+        width = f" D={spec.feature_size}" if spec.feature_size else ""
+        return f"{spec.name}{width}, descriptor {spec.descriptor_size}{settings}"
     sizes = f"K={spec.num_clusters} D={spec.feature_size} G={spec.num_ghost_clusters}"
     projected = "" if spec.projection is None else f", projected from {spec.aggregate_size}"
     return f"{sizes}, descriptor {spec.descriptor_size}{projected} ({spec.flatten})"

@@ -21,6 +21,7 @@ from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.images import AnyProfile
+from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.formats import is_checkpoint
 from netvlad_deploy.support.require import require
 
@@ -166,6 +167,10 @@ def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Run
     """Open the unfolded parameters of an artifact; its own file is compared with its hash, and does not run."""
     if artifact.images is not None:
         raise UsageError(f"{artifact.path} has a backbone, which {backend} has not: leave the backend out")
+    if not isinstance(artifact.spec, NetVLADSpec):
+        raise UsageError(
+            f"{artifact.path} is {artifact.spec.name}, which {backend} does not run: leave the backend out"
+        )
     if isinstance(artifact, OnnxArtifact):
         artifact.check_weights()
     artifact.release()

@@ -26,7 +26,7 @@ class OracleRunner(Runner):
     def _run(self, feeds: Arrays) -> Arrays:
         features, mask = feeds[FEATURES], feeds.get(MASK)
         logits = assignment_logits(self.parameters, features)
-        assignment = soft_assignment(logits, self.spec.num_clusters, mask)
+        assignment = soft_assignment(logits, self.parameters.spec.num_clusters, mask)
         residuals = residual_sum(assignment, local_descriptors(self.parameters, features), self.parameters.centroids)
         return {
             DESCRIPTOR: project(self.parameters, aggregate(self.parameters, residuals)),

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.runner import Runner
@@ -12,12 +13,14 @@ from netvlad_deploy.support.arrays import Arrays
 
 
 class TorchRunner(Runner):
-    """Run a head or a pipeline on the CPU in `inference_mode`, with as many threads as asked."""
+    """Run a head, another aggregator or a pipeline on the CPU in `inference_mode`, with as many threads as asked."""
 
-    def __init__(self, module: NetVLAD | Pipeline, *, threads: int | None = None) -> None:
+    def __init__(self, module: NetVLAD | Aggregator | Pipeline, *, threads: int | None = None) -> None:
         outputs = (DESCRIPTOR,)
         if isinstance(module, Pipeline):
             super().__init__("torch", module.head.spec, inputs=(IMAGES,), outputs=outputs, dtype=np.dtype(np.uint8))
+        elif isinstance(module, Aggregator):
+            super().__init__("torch", module.spec, inputs=module.spec.inputs, outputs=outputs)
         else:
             super().__init__("torch", module.spec, inputs=(FEATURES,), optional_inputs=(MASK,), outputs=outputs)
         self.module = module.eval()

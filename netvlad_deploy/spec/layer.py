@@ -1,8 +1,9 @@
-"""Shape and conventions of a NetVLAD layer, and the names of the tensors in its graph."""
+"""Shape and conventions of a NetVLAD layer, or of another aggregator, and the names of the tensors in its graph."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from netvlad_deploy.errors import InputError
 
@@ -60,6 +61,8 @@ class Projection:
 
 FEATURES: Final = "features"
 MASK: Final = "mask"
+TOKEN: Final = "token"
+ASSIGNMENT_FEATURES: Final = "assignment_features"
 DESCRIPTOR: Final = "descriptor"
 SOFT_ASSIGNMENT: Final = "soft_assignment"
 RESIDUAL_SUM: Final = "residual_sum"
@@ -146,3 +149,79 @@ class NetVLADSpec:
     def stages(self) -> tuple[str, ...]:
         """Return the named tensors of the layer's graph, in the order in which they are computed."""
         return STAGES if self.projection is None else (*STAGES[:-1], AGGREGATE, DESCRIPTOR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorSpec:
+    """Shape of a layer other than NetVLAD that turns local descriptors, or images, into one descriptor.
+
+    The oracle's equations and the error model are NetVLAD's. Such a layer is proved by golden inputs instead, whose
+    descriptors stand in its reference file.
+
+    Args:
+        name: its name, such as `salad`; FOREIGN for a network of which nothing but its file is known.
+        descriptor_size: P, the number of values in a descriptor.
+        unit_length: descriptors have Euclidean norm 1.
+        feature_size: D, the number of values in a local descriptor; 0 if it takes images alone.
+        token_size: number of values of the input `token` (B,T), such as a class token; 0 without one.
+        assignment_feature_size: width of the input `assignment_features` (B,N,A), of which the assignments are
+            computed where they are not those of the local descriptors; 0 without one.
+        least_features: the smallest N for which it is defined.
+        settings: its other sizes and constants, by name.
+
+    Raises: InputError if a size is out of range.
+
+    >>> spec = AggregatorSpec(name="salad", descriptor_size=8448, unit_length=True, feature_size=768, token_size=768)
+    >>> spec.inputs
+    ('features', 'token')
+    """
+
+    name: str
+    descriptor_size: int
+    unit_length: bool
+    feature_size: int = 0
+    token_size: int = 0
+    assignment_feature_size: int = 0
+    least_features: int = 1
+    settings: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = {"descriptor_size": 1, "feature_size": 0, "token_size": 0, "assignment_feature_size": 0}
+        for name, least in (sizes | {"least_features": 1}).items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the names of its inputs beside images."""
+        sizes = {FEATURES: self.feature_size, TOKEN: self.token_size, ASSIGNMENT_FEATURES: self.assignment_feature_size}
+        return tuple(name for name, size in sizes.items() if size)
+
+    @property
+    def projection(self) -> None:
+        """Return None: what follows such a layer is a part of it."""
+        return None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Return the named tensors of the layer's graph."""
+        return (DESCRIPTOR,)
+
+
+FOREIGN: Final = "foreign"
+"""Name of the layer of a network of which nothing but its file is known."""
+
+AnySpec: TypeAlias = NetVLADSpec | AggregatorSpec
+
+
+def input_shape(spec: AnySpec, name: str, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an input of a layer for the lengths of its dynamic axes, (B,N).
+
+    >>> input_shape(NetVLADSpec(num_clusters=2, feature_size=4), "features", (1, 300))
+    (1, 300, 4)
+    """
+    if name == MASK:
+        return lengths
+    if isinstance(spec, NetVLADSpec) or name == FEATURES:
+        return (*lengths, spec.feature_size)
+    return (lengths[0], spec.token_size) if name == TOKEN else (*lengths, spec.assignment_feature_size)

@@ -80,6 +80,8 @@ def _one_of(hints: tuple[Any, ...], value: object, where: str) -> Any:
     if value is None and type(None) in hints:
         return None
     candidates = [hint for hint in hints if hint is not type(None)]
+    if type(value) in candidates:
+        return value
     if isinstance(value, dict) and len(candidates) > 1:
         candidates = [hint for hint in candidates if is_dataclass(hint) and field_names(hint) == set(value)]
     if len(candidates) != 1:

@@ -12,6 +12,7 @@ from netvlad_deploy.retrieval import embed_features as features
 from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
 from netvlad_deploy.retrieval.image_files import IMAGE_SUFFIXES, Skipped, find_images
 from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.layer import FEATURES, MASK
 from netvlad_deploy.support.arrays import write_npz
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.support.streams import stdout_to_stderr
@@ -96,6 +97,8 @@ def _embed_features(
         staging.check(target)
         loaded = features.load_features(sources[0])
         with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
+            if others := set(runner.inputs) - {FEATURES, MASK}:
+                raise UsageError(f"{candidate.name} takes {', '.join(others)} too, a feature file has none")
             started = time.perf_counter()
             with staging.open(target) as stream:
                 if isinstance(loaded, dict):

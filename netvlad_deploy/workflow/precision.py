@@ -86,7 +86,7 @@ def _measure(
             if doubt:
                 continue
             expected = oracle.run(case.feeds(oracle, masked=False))[DESCRIPTOR]
-            long = have_direction(DESCRIPTOR, np.linalg.norm(expected, axis=1), oracle.spec)
+            long = have_direction(DESCRIPTOR, np.linalg.norm(expected, axis=1), oracle.parameters.spec)
             for precision, runner in runners.items():
                 got = runner.run(case.feeds(runner, masked=False))[DESCRIPTOR]
                 finite = np.isfinite(got).all(axis=1)

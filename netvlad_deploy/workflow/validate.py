@@ -1,4 +1,4 @@
-"""The verb `validate`: an artifact against the oracle, its golden images or another artifact."""
+"""The verb `validate`: an artifact against the oracle, its golden inputs or another artifact."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from netvlad_deploy.retrieval.embed_features import load_features
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
 from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
-from netvlad_deploy.spec.layer import FEATURES
+from netvlad_deploy.spec.layer import FEATURES, NetVLADSpec
 from netvlad_deploy.support.files import check_targets, write_text
 from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.source import Source, load_module
@@ -36,7 +36,7 @@ def validate(
     queries: Path | None = None,
     junit: Path | None = None,
 ) -> ParityReport:
-    """Compare an artifact with the oracle, a pipeline with its golden images, or either with another one.
+    """Compare a head with the oracle, a pipeline or another aggregator with its golden inputs, or any with another.
 
     `against` is an artifact, or a checkpoint to run in torch; `read_as` gives the prefix, dialect and backbone with
     which that checkpoint was exported: all else stands in the artifact. `bank` and `queries` are feature files
@@ -58,13 +58,13 @@ def validate(
     artifact = candidate.artifact or load_artifact(path, hold=True)
     parameters, goldens = _read_reference(artifact)
     if goldens and (bank or queries):
-        raise UsageError(f"{path} takes images, a bank is of features: leave --bank and --queries out")
+        raise UsageError(f"{path} is judged by its golden inputs alone: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     other = None if against is None else Candidate(path=against)
     _check_against(artifact, other, read_as)
     candidate = Candidate.of(artifact, backend=candidate.backend or parity_backend(artifact))
-    reference = against.name if against else "golden images" if goldens else "oracle"
+    reference = against.name if against else goldens[0].kind if goldens else "oracle"
     try:
         with stdout_to_stderr():
             report = _compare(candidate, artifact, parameters, goldens, other, read_as, _own_bank(bank, queries))
@@ -81,7 +81,7 @@ def validate(
 def _compare(
     candidate: Candidate,
     artifact: AnyArtifact,
-    parameters: ReferenceParameters,
+    parameters: ReferenceParameters | None,
     goldens: Sequence[Golden],
     other: Candidate | None,
     read_as: Source | None,
@@ -94,7 +94,7 @@ def _compare(
             stack.enter_context(artifact.keep())  # its graph is opened twice: as it is, and to see inside
         runner = stack.enter_context(candidate.open(lineage=False))
         theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
-        if not goldens:
+        if not goldens and parameters is not None:
             ties = near_ties(parameters, shapes=next(iter(runner.feature_profiles), None))
             return compare(runner, parameters, against=theirs, banks=[ties, *banks])
         # a checkpoint brings no goldens: torch computes it in FP32
@@ -138,10 +138,12 @@ def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | N
     return TorchRunner(module)
 
 
-def _read_reference(artifact: AnyArtifact) -> tuple[ReferenceParameters, tuple[Golden, ...]]:
-    """Return the oracle's parameters of an artifact, and the golden images of a pipeline: none of a head."""
+def _read_reference(artifact: AnyArtifact) -> tuple[ReferenceParameters | None, tuple[Golden, ...]]:
+    """Return the oracle's parameters of an artifact, None without a NetVLAD, and its golden inputs: none of a head."""
+    netvlad = isinstance(artifact.spec, NetVLADSpec)
     with copied(artifact.path.parent, artifact.reference) as file:
-        return load_reference(file), () if artifact.images is None else load_goldens(file)
+        goldens = () if netvlad and artifact.images is None else load_goldens(file)
+        return load_reference(file) if netvlad else None, goldens
 
 
 def _check_against(artifact: AnyArtifact, other: Candidate | None, read_as: Source | None) -> None:

@@ -24,6 +24,7 @@ from netvlad_deploy.oracle.goldens import golden_image, golden_sizes, load_golde
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageInput, Resize
+from netvlad_deploy.spec.layer import NetVLADSpec
 from tests.pipelines import WIDTH, tiny_pipeline
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -161,10 +162,10 @@ class TestGoldens:
         pipeline.head.double()
         pipeline.mean, pipeline.std = (torch.tensor(v, dtype=torch.float64) for v in ((120, 110, 100), (60, 58, 56)))
         goldens = load_goldens(tiny.reference_path)
-        assert [golden.image.shape[:2] for golden in goldens] == [(224, 224), (225, 257), (320, 256)]
+        assert [golden.feeds["images"].shape[:2] for golden in goldens] == [(224, 224), (225, 257), (320, 256)]
         for golden in goldens:
             with torch.inference_mode():
-                expected = pipeline(torch.from_numpy(golden.image)[None])[0].numpy()
+                expected = pipeline(torch.from_numpy(golden.feeds["images"])[None])[0].numpy()
             assert np.abs(golden.descriptor - expected).max() < 1e-14
             assert set(golden.distances) == {"fp32", "tf32"}
             assert 1e-8 < golden.distances["fp32"] < 1e-5 < golden.distances["tf32"] < 1e-3
@@ -200,7 +201,7 @@ class TestGoldens:
     def test_a_reference_without_sound_ones_is_refused(
         self, exported: OnnxArtifact, tiny: OnnxArtifact, tmp_path: Path
     ) -> None:
-        with pytest.raises(ArtifactError, match="holds no golden images"):
+        with pytest.raises(ArtifactError, match="holds no golden images or features"):
             load_goldens(exported.reference_path)
         with np.load(tiny.reference_path) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -214,7 +215,7 @@ class TestGoldens:
             ("golden.1.tf32_distance", np.ones(2)),
         ):
             np.savez(tmp_path / "bad.npz", **{**arrays, name: value})
-            with pytest.raises(ArtifactError, match="no golden images: golden"):
+            with pytest.raises(ArtifactError, match="no golden inputs: golden"):
                 load_goldens(tmp_path / "bad.npz")
 
 
@@ -243,6 +244,7 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
 
 
 def test_a_cost_is_of_a_local_descriptor_and_not_of_a_head_s_profile(tiny: OnnxArtifact) -> None:
+    assert isinstance(tiny.spec, NetVLADSpec)
     assert tiny.spec.normalize_input
     (finding,) = (one for one in tiny.warnings if "are a second copy in memory" in one)
     assert finding.endswith(f": {4 * tiny.spec.feature_size} bytes each")

@@ -46,7 +46,9 @@ class PlantedRunner(Runner):
     def _run(self, feeds: Arrays) -> Arrays:
         x = feeds[FEATURES].astype(np.float64)
         logits = self._fault("logits", assignment_logits(self.parameters, x))
-        assignment = self._fault("assignment", soft_assignment(logits, self.spec.num_clusters, feeds.get(MASK)))
+        assignment = self._fault(
+            "assignment", soft_assignment(logits, self.parameters.spec.num_clusters, feeds.get(MASK))
+        )
         residuals = self._fault("residuals", residual_sum(assignment, x, self.parameters.centroids))
         everything = {
             SOFT_ASSIGNMENT: assignment,

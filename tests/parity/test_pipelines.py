@@ -156,7 +156,9 @@ def test_values_that_are_not_finite_fail(tiny: OnnxArtifact) -> None:
 
 class TestTolerance:
     golden = Golden(
-        image=np.zeros((2, 3, 3), np.uint8), descriptor=np.ones(4), distances={"fp32": 1e-6, "tf32": 1e-3, "fp16": 0.02}
+        feeds={"images": np.zeros((2, 3, 3), np.uint8)},
+        descriptor=np.ones(4),
+        distances={"fp32": 1e-6, "tf32": 1e-3, "fp16": 0.02},
     )
 
     def test_follows_the_distance_measured_in_the_precision(self) -> None:
@@ -236,7 +238,7 @@ class TestValidate:
             validate(Candidate(path=tiny.path), against=exported.path)
         with pytest.raises(UsageError, match=r"holds no image backbone"):
             validate(Candidate(path=tiny.path), against=exported.reference_path)
-        with pytest.raises(UsageError, match="takes images"):
+        with pytest.raises(UsageError, match="is judged by its golden inputs alone"):
             validate(Candidate(path=tiny.path), bank=exported.path)
         with pytest.raises(UsageError, match=r"takes features, .* does not: compare two that do"):
             validate(Candidate(path=exported.path), against=tiny.path)

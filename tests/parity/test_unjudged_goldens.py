@@ -127,7 +127,7 @@ def test_a_backbone_that_sees_nothing_proves_nothing(
     artifact = export_onnx(pipeline, tmp_path / "m.onnx", GraphOptions(precision=precision))
     said = export_doubt(artifact)
     assert said[0].startswith(f"validate cannot judge 3 of 3 golden images in {precision}")
-    assert "that of another image is" in said[0]
+    assert "that of another input is" in said[0]
     assert ["every local descriptor of every golden image is 0" in one for one in said[1:]] == [True] * (fault is dead)
     report = validate(Candidate(path=artifact.path))
     assert (report.verdict, goldens_of(report)) == (Verdict.NOT_JUDGED, [Verdict.NOT_JUDGED] * 3)
@@ -140,7 +140,7 @@ class Repeated(Runner):
     def __init__(self, spec: NetVLADSpec, goldens: Sequence[Golden]) -> None:
         super().__init__("repeated", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.dtype(np.uint8))
         self.precision = "fp16"
-        self.known = {golden.image.tobytes(): golden.descriptor for golden in goldens}
+        self.known = {golden.feeds["images"].tobytes(): golden.descriptor for golden in goldens}
 
     def _run(self, feeds: Arrays) -> Arrays:
         return {DESCRIPTOR: np.stack([self.known[image.tobytes()] for image in feeds[IMAGES]]).astype(np.float32)}
@@ -169,7 +169,7 @@ def test_a_golden_that_answers_for_the_head_must_show_two_clusters_in_each_other
 
 class TestDoubts:
     image = np.zeros((2, 3, 3), np.uint8)
-    one = Golden(image=image, descriptor=np.array([1.0, 0.0]), distances={"fp32": 1e-7, "fp16": 1e-3})
+    one = Golden(feeds={"images": image}, descriptor=np.array([1.0, 0.0]), distances={"fp32": 1e-7, "fp16": 1e-3})
     near = replace(one, descriptor=np.array([1.0, 0.005]))
     far = replace(one, descriptor=np.array([0.0, 1.0]))
 
@@ -181,7 +181,7 @@ class TestDoubts:
         (said,) = doubts((self.one, self.near, self.far), "fp16")
         assert said == (
             "validate cannot judge 2 of 3 golden images in fp16, which moved images 2x3 by 0.001: rounding may move "
-            "the descriptor by 0.004, that of another image is 0.005 away: export with --precision fp32"
+            "the descriptor by 0.004, that of another input is 0.005 away: export with --precision fp32"
         )
 
     @pytest.mark.parametrize(

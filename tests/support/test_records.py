@@ -15,6 +15,7 @@ from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.models.vocabulary import METADATA_KEY, VocabularyRecord
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.images import ImageInput, ImageProfile, Resize
+from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support import sidecar
 from netvlad_deploy.support.records import from_record
@@ -204,4 +205,5 @@ def test_both_kinds_of_artifact_come_back_equal(tmp_path: Path) -> None:
         write(make(tmp_path / kind.__name__))
         loaded = load_artifact(tmp_path / kind.__name__)
         assert isinstance(loaded, kind)
+        assert isinstance(loaded.spec, NetVLADSpec)
         assert isinstance(loaded.spec.normalization, tuple)

@@ -10,7 +10,7 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Float64
 from netvlad_deploy.workflow.export import export
@@ -43,6 +43,7 @@ def test_the_graph_equals_the_formula_of_its_dialect(
 ) -> None:
     sample = SAMPLES[name]
     artifact = exported(sample, tmp_path, precision)
+    assert isinstance(artifact.spec, NetVLADSpec)
     assert len(onnx.load(artifact.path).graph.node) <= MOST_NODES[precision]
     x = local_descriptors(sample.width, tiny=sample.tiny)
     if precision == "fp16" and not artifact.spec.normalize_input:  # FP16 asks for normalised features

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.artifact import load_artifact
-from netvlad_deploy.spec.layer import Projection
+from netvlad_deploy.spec.layer import NetVLADSpec, Projection
 from tests.command import Command, error_of
 from tests.models.dialects.samples import SAMPLES
 
@@ -20,6 +20,7 @@ def test_the_sidecar_describes_the_required_local_descriptors(command: Command, 
     artifact = load_artifact(tmp_path / "best.onnx")
     assert artifact.preprocessing.startswith("local descriptors (batch, num_features, D): a window of SoccerNet's")
     assert artifact.preprocessing.endswith("the layer L2-normalises them itself")
+    assert isinstance(artifact.spec, NetVLADSpec)
     assert (artifact.spec.normalize_input, artifact.spec.flatten) == (True, "k*D+d")
 
 
@@ -40,6 +41,8 @@ def test_the_dialect_may_be_chosen(command: Command, tmp_path: Path) -> None:
     assert command("export", "best.pth.tar", "-o", "used.onnx").code == 0
     assert command("export", "best.pth.tar", "--dialect", "mixture-of-embedding-experts").code == 0
     used, unused = load_artifact(tmp_path / "used.onnx"), load_artifact(tmp_path / "best.onnx")
+    assert isinstance(used.spec, NetVLADSpec)
+    assert isinstance(unused.spec, NetVLADSpec)
     assert (used.spec.batch_norm, unused.spec.batch_norm) == (True, False)
 
 

@@ -1,0 +1,31 @@
+"""Aggregators other than NetVLAD as they are exported: rewritten for the graph, and rounded to its precision."""
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from torch import nn
+
+from netvlad_deploy.errors import FoldError
+from netvlad_deploy.export.fold_head import check_foldable
+from netvlad_deploy.models.affine import is_finite
+from netvlad_deploy.models.aggregators.base import Aggregator
+from netvlad_deploy.spec.graph_options import GraphOptions
+
+Fold: TypeAlias = Callable[[Aggregator, GraphOptions], nn.Module]
+"""A function that returns the module to trace: it takes the inputs of the spec and returns the descriptor (B,P)."""
+
+FOLDS: Final[dict[str, Fold]] = {}
+"""The folds by the name in the aggregator's spec."""
+
+
+def fold_aggregator(module: Aggregator, options: GraphOptions) -> nn.Module:
+    """Return the module that is traced for an aggregator, in eval mode.
+
+    Raises: FoldError if the module is in training mode, or a value is not finite, before or after rounding.
+    """
+    check_foldable(module)
+    folded = FOLDS[module.spec.name](module, options)
+    for name, tensor in folded.state_dict().items():
+        if not is_finite(tensor):
+            raise FoldError(f"folded {name} is not finite: a weight is too large for {options.precision}")
+    return folded.eval()
