@@ -118,8 +118,15 @@ def write_bundle(
     for number, key in enumerate(sorted(variables)):
         array, shard = np.asarray(variables[key]), number % shards
         data = array.tobytes()
-        place = {"size": len(data), "offset": len(contents[shard]), "shard": shard, "checksum": checksum(data)}
-        entries.append((key.encode(), entry(NUMBERS[array.dtype.name], array.shape, **place)))
+        value = entry(
+            NUMBERS[array.dtype.name],
+            array.shape,
+            size=len(data),
+            offset=len(contents[shard]),
+            shard=shard,
+            checksum=checksum(data),
+        )
+        entries.append((key.encode(), value))
         contents[shard] += data
     for shard, data in enumerate(contents):
         (folder / f"{name}.data-{shard:05d}-of-{shards:05d}").write_bytes(data)

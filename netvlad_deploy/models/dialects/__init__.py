@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, netvlad_tf_open, relja
+from netvlad_deploy.models.dialects import collaborative_experts, convolution, keras, loupe, netvlad_tf_open, relja
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -32,6 +32,10 @@ DIALECTS: tuple[Dialect, ...] = (
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
     netvlad_tf_open.NETVLAD_TF_OPEN,
+    keras.NETVLAD_KERAS,
+    keras.TENSORFLOW2_NETVLAD,
+    keras.CEREBRO,
+    keras.LOUPE_KERAS,
 )
 
 
@@ -59,7 +63,8 @@ def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | N
         dialects = f", or with --dialect ({', '.join(known)})" if len(known) > 1 else ""
         raise InputError(f"holds {len(layers)} NetVLADs: {starts}: choose one with --prefix{dialects}")
     place, head = _told_apart(state, here)
-    return place, head if name is not None else replace(head, assumed=_assumed(state, here, place, head))
+    assumed = "" if name is not None else _assumed(state, here, place, head) or head.assumed
+    return place, replace(head, assumed=assumed)
 
 
 def _dialect(name: str) -> Dialect:

@@ -7,9 +7,9 @@ layer `add_batch_norm` L2-normalises the local descriptors.
 
 LOUPE itself is TensorFlow: BatchNorm is slim's, with an epsilon of 1e-3, and no norm is below 1e-6.
 
-Source: antoine77340/LOUPE, loupe.py; cattaneod/PointNetVlad-Pytorch, models/PointNetVlad.py; haomo-ai/OverlapTransformer,
-modules/netvlad.py and modules/overlap_transformer.py; fcchit/OverlapNetVLAD, modules/netvlad.py and
-modules/overlapnetvlad.py; SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting,
+Source: antoine77340/LOUPE, loupe.py; cattaneod/PointNetVlad-Pytorch, models/PointNetVlad.py;
+haomo-ai/OverlapTransformer, modules/netvlad.py and modules/overlap_transformer.py; fcchit/OverlapNetVLAD,
+modules/netvlad.py and modules/overlapnetvlad.py; SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting,
 TemporallyAwarePooling/inference/model.py and netvlad.py.
 """
 
@@ -145,6 +145,7 @@ class Loupe(Dialect):
 
 LOUPE = Loupe(
     name="loupe",
+    lacks=("bn2.weight", "context_gating.gating_weights"),
     beside=("cluster_bn.", "gating_weights"),
     projection_norm=False,
     first_norm="cluster_bn.",

@@ -1,90 +1,17 @@
 """A random checkpoint of each dialect, with the tensors that its own code saves beside the head."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tests.models.dialects import formulas
 from tests.models.dialects.formulas import Formula
-
-State = dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A checkpoint, the dialect it is, and its formula; `chosen` if it does not load without its name.
-
-    `before` is the formula without the projection, for a checkpoint that has one; `tiny` is the norm of its smallest
-    local descriptors.
-    """
-
-    dialect: str
-    state: State
-    formula: Formula
-    width: int
-    prefix: str = ""
-    chosen: bool = False
-    before: Formula | None = None
-    tiny: float = 1e-6
-
-    @property
-    def projected(self) -> bool:
-        """Return True if something follows the head."""
-        return self.before is not None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Return the options of `read_head` that it takes."""
-        return {"prefix": self.prefix, "dialect": self.dialect if self.chosen else None}
-
-    def save(self, folder: Path, state: State | None = None) -> Path:
-        """Write it as a training script does, its optimiser beside it."""
-        content = {"epoch": 7, "state_dict": self.state if state is None else state, "optimizer": {"lr": 1e-3}}
-        torch.save(content, folder / "best.pth.tar")
-        return folder / "best.pth.tar"
-
-
-class Source:
-    """Random tensors from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(*shape, generator=self.generator)
-
-    def convolution(self, clusters: int, width: int, alpha: float, layer: str, kernel: str = "ij") -> State:
-        """Return a sharp 1x1 convolution, as pytorch-NetVlad starts it, and centroids of uneven norm."""
-        centroids = self(clusters, width, scale=0.4)
-        weight = alpha * torch.nn.functional.normalize(centroids) + self(clusters, width, scale=0.2)
-        shape = (clusters, width, *(1 for _ in kernel))
-        return {f"{layer}conv.weight": weight.reshape(shape), f"{layer}centroids": centroids}
-
-    def batch_norm(self, columns: int, name: str) -> State:
-        """Return BatchNorm with statistics far from 0 and 1."""
-        return {
-            f"{name}.weight": 0.5 + torch.rand(columns, generator=self.generator),
-            f"{name}.bias": self(columns),
-            f"{name}.running_mean": self(columns),
-            f"{name}.running_var": 10 ** (2 * torch.rand(columns, generator=self.generator) - 1),
-            f"{name}.num_batches_tracked": torch.tensor(900),
-        }
-
-    def columns(self, clusters: int, ghosts: int, width: int, scale: float) -> State:
-        """Return `clusters`, `clusters2` and BatchNorm."""
-        return {
-            "clusters": self(width, clusters + ghosts, scale=scale),
-            "clusters2": self(1, width, clusters, scale=0.7),
-            **self.batch_norm(clusters + ghosts, "batch_norm"),
-        }
-
-    def vgg(self, start: str) -> State:
-        """Return some of a backbone."""
-        return {f"{start}0.weight": self(4, 3, 3, 3), f"{start}0.bias": self(4), f"{start}2.weight": self(4, 4, 3, 3)}
+from tests.models.dialects.sample import Sample as Sample
+from tests.models.dialects.sample import Source as Source
+from tests.models.dialects.sample import State as State
+from tests.models.dialects.tensorflow_samples import TENSORFLOW_SAMPLES
 
 
 def pointnetvlad(seed: int, *, batch_norm: bool, gating: bool = True) -> State:
@@ -197,45 +124,6 @@ def relja(seed: int, *, pca: bool) -> Sample:
     return Sample(dialect="relja", state=state, width=width, formula=formulas.relja, before=formulas.relja_before_pca)
 
 
-def netvlad_tf_open(seed: int) -> Sample:
-    """Return the variables of a checkpoint; its local descriptors are not so small that the epsilons would show."""
-    random, clusters, width = Source(seed), 4, 9
-    head = random.convolution(clusters, width, 10.0, "", kernel="ij")
-    state = {
-        "average_rgb": torch.tensor([123.68, 116.78, 103.94]),
-        "conv1_1.kernel": random(3, 3, 3, 4), "conv1_1.bias": random(4),
-        "assignment.kernel": head["conv.weight"].permute(2, 3, 1, 0),
-        "cluster_centers": -head["centroids"].T[None, None, None],
-        "WPCA.kernel": random(1, 1, clusters * width, 7), "WPCA.bias": random(7),
-    }  # fmt: skip
-    return Sample(
-        dialect="netvlad-tf-open", width=width, formula=formulas.netvlad_tf_open, tiny=0.1,
-        before=formulas.netvlad_tf_open_before_pca,
-        state={f"vgg16_netvlad_pca.{name}": tensor for name, tensor in state.items()},
-    )  # fmt: skip
-
-
-def slim(random: Source, columns: int, name: str) -> State:
-    """Return the BatchNorm of slim, which counts no steps."""
-    renamed = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-    norm = random.batch_norm(columns, "bn")
-    return {f"{name}.{own}": norm[f"bn.{torchs}"] for torchs, own in renamed.items()}
-
-
-def tensorflow_loupe(seed: int) -> Sample:
-    random, clusters, width, size = Source(seed), 4, 9, 6
-    state = {
-        "cluster_weights": random(width, clusters), "cluster_weights2": random(1, width, clusters),
-        **slim(random, clusters, "cluster_bn"), "hidden1_weights": random(width * clusters, size),
-        "gating_weights": random(size, size), **slim(random, size, "gating_bn"),
-    }  # fmt: skip
-    return Sample(
-        dialect="loupe", width=width, formula=formulas.tensorflow_loupe,
-        before=formulas.tensorflow_loupe_before_projection,
-        state={f"tower.video_VLAD.{name}": tensor for name, tensor in state.items()},
-    )  # fmt: skip
-
-
 PYTORCH, BENCHMARK = "pytorch-netvlad", "deep-visual-geo-localization"
 
 SAMPLES: dict[str, Sample] = {
@@ -336,6 +224,5 @@ SAMPLES: dict[str, Sample] = {
     ),
     "relja": relja(12, pca=True),
     "relja, vladv2": relja(13, pca=False),
-    "netvlad-tf-open": netvlad_tf_open(19),
-    "loupe": tensorflow_loupe(20),
+    **TENSORFLOW_SAMPLES,
 }  # fmt: skip
