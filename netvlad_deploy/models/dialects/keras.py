@@ -25,7 +25,6 @@ from netvlad_deploy.models.dialects.netvlad_tf_open import (
 )
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.tensor_names import names
-from netvlad_deploy.spec.images import Resize
 from netvlad_deploy.spec.layer import BIAS, CLUSTERS_FIRST, RSQRT, NetVLADSpec, Projection
 
 CONVOLUTION = re.compile(r"conv2d(_\d+)?\.(kernel|bias)")
@@ -176,9 +175,7 @@ NETVLAD_KERAS = KerasNetVlad(
     name="netvlad-keras",
     unused=("substract_average",),  # by the head: it is subtracted from the images of the backbone
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
-    backbone=KerasVgg16(
-        roots=("conv2d",), candidates=("vgg16",), images=replace(UPRIGHT, resize=Resize(size=(360, 640)))
-    ),
+    backbone=KerasVgg16(roots=("conv2d",), candidates=("vgg16",), images=UPRIGHT),
 )
 TENSORFLOW2_NETVLAD = KerasNetVlad(
     name="tensorflow2-netvlad",

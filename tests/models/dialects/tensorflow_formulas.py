@@ -57,3 +57,51 @@ def loupe(state: State, x: Float64, scope: str = "tower.video_VLAD.") -> Float64
         gates = slim_batch_norm(gates, state, f"{scope}gating_bn")
     gated: Float64 = hidden / (1 + np.exp(-gates))
     return gated
+
+
+def netvlad_keras_before_projection(state: State, x: Float64) -> Float64:
+    own = {"assignment.kernel": state["net_vlad_1.kernel"], "cluster_centers": state["net_vlad_1.cluster_centers"]}
+    return netvlad_tf_open_before_pca(own, x, "")
+
+
+def netvlad_keras(state: State, x: Float64) -> Float64:
+    kernel, bias = state["conv2d_14.kernel"][0, 0], state["conv2d_14.bias"]
+    return tensorflow_unit(netvlad_keras_before_projection(state, x) @ kernel + bias, 1)
+
+
+def tensorflow2_netvlad_before_projection(state: State, x: Float64) -> Float64:
+    """Return the descriptors of a layer that takes VGG16's features as they come."""
+    kernel, bias, centres = (state[f"net_vlad.{name}"] for name in ("kernel", "bias", "cluster_centers"))
+    a = softmax(np.einsum("bnd,hwdk->bnk", x, kernel) + bias, 2)
+    v = (a[:, :, None] * (x[..., None] + centres[0, 0])).sum(axis=1)  # (B,D,K)
+    v = matconvnet_unit(v.swapaxes(1, 2), 2).swapaxes(1, 2)
+    return matconvnet_unit(v.reshape(len(x), -1), 1)
+
+
+def tensorflow2_netvlad(state: State, x: Float64) -> Float64:
+    dense = tensorflow2_netvlad_before_projection(state, x) @ state["dense.kernel"] + state["dense.bias"]
+    return tensorflow_unit(dense, 1)
+
+
+def cerebro(state: State, x: Float64) -> Float64:
+    layer = "net_vlad_layer_1."
+    scores = np.stack([rows @ state[f"{layer}kernel"][0, 0] for rows in x]) + state[f"{layer}bias"]
+    assigned = softmax(scores, 2)
+    sums = (
+        np.einsum("bnk,bnd->bkd", assigned, x)
+        + assigned.sum(axis=1)[..., None] * state[f"{layer}cluster_centers"][0, 0, 0].T
+    )
+    return tensorflow_unit(tensorflow_unit(sums, 2).reshape(len(x), -1), 1)
+
+
+def loupe_keras_before_projection(state: State, x: Float64) -> Float64:
+    renamed = {"kernel_W1": "cluster_weights", "kernel_B1": "cluster_biases", "kernel_W2": "cluster_weights2"}
+    own = {renamed[name]: state[f"net_vlad_1.{name}"] for name in renamed}
+    return loupe_before_projection(own, x, "")
+
+
+def loupe_keras(state: State, x: Float64) -> Float64:
+    hidden = loupe_keras_before_projection(state, x) @ state["net_vlad_1.kernel_H1"]
+    gates = hidden @ state["context_gating_1.kernel_W1"] + state["context_gating_1.kernel_B1"]
+    gated: Float64 = hidden / (1 + np.exp(-gates))
+    return gated

@@ -19,7 +19,7 @@ from tests.models.dialects.test_dialects import errors, expected_of, local_descr
 
 pytestmark = pytest.mark.export
 
-BUNDLES = [name for name in TENSORFLOW_SAMPLES if "keras" not in name]
+BUNDLES = ("netvlad-tf-open", "loupe")
 
 
 def bundle(folder: Path, state: State, *, optimizer: bool = False) -> Path:
@@ -78,9 +78,9 @@ def test_loupe_has_the_epsilon_of_slim_and_not_that_of_torch(tmp_path: Path) -> 
 
 
 def test_a_cluster_that_nothing_is_assigned_to_shows_the_norms_of_matconvnet() -> None:
-    """Its residuals sum to 1e-6: that is normalised to 0.7 by MatConvNet, and to 1 by torch and TensorFlow."""
+    """Its residuals sum to 7e-7: that becomes 0.58 in MatConvNet, 0.71 in TensorFlow and 1 in torch."""
     state = {
-        "assignment.kernel": torch.tensor([[0.0, -14.0], [0.0, -14.0]])[None, None],
+        "assignment.kernel": torch.tensor([[0.0, -14.5], [0.0, -14.5]])[None, None],
         "cluster_centers": torch.zeros(1, 1, 1, 2, 2),
     }
     head = find_head_in(state, name="netvlad-tf-open")[1]
@@ -90,7 +90,7 @@ def test_a_cluster_that_nothing_is_assigned_to_shows_the_norms_of_matconvnet() -
     assert max(errors(head, expected, x)) < 1e-10
     for other in (CLAMP, RSQRT):
         changed = type(head)(spec=type(head.spec)(**{**vars(head.spec), "epsilon": other}), tensors=head.tensors)
-        assert errors(changed, expected, x)[0] > 1e-2, other
+        assert errors(changed, expected, x)[0] > 3e-3, other
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_cluster_that_nothing_is_assigned_to_shows_the_norms_of_matconvnet() -
             "which netvlad-tf-open does not have",
         ),
         ("loupe", {"tower.video_VLAD.covar_weights": torch.ones(9, 4)}, "which loupe does not have"),
-        ("loupe", {"tower.video_VLAD.cluster_biases": torch.ones(4)}, "holds both tower.video_VLAD.cluster_bn"),
+        ("loupe", {"tower.video_VLAD.cluster_biases": torch.ones(4)}, r"holds both cluster_bn\.\* and cluster_biases"),
         (
             "loupe",
             {"tower.hidden1_weights": torch.ones(36, 2)},
