@@ -1,13 +1,11 @@
 """Read the weights of a Keras model in HDF5, as `save` and `save_weights` of Keras 1 to 3 write `.h5`.
 
-A file lists its layers in order, and the weights of each by name. Only these lists and the arrays that they name are
-read. Links out of the file are never followed, and the configuration of the model, which may hold code, is not looked
-at.
+Below a group for each layer stand its weights, by their names. Only these arrays are read: links out of the file are
+never followed, and neither the configuration of the model, which may hold code, nor any other text is looked at.
 
 Source: keras-team/keras, keras/src/legacy/saving/legacy_h5_format.py.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +19,12 @@ from netvlad_deploy.support.formats import KERAS_WITHOUT_NAMES
 from netvlad_deploy.support.require import require
 
 WEIGHTS_GROUP: Final = "model_weights"
-LAYER_NAMES, WEIGHT_NAMES = "layer_names", "weight_names"
-MAX_ENTRIES: Final = 50_000
-MAX_NAME_BYTES: Final = 1024
+LISTED: Final = ("layer_names", "layer_names0")
+"""Names of the attribute by which Keras marks a list of layers."""
+
+MAX_ENTRIES, MAX_DEPTH = 50_000, 16
+MAX_NAME_LENGTH: Final = 512
+MAX_NUMBER_DIGITS: Final = 10
 MAX_RATIO: Final = 32
 """Most bytes of arrays for each byte of the file: a compressed array of zeros would otherwise fill the memory."""
 
@@ -33,68 +34,71 @@ def read_keras(path: Path) -> dict[str, Tensor]:
 
     A name is that of the layer, and of the weight in it without `:0`; `.` stands for Keras's `/`.
 
-    Raises: InputError if the file is no list of layers, or an array is not in it, too large or of no real numbers;
+    Raises: InputError if the file is no model, or an array stands elsewhere, is too large or of no real numbers;
         MissingDependencyError without h5py; errors of `formats.READER_ERRORS` if it is damaged.
     """
     h5py = require("h5py", extra="keras")
     left = MAX_RATIO * path.stat().st_size
     tensors: dict[str, Tensor] = {}
     with h5py.File(path, "r") as file:
-        root = _inside(h5py, file, WEIGHTS_GROUP) if WEIGHTS_GROUP in file else file
-        if LAYER_NAMES not in root.attrs and f"{LAYER_NAMES}0" not in root.attrs:
+        root = _member(h5py, file, WEIGHTS_GROUP) if WEIGHTS_GROUP in file else file
+        if not any(mark in root.attrs for mark in LISTED):
             if "layers" in root or "_layer_checkpoint_dependencies" in root:
                 raise InputError(f"is {KERAS_WITHOUT_NAMES}")
-            raise InputError(f"is no model of Keras: it lists no {LAYER_NAMES}")
-        for layer in _names(root, LAYER_NAMES):
-            group = _inside(h5py, root, layer)
-            for weight in _names(group, WEIGHT_NAMES):
-                array = _inside(h5py, group, weight)
-                if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiub":
-                    raise InputError(f"holds {layer}/{weight}, which is no array of real numbers")
-                left -= max(math.prod(array.shape), math.prod(array.chunks or ())) * array.dtype.itemsize
-                if left < 0:
-                    raise InputError(f"claims more than {MAX_RATIO} times its own size: save the weights again")
-                name = _name(layer, weight)
-                if name in tensors:
-                    raise InputError(f"holds two weights that are called {name}: save one model alone")
-                values = array[()]
-                tensors[name] = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")).reshape(array.shape))
+            raise InputError(f"is no model of Keras: it has no {LISTED[0]}")
+        for layer, weight, array in _arrays(h5py, root):
+            left -= max(math.prod(array.shape), math.prod(array.chunks or ())) * array.dtype.itemsize
+            if left < 0:
+                raise InputError(f"claims more than {MAX_RATIO} times its own size: save the weights again")
+            name = _name(layer, weight)
+            if name in tensors:
+                raise InputError(f"holds two weights that are called {name}: save one model alone")
+            values = array[()]
+            tensors[name] = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")).reshape(array.shape))
     return tensors
 
 
-def _inside(h5py: Any, group: Any, name: str) -> Any:
-    """Return what stands below a group, each part of whose name is a link within the file.
+def _arrays(h5py: Any, root: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield layer, name and array of every weight, the layers in the order of the numbers that Keras gives them.
 
-    Raises: InputError if a part is missing, or points elsewhere.
+    Raises: InputError if there are too many, or one is no array of real numbers.
     """
-    for part in filter(None, name.split("/")):
-        kind = group.get(part, getlink=True) if isinstance(group, h5py.Group) and part in group else None
-        if kind is None:
-            raise InputError(f"lists {name}, which is not in it")
-        if not isinstance(kind, h5py.HardLink):
-            raise InputError(f"has a link in place of {name}: save the model again into one file")
-        group = group[part]
-    external = getattr(group, "external", None)
-    if external or getattr(group, "is_virtual", False):
+    waiting = [(layer, "", _member(h5py, root, layer)) for layer in sorted(root, key=_numbered, reverse=True)]
+    for _ in range(MAX_ENTRIES):
+        if not waiting:
+            return
+        layer, name, found = waiting.pop()
+        if isinstance(found, h5py.Group) and name.count("/") < MAX_DEPTH:
+            below = [(layer, f"{name}/{each}", _member(h5py, found, each)) for each in found]
+            waiting += reversed(below)
+        elif isinstance(found, h5py.Dataset) and found.dtype.kind in "fiub" and name:
+            yield layer, name, found
+        else:
+            raise InputError(f"holds {layer}{name}, which is no array of real numbers")
+    raise InputError(f"holds more than {MAX_ENTRIES} groups and arrays")
+
+
+def _member(h5py: Any, group: Any, name: str) -> Any:
+    """Return what a link within the file points at.
+
+    Raises: InputError if it points elsewhere, or its values stand elsewhere.
+    """
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or len(name) > MAX_NAME_LENGTH:
+        raise InputError(f"has a link in place of {name[:40]}: save the model again into one file")
+    found = group[name]
+    if getattr(found, "external", None) or getattr(found, "is_virtual", False):
         raise InputError(f"keeps the values of {name} in another file: save the model again into one file")
-    return group
+    return found
 
 
-def _names(group: Any, attribute: str) -> Iterator[str]:
-    """Yield the names in a list of Keras, which cuts a long one into `layer_names0`, `layer_names1` and so on.
+def _numbered(layer: str) -> tuple[str, int]:
+    """Return the name of a layer without its number, and the number.
 
-    Raises: InputError if there are too many, or one is no name.
+    >>> sorted(["conv2d_10", "conv2d", "conv2d_9"], key=_numbered)
+    ['conv2d', 'conv2d_9', 'conv2d_10']
     """
-    numbered = itertools.takewhile(lambda key: key in group.attrs, (f"{attribute}{part}" for part in itertools.count()))
-    keys = [attribute] if attribute in group.attrs else list(numbered)
-    held = [group.attrs.get_id(key) for key in keys]
-    if sum(math.prod(each.shape) for each in held) > MAX_ENTRIES or any(len(each.shape) != 1 for each in held):
-        raise InputError(f"has {attribute} that are no list, or more than {MAX_ENTRIES}")
-    for each in itertools.chain.from_iterable(group.attrs[key] for key in keys):
-        name = each.decode() if isinstance(each, bytes) else each
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_BYTES:
-            raise InputError(f"lists {str(name)[:40]!r} among its {attribute}, which is no name")
-        yield name
+    start, _, number = layer.rpartition("_")
+    return (start, int(number)) if start and number.isdecimal() and len(number) < MAX_NUMBER_DIGITS else (layer, 0)
 
 
 def _name(layer: str, weight: str) -> str:

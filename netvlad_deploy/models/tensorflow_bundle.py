@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 MAX_INDEX_BYTES: Final = 64 << 20
 MAX_SHARDS: Final = 4096
 MAX_AXES: Final = 16
-VARINT, BYTES_8, LENGTH, BYTES_4 = 0, 1, 2, 5
+VARINT, BYTES_8, DELIMITED, BYTES_4 = 0, 1, 2, 5
 """Ways in which a field of a message is written."""
 
 BIG_ENDIAN: Final = 1
@@ -203,7 +203,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             value, at = read_varint(message, at)
             yield tag >> 3, value
             continue
-        if kind == LENGTH:
+        if kind == DELIMITED:
             size, at = read_varint(message, at)
         else:
             size = {BYTES_4: 4, BYTES_8: 8}[kind]
@@ -211,4 +211,4 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise EOFError(f"a field of {size} bytes is expected, {len(message) - at} are left")
         content = message[at : at + size]
         at += size
-        yield tag >> 3, content if kind == LENGTH else struct.unpack("<I" if size == 4 else "<Q", content)[0]
+        yield tag >> 3, content if kind == DELIMITED else struct.unpack("<I" if size == 4 else "<Q", content)[0]

@@ -18,7 +18,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import BackboneKeys, Dialect, Place, conventions
 from netvlad_deploy.models.dialects.convolution import LAST_CONVOLUTION_OF
 from netvlad_deploy.models.dialects.netvlad_tf_open import (
-    UPRIGHT,
+    AS_OPENCV_READS,
     VGG16_CONVOLUTIONS,
     AddedCentres,
     in_torchs_layout,
@@ -175,7 +175,7 @@ NETVLAD_KERAS = KerasNetVlad(
     name="netvlad-keras",
     unused=("substract_average",),  # by the head: it is subtracted from the images of the backbone
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
-    backbone=KerasVgg16(roots=("conv2d",), candidates=("vgg16",), images=UPRIGHT),
+    backbone=KerasVgg16(roots=("conv2d",), candidates=("vgg16",), images=AS_OPENCV_READS),
 )
 TENSORFLOW2_NETVLAD = KerasNetVlad(
     name="tensorflow2-netvlad",

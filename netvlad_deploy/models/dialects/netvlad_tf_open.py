@@ -31,7 +31,7 @@ VGG16_CONVOLUTIONS = {
 """By the numbers of block and convolution, the layer of the backbone `vgg16`."""
 
 CONVOLUTION_NAME = re.compile(r"(?P<numbers>\d_\d)\.(?P<part>kernel|bias)")
-UPRIGHT = ImageInput(mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), orient=True)
+AS_OPENCV_READS = ImageInput(mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), orient=True)
 """MatConvNet's VGG16 takes RGB values from 0 to 255 less a mean, which a file brings; images as large as they are."""
 
 
@@ -133,6 +133,6 @@ NETVLAD_TF_OPEN = NetVladTfOpen(
     unused=(f"{SCOPE}average_rgb",),  # by the head: it is subtracted from the images of the backbone
     preprocessing=LAST_CONVOLUTION_OF.format("VGG16"),
     backbone=TensorFlowVgg16(
-        roots=(f"{SCOPE}conv",), candidates=("vgg16",), images=UPRIGHT, mean=f"{SCOPE}average_rgb"
+        roots=(f"{SCOPE}conv",), candidates=("vgg16",), images=AS_OPENCV_READS, mean=f"{SCOPE}average_rgb"
     ),
 )
