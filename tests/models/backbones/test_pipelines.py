@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.models.backbones import BACKBONES
+from netvlad_deploy.models.backbones.transformers_networks import TRANSFORMERS_BACKBONES
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.spec.images import IMAGENET_MEAN, IMAGENET_STD, ImageInput, Resize
@@ -263,7 +264,8 @@ def test_every_dialect_and_every_network_has_a_case() -> None:
     names = [name.split(", ")[:2] for name in CASES]
     dialects = {each.name for each in DIALECTS if each.backbone is not None and each.backbone.candidates}
     assert dialects - {"relja"} <= {dialect for dialect, _ in names}  # a file of MATLAB has a test of its own
-    assert {backbone for _, backbone in names} == set(BACKBONES) - {"efficientnet-lite0"}
+    others = {"efficientnet-lite0", *(each.name for each in TRANSFORMERS_BACKBONES)}  # each with tests of its own
+    assert {backbone for _, backbone in names} == set(BACKBONES) - others
 
 
 def test_efficientnet_equals_its_package() -> None:
