@@ -16,7 +16,7 @@ from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions, Gpu
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile, ImageInput, ImageProfile
-from netvlad_deploy.spec.layer import ASSIGNMENT_FEATURES, FEATURES, MASK, TOKEN, AnySpec, NetVLADSpec, input_shape
+from netvlad_deploy.spec.layer import ASSIGNMENT_FEATURES, FEATURES, MASK, TOKEN, AnySpec, input_shape
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.external_data import check_names
 from netvlad_deploy.support.files import Staging, finish_writing, private_copy, read_bounded, sha256_file
@@ -80,11 +80,8 @@ class Artifact(VerifiedFile):
         """Return the optimization profile that it is built for where none is asked for."""
         if self.images is not None:
             return self.images.usual_profile
-        usual = Profile()
-        if isinstance(self.spec, NetVLADSpec):
-            return usual
-        least, most = self.spec.least_features, usual.num_features
-        lengths = AxisRange(min=least, opt=max(least, most.opt), max=max(least, most.max))
+        usual, least = Profile(), self.spec.least_features
+        lengths = AxisRange(min=least, opt=max(least, usual.num_features.opt), max=max(least, usual.num_features.max))
         return replace(usual, num_features=lengths)
 
     def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:

@@ -146,6 +146,11 @@ class NetVLADSpec:
         return self.projection is None or self.projection.unit_length
 
     @property
+    def least_features(self) -> int:
+        """Return the smallest N for which the layer is defined."""
+        return 1
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Return the named tensors of the layer's graph, in the order in which they are computed."""
         return STAGES if self.projection is None else (*STAGES[:-1], AGGREGATE, DESCRIPTOR)

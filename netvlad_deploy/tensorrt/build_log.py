@@ -102,11 +102,11 @@ def _dtypes(tensors: str) -> tuple[str, ...]:
     return tuple(re.findall(r"Datatype: (\w+)", tensors))
 
 
-def check_types(kernels: Sequence[Kernel], precision: str, *, gated: bool = False) -> None:
+def check_types(kernels: Sequence[Kernel], precision: str, *, netvlad: bool = True, gated: bool = False) -> None:
     """Compare the dtypes of an engine's matrix products with the precision of its graph.
 
-    With `gated` the layer ends with gating, one more product, which is FP32 in every precision. A builder that lists
-    no kernels passes.
+    With `gated` the layer ends with gating, one more product, which is FP32 in every precision. Of a layer that is no
+    `netvlad` it is not known how many products are FP32: one must be FP16. A builder that lists no kernels passes.
 
     Raises: BuildError naming the kernels if the engine has another precision than its graph.
 
@@ -123,6 +123,8 @@ def check_types(kernels: Sequence[Kernel], precision: str, *, gated: bool = Fals
         fp32 = [kernel.name for kernel in products if "Half" not in kernel.inputs]
         expected = FP32_PRODUCTS[precision] + gated
         fits = len(fp32) <= expected and (len(products) < 2 or len(fp32) == expected)
+        if not netvlad:
+            fits = not products or len(fp32) < len(products)
         wrong = [] if fits else [kernel.name for kernel in products]
     if wrong:
         raise BuildError(

@@ -22,6 +22,8 @@ from netvlad_deploy.artifact import (
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions
 from netvlad_deploy.spec.images import ImageProfile
+from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.support.machine import describe_machine
 from netvlad_deploy.tensorrt.api import EXTRAS
@@ -73,7 +75,7 @@ def build_engine(
             staging.check(path)
         built = _build(parent, staging.add(target), options, cache_path)
         figures = read_figures(built.lines, built.build_ms, built.host_bytes)
-        check_types(figures.kernels, parent.precision, gated=gated)
+        check_types(figures.kernels, parent.precision, netvlad=isinstance(parent.spec, NetVLADSpec), gated=gated)
         artifact = _artifact(parent, target, options, built, figures)
         staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
         stage_sidecar(staging, artifact)
@@ -90,6 +92,10 @@ def _fitted(options: BuildOptions, parent: OnnxArtifact, *, gated: bool) -> Buil
         if isinstance(profile, ImageProfile) != (parent.images is not None):
             asked = "--image-size or --profile BxHxW" if parent.images else "--num-features or --profile BxN"
             raise UsageError(f"{parent.path} takes {parent.inputs[0]}, got a profile of {profile}: pass {asked}")
+        if isinstance(profile, Profile) and profile.num_features.min < (least := parent.spec.least_features):
+            raise UsageError(
+                f"{parent.path} needs at least {least} features for each image, got a profile of {profile}"
+            )
         if parent.images is not None and isinstance(profile, ImageProfile):
             parent.images.check_taken(*((height, width) for _, height, width in profile.shapes))
     if options.tf32 and parent.precision != "fp32":

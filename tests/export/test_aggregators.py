@@ -1,12 +1,14 @@
 """Layers other than NetVLAD: golden features, their verdict, the inputs beside local descriptors, and refusals."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from netvlad_deploy import Verdict, export_onnx
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact
@@ -17,10 +19,13 @@ from netvlad_deploy.oracle import aggregators
 from netvlad_deploy.oracle.goldens import load_goldens
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.runtime.torch_runner import TorchRunner
+from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import AggregatorSpec
+from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Float64
 from netvlad_deploy.workflow.bench import bench
+from netvlad_deploy.workflow.build import build
 from netvlad_deploy.workflow.embed import embed
 from netvlad_deploy.workflow.validate import validate
 
@@ -40,18 +45,21 @@ class MeanAndToken(Aggregator):
 
     def forward(self, features: Tensor, *others: Tensor) -> Tensor:
         joined = torch.cat([self.map(features).mean(1), self.token_map(others[0])], 1)
-        return nn.functional.normalize(joined)
+        return functional.normalize(joined)
 
 
 class Folded(nn.Module):
-    """The same for features in the precision of a graph."""
+    """The same, with the product of the features in the precision of the graph."""
 
-    def __init__(self, whole: Aggregator, _: GraphOptions) -> None:
+    def __init__(self, whole: "MeanAndToken", _: GraphOptions) -> None:
         super().__init__()
         self.whole = whole
 
     def forward(self, features: Tensor, token: Tensor) -> Tensor:
-        return self.whole(features.float(), token.float())  # type: ignore[no-any-return]
+        weight, bias = self.whole.map.weight, self.whole.map.bias
+        projected = functional.linear(features, weight.to(features.dtype)).float() + bias
+        joined = torch.cat([projected.mean(1), self.whole.token_map(token.float())], 1)
+        return functional.normalize(joined)
 
 
 def formula(spec: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
@@ -150,3 +158,15 @@ def test_damaged_golden_features_are_refused(artifact: OnnxArtifact) -> None:
     np.savez(artifact.path.parent / "bad.npz", **arrays)
     with pytest.raises(ArtifactError, match=r"golden\.0\.token is float32"):
         load_goldens(artifact.path.parent / "bad.npz")
+
+
+@pytest.mark.rtx
+def test_an_engine_is_built_for_as_many_features_as_the_layer_needs(tmp_path: Path) -> None:
+    made = export_onnx(MeanAndToken().eval(), tmp_path / "m.onnx", GraphOptions(precision="fp16"))
+    options = BuildOptions(flavor="tensorrt-rtx", compute_capabilities=("SM89",))
+    engine = build(made.path, tmp_path / "m.engine", options)
+    assert (engine.inputs, engine.spec) == (("features", "token"), SPEC)
+    assert engine.profiles[0].shapes[0] == (1, 5)
+    few = replace(options, profiles=(Profile.parse("1x4"),))
+    with pytest.raises(UsageError, match="needs at least 5 features for each image"):
+        build(made.path, tmp_path / "few.engine", few)
