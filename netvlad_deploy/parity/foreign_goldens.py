@@ -12,7 +12,7 @@ import numpy as np
 
 from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.export.foreign.half import with_peaks
-from netvlad_deploy.export.foreign.wrap import OWN, rounded
+from netvlad_deploy.export.foreign.wrap import THEIRS, rounded
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.runtime.foreign_runner import WrappedModel
 from netvlad_deploy.spec.images import IMAGES, ImageInput
@@ -104,4 +104,6 @@ def peaks_of(model: Any, names: tuple[str, ...], goldens: tuple[Golden, ...], ba
     watched, outputs = with_peaks(model, names)
     runner = WrappedModel(watched.SerializeToString())
     found = [runner.outputs(golden.feeds, batch, *outputs.values()) for golden in goldens]
-    return {name.removeprefix(OWN): max(float(values[place]) for values in found) for place, name in enumerate(outputs)}
+    return {
+        name.removeprefix(THEIRS): max(float(values[place]) for values in found) for place, name in enumerate(outputs)
+    }
