@@ -13,7 +13,7 @@ from netvlad_deploy.export.foreign.sites import BURST, Site, Start
 from netvlad_deploy.parity.cases import Case, profile_cases
 from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.runtime.foreign_runner import ForeignPart, ForeignRunner, shapes_of
+from netvlad_deploy.runtime.foreign_runner import ForeignPart, ForeignRunner, bound, shapes_of
 from netvlad_deploy.spec.layer import DESCRIPTOR
 from netvlad_deploy.spec.verdict import Verdict
 
@@ -56,9 +56,7 @@ def prove_head(model: ForeignModel, site: Site) -> ForeignHead:
     failed = []
     for start, layout in _ways(model, site):
         try:
-            layer = _recovered(model, site, start, layout)
-            whole = ForeignPart(cut(model, start.tensor, site.paths.output), layout, name="its head")
-            return _proven(site, start, layout, layer, ForeignRunner(whole, layer.spec))
+            return _by(model, site, start, layout)
         except (InputError, RunError) as error:
             failed.append(str(error))
     reason = failed[0] if failed else f"no tensor of {site.feature_size} values for each position enters it"
@@ -71,11 +69,22 @@ def _ways(model: ForeignModel, site: Site) -> Iterator[tuple[Start, Layout]]:
             yield start, layout
 
 
-def _recovered(model: ForeignModel, site: Site, start: Start, layout: Layout) -> Recovered:
-    shapes = shapes_of(layout)
-    head = ForeignPart(cut(model, start.tensor, site.aggregate), layout, name="its head")
+def _by(model: ForeignModel, site: Site, start: Start, layout: Layout) -> ForeignHead:
+    """Return the NetVLAD at a site by one reading of where it starts.
+
+    Raises: InputError, RunError if it is none by this reading.
+    """
+    tried, shape = layout, None
+    whole = cut(model, start.tensor, site.paths.output)
+    if whole.whole is not None and None in layout.positions:
+        tried, shape = bound(model, start.tensor, layout)
+        whole = cut(model, start.tensor, site.paths.output, shape)
+    shapes = shapes_of(tried)
+    head = ForeignPart(cut(model, start.tensor, site.aggregate, shape), tried, name="its head")
     found = recover(site, head, shapes.num_features.min, shapes.batch.max, normalize_input=start.normalize_input)
-    return projected(site, found)
+    layer = projected(site, found)
+    runner = ForeignRunner(ForeignPart(whole, tried, name="its head"), layer.spec)
+    return _proven(site, start, layout, layer, runner)
 
 
 def _proven(site: Site, start: Start, layout: Layout, layer: Recovered, runner: Runner) -> ForeignHead:

@@ -1,12 +1,13 @@
 """Run a part of a foreign ONNX file with ONNX Runtime on the CPU, in FP32."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from netvlad_deploy.errors import RunError
-from netvlad_deploy.export.foreign.cut import Layout, Part, feeds_of
+from netvlad_deploy.export.foreign.cut import Layout, Part, cut, feeds_of
 from netvlad_deploy.export.foreign.read import ForeignModel
 from netvlad_deploy.export.foreign.wrap import fixed_lengths
 from netvlad_deploy.runner import Runner
@@ -19,6 +20,10 @@ from netvlad_deploy.support.arrays import Array, Arrays
 
 TRIED_IMAGES, TRIED_ROWS, TRIED_MOST_ROWS = 8, 100, 200
 """Shapes on which a part is tried where it takes any: small ones, since a loop over the clusters takes long."""
+
+
+TRIED_SIZE = (96, 128)
+"""Height and width of images whose size a head computes with, where it is free."""
 
 
 def shapes_of(layout: Layout) -> Profile:
@@ -103,6 +108,22 @@ class ForeignPart:
         if not found.size or found.size % len(features):
             raise RunError(f"{self.name} gives {found.shape} for {len(features)} images, no vector for each")
         return found.reshape(len(features), -1)
+
+
+def bound(model: ForeignModel, tensor: str, layout: Layout) -> tuple[Layout, tuple[int | None, ...]]:
+    """Return the layout of local descriptors in a tensor for one size of the whole input, and the shape of that input.
+
+    It is for heads that compute with the size of the image: they run on the positions of that size alone.
+
+    Raises: RunError if the graph before the tensor cannot run.
+    """
+    usual = iter(TRIED_SIZE if len(model.source_shape) == len(TRIED_SIZE) + 2 else TRIED_SIZE[:1])
+    lengths = [next(usual, 1) if length is None else length for length in model.source_shape[1:]]
+    before = cut(model, model.source, tensor)
+    given = np.zeros((layout.batch or 1, *lengths), np.float32)
+    (found,) = _Session(before.content, "the graph before its head").run({model.source: given}, before.output)
+    positions = tuple(length for axis, length in enumerate(found.shape) if axis not in (0, layout.axis))
+    return replace(layout, positions=positions), (layout.batch, *lengths)
 
 
 class ForeignRunner(Runner):

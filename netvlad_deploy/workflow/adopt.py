@@ -16,8 +16,8 @@ from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, NO_CHANGES, ImageChanges, ImageInput, Resize
 from netvlad_deploy.spec.layer import FEATURES
-from netvlad_deploy.support.files import check_apart, check_suffix, check_targets, sha256_file, stage_files
-from netvlad_deploy.support.formats import naming, reading
+from netvlad_deploy.support.files import check_apart, check_suffix, check_targets, stage_files
+from netvlad_deploy.support.formats import naming
 from netvlad_deploy.support.require import require
 from netvlad_deploy.support.scratch import scratch_folder
 
@@ -92,9 +92,8 @@ def adopt(source: Path, target: Path, options: AdoptOptions, *, force: bool = Fa
     from netvlad_deploy.export.onnx_model import export_onnx
     from netvlad_deploy.parity.adoption import prove_head
 
-    with reading(source):
-        parent = FileReference(name=source.name, sha256=sha256_file(source))
     model = read_foreign(source)
+    parent = FileReference(name=source.name, sha256=model.sha256)
     if options.whole:
         return _whole(model, source, target, options, parent, force=force)
     with naming(source):

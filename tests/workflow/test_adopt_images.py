@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.export.foreign import backbone as backbones
+from netvlad_deploy.export.foreign.read import read_foreign
+from netvlad_deploy.export.foreign.sites import find_site
+from netvlad_deploy.parity.adoption import prove_head
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageChanges, Resize
@@ -84,6 +87,15 @@ def test_imagenet_is_assumed_and_said_and_a_fixed_size_is_kept(network: Network,
     assert adopted.notes[1].startswith("assumed: its images are RGB, ")
     with pytest.raises(UsageError, match="takes images of 64x80: leave --resize and --crop out"):
         adopt(path, tmp_path / "n.onnx", AdoptOptions(changes=ImageChanges(resize=Resize(size=(96, 96)))))
+
+
+def test_a_head_that_computes_with_the_size_of_the_image_is_tried_at_one_size(network: Network, tmp_path: Path) -> None:
+    """torch's newer exporter reshapes a feature map by the height and width of the image it came from."""
+    path = export_by_torch(network, tmp_path / "net.onnx", torch.zeros(1, 3, 64, 80), dynamo=True, opset=18)
+    model = read_foreign(path)
+    found = prove_head(model, find_site(model))
+    assert {case.features.shape[1] for case in found.cases} == {96 // 4 * 128 // 4}
+    assert np.array_equal(found.layer.tensors["clusters2"][0].T, network.head.centroids.detach().numpy())
 
 
 def test_its_head_alone_takes_features(foreign: Path, network: Network, tmp_path: Path) -> None:

@@ -80,8 +80,11 @@ def shape_of(model: ForeignModel, tensor: str) -> tuple[int | None, ...] | None:
     return None
 
 
-def cut(model: ForeignModel, first: str, last: str) -> Part:
-    """Return the part of a graph between two tensors, with the first as its input."""
+def cut(model: ForeignModel, first: str, last: str, whole_shape: tuple[int | None, ...] | None = None) -> Part:
+    """Return the part of a graph between two tensors, with the first as its input.
+
+    `whole_shape` is the shape of the whole graph's input, where the part uses it; by default as the graph says it.
+    """
     onnx = require("onnx", extra="export")
     graph = model.proto.graph
     wanted, nodes = {last}, []
@@ -93,7 +96,7 @@ def cut(model: ForeignModel, first: str, last: str) -> Part:
     inputs = [onnx.helper.make_tensor_value_info(first, onnx.TensorProto.FLOAT, shape_of(model, first))]
     whole = None
     if first != model.source and model.source in used:
-        whole = (model.source, model.source_shape)
+        whole = (model.source, whole_shape or model.source_shape)
         inputs.extend(value for value in graph.input if value.name == model.source)
     made = onnx.helper.make_graph(
         list(reversed(nodes)),
@@ -112,5 +115,5 @@ def feeds_of(part: Part, arranged: Array) -> dict[str, Any]:
     feeds: dict[str, Any] = {part.source: arranged}
     if part.whole is not None:
         name, shape = part.whole
-        feeds[name] = np.zeros([len(arranged), *(length or 32 for length in shape[1:])], np.float32)
+        feeds[name] = np.zeros([len(arranged), *(length or 1 for length in shape[1:])], np.float32)
     return feeds

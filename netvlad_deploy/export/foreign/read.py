@@ -5,6 +5,7 @@ the ONNX standard. Functions of the file are put in line.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,12 +40,14 @@ class ForeignModel:
 
     Args:
         proto: the ModelProto, FP32, its weights inside, its shapes inferred as far as they can be.
+        sha256: the hash of the file that was read.
         source: the name of its one input.
         opset: its ONNX operator set.
         notes: what was assumed or changed when it was read, in sentences.
     """
 
     proto: Any
+    sha256: str
     source: str
     opset: int
     notes: tuple[str, ...]
@@ -78,7 +81,8 @@ def read_foreign(path: Path) -> ForeignModel:
         source = _only_input(path, model)
         notes = _widen(model, onnx)
         model = onnx.shape_inference.infer_shapes(model)
-    return ForeignModel(proto=model, source=source, opset=opset, notes=notes)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return ForeignModel(proto=model, sha256=sha256, source=source, opset=opset, notes=notes)
 
 
 @contextlib.contextmanager
