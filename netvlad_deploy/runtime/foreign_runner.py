@@ -46,8 +46,11 @@ class _Session:
         options.log_severity_level = QUIET
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._errors = errors_of(onnxruntime)
-        self._session: Any = open_session(onnxruntime, CPU, content, options, {}, name=name)
+        self._errors: tuple[type[Exception], ...] = (*errors_of(onnxruntime), ValueError)
+        try:  # a ValueError is a message with names that are no UTF-8
+            self._session: Any = open_session(onnxruntime, CPU, content, options, {}, name=name)
+        except ValueError as error:
+            raise RunError(f"ONNX Runtime cannot load {name}: its names are no text") from error
 
     def run(self, feeds: Mapping[str, Array], *outputs: str) -> list[Array]:
         """Return these outputs.

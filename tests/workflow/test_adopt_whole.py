@@ -43,6 +43,18 @@ class Pooled(nn.Module):
         return functional.normalize(vectors, dim=1) if self.l2 else vectors
 
 
+class ChannelsLast(nn.Module):
+    """A network that takes images (B,H,W,3)."""
+
+    def __init__(self, network: Pooled) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.network(x.permute(0, 3, 1, 2))
+        return found
+
+
 @pytest.fixture(scope="module")
 def network() -> Pooled:
     torch.manual_seed(0)
@@ -163,6 +175,16 @@ def test_fixed_axes_stay_and_embed_fills_them_up(network: Pooled, command: Comma
         assert 1 - cosines(found["descriptors"], expected_of(network, images)).min() < 1e-10
     assert command("bench", "net-adopted.onnx", "--batch", 2, "--duration", 0.1).code == 0
     assert command("validate", "net-adopted.onnx").code == 0
+
+
+def test_images_whose_channels_come_last_are_given_so(network: Pooled, tmp_path: Path) -> None:
+    path = export_by_torch(ChannelsLast(network), tmp_path / "net.onnx", torch.zeros(1, 48, 56, 3), dynamic=False)
+    adoption = adopt(path, tmp_path / "m.onnx", PIXELS)
+    assert adoption.artifact.spec.fixed_lengths == {"batch": 1, "height": 48, "width": 56}
+    images = np.random.default_rng(0).integers(0, 256, (1, 48, 56, 3), np.uint8)
+    with Candidate(path=adoption.artifact.path).open() as runner:
+        got = runner.run({"images": images})["descriptor"]
+    assert 1 - cosines(got, expected_of(network, images)).min() < 1e-10
 
 
 def test_features_and_a_length_other_than_1_are_served(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A tensor that all paths from the input to the output pass through divides the gr
 taken out by itself. Shapes are no data: an output that follows from a Shape alone passes nothing on.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ class Paths:
     def constants(self) -> dict[str, Array]:
         """Return the values of every constant, those computed from constants alone too."""
         onnx = require("onnx", extra="export")
-        found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
+        found: dict[str, Array] = {}
+        for tensor in self.graph.initializer:
+            with contextlib.suppress(*READER_ERRORS):  # a damaged one stays unknown
+                found[tensor.name] = onnx.numpy_helper.to_array(tensor)
         for node in self.graph.node:
             if node.op_type == "Constant" or (
                 node.op_type in LAYOUT | ARITHMETIC and all(name in found for name in node.input if name)

@@ -111,3 +111,26 @@ def test_what_is_not_known_is_refused(node: Any, words: str, tmp_path: Path) -> 
         ForeignBackbone(
             Paths(graph, "x", "y", 18), "y", Layout(rank=4, axis=1, batch=None, positions=()), channels_last=False
         )
+
+
+def test_images_whose_channels_come_last_and_a_map_like_that() -> None:
+    """As TensorFlow has it: (B,H,W,3) to (B,h,w,D)."""
+    kernels = normal(5, 3, 3, 3)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["first", "w"], ["map"]),
+        helper.make_node("Transpose", ["map"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "last",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None, None, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(kernels, "w")],
+    )
+    layout = Layout(rank=4, axis=3, batch=None, positions=(None, None))
+    backbone = ForeignBackbone(Paths(graph, "x", "y", 18), "y", layout, channels_last=True)
+    images = torch.from_numpy(normal(2, 3, 9, 11))
+    with torch.no_grad():
+        expected = torch.conv2d(images, torch.from_numpy(kernels))
+        assert torch.equal(backbone(images), expected)

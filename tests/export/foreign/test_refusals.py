@@ -1,5 +1,6 @@
 """A file that is no plain NetVLAD, or cannot be looked through, is refused in one line that says what was found."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from netvlad_deploy.export.foreign import read as reading
 from netvlad_deploy.export.foreign.read import read_foreign
 from netvlad_deploy.export.foreign.sites import find_site
 from netvlad_deploy.parity.adoption import prove_head
+from netvlad_deploy.spec.verdict import Verdict
 from tests.export.foreign.graphs import Broadcast, export_by_torch, loaded, saved, tensorflow_graph
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -233,3 +235,22 @@ def test_half_precision_is_widened_and_said(tmp_path: Path) -> None:
     found = read_foreign(saved(model, path))
     assert found.notes == ("float16 tensors of the file were widened to float32",)
     assert prove_head(found, find_site(found)).layer.spec.num_clusters == K
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_refused_in_words_or_read(tmp_path: Path, seed: int) -> None:
+    """A few bytes are changed, cut out or added: whatever comes of it is an InputError, or a NetVLAD that is proved."""
+    random = np.random.default_rng(seed)
+    content = bytearray(tensorflow_graph(tmp_path / "tf.onnx", K, D, seed=0).read_bytes())
+    for _ in range(int(random.integers(1, 4))):
+        place, kind = int(random.integers(len(content))), int(random.integers(3))
+        if kind == 0:
+            content[place] = int(random.integers(256))
+        elif kind == 1:
+            del content[place : place + int(random.integers(1, 30))]
+        else:
+            content[place:place] = random.bytes(4)
+    (tmp_path / "tf.onnx").write_bytes(content)
+    with contextlib.suppress(InputError):
+        model = read_foreign(tmp_path / "tf.onnx")
+        assert prove_head(model, find_site(model)).proof.verdict is Verdict.PASS
