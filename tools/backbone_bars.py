@@ -131,7 +131,7 @@ print(time.perf_counter() - started, (peak[0] - before) / size, size)
 
 
 def exports(folder: Path) -> Iterator[Bar]:
-    """Seconds of each export in FP16, in a fresh process; of the largest, what memory grows by, its weights included."""
+    """Seconds of each export in FP16, in a fresh process; of the largest, what memory grows by, with its weights."""
     for name in EXPORTED:
         before = slowness()
         outcome = subprocess.run(
