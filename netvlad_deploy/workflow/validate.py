@@ -121,10 +121,12 @@ def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | N
     """Open the other side of the comparison: another artifact, or the same part of a checkpoint, in torch."""
     if other.artifact is not None:
         return other.on(parity_backend(other.artifact)).open()
+    spec = artifact.spec
+    projected = spec.projection is not None if isinstance(spec, NetVLADSpec) else spec.settings.get("projected")
     source = replace(
         read_as or Source(),
         checkpoint=other.path,
-        head_only=artifact.spec.projection is None,
+        head_only=not projected,
         takes=FEATURES if artifact.images is None else IMAGES,
         changes=NO_CHANGES if artifact.images is None else ImageChanges.to(artifact.images),
     )
