@@ -69,6 +69,22 @@ def test_layers_come_by_their_numbers(tmp_path: Path, attribute: str) -> None:
     assert list(read_tensors(tmp_path / "m.h5")) == [f"{name}.kernel" for name in names]
 
 
+def test_weights_of_nested_models_and_of_named_layers_have_the_layer_first(tmp_path: Path) -> None:
+    layers: dict[str, dict[str, Array]] = {
+        "vgg16": {"block1_conv1/kernel:0": np.ones(2), "block1_conv1/bias:0": np.ones(2)},
+        "gvlad_pool": {"gvlad_pool/centers:0": np.ones((3, 2))},
+        "model_1": {"net_vlad_1/cluster_centers:0": np.ones(2)},
+    }
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        write_layers(file, layers)
+    assert sorted(read_tensors(tmp_path / "m.h5")) == [
+        "gvlad_pool.centers",
+        "model_1.net_vlad_1.cluster_centers",
+        "vgg16.block1_conv1.bias",
+        "vgg16.block1_conv1.kernel",
+    ]
+
+
 def test_compressed_arrays_are_read(tmp_path: Path) -> None:
     with h5py.File(write_keras(tmp_path / "m.h5", STATE), "r+") as file:
         del file["net_vlad_1/net_vlad_1/kernel:0"]

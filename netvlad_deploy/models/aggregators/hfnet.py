@@ -43,7 +43,9 @@ class HfNet(Aggregator):
     running_var: Tensor
 
     def __init__(self, spec: AggregatorSpec) -> None:
-        super().__init__(spec, feature_norm=math.sqrt(spec.feature_size))  # as the BatchNorm of a bottleneck leaves them
+        super().__init__(
+            spec, feature_norm=math.sqrt(spec.feature_size)
+        )  # as the BatchNorm of a bottleneck leaves them
         count, width = int(spec.settings["num_clusters"]), spec.feature_size
         self.epsilon = float(spec.settings["epsilon"])
         self.memberships = nn.Parameter(torch.randn(width, count) / math.sqrt(width))
