@@ -11,6 +11,7 @@ import pytest
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.report.deploy import Deployment
 from netvlad_deploy.report.doctor import Diagnosis
 from netvlad_deploy.report.evaluate import EvaluationReport
@@ -33,8 +34,18 @@ PRINTED: Final[dict[str, type]] = {
     "inspect of a checkpoint": CheckpointInspection,
     "doctor": Diagnosis,
     "deploy": Deployment,
+    "adopt": Adoption,
 }
 """The class of the result that each verb prints."""
+
+OF_SEVERAL: Final = {
+    "Profile": " for features",
+    "ImageProfile": " for images",
+    "AggregatorSpec": " of another aggregator than NetVLAD",
+    "HeadsSpec": " of several heads",
+    "HeadsRange": " of several heads",
+}
+"""What tells the row of a class from those of others that stand in the same place."""
 
 
 def rows() -> dict[str, set[str]]:
@@ -64,8 +75,7 @@ def objects() -> dict[str, type]:
             inside = [each for each in kinds(annotation) if not issubclass(OnnxArtifact, each)]
             for each in inside:
                 if each not in found.values():
-                    takes = {"Profile": " for features", "ImageProfile": " for images"}.get(each.__name__, "")
-                    found[f"{where}.{name}{takes}"] = each
+                    found[f"{where}.{name}{OF_SEVERAL.get(each.__name__, '')}"] = each
                     walk(each, f"{where}.{name}")
 
     for verb, kind in PRINTED.items():
