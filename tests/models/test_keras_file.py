@@ -208,6 +208,13 @@ def test_what_is_beside_the_layer_is_refused_by_name(tmp_path: Path) -> None:
         read_head(two)
 
 
+def test_two_layers_of_gating_are_refused(tmp_path: Path) -> None:
+    arrays = {key: tensor.numpy() for key, tensor in TENSORFLOW_SAMPLES["loupe-keras"].state.items()}
+    path = write_keras(tmp_path / "m.h5", {**arrays, "gating_2.kernel_W1": np.ones((6, 6), np.float32)})
+    with pytest.raises(InputError, match=r"holds 2 layers of gating, expected one: context_gating_1\., gating_2\."):
+        read_head(path)
+
+
 def test_without_h5py_the_line_that_installs_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_keras(tmp_path / "m.h5", STATE)
 
