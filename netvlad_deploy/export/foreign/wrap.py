@@ -16,6 +16,9 @@ from netvlad_deploy.support.require import require
 OWN: Final = "adopted/"
 """Start of the names of tensors that are added to a foreign graph."""
 
+THEIRS: Final = "file/"
+"""Start of the names of tensors of the file, so that none has the name of one that is added."""
+
 SPLITTER: Final = 2.0**13 + 1
 """Factor that keeps 11 of the 24 bits of FP32. Source: Veltkamp's splitting, as in Dekker 1971."""
 
@@ -71,7 +74,7 @@ def wrapped(model: ForeignModel, output: str, images: ImageInput | None, size: i
     onnx = require("onnx", extra="export")
     helper, types = onnx.helper, onnx.TensorProto
     graph = _renamed(model.proto.graph)
-    source, last = (f"{OWN}{name}" for name in (model.source, output))
+    source, last = (f"{THEIRS}{name}" for name in (model.source, output))
     fixed = fixed_lengths(model)
     axes = FEATURE_AXES if images is None else IMAGE_AXES
     shape: list[int | str | None] = [fixed.get(axis, axis) for axis in axes]
@@ -114,10 +117,10 @@ def _renamed(graph: Any) -> Any:
     copied = type(graph)()
     copied.CopyFrom(graph)
     for tensor in copied.initializer:
-        tensor.name = f"{OWN}{tensor.name}"
+        tensor.name = f"{THEIRS}{tensor.name}"
     for node in copied.node:
         for names in (node.input, node.output):
-            names[:] = [name and f"{OWN}{name}" for name in names]
+            names[:] = [name and f"{THEIRS}{name}" for name in names]
     return copied
 
 
