@@ -13,6 +13,7 @@ from netvlad_deploy.models.dialects import (
     anyloc,
     collaborative_experts,
     convolution,
+    hfnet,
     keras,
     loupe,
     netvlad_tf_open,
@@ -51,7 +52,7 @@ DIALECTS: tuple[Dialect, ...] = (
     anyloc.ANYLOC_SOFT,
 )
 
-HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC)
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC, hfnet.HFNET_FILE)
 """The dialects of aggregators other than NetVLAD."""
 
 
