@@ -13,7 +13,7 @@ import torch
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
-from netvlad_deploy.models.dialects import find_head_in, places
+from netvlad_deploy.models.dialects import find_dialect, find_head_in, places
 from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSS_PREFIXES, PROJECTION_NAME, Place
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.netvlad import NetVLAD
@@ -106,8 +106,9 @@ def find_head(
     Raises: as `load_checkpoint`.
     """
     path = Path(path)
+    lone = "" if dialect is None else find_dialect(dialect).lone
     with naming(path):
-        state = unwrapped(read_tensors(path)) if state is None else state
+        state = unwrapped(read_tensors(path, lone=lone)) if state is None else state
         place, head = find_head_in(state, prefix=without_wrappers(f"{prefix}.").rstrip("."), name=dialect)
     for name, tensor in state.items():
         if name not in head.ignored and not is_finite(tensor):

@@ -59,4 +59,19 @@ def _unit(values: Float64, axis: int) -> Float64:
     return normal
 
 
-FORMULAS: Final[dict[str, Formula]] = {"salad": _salad}
+def _hard_vlad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
+    """Return the descriptors of VLAD with hard assignment, cluster by cluster.
+
+    Source: AnyLoc/AnyLoc, utilities.py, class VLAD.
+    """
+    centres = state["centres"]
+    cosines = _unit(feeds["features"], 2) @ _unit(centres, 1).T
+    nearest = cosines.argmax(axis=2)  # (B,N)
+    found = np.zeros((len(nearest), *centres.shape))
+    for image, cluster in np.ndindex(found.shape[:2]):
+        own = feeds["features"][image][nearest[image] == cluster]
+        found[image, cluster] = (_unit(own, 1) - centres[cluster]).sum(axis=0)
+    return _unit(_unit(found, 2).reshape(len(found), -1), 1)
+
+
+FORMULAS: Final[dict[str, Formula]] = {"salad": _salad, "hard-vlad": _hard_vlad}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja, salad, supervlad
+from netvlad_deploy.models.dialects import anyloc, collaborative_experts, convolution, loupe, relja, salad, supervlad
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -32,9 +32,10 @@ DIALECTS: tuple[Dialect, ...] = (
     relja.RELJA,
     supervlad.SUPERVLAD,
     supervlad.SUPERVLAD_ONE_CLUSTER,
+    anyloc.ANYLOC_SOFT,
 )
 
-HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE,)
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC)
 """The dialects of aggregators other than NetVLAD."""
 
 
@@ -51,7 +52,7 @@ def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | N
     Raises: UsageError for an unknown dialect; InputError if there is no such layer, there are several, or its keys fit
         several dialects with different conventions.
     """
-    found = places(state) if name is None else list(_dialect(name).places(state))
+    found = places(state) if name is None else list(find_dialect(name).places(state))
     here = [place for place in found if not prefix or f"{prefix}." in (place.before, place.start)]
     if not here or (name is None and all(place.dialect.explicit for place in here)):
         raise InputError(_nothing(state, found, prefix, name))
@@ -65,7 +66,11 @@ def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | N
     return place, head if name is not None else replace(head, assumed=_assumed(state, here, place, head))
 
 
-def _dialect(name: str) -> Dialect:
+def find_dialect(name: str) -> Dialect:
+    """Return the dialect of this name.
+
+    Raises: UsageError if there is none.
+    """
     known = {dialect.name: dialect for dialect in (*DIALECTS, *HEIRS)}
     chosen = known.get(name)
     if chosen is None:
@@ -139,7 +144,7 @@ def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, n
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
     if name is not None:
-        return f"lacks {', '.join(_dialect(name).missing(state))} of {name}, found {names(state)}"
+        return f"lacks {', '.join(find_dialect(name).missing(state))} of {name}, found {names(state)}"
 
     def nearness(dialect: Dialect) -> tuple[int, int]:
         missing = len(dialect.missing(state))

@@ -75,6 +75,7 @@ class Dialect(ABC):
         beside: prefixes of names beside the layer that tell this dialect from others with the same root.
         unused: prefixes of tensors that change no descriptor: a classifier, or tensors that its code never applies.
         after: prefixes beside the layer of what its code does to the descriptor, and no graph here has.
+        lone: the name to give to the tensor of a file that holds one tensor and no name; empty to refuse such a file.
         explicit: its keys are also those of a far more usual dialect, so it is chosen with `--dialect` alone.
         preprocessing: the required local descriptors, in words.
         backbone: the names of its image backbone, None if it has none.
@@ -89,6 +90,7 @@ class Dialect(ABC):
     beside: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    lone: str = ""
     explicit: bool = False
     preprocessing: str = PREPROCESSING
     backbone: BackboneKeys | None = None

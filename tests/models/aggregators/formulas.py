@@ -63,3 +63,36 @@ def salad(
         joined = np.concatenate([scene, flat] if order.startswith("token") else [flat, scene])
         found.append(unit(joined, 0) if final_l2 else joined)
     return np.stack(found)
+
+
+def anyloc(
+    state: State,
+    feeds: Feeds,
+    *,
+    distance: str = "cosine",
+    descriptors_l2: bool = True,
+    intra: str = "D",
+    order: str = "k*D+d",
+    sign: int = 1,
+    empty: str = "0",
+) -> Float64:
+    """Return the descriptors (B, K*D), descriptor by descriptor as they are assigned."""
+    centres = state["c_centers"]
+    found = np.zeros((len(feeds["features"]), *centres.shape))
+    for image, features in enumerate(feeds["features"]):
+        seen = set()
+        for x in features:
+            if distance == "cosine":
+                scores = [x @ c / np.linalg.norm(x) / np.linalg.norm(c) for c in centres]
+            else:
+                scores = [-float(((x - c) ** 2).sum()) for c in centres] if distance == "euclidean" else centres @ x
+            nearest = int(np.argmax(scores))
+            seen.add(nearest)
+            found[image, nearest] += sign * ((x / np.linalg.norm(x) if descriptors_l2 else x) - centres[nearest])
+        if empty == "-c":
+            for cluster in set(range(len(centres))) - seen:
+                found[image, cluster] = -centres[cluster]
+    if intra != "none":
+        found = unit(found, 2 if intra == "D" else 1)
+    flat = found.reshape(len(found), -1) if order == "k*D+d" else found.swapaxes(1, 2).reshape(len(found), -1)
+    return unit(flat, 1)

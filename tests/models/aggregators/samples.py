@@ -133,4 +133,23 @@ SAMPLES = {
         invisible=("aggregator.dust_bin", "aggregator.score.3.bias"),
         beside={"backbone.model.patch_embed.proj.weight": Source(9)(12, 3, 14, 14)},
     ),
+    "anyloc": Sample(
+        dialect="anyloc",
+        state={"c_centers": Source(2)(7, 10, scale=0.3) * torch.linspace(0.5, 2, 7)[:, None]},
+        formula=formulas.anyloc,
+        inputs={"features": 10},
+        norm=3.5,
+        nodes=(27, 31),
+        chosen=True,
+        swaps=(
+            {"distance": "euclidean"},
+            {"distance": "product"},
+            {"descriptors_l2": False},
+            {"intra": "K"},
+            {"intra": "none"},
+            {"order": "d*K+k"},
+            {"sign": -1},
+            {"empty": "-c"},
+        ),
+    ),
 }

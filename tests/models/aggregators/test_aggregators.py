@@ -66,7 +66,7 @@ def test_the_module_and_the_formula_of_the_package_equal_the_formula_of_the_test
 )
 def test_a_convention_swapped_fails_the_same_comparison(tmp_path: Path, name: str, swap: dict[str, object]) -> None:
     sample = SAMPLES[name]
-    feeds = sample.feeds()
+    feeds = sample.feeds(6)
     right, swapped = sample.expected(feeds), sample.expected(feeds, **swap)
     far = np.abs(right - swapped).max() if swap.keys() & set(sample.lengths) else angle(right, swapped)
     assert far > 1e-4

@@ -274,3 +274,12 @@ def supervlad(state: State, x: Float64, ghosts: int = 1) -> Float64:
 
 def supervlad_one_cluster(state: State, x: Float64) -> Float64:
     return supervlad(state, x, ghosts=2)
+
+
+def anyloc_soft(state: State, x: Float64) -> Float64:
+    centres = state["c_centers"]
+    directions = unit(centres, 1).astype(np.float32)  # a head has tensors of float32
+    cosines = np.einsum("bnd,kd->bnk", unit(x, 2), directions.astype(np.float64))
+    shares = softmax(cosines, 2)
+    residuals = unit(x, 2)[:, :, None] - centres  # (B,N,K,D)
+    return unit(unit((shares[..., None] * residuals).sum(axis=1), 2).reshape(len(x), -1), 1)

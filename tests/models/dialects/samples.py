@@ -309,6 +309,9 @@ SAMPLES: dict[str, Sample] = {
         dialect="supervlad-one-cluster", state=supervlad(22, 3), formula=formulas.supervlad_one_cluster, width=9,
         chosen=True,
     ),
+    "anyloc-soft": Sample(
+        dialect="anyloc-soft", state={"c_centers": Source(24)(5, 8, scale=0.3)}, formula=formulas.anyloc_soft, width=8, chosen=True
+    ),
     "relja": relja(12, pca=True),
     "relja, vladv2": relja(13, pca=False),
 }  # fmt: skip
