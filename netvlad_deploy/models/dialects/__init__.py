@@ -9,7 +9,16 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import anyloc, collaborative_experts, convolution, loupe, relja, salad, supervlad
+from netvlad_deploy.models.dialects import (
+    anyloc,
+    collaborative_experts,
+    convolution,
+    loupe,
+    relja,
+    salad,
+    speaker,
+    supervlad,
+)
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -35,7 +44,7 @@ DIALECTS: tuple[Dialect, ...] = (
     anyloc.ANYLOC_SOFT,
 )
 
-HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC)
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC, speaker.SPEAKER)
 """The dialects of aggregators other than NetVLAD."""
 
 

@@ -96,3 +96,42 @@ def anyloc(
         found = unit(found, 2 if intra == "D" else 1)
     flat = found.reshape(len(found), -1) if order == "k*D+d" else found.swapaxes(1, 2).reshape(len(found), -1)
     return unit(flat, 1)
+
+
+def speaker(
+    state: State,
+    feeds: Feeds,
+    *,
+    assigned_by: str = "assignment_features",
+    ghosts: str = "dropped after softmax",
+    intra: str = "D",
+    vector_l2: bool = False,
+    order: str = "k*D+d",
+    relu: bool = True,
+    final_l2: bool = True,
+    kernel: str = "i*C+c",
+    sign: int = 1,
+) -> Float64:
+    """Return the descriptors (B,P), moment by moment, the logits as a convolution over all rows of its kernel."""
+    weight, centres = state["gvlad_center_assignment.kernel"], state["gvlad_pool.centers"]
+    rows, _, channels = weight.shape[:3]
+    count = len(state["fc6.kernel"]) // centres.shape[1]
+    found = []
+    for features, others in zip(feeds["features"], feeds[assigned_by], strict=True):
+        total = np.zeros((count, centres.shape[1]))
+        for x, other in zip(features, others, strict=True):
+            shape = (rows, channels) if kernel == "i*C+c" else (channels, rows)
+            window = np.resize(other, rows * channels).reshape(shape)
+            window = window if kernel == "i*C+c" else window.T
+            logits = np.einsum("ic,ick->k", window, weight[:, 0]) + state["gvlad_center_assignment.bias"]
+            logits = logits if ghosts == "dropped after softmax" else logits[:count]
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            total += sign * shares[:count, None] * (x - centres[:count])
+        clusters = unit(total, 1 if intra == "D" else 0)
+        vector = clusters.ravel() if order == "k*D+d" else clusters.T.ravel()
+        vector = unit(vector, 0) if vector_l2 else vector
+        result = vector @ state["fc6.kernel"] + state["fc6.bias"]
+        result = np.maximum(result, 0) if relu else result
+        found.append(unit(result, 0) if final_l2 else result)
+    return np.stack(found)
