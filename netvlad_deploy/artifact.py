@@ -14,9 +14,17 @@ from typing import ClassVar, Final, TypeAlias, TypeVar
 
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions, Gpu
-from netvlad_deploy.spec.graph_options import FeatureRange
+from netvlad_deploy.spec.graph_options import FeatureRange, HeadsRange
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile, ImageInput, ImageProfile
-from netvlad_deploy.spec.layer import ASSIGNMENT_FEATURES, FEATURES, MASK, TOKEN, AnySpec, input_shape
+from netvlad_deploy.spec.layer import (
+    ASSIGNMENT_FEATURES,
+    FEATURES,
+    MASK,
+    TOKEN,
+    AnySpec,
+    HeadsSpec,
+    input_shape,
+)
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.external_data import check_names
 from netvlad_deploy.support.files import Staging, finish_writing, private_copy, read_bounded, sha256_file
@@ -54,7 +62,7 @@ class Artifact(VerifiedFile):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dtypes: Mapping[str, str]
-    range: FeatureRange
+    range: FeatureRange | HeadsRange
     warnings: tuple[str, ...] = ()
     origin: str
     parent: FileReference | None
@@ -64,7 +72,9 @@ class Artifact(VerifiedFile):
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = (FEATURES, MASK, TOKEN, ASSIGNMENT_FEATURES, IMAGES)
+        known: tuple[str, ...] = (FEATURES, MASK, TOKEN, ASSIGNMENT_FEATURES, IMAGES)
+        if isinstance(self.spec, HeadsSpec):
+            known = self.spec.inputs
         if set(self.inputs) - set(known) or not self.inputs:
             raise ArtifactError(f"inputs are {', '.join(self.inputs)}, expected {', '.join(known[:-1])} or {IMAGES}")
         if untyped := {*self.inputs, *self.outputs} - set(self.dtypes):

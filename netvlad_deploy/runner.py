@@ -5,7 +5,7 @@ would be timed, too. Padded rows are the exception: with a mask they must be fin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.spec.build_options import fitting_profile
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile
-from netvlad_deploy.spec.layer import FEATURES, MASK, AggregatorSpec, AnySpec, input_shape
+from netvlad_deploy.spec.layer import FEATURES, MASK, AggregatorSpec, AnySpec, HeadsSpec, input_shape, of_head
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays
 
@@ -39,7 +39,8 @@ class Runner(ABC):
     """Compute the outputs of one artifact, checkpoint or oracle.
 
     Feeds: `features` (B,N,D) and, if the artifact takes one, `mask` (B,N) bool, True where a row is valid; the other
-    inputs of an aggregator that is no NetVLAD, by the names of its spec; or, for a pipeline, `images` (B,H,W,3) uint8.
+    inputs of an aggregator that is no NetVLAD, by the names of its spec; of several heads the features of each,
+    `features.NAME`; or, for a pipeline, `images` (B,H,W,3) uint8.
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
     `dtype` is that of the features or images; `range` is the range of features for which the artifact is accurate.
     """
@@ -108,15 +109,18 @@ class Runner(ABC):
             hint = ": export with --masked" if MASK in feeds else ""
             raise InputError(f"{self.name} takes {', '.join(self.inputs)}, got {', '.join(feeds) or 'nothing'}{hint}")
         main = feeds[self.inputs[0]]
+        shapes = profiled_shapes(feeds, self.inputs, self.spec)
         if IMAGES in feeds:
             axes = ("batch", "height", "width")
             _check_array("images", main, axes, CHANNELS, np.uint8, hint="RGB from 0 to 255")
+        elif isinstance(self.spec, HeadsSpec):
+            check_heads_feeds(self.spec, feeds, self.dtype)
         else:
             check_features(main, self.spec.feature_size, dtype=self.dtype)
         if isinstance(self.spec, AggregatorSpec) and IMAGES not in feeds:
             check_aggregator_feeds(self.spec, feeds, self.dtype)
         if self.profiles:
-            fitting_profile(self.profiles, *main.shape[:-1])
+            fitting_profile(self.profiles, *shapes[0], others=shapes[1:])
         if MASK in feeds:
             check_mask(feeds[MASK], main)
         return {
@@ -139,10 +143,28 @@ class Runner(ABC):
         """Compute the outputs of checked feeds."""
 
 
-def check_features(features: Array, feature_size: int, *, dtype: npt.DTypeLike = np.float32) -> None:
+def profiled_shapes(feeds: Mapping[str, Any], inputs: Sequence[str], spec: AnySpec) -> list[tuple[int, ...]]:
+    """Return the lengths (B,N) or (B,H,W) that one optimization profile must hold: of every head, or of the input."""
+    names = inputs if isinstance(spec, HeadsSpec) else inputs[:1]
+    return [tuple(feeds[name].shape[:-1]) for name in names]
+
+
+def check_features(
+    features: Array, feature_size: int, *, dtype: npt.DTypeLike = np.float32, name: str = FEATURES
+) -> None:
     """Raise InputError unless `features` is a (B, N, feature_size) array of `dtype` with B and N at least 1."""
     axes = ("batch", "num_features")
-    _check_array("features", features, axes, feature_size, dtype, hint="convert with features.astype")
+    _check_array(name, features, axes, feature_size, dtype, hint="convert with features.astype")
+
+
+def check_heads_feeds(spec: HeadsSpec, feeds: Mapping[str, Any], dtype: npt.DTypeLike) -> None:
+    """Raise InputError unless the features of each head fit it, and all have one batch size."""
+    for head, each in spec.heads.items():
+        name = of_head(FEATURES, head)
+        check_features(feeds[name], each.feature_size, dtype=dtype, name=name)
+    if len({feeds[name].shape[0] for name in spec.inputs}) > 1:
+        batches = ", ".join(f"{name} {feeds[name].shape[0]}" for name in spec.inputs)
+        raise InputError(f"all heads take one batch size, got {batches}")
 
 
 def check_aggregator_feeds(spec: AggregatorSpec, feeds: Mapping[str, Any], dtype: npt.DTypeLike) -> None:

@@ -1,5 +1,6 @@
 """The verbs that start from weights, `export`, `build`, `deploy`, `precision`, and the one that makes them: `fit`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,9 @@ def export(
     source: flags.SourceFlags,
     images: flags.ImageFlags,
     graph: flags.GraphFlags,
+    all_heads: Annotated[
+        bool, typer.Option("--all-heads", help="Every NetVLAD of the checkpoint in one graph, each with its own input.")
+    ] = False,
     output: flags.Output = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
@@ -36,7 +40,8 @@ def export(
     from netvlad_deploy.workflow.export import export as run
 
     target = output or Path((stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
-    artifact = run(_source(source, images.changes), target, GraphOptions(**graph), force=force)
+    given = replace(_source(source, images.changes), all_heads=all_heads)
+    artifact = run(given, target, GraphOptions(**graph), force=force)
     render("export", artifact, artifact_lines, as_json)
 
 

@@ -91,6 +91,7 @@ def embed(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
     backend: flags.Backend = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8, or 32 of local descriptors]")] = None,
+    head: Annotated[str | None, typer.Option(metavar="NAME", help="Which head, of a graph of several.")] = None,
     runtime_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
     ] = None,
@@ -107,7 +108,7 @@ def embed(
     from netvlad_deploy.workflow.embed import embed as run
 
     candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
-    result = run(candidate, inputs, output, batch=batch, runtime_cache=runtime_cache, force=force)
+    result = run(candidate, inputs, output, batch=batch, head=head, runtime_cache=runtime_cache, force=force)
     line = f"{result.output}  {result.descriptors} x {result.descriptor_size}"
     if result.skipped:
         line += f", {len(result.skipped)} skipped: {count_reasons(result.skipped)}"

@@ -119,8 +119,11 @@ def trace(
     inputs: Sequence[str],
     outputs: Sequence[str],
     opset: int,
+    variadic: bool = False,
 ) -> Any:
     """Return the onnx_ir model that torch traces of a module for these examples, `axes` dynamic.
+
+    `variadic` says that the module takes its inputs as `*args`, which torch counts as one argument.
 
     Raises: ExportError if torch refuses the module.
     """
@@ -129,6 +132,7 @@ def trace(
         for example, names in zip(examples, axes, strict=True)
         for index, name in names.items()
     }
+    dynamic: tuple[Any, ...] = tuple({index: dims[name] for index, name in names.items()} for names in axes)
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -136,7 +140,7 @@ def trace(
                 tuple(examples),
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_shapes=tuple({index: dims[name] for index, name in names.items()} for names in axes),
+                dynamic_shapes=(dynamic,) if variadic else dynamic,
                 opset_version=opset,
                 dynamo=True,
                 external_data=False,

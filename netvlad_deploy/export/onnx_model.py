@@ -27,18 +27,20 @@ from netvlad_deploy.export.audit import LARGEST_FEATURE, audit
 from netvlad_deploy.export.fold_aggregators import fold_aggregator
 from netvlad_deploy.export.fold_backbone import check_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
+from netvlad_deploy.export.fold_heads import FoldedHeads, audit_heads, fold_heads
 from netvlad_deploy.export.fold_pipeline import fold_pipeline, fold_size
 from netvlad_deploy.export.golden_features import golden_features
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.head import PREPROCESSING
+from netvlad_deploy.models.heads import Heads
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays
-from netvlad_deploy.oracle.reference_file import reference_arrays
+from netvlad_deploy.oracle.reference_file import heads_arrays, reference_arrays
 from netvlad_deploy.spec.graph_options import OLDEST_OPSET, FeatureRange, GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, TOKEN, AnySpec, input_shape
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, TOKEN, AggregatorSpec, AnySpec, HeadsSpec, input_shape
 from netvlad_deploy.support.arrays import Array, write_npz
 from netvlad_deploy.support.files import Staging, check_suffix, stage_files
 from netvlad_deploy.support.require import installed_version, require
@@ -78,10 +80,11 @@ class _Subject:
     preprocessing: str
     images: ImageInput | None = None
     warnings: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = (DESCRIPTOR,)
 
 
 def export_onnx(
-    module: NetVLAD | Aggregator | Pipeline,
+    module: NetVLAD | Aggregator | Pipeline | Heads,
     target: Path | str,
     options: GraphOptions | None = None,
     *,
@@ -93,8 +96,8 @@ def export_onnx(
     """Write `target`, its sidecar and the reference file; return the artifact.
 
     Args:
-        module: the reference in eval mode: a head or another aggregator, which takes local descriptors, or a pipeline,
-            which takes images.
+        module: the reference in eval mode: a head or another aggregator, which takes local descriptors, several heads,
+            of which each takes its own, or a pipeline, which takes images.
         target: the ONNX file.
         options: precision, inputs and outputs; FP32 from features to descriptor by default.
         origin: where the weights come from, in words.
@@ -122,7 +125,9 @@ def export_onnx(
         return _stage(staging, _subject(module, options, preprocessing), target, options, origin, parent)
 
 
-def _subject(module: NetVLAD | Aggregator | Pipeline, options: GraphOptions, preprocessing: str) -> _Subject:
+def _subject(module: NetVLAD | Aggregator | Pipeline | Heads, options: GraphOptions, preprocessing: str) -> _Subject:
+    if isinstance(module, Heads):
+        return _heads(module, options, preprocessing)
     if isinstance(module, Pipeline):
         return _pipeline(module, options)
     if isinstance(module, Aggregator):
@@ -138,7 +143,7 @@ def _stage(
         reference = beside.submit(_stage_reference, staging, subject, target)
         feature_range, findings = _range(subject, options)
         traced = _trace(subject, options)
-        plain = subject.images is None and subject.head is not None
+        plain = subject.images is None and not isinstance(subject.spec, AggregatorSpec)
         graph.check_graph(traced, subject.axes, subject.dtypes, options.opset, head=plain)
     warnings = [*findings, *subject.warnings]
     if shaped := sorted({node.op_type for node in traced.model.graph.node} & graph.SHAPE_OPS):
@@ -150,7 +155,7 @@ def _stage(
         spec=subject.spec,
         precision=options.precision_name,
         inputs=subject.inputs,
-        outputs=options.outputs,
+        outputs=subject.outputs,
         dtypes=subject.dtypes,
         range=feature_range,
         warnings=tuple(warnings),
@@ -213,9 +218,30 @@ def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subjec
         examples=_examples(options, module.spec.feature_size),
         axes=HEAD_AXES * len(options.inputs),
         inputs=options.inputs,
+        outputs=options.outputs,
         dtypes=options.dtypes,
         tensors=folded.spec.stages,
         arrays=_reference_arrays(module),
+        preprocessing=preprocessing,
+    )
+
+
+def _heads(module: Heads, options: GraphOptions, preprocessing: str) -> _Subject:
+    if options.masked or options.probe:
+        raise UsageError("several heads take no mask and give no probes: leave --masked and --probe out")
+    spec, dtype = module.spec, options.dtypes[FEATURES]
+    shapes = [input_shape(spec, name, (2, 3)) for name in spec.inputs]
+    return _Subject(
+        module=fold_heads(module, options),
+        spec=spec,
+        head=None,
+        examples=tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape in shapes),
+        axes=tuple({0: "batch", 1: f"num_features_{number}"} for number in range(len(shapes))),
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        dtypes={**dict.fromkeys(spec.inputs, dtype), **dict.fromkeys(spec.outputs, options.output_dtype)},
+        tensors=spec.stages,
+        arrays=heads_arrays({name: (_reference_arrays(head), head.spec) for name, head in module.by_name().items()}),
         preprocessing=preprocessing,
     )
 
@@ -246,6 +272,8 @@ def _aggregator(module: Aggregator, options: GraphOptions, preprocessing: str) -
 
 def _range(subject: _Subject, options: GraphOptions) -> tuple[FeatureRange, tuple[str, ...]]:
     """Return the range of features of a graph, and warnings; of another aggregator than NetVLAD only the overflow."""
+    if isinstance(subject.module, FoldedHeads):
+        return audit_heads(subject.module)
     if subject.head is not None:
         return audit(subject.head, alone=subject.images is None)
     largest = LARGEST_FEATURE if options.half and subject.images is None else None
@@ -309,8 +337,9 @@ def _trace(subject: _Subject, options: GraphOptions) -> graph.Graph:
         inputs=subject.inputs,
         outputs=subject.tensors,
         opset=options.opset,
+        variadic=isinstance(subject.spec, HeadsSpec),
     )
     if subject.images is not None and not subject.images.fixed:  # for one size all shapes are constants already
         graph.fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.spec.feature_size))
-    graph.keep_outputs(model, options.outputs)
+    graph.keep_outputs(model, subject.outputs)
     return graph.without_large(model)

@@ -26,7 +26,7 @@ from netvlad_deploy.oracle.goldens import USUAL_PHOTO
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
-from netvlad_deploy.spec.layer import FEATURES, MASK, AnySpec, NetVLADSpec, input_shape
+from netvlad_deploy.spec.layer import FEATURES, MASK, TOKEN, AnySpec, NetVLADSpec, input_shape
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Arrays, Float64, unit_rows
@@ -113,6 +113,8 @@ def random_feeds(
 ) -> Arrays:
     """Return L2-normalised features (B,N,D) and a full mask for heads, or images (B,H,W,3) for pipelines.
 
+    Each of several heads gets features of its own, as many as the others.
+
     `num_features` is 300 by default, `image_size` as the images of the first pipeline are resized.
 
     Raises: UsageError if some candidates take features and some images, if a length is given that they do not take, or
@@ -126,14 +128,14 @@ def random_feeds(
     if images is None:
         if image_size is not None:
             raise UsageError(f"{candidates[0].path} takes features: leave the image size out")
-        shape = batch, num_features or USUAL_FEATURES, spec.feature_size
-        check_limit("bytes of input", math.prod(shape) * np.dtype(np.float32).itemsize)
-        features = unit_rows(random.standard_normal(shape, dtype=np.float32))
-        feeds = {FEATURES: features, MASK: np.ones(features.shape[:2], dtype=np.bool_)}
-        others = () if isinstance(spec, NetVLADSpec) else spec.inputs[1:]
-        for name in others:
-            feeds[name] = unit_rows(random.standard_normal(input_shape(spec, name, shape[:2]), dtype=np.float32))
-        return feeds
+        lengths = batch, num_features or USUAL_FEATURES
+        names = (FEATURES,) if isinstance(spec, NetVLADSpec) else spec.inputs
+        shapes = {name: input_shape(spec, name, lengths) for name in names}
+        check_limit("bytes of input", sum(map(math.prod, shapes.values())) * np.dtype(np.float32).itemsize)
+        feeds: Arrays = {
+            name: unit_rows(random.standard_normal(shape, dtype=np.float32)) for name, shape in shapes.items()
+        }
+        return {**feeds, MASK: np.ones(lengths, dtype=np.bool_)}
     if num_features is not None:
         raise UsageError(f"{candidates[0].path} takes images: leave the number of features out")
     size = image_size or images.target(*USUAL_PHOTO)
@@ -176,8 +178,8 @@ def measure(
     """
     if not candidates or rounds < 1:
         raise ParityError("no candidate or no round to measure: a measurement of nothing is none")
-    if FEATURES in feeds:
-        check_finite(feeds[FEATURES])
+    for name in feeds.keys() - {IMAGES, MASK, TOKEN}:
+        check_finite(feeds[name])
     threads = threads or available_cores()
     with ExitStack() as stack:
         np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)

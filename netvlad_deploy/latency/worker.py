@@ -12,7 +12,6 @@ import numpy as np
 
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.support.children import Channel
 
 
@@ -30,8 +29,7 @@ def serve(channel: Channel) -> None:
     with candidate.open(threads=request["threads"]) as runner:
         taken = {*runner.inputs, *runner.optional_inputs}
         feeds = {name: array for name, array in feeds.items() if name in taken}
-        if FEATURES in feeds and feeds[FEATURES].dtype == np.float32:
-            feeds[FEATURES] = feeds[FEATURES].astype(runner.dtype)
+        feeds = {name: each.astype(runner.dtype) if each.dtype == np.float32 else each for name, each in feeds.items()}
         runs = len(_run_for(runner, feeds, request["warmup_ms"]))
         channel.send({"warmup_runs": runs, "conditions": runner.conditions})
         while True:

@@ -13,14 +13,15 @@ import torch
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
-from netvlad_deploy.models.dialects import find_dialect, find_head_in, places
+from netvlad_deploy.models.dialects import find_dialect, find_head_in, find_heads_in, places
 from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSS_PREFIXES, PROJECTION_NAME, Place
 from netvlad_deploy.models.head import BackboneState, Head
+from netvlad_deploy.models.heads import safe_names
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.tensor_names import counted, names, unwrapped, without_wrappers
 from netvlad_deploy.models.vocabulary import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
-from netvlad_deploy.spec.layer import AnySpec, NetVLADSpec
+from netvlad_deploy.spec.layer import AggregatorSpec, AnySpec, NetVLADSpec
 from netvlad_deploy.support.formats import naming
 from netvlad_deploy.support.require import require
 
@@ -48,10 +49,7 @@ def load_checkpoint(
     >>> module.spec.num_clusters, module.spec.num_ghost_clusters, module(torch.ones(1, 5, 8)).shape
     (2, 1, torch.Size([1, 16]))
     """
-    module = read_head(path, prefix=prefix, dialect=dialect, head_only=head_only).module(path)
-    if not isinstance(module, NetVLAD):
-        raise InputError(f"{path} holds {module.spec.name}, which is no NetVLAD: take read_head")
-    return module
+    return read_head(path, prefix=prefix, dialect=dialect, head_only=head_only).netvlad(path)
 
 
 def read_head(
@@ -72,11 +70,7 @@ def read_head(
     Raises: as `load_checkpoint`.
     """
     head = find_head(path, prefix=prefix, dialect=dialect)
-    if head.projections and not head_only:
-        raise InputError(
-            f"{path} holds a projection after the head that {head.dialect} does not have: {names(head.projections)}: "
-            "pass --head-only for the descriptor before it"
-        )
+    _check_projections(head, path, head_only=head_only)
     unplaced = head.unplaced if with_backbone else ()
     if unplaced and not head_only:
         raise InputError(
@@ -87,11 +81,55 @@ def read_head(
     of_images = "" if backbone is None or resized else backbone.assumed
     for assumed in filter(None, (head.assumed, of_images)):
         LOG.warning("assumed: %s", assumed)
-    if head_only and (left_out := (*head.projected, *head.projections, *unplaced)):
-        LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
-        head = head.alone()
+    head = _alone(head, unplaced) if head_only else head
     if ignored := [name for name in head.ignored if backbone is None or not name.startswith(backbone.root)]:
         LOG.info("ignored: %s", counted(ignored))
+    return head
+
+
+def read_heads(path: Path | str, *, dialect: str | None = None, head_only: bool = False) -> dict[str, Head]:
+    """Return every head of a checkpoint by its name in a graph, and log assumptions and what is left out or ignored.
+
+    What stands between a backbone and the heads is not looked at: they are exported on local descriptors.
+
+    Raises: as `load_checkpoint`; UsageError if there is one head alone.
+    """
+    path = Path(path)
+    with naming(path):
+        state = unwrapped(read_tensors(path))
+        found = find_heads_in(state, name=dialect)
+        if len(found) < 2:
+            raise UsageError(f"{path} holds one NetVLAD: leave --all-heads out")
+        graph_names = safe_names(found)
+    unused = set(state).intersection(*(head.ignored for _, head in found.values()))
+    idle = tuple(place.before + start for place, _ in found.values() for start in place.dialect.unused)
+    strange = tuple(sorted(name for name in unused if not name.startswith(idle)))
+    heads = {}
+    for start, (place, found_head) in found.items():
+        _check_finite(state, found_head, path)
+        head = _beside(state, place, replace(found_head, ignored=strange))
+        _check_projections(head, path, head_only=head_only)
+        if head.assumed:
+            LOG.warning("assumed for %s: %s", graph_names[start], head.assumed)
+        heads[graph_names[start]] = _alone(head) if head_only else head
+    if unused:
+        LOG.info("ignored: %s", counted(sorted(unused)))
+    return heads
+
+
+def _check_projections(head: Head, path: Path | str, *, head_only: bool) -> None:
+    if head.projections and not head_only:
+        raise InputError(
+            f"{path} holds a projection after the head that {head.dialect} does not have: {names(head.projections)}: "
+            "pass --head-only for the descriptor before it"
+        )
+
+
+def _alone(head: Head, unplaced: tuple[str, ...] = ()) -> Head:
+    """Return the head without a projection, and log what is left out."""
+    if left_out := (*head.projected, *head.projections, *unplaced):
+        LOG.warning("left out: %s: the descriptor is the one before the projection", names(left_out))
+        return head.alone()
     return head
 
 
@@ -110,15 +148,20 @@ def find_head(
     with naming(path):
         state = unwrapped(read_tensors(path, lone=lone)) if state is None else state
         place, head = find_head_in(state, prefix=without_wrappers(f"{prefix}.").rstrip("."), name=dialect)
-    for name, tensor in state.items():
-        if name not in head.ignored and not is_finite(tensor):
-            raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
+    _check_finite(state, head, path)
     backbone = place.backbone(state, head.ignored)
     if backbone is not None:
         backbone = _recorded(backbone, path)
         if dialect is not None:
             backbone = replace(backbone, assumed="")
     return _beside(state, place, replace(head, backbone=backbone))
+
+
+def _check_finite(state: Mapping[str, torch.Tensor], head: Head, path: Path) -> None:
+    """Raise InputError if a tensor of the head is not finite."""
+    for name, tensor in state.items():
+        if name not in head.ignored and not is_finite(tensor):
+            raise InputError(f"{path}: {name} is not finite: the checkpoint is damaged or training diverged")
 
 
 def _recorded(backbone: BackboneState, path: Path) -> BackboneState:
@@ -168,7 +211,7 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
 
 def check_options(spec: AnySpec, path: Path, **given: int | bool | None) -> None:
     """Raise UsageError if a given option differs from the field, or setting, of its name in the checkpoint's spec."""
-    settings = {} if isinstance(spec, NetVLADSpec) else spec.settings
+    settings = spec.settings if isinstance(spec, AggregatorSpec) else {}
     for name, value in given.items():
         found = getattr(spec, name, settings.get(name, "none"))
         if value is not None and value != found:

@@ -7,7 +7,16 @@ import numpy as np
 
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.oracle.equations import BatchNorm, LinearMap, ReferenceParameters
-from netvlad_deploy.spec.layer import CLAMP, CLUSTERS_FIRST, CLUSTERS_LAST, NORM_FLOORS, AnySpec, NetVLADSpec
+from netvlad_deploy.spec.layer import (
+    CLAMP,
+    CLUSTERS_FIRST,
+    CLUSTERS_LAST,
+    NORM_FLOORS,
+    AnySpec,
+    HeadsSpec,
+    NetVLADSpec,
+    of_head,
+)
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
 
 ASSIGNMENT_BIAS, PROJECTION, GATING = "assignment_bias", "projection", "gating"
@@ -120,6 +129,33 @@ def load_reference(path: Path | str) -> ReferenceParameters:
         return parameters_from_arrays(arrays if isinstance(arrays, dict) else {})
     except InputError as error:
         raise ArtifactError(f"no reference file: {error}: export again") from error
+
+
+def load_references(path: Path | str, spec: HeadsSpec) -> dict[str, ReferenceParameters]:
+    """Return the unfolded parameters of each of several heads by name, from a file that `heads_arrays` filled.
+
+    Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
+    """
+    found = {}
+    for name in spec.heads:
+        try:
+            arrays = read_arrays(Path(path))
+            start = of_head(name, "")
+            held = arrays if isinstance(arrays, dict) else {}
+            own = {key.removeprefix(start): array for key, array in held.items() if key.startswith(start)}
+            found[name] = parameters_from_arrays(own)
+        except InputError as error:
+            raise ArtifactError(f"no reference file of the head {name}: {error}: export again") from error
+    return found
+
+
+def heads_arrays(heads: Mapping[str, tuple[Mapping[str, Array], NetVLADSpec]]) -> Arrays:
+    """Return the arrays of a reference file of several heads: those of each behind its name and a dot."""
+    return {
+        of_head(name, key): array
+        for name, (arrays, spec) in heads.items()
+        for key, array in reference_arrays(arrays, spec).items()
+    }
 
 
 def reference_arrays(arrays: Mapping[str, Array], spec: AnySpec) -> Arrays:

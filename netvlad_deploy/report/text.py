@@ -7,8 +7,8 @@ from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.spec.graph_options import COARSE_STEP
-from netvlad_deploy.spec.layer import AnySpec, NetVLADSpec
+from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, HeadsRange
+from netvlad_deploy.spec.layer import AnySpec, HeadsSpec, NetVLADSpec
 from netvlad_deploy.spec.verdict import Verdict
 
 MIB = 2**20
@@ -37,14 +37,11 @@ LATENCY_HEADER = ("verdict", "candidate", "p50 ms", "p90 ms", "p95 ms", "p99 ms"
 
 def artifact_lines(artifact: Artifact) -> list[str]:
     """Return the file, the layer, the tensors and the feature range of an artifact, of an engine also its build."""
-    spec = artifact.spec
     lines = [
         f"{artifact.path}  {artifact.precision}, {artifact.size_bytes} bytes, SHA-256 {artifact.sha256[:16]}",
-        f"  {shape_words(spec)}, weights: {artifact.origin}",
+        f"  {shape_words(artifact.spec)}, weights: {artifact.origin}",
         f"  {_tensors(artifact, artifact.inputs)} -> {_tensors(artifact, artifact.outputs)}",
-        f"  logit step {artifact.range.logit_step:.2g} at features of norm {artifact.range.norm:g}"
-        + (f", values up to {artifact.range.largest:g}" if artifact.range.largest else "")
-        + (f", norms from {artifact.range.smallest:.2g}" if artifact.range.smallest else ""),
+        *_range_lines(artifact.spec, artifact.range),
     ]
     if isinstance(artifact, OnnxArtifact):
         lines.append(f"  opset {artifact.opset}, oracle's reference: {artifact.reference.name}")
@@ -61,8 +58,27 @@ def artifact_lines(artifact: Artifact) -> list[str]:
     return lines + [f"  warning: {warning}" for warning in artifact.warnings]
 
 
+def _range_lines(spec: AnySpec, limits: FeatureRange | HeadsRange) -> list[str]:
+    """Return the features for which an artifact is accurate, of several heads with the sizes of each."""
+    if isinstance(limits, HeadsRange) and isinstance(spec, HeadsSpec):
+        return [
+            f"  head {name}: {shape_words(own)}; {_range_words(limits.heads[name])}" for name, own in spec.heads.items()
+        ]
+    return [f"  {_range_words(limits)}"]
+
+
+def _range_words(limits: FeatureRange) -> str:
+    return (
+        f"logit step {limits.logit_step:.2g} at features of norm {limits.norm:g}"
+        + (f", values up to {limits.largest:g}" if limits.largest else "")
+        + (f", norms from {limits.smallest:.2g}" if limits.smallest else "")
+    )
+
+
 def shape_words(spec: AnySpec) -> str:
     """Return in words the sizes of a layer and the order of the values in its descriptor."""
+    if isinstance(spec, HeadsSpec):
+        return spec.name
     if not isinstance(spec, NetVLADSpec):
         settings = "".join(f", {name} {value}" for name, value in spec.settings.items())
         width = f" D={spec.feature_size}" if spec.feature_size else ""

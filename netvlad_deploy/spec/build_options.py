@@ -4,7 +4,7 @@ The fields of `BuildOptions` are the table of build options: the command line, t
 the line of `trtexec` and the sidecar are made from it. `tensorrt/builder.py` gives each option to TensorRT.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -121,8 +121,8 @@ class BuildOptions:
         return words
 
 
-def fitting_profile(profiles: Sequence[AnyProfile], *shape: int) -> int:
-    """Return the index of the profile with the smallest maximum that holds this shape.
+def fitting_profile(profiles: Sequence[AnyProfile], *shape: int, others: Iterable[tuple[int, ...]] = ()) -> int:
+    """Return the index of the profile with the smallest maximum that holds this shape, and those of other inputs.
 
     Raises: InputError if none does.
 
@@ -130,8 +130,11 @@ def fitting_profile(profiles: Sequence[AnyProfile], *shape: int) -> int:
     >>> fitting_profile((Profile.parse("1x1,8x300,64x4096"), Profile.parse("1x300")), 1, 300)
     1
     """
-    fitting = [index for index, profile in enumerate(profiles) if profile.holds(*shape)]
+    shapes = (shape, *others)
+    fitting = [index for index, profile in enumerate(profiles) if all(profile.holds(*each) for each in shapes)]
     if not fitting:
+        outside_alone = (each for each in shapes if not any(profile.holds(*each) for profile in profiles))
+        shape = next(outside_alone, shape)
         outside = "; ".join(str(profile) for profile in profiles)
         which = "the profile" if len(profiles) == 1 else "every profile"
         lengths = ", ".join(f"{name} is {length}" for name, length in zip(profiles[0].axes, shape, strict=True))

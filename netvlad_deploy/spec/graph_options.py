@@ -4,6 +4,7 @@ The fields of `GraphOptions` are the table of graph options, from which the comm
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -121,6 +122,27 @@ class FeatureRange:
         norm = 1.0 if self.normalized else norm
         return float(
             self.logit_step * 2.0 ** (_exponent(self.logit_slope * norm) - _exponent(self.logit_slope * self.norm))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsRange(FeatureRange):
+    """The range of each of several heads by name; its own fields are a range within which all of them are accurate."""
+
+    heads: Mapping[str, FeatureRange]
+
+    @classmethod
+    def of(cls, heads: Mapping[str, FeatureRange]) -> "HeadsRange":
+        """Return the range of several heads: the narrowest limits, and the logits of the head with the coarsest."""
+        coarsest = max(heads.values(), key=lambda each: each.logit_step)
+        return cls(
+            norm=coarsest.norm,
+            largest=min((each.largest for each in heads.values() if each.largest is not None), default=None),
+            smallest=max((each.smallest for each in heads.values() if each.smallest is not None), default=None),
+            logit_slope=coarsest.logit_slope,
+            logit_step=coarsest.logit_step,
+            normalized=coarsest.normalized,
+            heads=heads,
         )
 
 

@@ -213,10 +213,86 @@ class AggregatorSpec:
         return (DESCRIPTOR,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadsSpec:
+    """Several NetVLADs in one graph by name, each with an input and an output of its own.
+
+    Each is proved by its own oracle. All of them take one batch, and each its own number of local descriptors.
+
+    Raises: InputError if there is none.
+
+    >>> heads = HeadsSpec(heads={"after": NetVLADSpec(num_clusters=2, feature_size=4)})
+    >>> heads.inputs, heads.outputs
+    (('features.after',), ('descriptor.after',))
+    """
+
+    heads: Mapping[str, NetVLADSpec]
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            raise InputError("there is no head")
+
+    @property
+    def name(self) -> str:
+        """Return the kind of layer in words."""
+        return f"{len(self.heads)} heads"
+
+    @property
+    def feature_size(self) -> int:
+        """Return 0: every head has a width of its own."""
+        return 0
+
+    @property
+    def least_features(self) -> int:
+        """Return the smallest N for which every head is defined."""
+        return 1
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the names of the inputs, one for each head."""
+        return tuple(of_head(FEATURES, name) for name in self.heads)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the outputs, one for each head."""
+        return tuple(of_head(DESCRIPTOR, name) for name in self.heads)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Return the named tensors of the graph, head by head in the order in which they are computed."""
+        return tuple(of_head(stage, name) for name, spec in self.heads.items() for stage in spec.stages)
+
+    @property
+    def descriptor_size(self) -> int:
+        """Return the number of values in all descriptors together."""
+        return sum(spec.descriptor_size for spec in self.heads.values())
+
+    @property
+    def unit_length(self) -> bool:
+        """Return True if every descriptor has Euclidean norm 1."""
+        return all(spec.unit_length for spec in self.heads.values())
+
+    @property
+    def projection(self) -> Projection | None:
+        """Return the projection of the first head that has one, None if none has."""
+        return next((spec.projection for spec in self.heads.values() if spec.projection is not None), None)
+
+
+def of_head(tensor: str, head: str) -> str:
+    """Return the name of one head's tensor in a graph of several heads, such as `features.before`."""
+    return f"{tensor}.{head}"
+
+
 FOREIGN: Final = "foreign"
 """Name of the layer of a network of which nothing but its file is known."""
 
-AnySpec: TypeAlias = NetVLADSpec | AggregatorSpec
+AnySpec: TypeAlias = NetVLADSpec | AggregatorSpec | HeadsSpec
+
+
+def is_gated(spec: AnySpec) -> bool:
+    """Return True if a layer, or one of several, has a gating after its projection."""
+    specs = spec.heads.values() if isinstance(spec, HeadsSpec) else (spec,)
+    return any(each.projection is not None and each.projection.gating is not None for each in specs)
 
 
 def input_shape(spec: AnySpec, name: str, lengths: tuple[int, ...]) -> tuple[int, ...]:
@@ -225,6 +301,8 @@ def input_shape(spec: AnySpec, name: str, lengths: tuple[int, ...]) -> tuple[int
     >>> input_shape(NetVLADSpec(num_clusters=2, feature_size=4), "features", (1, 300))
     (1, 300, 4)
     """
+    if isinstance(spec, HeadsSpec):
+        return (*lengths, spec.heads[name.removeprefix(of_head(FEATURES, ""))].feature_size)
     if name == MASK:
         return lengths
     if isinstance(spec, NetVLADSpec) or name == FEATURES:

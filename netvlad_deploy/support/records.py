@@ -2,7 +2,7 @@
 
 It is the inverse of `dataclasses.asdict`: unknown fields are refused, and each value must have the type of its field. A
 field that was added to a dataclass later has a default, which older JSON gets. Of several dataclasses that a field may
-hold, the one with the same names of fields is taken.
+hold, the one with the same names of fields is taken, or else the one that lacks only fields with a default.
 """
 
 import functools
@@ -32,10 +32,9 @@ def from_record(kind: type[RecordType], record: object, **given: Any) -> RecordT
 
 def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> Any:
     names = field_names(kind) - set(given)
-    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
     if not isinstance(record, dict):
         raise ValueError(f"{where} is {_shown(record)}, expected an object")  # noqa: TRY004 - of data, not of code
-    if differing := ((names & required) - set(record)) | (set(record) - names):
+    if differing := ((names & _required(kind)) - set(record)) | (set(record) - names):
         raise ValueError(f"{where} is {_shown(record)}, which has or lacks {', '.join(sorted(differing))[:200]}")
     hints = _hints(kind)
     values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in record.items()}
@@ -48,6 +47,10 @@ def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
+
+
+def _required(kind: Any) -> set[str]:
+    return {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
 
 
 def field_names(kind: Any) -> set[str]:
@@ -83,7 +86,9 @@ def _one_of(hints: tuple[Any, ...], value: object, where: str) -> Any:
     if type(value) in candidates:
         return value
     if isinstance(value, dict) and len(candidates) > 1:
-        candidates = [hint for hint in candidates if is_dataclass(hint) and field_names(hint) == set(value)]
+        known = [hint for hint in candidates if is_dataclass(hint)]
+        exact = [hint for hint in known if field_names(hint) == set(value)]
+        candidates = exact or [hint for hint in known if value and _required(hint) <= set(value) <= field_names(hint)]
     if len(candidates) != 1:
         raise ValueError(f"{where} is {_shown(value)}, which is none of what it may be")
     return _value(candidates[0], value, where)

@@ -22,7 +22,7 @@ from netvlad_deploy.artifact import (
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, MissingDependencyError, UsageError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions
 from netvlad_deploy.spec.images import ImageProfile
-from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.spec.layer import AggregatorSpec, is_gated
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.support.machine import describe_machine
@@ -63,7 +63,7 @@ def build_engine(
     if not isinstance(parent, OnnxArtifact):
         raise ArtifactError(f"{parent.path} is an engine, expected an ONNX file to build from")
     check_file(parent.path.parent, parent.reference)
-    gated = parent.spec.projection is not None and parent.spec.projection.gating is not None
+    gated = is_gated(parent.spec)
     options = _fitted(options or BuildOptions(), parent, gated=gated)
     target = check_suffix(Path(target), ".engine")
     cache_path = None if timing_cache is None else Path(timing_cache)
@@ -75,7 +75,7 @@ def build_engine(
             staging.check(path)
         built = _build(parent, staging.add(target), options, cache_path)
         figures = read_figures(built.lines, built.build_ms, built.host_bytes)
-        check_types(figures.kernels, parent.precision, netvlad=isinstance(parent.spec, NetVLADSpec), gated=gated)
+        check_types(figures.kernels, parent.precision, netvlad=not isinstance(parent.spec, AggregatorSpec), gated=gated)
         artifact = _artifact(parent, target, options, built, figures)
         staging.write(log_path(target), log_text(artifact, built.lines, cache_path).encode())
         stage_sidecar(staging, artifact)

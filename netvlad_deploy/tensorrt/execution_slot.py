@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.errors import InputError, RunError
-from netvlad_deploy.runner import EventTimes
+from netvlad_deploy.runner import EventTimes, profiled_shapes
 from netvlad_deploy.spec.build_options import fitting_profile
 from netvlad_deploy.support.arrays import Array, Arrays
 from netvlad_deploy.tensorrt.device_array import DeviceArray
@@ -113,7 +113,7 @@ class ExecutionSlot:
     def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
         """Copy in, compute, copy out, wait; return the shapes of the outputs, which are in pinned memory afterwards."""
         cuda, stream = self.cuda, self._stream
-        self._select_profile(*inputs[self._loaded.artifact.inputs[0]].shape[:-1])
+        self._select_profile(*profiled_shapes(inputs, self._loaded.artifact.inputs, self._loaded.artifact.spec))
         self._wait_for_producers(inputs)
         binding = self._bind(inputs)
         self._mark(0, timed)
@@ -131,9 +131,12 @@ class ExecutionSlot:
             self._capture(binding)
         return binding.outputs
 
-    def _select_profile(self, *shape: int) -> None:
-        """Switch to the profile for this shape, and drop graphs: they hold addresses of the other profile's memory."""
-        profile = fitting_profile(self._loaded.artifact.profiles, *shape)
+    def _select_profile(self, shape: tuple[int, ...], *others: tuple[int, ...]) -> None:
+        """Switch to the profile for the shapes of the inputs, and drop graphs.
+
+        They hold addresses of the other profile's memory.
+        """
+        profile = fitting_profile(self._loaded.artifact.profiles, *shape, others=others)
         if profile == self._profile:
             return
         with self._loaded.capture_lock:

@@ -11,8 +11,11 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.retrieval import embed_features as features
 from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
 from netvlad_deploy.retrieval.image_files import IMAGE_SUFFIXES, Skipped, find_images
+from netvlad_deploy.runner import Runner
+from netvlad_deploy.runtime.one_head import OneHead
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.spec.layer import FEATURES, MASK
+from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.spec.layer import FEATURES, MASK, HeadsSpec
 from netvlad_deploy.support.arrays import write_npz
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
 from netvlad_deploy.support.streams import stdout_to_stderr
@@ -37,6 +40,7 @@ def embed(
     target: Path,
     *,
     batch: int | None = None,
+    head: str | None = None,
     runtime_cache: Path | None = None,
     force: bool = False,
 ) -> EmbedResult:
@@ -44,7 +48,7 @@ def embed(
 
     The target is complete or not there. For images it is an `.npz` file with `names` (N,), each the image's path from
     the folder that was given, and `descriptors` (N,P) float32. `batch` items run at once, by default 32 of features or
-    8 images.
+    8 images. `head` is the name of one of several heads.
 
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
     >>> from netvlad_deploy.workflow.export import export
@@ -61,7 +65,22 @@ def embed(
         check_apart(runtime_cache, (*sources, target), "runtime cache")
     images = None if candidate.artifact is None else candidate.artifact.images
     if images is None:
-        return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, runtime_cache, force)
+        return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, head, runtime_cache, force)
+    if head is not None:
+        raise UsageError(f"{candidate.name} takes images and has one head: leave --head out")
+    return _embed_images(candidate, images, sources, target, batch or BATCH, runtime_cache, force)
+
+
+def _embed_images(
+    candidate: Candidate,
+    images: ImageInput,
+    sources: Sequence[Path],
+    target: Path,
+    batch: int,
+    runtime_cache: Path | None,
+    force: bool,
+) -> EmbedResult:
+    """Write the names and the descriptors of the images in folders."""
     if source := next((source for source in sources if source.suffix in features.FEATURE_SUFFIXES), None):
         raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
     check_suffix(target, ".npz")
@@ -70,7 +89,7 @@ def embed(
         files, skipped = find_images(sources)
         with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
             started = time.perf_counter()
-            done = embed_images(runner, images, files, batch=batch or BATCH, skipped=skipped)
+            done = embed_images(runner, images, files, batch=batch, skipped=skipped)
             duration_ms = (time.perf_counter() - started) * 1e3
         with staging.open(target) as stream:
             write_npz(stream, {"names": np.array(done.names), "descriptors": done.descriptors})
@@ -83,8 +102,26 @@ def embed(
     )
 
 
+def _one_head(runner: Runner, head: str | None) -> Runner:
+    """Return the runner of one head where there are several, or the runner as it is.
+
+    Raises: UsageError if there are several and none is named, or none has this name.
+    """
+    if head is not None:
+        return OneHead(runner, head)
+    if isinstance(runner.spec, HeadsSpec):
+        raise UsageError(f"{runner.name} has the heads {', '.join(runner.spec.heads)}: choose one with --head")
+    return runner
+
+
 def _embed_features(
-    candidate: Candidate, sources: Sequence[Path], target: Path, batch: int, runtime_cache: Path | None, force: bool
+    candidate: Candidate,
+    sources: Sequence[Path],
+    target: Path,
+    batch: int,
+    head: str | None,
+    runtime_cache: Path | None,
+    force: bool,
 ) -> EmbedResult:
     """Write the descriptors of a feature file: array to array, sequences to sequences."""
     if len(sources) != 1 or sources[0].is_dir() or sources[0].suffix.lower() in IMAGE_SUFFIXES:
@@ -96,7 +133,8 @@ def _embed_features(
     with stage_files(force=force) as staging:
         staging.check(target)
         loaded = features.load_features(sources[0])
-        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
+        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as opened:
+            runner = _one_head(opened, head)
             if others := set(runner.inputs) - {FEATURES, MASK}:
                 raise UsageError(f"{candidate.name} takes {', '.join(others)} too, a feature file has none")
             started = time.perf_counter()

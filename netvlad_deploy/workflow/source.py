@@ -17,6 +17,7 @@ from netvlad_deploy.support.require import require
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.aggregators.base import Aggregator
+    from netvlad_deploy.models.heads import Heads
     from netvlad_deploy.models.netvlad import NetVLAD
     from netvlad_deploy.models.pipeline import Pipeline
 
@@ -30,6 +31,7 @@ class Source:
     """The source of weights: a checkpoint, or a seed. Sizes left None come from the checkpoint.
 
     Args:
+        all_heads: take every head of the checkpoint, not one.
         takes: `images` or `features`, None for images where there is a backbone.
         backbone: a name of `models.backbones`, or `package.module:callable`; None for the checkpoint's own.
         changes: preparation of images that differs from that of the checkpoint's or the backbone's own code.
@@ -41,6 +43,7 @@ class Source:
     prefix: str = ""
     dialect: str | None = None
     head_only: bool = False
+    all_heads: bool = False
     num_clusters: int | None = None
     feature_size: int | None = None
     num_ghost_clusters: int | None = None
@@ -57,6 +60,13 @@ class Source:
             raise UsageError(
                 "a backbone, a resize, a crop, orient and depth are for images: leave them out with --input features"
             )
+        if self.all_heads and self.checkpoint is None:
+            raise UsageError("--all-heads needs a checkpoint")
+        if self.all_heads and any((self.prefix, self.sizes, self.backbone, self.changes, self.takes == IMAGES)):
+            raise UsageError(
+                "--all-heads takes every head of a checkpoint on its local descriptors: leave --prefix, sizes, "
+                "--backbone and the options for images out"
+            )
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -65,10 +75,11 @@ class Source:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline", str, FileReference | None, str]:
+def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline | Heads", str, FileReference | None, str]:
     """Return the torch module, its origin in words, the file it came from, and the preparation of its input.
 
-    It is a pipeline if the source takes images, which it does by default where there is a backbone.
+    It is a pipeline if the source takes images, which it does by default where there is a backbone; with `all_heads` it
+    has every head of the checkpoint.
 
     >>> module, origin, parent, preprocessing = load_module(Source(num_clusters=2, feature_size=4, seed=7))
     >>> module.spec.descriptor_size, origin, parent
@@ -84,6 +95,9 @@ def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline", str,
         module, preprocessing = _untrained(source)
         return module, f"untrained, seed {source.seed}", None, preprocessing
     sha256 = sha256_file(source.checkpoint) if source.checkpoint.is_file() else ""
+    if source.all_heads:
+        heads, preprocessing = _all_heads(source, source.checkpoint)
+        return heads, source.checkpoint.name, _unchanged(source.checkpoint, sha256), preprocessing
     head = read_head(
         source.checkpoint,
         prefix=source.prefix,
@@ -93,9 +107,7 @@ def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline", str,
         resized=source.changes.resize is not None,
     )
     check_options(head.spec, source.checkpoint, **source.sizes)
-    parent = FileReference(name=source.checkpoint.name, sha256=sha256_file(source.checkpoint))
-    if parent.sha256 != sha256:
-        raise InputError(f"{source.checkpoint} changed while it was read: export it again when it is complete")
+    parent = _unchanged(source.checkpoint, sha256)
     if source.takes == IMAGES or source.backbone or (source.takes is None and head.backbone is not None):
         pipeline = pipeline_of(head, source.checkpoint, backbone=source.backbone, changes=source.changes)
         return pipeline, source.checkpoint.name, parent, _preparation(pipeline)
@@ -105,6 +117,29 @@ def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline", str,
             "--backbone"
         )
     return head.module(source.checkpoint), source.checkpoint.name, parent, head.preprocessing
+
+
+def _unchanged(checkpoint: Path, sha256: str) -> FileReference:
+    """Return a reference to a checkpoint that had this hash before it was read.
+
+    Raises: InputError if it has another one now.
+    """
+    parent = FileReference(name=checkpoint.name, sha256=sha256_file(checkpoint))
+    if parent.sha256 != sha256:
+        raise InputError(f"{checkpoint} changed while it was read: export it again when it is complete")
+    return parent
+
+
+def _all_heads(source: Source, checkpoint: Path) -> tuple["Heads", str]:
+    """Return every head of a checkpoint, and the preparation of their inputs in words."""
+    from netvlad_deploy.models.checkpoints import read_heads
+    from netvlad_deploy.models.heads import Heads
+
+    heads = read_heads(checkpoint, dialect=source.dialect, head_only=source.head_only)
+    said = {name: head.preprocessing for name, head in sorted(heads.items())}
+    words = sorted(set(said.values()))
+    prepared = words[0] if len(words) == 1 else "; ".join(f"head {name}: {each}" for name, each in said.items())
+    return Heads({name: head.netvlad(checkpoint) for name, head in heads.items()}), prepared
 
 
 def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:

@@ -10,16 +10,17 @@ from netvlad_deploy.artifact import AnyArtifact, EngineArtifact, OnnxArtifact, c
 from netvlad_deploy.errors import UNAVAILABLE, ArtifactError, UsageError
 from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.goldens import Golden, load_goldens
-from netvlad_deploy.oracle.reference_file import load_reference
+from netvlad_deploy.oracle.reference_file import load_reference, load_references
 from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.parity.ranks import Bank, near_ties
+from netvlad_deploy.parity.several_heads import compare_heads
 from netvlad_deploy.report.serialize import parity_junit
 from netvlad_deploy.retrieval.embed_features import load_features
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
 from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
-from netvlad_deploy.spec.layer import FEATURES, NetVLADSpec
+from netvlad_deploy.spec.layer import FEATURES, HeadsSpec, NetVLADSpec
 from netvlad_deploy.support.files import check_targets, write_text
 from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.source import Source, load_module
@@ -57,8 +58,9 @@ def validate(
     _check_junit(junit)
     artifact = candidate.artifact or load_artifact(path, hold=True)
     parameters, goldens = _read_reference(artifact)
-    if goldens and (bank or queries):
-        raise UsageError(f"{path} is judged by its golden inputs alone: leave --bank and --queries out")
+    if (bank or queries) and not isinstance(parameters, ReferenceParameters):
+        reason = "has several heads" if parameters else "is judged by its golden inputs alone"
+        raise UsageError(f"{path} {reason}: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")
     other = None if against is None else Candidate(path=against)
@@ -81,7 +83,7 @@ def validate(
 def _compare(
     candidate: Candidate,
     artifact: AnyArtifact,
-    parameters: ReferenceParameters | None,
+    parameters: ReferenceParameters | dict[str, ReferenceParameters] | None,
     goldens: Sequence[Golden],
     other: Candidate | None,
     read_as: Source | None,
@@ -94,6 +96,8 @@ def _compare(
             stack.enter_context(artifact.keep())  # its graph is opened twice: as it is, and to see inside
         runner = stack.enter_context(candidate.open(lineage=False))
         theirs = stack.enter_context(_open_reference(artifact, other, read_as)) if other else None
+        if isinstance(parameters, dict):
+            return compare_heads(runner, parameters, against=theirs)
         if not goldens and parameters is not None:
             ties = near_ties(parameters, shapes=next(iter(runner.feature_profiles), None))
             return compare(runner, parameters, against=theirs, banks=[ties, *banks])
@@ -124,6 +128,7 @@ def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | N
     source = replace(
         read_as or Source(),
         checkpoint=other.path,
+        all_heads=isinstance(artifact.spec, HeadsSpec),
         head_only=artifact.spec.projection is None,
         takes=FEATURES if artifact.images is None else IMAGES,
         changes=NO_CHANGES if artifact.images is None else ImageChanges.to(artifact.images),
@@ -138,25 +143,40 @@ def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | N
     return TorchRunner(module)
 
 
-def _read_reference(artifact: AnyArtifact) -> tuple[ReferenceParameters | None, tuple[Golden, ...]]:
-    """Return the oracle's parameters of an artifact, None without a NetVLAD, and its golden inputs: none of a head."""
+def _read_reference(
+    artifact: AnyArtifact,
+) -> tuple[ReferenceParameters | dict[str, ReferenceParameters] | None, tuple[Golden, ...]]:
+    """Return the oracle's parameters of an artifact and its golden inputs.
+
+    The parameters are those of each of several heads by name, None without a NetVLAD; heads have no golden inputs.
+    """
     netvlad = isinstance(artifact.spec, NetVLADSpec)
     with copied(artifact.path.parent, artifact.reference) as file:
+        if isinstance(artifact.spec, HeadsSpec):
+            return load_references(file, artifact.spec), ()
         goldens = () if netvlad and artifact.images is None else load_goldens(file)
         return load_reference(file) if netvlad else None, goldens
+
+
+def _heads_of(artifact: AnyArtifact) -> set[str]:
+    """Return the names of the heads in a graph of several, none of another."""
+    return set(artifact.spec.heads) if isinstance(artifact.spec, HeadsSpec) else set()
 
 
 def _check_against(artifact: AnyArtifact, other: Candidate | None, read_as: Source | None) -> None:
     """Refuse a comparison of an artifact with another candidate that would say nothing.
 
     Raises: ArtifactError if it is an engine of another ONNX file than the one it stands beside or against; UsageError
-        if one takes images and the other does not, or there is no checkpoint to be read as is said.
+        if one takes images and the other does not, they have other heads, or there is no checkpoint to be read as is
+        said.
     """
     compared = None if other is None else other.artifact
     if read_as not in (None, Source()) and (other is None or compared is not None):
         raise UsageError("--prefix, --dialect and --backbone say how a checkpoint is read: name it with --against")
     if compared is not None and (compared.images is None) != (artifact.images is None):
         raise UsageError(f"{artifact.path} takes {artifact.inputs[0]}, {compared.path} does not: compare two that do")
+    if compared is not None and _heads_of(compared) != _heads_of(artifact):
+        raise UsageError(f"{artifact.path} and {compared.path} have not the same heads: compare two that have")
     if not isinstance(artifact, EngineArtifact):
         return
     if artifact.parent is None:

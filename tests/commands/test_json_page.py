@@ -36,6 +36,15 @@ PRINTED: Final[dict[str, type]] = {
 }
 """The class of the result that each verb prints."""
 
+OF_SEVERAL: Final = {
+    "Profile": " for features",
+    "ImageProfile": " for images",
+    "AggregatorSpec": " of another aggregator than NetVLAD",
+    "HeadsSpec": " of several heads",
+    "HeadsRange": " of several heads",
+}
+"""What tells the row of a class from those of others that stand in the same place."""
+
 
 def rows() -> dict[str, set[str]]:
     """Return the fields that the page lists, by the first cell of their row; words in brackets are explanations."""
@@ -64,8 +73,7 @@ def objects() -> dict[str, type]:
             inside = [each for each in kinds(annotation) if not issubclass(OnnxArtifact, each)]
             for each in inside:
                 if each not in found.values():
-                    takes = {"Profile": " for features", "ImageProfile": " for images"}.get(each.__name__, "")
-                    found[f"{where}.{name}{takes}"] = each
+                    found[f"{where}.{name}{OF_SEVERAL.get(each.__name__, '')}"] = each
                     walk(each, f"{where}.{name}")
 
     for verb, kind in PRINTED.items():

@@ -14,6 +14,7 @@ from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact,
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.models.vocabulary import METADATA_KEY, VocabularyRecord
 from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.graph_options import FeatureRange, HeadsRange
 from netvlad_deploy.spec.images import ImageInput, ImageProfile, Resize
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
@@ -22,6 +23,13 @@ from netvlad_deploy.support.records import from_record
 from tests.test_artifact import engine_artifact, onnx_artifact, write
 
 WRONG: tuple[Any, ...] = (None, True, 1, 1.5, "x", [], ["x"], [1], {}, {"x": 1}, [[]], -1, "\ud800", 2**70)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """A field of two types of which one has the other's fields and one more."""
+
+    range: FeatureRange | HeadsRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,15 @@ def test_a_field_that_came_later_has_its_default() -> None:
     before = {name: written[name] for name in ("mean", "std", "resize")}
     assert from_record(ImageInput, before) == ImageInput(resize=Resize(longest=1024, filter="box"))
     assert from_record(ImageInput, before).orient, "all images were set upright"
+
+
+def test_a_field_of_several_types_takes_the_one_that_lacks_only_what_came_later() -> None:
+    before = {"norm": 1.0, "largest": None, "logit_slope": 1.0, "logit_step": 0.5}
+    wanted = FeatureRange(norm=1.0, largest=None, logit_slope=1.0, logit_step=0.5)
+    assert from_record(Ranges, {"range": before}).range == wanted
+    heads = from_record(Ranges, {"range": {**before, "heads": {"a": before}}}).range
+    assert isinstance(heads, HeadsRange)
+    assert heads.heads == {"a": wanted}
 
 
 def rewrite(path: Path, change: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ BACKBONES: dict[str, Backbone] = {
             )
             for build, width in ((networks.vgg16, 512), (networks.alexnet, 256))
         ),
-        *(_resnet(depth, last) for depth in (18, 50) for last in RESNET_STAGES),
+        *(_resnet(depth, last) for depth in (18, 50, 101, 152) for last in RESNET_STAGES),
         Backbone(
             name="efficientnet-lite0",
             build=networks.efficientnet_lite0,

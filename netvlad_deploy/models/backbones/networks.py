@@ -129,7 +129,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two of 1x1 beside a shortcut: the block of ResNet-50."""
+    """A 3x3 convolution between two of 1x1 beside a shortcut: the block of ResNet-50, -101 and -152."""
 
     expansion = 4
 

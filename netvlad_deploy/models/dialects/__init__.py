@@ -13,7 +13,9 @@ from netvlad_deploy.models.dialects import (
     anyloc,
     collaborative_experts,
     convolution,
+    keras,
     loupe,
+    netvlad_tf_open,
     relja,
     salad,
     speaker,
@@ -34,11 +36,17 @@ DIALECTS: tuple[Dialect, ...] = (
     convolution.SOCCERNET,
     loupe.SOCCERNET_TEMPORALLY_AWARE,
     convolution.HLOC,
+    loupe.LOUPE,
     loupe.POINTNETVLAD,
     loupe.OVERLAPTRANSFORMER,
     loupe.OVERLAPNETVLAD,
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
+    netvlad_tf_open.NETVLAD_TF_OPEN,
+    keras.NETVLAD_KERAS,
+    keras.TENSORFLOW2_NETVLAD,
+    keras.CEREBRO,
+    keras.LOUPE_KERAS,
     supervlad.SUPERVLAD,
     supervlad.SUPERVLAD_ONE_CLUSTER,
     anyloc.ANYLOC_SOFT,
@@ -70,9 +78,40 @@ def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | N
         starts = ", ".join(start or "one without a prefix" for start in sorted(layers.values()))
         known = sorted({place.dialect.name for place in here if place.is_named(state)})
         dialects = f", or with --dialect ({', '.join(known)})" if len(known) > 1 else ""
-        raise InputError(f"holds {len(layers)} NetVLADs: {starts}: choose one with --prefix{dialects}")
+        raise InputError(
+            f"holds {len(layers)} NetVLADs: {starts}: choose one with --prefix{dialects}, or export them together with "
+            "--all-heads"
+        )
+    return _read(state, here, assumes=name is None)
+
+
+def find_heads_in(state: Mapping[str, Tensor], *, name: str | None = None) -> dict[str, tuple[Place, Head]]:
+    """Return the place and the head of every layer in a state, or of every one of this dialect, by its whole prefix.
+
+    A prefix is given without its last dot; it is empty for a layer without one.
+
+    Raises: UsageError for an unknown dialect; InputError if there is no layer, or its keys fit several dialects with
+        different conventions.
+    """
+    found = places(state) if name is None else list(find_dialect(name).places(state))
+    if not found:
+        raise InputError(_nothing(state, found, "", name))
+    layers = {place.layer: place.start.rstrip(".") for place in found}
+    return {
+        start: _read(state, [place for place in found if place.layer == layer], assumes=name is None)
+        for layer, start in layers.items()
+    }
+
+
+def _read(state: Mapping[str, Tensor], here: Sequence[Place], *, assumes: bool) -> tuple[Place, Head]:
+    """Return the place and the head of one layer; with `assumes` the head says which conventions were assumed.
+
+    Raises: as `_told_apart`.
+    """
     place, head = _told_apart(state, here)
-    return place, head if name is not None else replace(head, assumed=_assumed(state, here, place, head))
+    if assumes:
+        head = replace(head, assumed=_assumed(state, here, place, head) or head.assumed)
+    return place, head
 
 
 def find_dialect(name: str) -> Dialect:

@@ -152,7 +152,10 @@ DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     backbone=BackboneKeys(
         roots=("backbone.", "backbone.vit_model."),
         candidates=(
-            *("resnet18-conv4", "resnet18-conv5", "resnet50-conv4", "resnet50-conv5", "vgg16", "alexnet", "vit-b16"),
+            *(f"resnet{depth}-{last}" for depth in (18, 50, 101) for last in ("conv4", "conv5")),
+            "vgg16",
+            "alexnet",
+            "vit-b16",
         ),
         images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
     ),
@@ -198,7 +201,7 @@ LYAKAAP = Convolution(
     backbone=BackboneKeys(
         roots=("base_model.",),
         candidates=(
-            *(f"resnet{depth}-{last}" for depth in (18, 50) for last in ("conv3", "conv4", "conv5")),
+            *(f"resnet{depth}-{last}" for depth in (18, 50, 101, 152) for last in ("conv3", "conv4", "conv5")),
             "vgg16",
             "alexnet",
         ),

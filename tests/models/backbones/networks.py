@@ -17,8 +17,13 @@ VGG16 = {
 }  # fmt: skip
 VGG16_POOLED_BEFORE = (5, 10, 17, 24)
 ALEXNET = {0: (3, 64, 11), 3: (64, 192, 5), 6: (192, 384, 3), 8: (384, 256, 3), 10: (256, 256, 3)}
-RESNET18 = {4: (64, 2), 5: (128, 2), 6: (256, 2), 7: (512, 2)}
-RESNET50 = {4: (64, 3), 5: (128, 4), 6: (256, 6), 7: (512, 3)}
+RESNETS = {
+    18: {4: (64, 2), 5: (128, 2), 6: (256, 2), 7: (512, 2)},
+    50: {4: (64, 3), 5: (128, 4), 6: (256, 6), 7: (512, 3)},
+    101: {4: (64, 3), 5: (128, 4), 6: (256, 23), 7: (512, 3)},
+    152: {4: (64, 3), 5: (128, 8), 6: (256, 36), 7: (512, 3)},
+}
+"""By depth, the width and the number of the blocks of each layer. Source: He et al. 2016, table 1."""
 
 
 class Maker:
@@ -64,30 +69,33 @@ def _blocks(table: dict[int, tuple[int, int]], last: int) -> Iterator[tuple[str,
             yield f"{stage}.{number}", width, 2 if stage > 4 and number == 0 else 1, stage
 
 
-def resnet18_state(last: int) -> State:
-    make = Maker(18)
-    state, before = {"0.weight": make.kernel(3, 64, 7), **make.batch_norm("1", 64)}, 64
-    for name, width, stride, _ in _blocks(RESNET18, last):
-        state |= {f"{name}.conv1.weight": make.kernel(before, width, 3), **make.batch_norm(f"{name}.bn1", width)}
-        state |= {f"{name}.conv2.weight": make.kernel(width, width, 3), **make.batch_norm(f"{name}.bn2", width)}
-        if stride == 2:
-            state[f"{name}.downsample.0.weight"] = make.kernel(before, width, 1)
-            state |= make.batch_norm(f"{name}.downsample.1", width)
-        before = width
-    return state
+class Shapes(Maker):
+    """Tensors of the same shapes without values, for tests of names and shapes alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return torch.empty(*shape, device="meta")
+
+    def batch_norm(self, name: str, width: int) -> State:
+        return {f"{name}.{each}": self(width) for each in ("weight", "bias", "running_mean", "running_var")}
 
 
-def resnet50_state(last: int) -> State:
-    make = Maker(50)
+def resnet_state(depth: int, last: int, make: Maker | None = None) -> State:
+    """Return a ResNet up to a layer, with basic blocks in ResNet-18 and bottlenecks in the deeper ones."""
+    make, widening = make or Maker(depth), 1 if depth == 18 else 4
     state, before = {"0.weight": make.kernel(3, 64, 7), **make.batch_norm("1", 64)}, 64
-    for name, width, _, _ in _blocks(RESNET50, last):
-        state |= {f"{name}.conv1.weight": make.kernel(before, width, 1), **make.batch_norm(f"{name}.bn1", width)}
-        state |= {f"{name}.conv2.weight": make.kernel(width, width, 3), **make.batch_norm(f"{name}.bn2", width)}
-        state |= {f"{name}.conv3.weight": make.kernel(width, 4 * width, 1), **make.batch_norm(f"{name}.bn3", 4 * width)}
-        if name.endswith(".0"):
-            state[f"{name}.downsample.0.weight"] = make.kernel(before, 4 * width, 1)
-            state |= make.batch_norm(f"{name}.downsample.1", 4 * width)
-        before = 4 * width
+    for name, width, stride, _ in _blocks(RESNETS[depth], last):
+        sides = (3, 3) if depth == 18 else (1, 3, 1)
+        widths = (before, *(width for _ in sides[1:]), width * widening)
+        for number, side in enumerate(sides):
+            state[f"{name}.conv{number + 1}.weight"] = make.kernel(widths[number], widths[number + 1], side)
+            state |= make.batch_norm(f"{name}.bn{number + 1}", widths[number + 1])
+        if stride == 2 or before != width * widening:
+            state[f"{name}.downsample.0.weight"] = make.kernel(before, width * widening, 1)
+            state |= make.batch_norm(f"{name}.downsample.1", width * widening)
+        before = width * widening
     return state
 
 
@@ -116,13 +124,13 @@ def _normed(state: State, conv: str, norm: str, x: Tensor, stride: int = 1, padd
     return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
 
 
-def _resnet(state: State, x: Tensor, table: dict[int, tuple[int, int]], last: int, bottleneck: bool) -> Tensor:
+def resnet(state: State, x: Tensor, depth: int, last: int) -> Tensor:
     x = functional.max_pool2d(_normed(state, "0", "1", x, 2, 3).clamp(min=0), 3, 2, padding=1)
-    for name, _, stride, _ in _blocks(table, last):
+    for name, _, stride, _ in _blocks(RESNETS[depth], last):
         way = x
         if f"{name}.downsample.0.weight" in state:
             way = _normed(state, f"{name}.downsample.0", f"{name}.downsample.1", x, stride)
-        if bottleneck:
+        if depth > 18:
             y = _normed(state, f"{name}.conv1", f"{name}.bn1", x).clamp(min=0)
             y = _normed(state, f"{name}.conv2", f"{name}.bn2", y, stride, 1).clamp(min=0)
             y = _normed(state, f"{name}.conv3", f"{name}.bn3", y)
@@ -131,11 +139,3 @@ def _resnet(state: State, x: Tensor, table: dict[int, tuple[int, int]], last: in
             y = _normed(state, f"{name}.conv2", f"{name}.bn2", y, 1, 1)
         x = (y + way).clamp(min=0)
     return x
-
-
-def resnet18(state: State, x: Tensor, last: int) -> Tensor:
-    return _resnet(state, x, RESNET18, last, bottleneck=False)
-
-
-def resnet50(state: State, x: Tensor, last: int) -> Tensor:
-    return _resnet(state, x, RESNET50, last, bottleneck=True)

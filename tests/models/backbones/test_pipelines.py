@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.models.backbones import BACKBONES
+from netvlad_deploy.models.backbones.weights import identify
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.spec.images import IMAGENET_MEAN, IMAGENET_STD, ImageInput, Resize
@@ -57,20 +58,26 @@ class Network:
 def resnet(depth: int, last: str, width: int) -> Network:
     """Return a ResNet up to `conv3`, `conv4` or `conv5`."""
     stage = int(last[-1]) + 2
-    make = {18: networks.resnet18_state, 50: networks.resnet50_state}[depth]
-    run = {18: networks.resnet18, 50: networks.resnet50}[depth]
-    return Network(width=width, make=partial(make, stage), run=partial(run, last=stage))
+    make, run = partial(networks.resnet_state, depth, stage), partial(networks.resnet, depth=depth, last=stage)
+    return Network(width=width, make=make, run=run)
 
+
+WIDTHS = {"conv3": 128, "conv4": 256, "conv5": 512}
+"""Of ResNet-18; the deeper ones have four times as many channels."""
 
 NETWORKS = {
     "vgg16": Network(width=512, make=cache(networks.vgg16_state), run=networks.vgg16),
     "alexnet": Network(width=256, make=networks.alexnet_state, run=networks.alexnet),
-    **{f"resnet18-{last}": resnet(18, last, width) for last, width in (("conv3", 128), ("conv4", 256), ("conv5", 512))},
     **{
-        f"resnet50-{last}": resnet(50, last, width)
-        for last, width in (("conv3", 512), ("conv4", 1024), ("conv5", 2048))
+        f"resnet{depth}-{last}": resnet(depth, last, width * (1 if depth == 18 else 4))
+        for depth in networks.RESNETS for last, width in WIDTHS.items()
     },
-}
+}  # fmt: skip
+SHAPES_ALONE = ("resnet152-conv4", "resnet152-conv5")
+"""Too large to be run in a test; the network is proved up to conv3, and the rest by its names and shapes."""
+
+LIKE_RESNET50 = "resnet101-conv3"
+"""The same network as ResNet-50 up to conv3, so that no file shows which one it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +161,13 @@ CASES: dict[str, Case] = {
             backbone=backbone, root="backbone.", layer="aggregation.", formula=formulas.deep_visual_geo_localization,
             resize=Resize(size=(480, 640), filter="bilinear-aliased"),
         )
-        for backbone in NETWORKS if not backbone.endswith("conv3")
+        for backbone in NETWORKS if not backbone.endswith("conv3") and backbone not in SHAPES_ALONE
     },
     **{
         f"lyakaap, {backbone}": Case(
             backbone=backbone, root="base_model.", layer="net_vlad.", formula=formulas.lyakaap
         )
-        for backbone in NETWORKS if backbone.endswith("conv3")
+        for backbone in NETWORKS if backbone.endswith("conv3") and backbone != LIKE_RESNET50
     },
 }  # fmt: skip
 
@@ -262,8 +269,26 @@ def test_a_file_of_matlab_is_a_pipeline_with_its_own_mean(tmp_path: Path) -> Non
 def test_every_dialect_and_every_network_has_a_case() -> None:
     names = [name.split(", ")[:2] for name in CASES]
     dialects = {each.name for each in DIALECTS if each.backbone is not None and each.backbone.candidates}
-    assert dialects - {"relja"} <= {dialect for dialect, _ in names}  # a file of MATLAB has a test of its own
-    assert {backbone for _, backbone in names} == set(BACKBONES) - {"efficientnet-lite0"}
+    elsewhere = {"relja", "netvlad-tf-open"}  # files of MATLAB and TensorFlow have tests of their own
+    assert dialects - elsewhere <= {dialect for dialect, _ in names}
+    alone = {"efficientnet-lite0", *SHAPES_ALONE, LIKE_RESNET50}
+    assert {backbone for _, backbone in names} == set(BACKBONES) - alone
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("resnet")])
+def test_a_resnet_is_told_from_all_others_by_names_and_shapes(name: str) -> None:
+    depth, last = int(name.removeprefix("resnet").partition("-")[0]), int(name[-1]) + 2
+    (keys,) = (dialect.backbone for dialect in DIALECTS if dialect.name == "lyakaap")
+    assert keys is not None
+    tensors = networks.resnet_state(depth, last, networks.Shapes())
+    for damaged in ((), (max(tensors),)):
+        found = keys.find({f"base_model.{key}": each for key, each in tensors.items() if key not in damaged})
+        assert found is not None
+        assert identify(found).name == ("resnet50-conv3" if name == LIKE_RESNET50 else name)
+    with torch.device("meta"):
+        state = BACKBONES[name].build().state_dict()
+    shapes = {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    assert shapes == {key: tensor.shape for key, tensor in tensors.items()}
 
 
 def test_efficientnet_equals_its_package() -> None:
