@@ -21,18 +21,19 @@ class Product(nn.Module):
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, half: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, half: bool) -> None:
         super().__init__()
-        self.has_scale = half
-        weight, scale = scale_columns(weight) if half else (weight.float(), torch.ones(len(bias)))
+        self.has_scale, self.has_bias = half, bias is not None
+        weight, scale = scale_columns(weight) if half else (weight.float(), torch.ones(weight.shape[1]))
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("scale", scale.float())
-        self.register_buffer("bias", bias.float())
+        self.register_buffer("bias", torch.zeros_like(scale).float() if bias is None else bias.float())
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return the mapped vectors in FP32."""
         products = (vectors.to(self.weight.dtype) @ self.weight).to(self.bias.dtype)
-        return (products * self.scale if self.has_scale else products) + self.bias
+        products = products * self.scale if self.has_scale else products
+        return products + self.bias if self.has_bias else products
 
 
 class FoldedGhostVLAD(nn.Module):

@@ -13,6 +13,7 @@ from netvlad_deploy.models.dialects import (
     anyloc,
     collaborative_experts,
     convolution,
+    crn,
     keras,
     loupe,
     netvlad_tf_open,
@@ -52,7 +53,7 @@ DIALECTS: tuple[Dialect, ...] = (
     anyloc.ANYLOC_SOFT,
 )
 
-HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC, speaker.SPEAKER)
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC, speaker.SPEAKER, crn.CRN_FILE)
 """The dialects of aggregators other than NetVLAD."""
 
 
