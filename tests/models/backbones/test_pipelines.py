@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.models.backbones import BACKBONES
+from netvlad_deploy.models.backbones.transformers_networks import TRANSFORMERS_BACKBONES
 from netvlad_deploy.models.backbones.weights import identify
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.models.pipeline import Pipeline
@@ -271,7 +272,8 @@ def test_every_dialect_and_every_network_has_a_case() -> None:
     dialects = {each.name for each in DIALECTS if each.backbone is not None and each.backbone.candidates}
     elsewhere = {"relja", "netvlad-tf-open"}  # files of MATLAB and TensorFlow have tests of their own
     assert dialects - elsewhere <= {dialect for dialect, _ in names}
-    alone = {"efficientnet-lite0", *SHAPES_ALONE, LIKE_RESNET50}
+    brought = {"efficientnet-lite0", *(each.name for each in TRANSFORMERS_BACKBONES)}  # each with tests of its own
+    alone = {*brought, *SHAPES_ALONE, LIKE_RESNET50}
     assert {backbone for _, backbone in names} == set(BACKBONES) - alone
 
 
