@@ -15,7 +15,7 @@ from torch.nn import functional
 from netvlad_deploy.export.fold_ghost_vlad import Product
 from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, centre_logits
 from netvlad_deploy.models.aggregators.base import Aggregator
-from netvlad_deploy.models.aggregators.crn import FILTERS, ContextReweighting
+from netvlad_deploy.models.aggregators.crn import CONTEXT_FILTERS, ContextReweighting
 from netvlad_deploy.spec.graph_options import GraphOptions
 
 LOWER_AND_RIGHT = (0, 1, 0, 1)
@@ -33,7 +33,7 @@ class FoldedCRN(nn.Module):
         super().__init__()
         assert isinstance(module, ContextReweighting)
         self.options = options
-        self.context = nn.ModuleList(_copied(module.filters[name], half=options.half) for name in FILTERS)
+        self.context = nn.ModuleList(_copied(module.filters[name], half=options.half) for name in CONTEXT_FILTERS)
         self.accumulation = _copied(module.accumulation, half=False)
         weight, _ = centre_logits(module.clusters.detach().double(), None)
         self.logits = Product(weight, None, half=options.half)

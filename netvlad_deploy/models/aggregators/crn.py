@@ -19,12 +19,12 @@ from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.spec.layer import AggregatorSpec
 
 CRN: Final = "crn"
-FILTERS: Final = {"filter_3_3": 3, "filter_5_5": 5, "filter_7_7": 7}
+CONTEXT_FILTERS: Final = {"filter_3_3": 3, "filter_5_5": 5, "filter_7_7": 7}
 """Names of the convolutions of the context, with the height and width of their kernels."""
 
 
 def crn_spec(num_clusters: int, feature_size: int, filters: Mapping[str, int]) -> AggregatorSpec:
-    """Return the spec of K clusters; `filters` has the number of channels that each of FILTERS gives.
+    """Return the spec of K clusters; `filters` has the number of channels that each of CONTEXT_FILTERS gives.
 
     >>> spec = crn_spec(64, 256, {"filter_3_3": 32, "filter_5_5": 32, "filter_7_7": 20})
     >>> spec.descriptor_size, spec.takes_map
@@ -52,9 +52,12 @@ class ContextReweighting(Aggregator):
         self.clusters = nn.Parameter(torch.randn(spec.feature_size, size["num_clusters"]))
         self.centres = nn.Parameter(torch.randn(size["num_clusters"], spec.feature_size))
         self.filters = nn.ModuleDict(
-            {name: nn.Conv2d(spec.feature_size, size[name], side, padding=side // 2) for name, side in FILTERS.items()}
+            {
+                name: nn.Conv2d(spec.feature_size, size[name], side, padding=side // 2)
+                for name, side in CONTEXT_FILTERS.items()
+            }
         )
-        self.accumulation = nn.Conv2d(sum(size[name] for name in FILTERS), 1, 1)
+        self.accumulation = nn.Conv2d(sum(size[name] for name in CONTEXT_FILTERS), 1, 1)
 
     def forward(self, features: Tensor, *others: Tensor) -> Tensor:
         """Return the descriptors (B, K*D) of local descriptors (B,N,D) and their feature map (B,D,h,w).

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.aggregators.crn import CRN, FILTERS, crn_spec
+from netvlad_deploy.models.aggregators.crn import CONTEXT_FILTERS, CRN, crn_spec
 from netvlad_deploy.models.dialects.base import Dialect
 from netvlad_deploy.models.dialects.convolution import DEEP_VISUAL_GEO_LOCALIZATION
 from netvlad_deploy.models.head import Head
@@ -30,7 +30,7 @@ class ContextFile(Dialect):
             raise InputError(f"{shapes} are not (K, D, 1, 1) and (K, D)")
         tensors = {"clusters": state[weight].reshape(num_clusters, feature_size).T, "centres": state[centroids]}
         used, channels = [weight, centroids], {}
-        for name, side in FILTERS.items():
+        for name, side in CONTEXT_FILTERS.items():
             kernel = self._kernel(state, f"{root}crn.{name}.weight", (feature_size, side, side))
             channels[name] = len(kernel)
             tensors |= self._layer(state, f"{root}crn.{name}", f"filters.{name}", kernel)
