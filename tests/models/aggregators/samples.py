@@ -142,7 +142,7 @@ SAMPLES = {
         ),
         lengths=("final_l2",),
         invisible=("aggregator.dust_bin", "aggregator.score.3.bias"),
-        beside={"backbone.model.patch_embed.proj.weight": Source(9)(12, 3, 14, 14)},
+        beside={"backbone.model.stem.weight": Source(9)(12, 3, 14, 14)},
     ),
     "anyloc": Sample(
         dialect="anyloc",
