@@ -270,7 +270,13 @@ def test_a_file_of_matlab_is_a_pipeline_with_its_own_mean(tmp_path: Path) -> Non
 def test_every_dialect_and_every_network_has_a_case() -> None:
     names = [name.split(", ")[:2] for name in CASES]
     dialects = {each.name for each in DIALECTS if each.backbone is not None and each.backbone.candidates}
-    elsewhere = {"relja", "netvlad-tf-open"}  # files of MATLAB and TensorFlow have tests of their own
+    elsewhere = {
+        "relja",
+        "netvlad-tf-open",
+        "netvlad-keras",
+        "supervlad",
+        "supervlad-one-cluster",
+    }  # tests of their own
     assert dialects - elsewhere <= {dialect for dialect, _ in names}
     brought = {"efficientnet-lite0", *(each.name for each in TRANSFORMERS_BACKBONES)}  # each with tests of its own
     alone = {*brought, *SHAPES_ALONE, LIKE_RESNET50}
