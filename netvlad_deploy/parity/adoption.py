@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netvlad_deploy.errors import InputError, RunError
+from netvlad_deploy.errors import InputError, ParityError, RunError
 from netvlad_deploy.export.foreign.cut import Layout, cut, layouts
 from netvlad_deploy.export.foreign.read import CURE, ForeignModel
 from netvlad_deploy.export.foreign.recover import Recovered, projected, recover
@@ -57,7 +57,7 @@ def prove_head(model: ForeignModel, site: Site) -> ForeignHead:
     for start, layout in _ways(model, site):
         try:
             return _by(model, site, start, layout)
-        except (InputError, RunError) as error:
+        except (InputError, ParityError, RunError) as error:
             failed.append(str(error))
     reason = failed[0] if failed else f"no tensor of {site.feature_size} values for each position enters it"
     raise InputError(f"softmax {site.name} looks like that of a NetVLAD, but {reason}; {CURE}")

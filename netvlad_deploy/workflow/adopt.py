@@ -148,19 +148,22 @@ def _module(
     Raises: InputError if something stands before the head that is no backbone of images; UsageError for an option of
         images where none are taken.
     """
-    from netvlad_deploy.export.foreign.paths import LAYOUT
+    from netvlad_deploy.export.foreign.paths import REARRANGED
     from netvlad_deploy.models.head import Head
 
     torch = require("torch", extra="export")
     tensors = {key: torch.from_numpy(value.copy()) for key, value in found.layer.tensors.items()}
     head = Head(spec=found.layer.spec, tensors=tensors).module(found.site.name)
     before = {node.op_type for node in found.site.paths.between(model.source, found.start.tensor)}
-    if before <= LAYOUT or options.takes == FEATURES:
+    if before <= REARRANGED or options.takes == FEATURES:
         if options.of_images:
             raise UsageError("only its head is taken, on features: leave the options for images out")
         shape = "x".join("?" if length is None else str(length) for length in model.source_shape)
         width = found.site.feature_size
-        return head, (f"the file takes {shape}, the new one features (batch, num_features, {width})",)
+        notes = [f"the file takes {shape}, the new one features (batch, num_features, {width})"]
+        if found.start != found.site.starts[0]:
+            notes.append("the file L2-normalises what enters its head, and the new one expects it so")
+        return head, tuple(notes)
     return _pipeline(model, found, options, head, name)
 
 
@@ -184,7 +187,9 @@ def _images(shape: tuple[int | None, ...], options: AdoptOptions) -> tuple[Image
     """
     words = "x".join("?" if length is None else str(length) for length in shape)
     if len(shape) != 4 or CHANNELS not in (shape[1], shape[3]):
-        raise InputError(f"its backbone takes {words}, expected images of 3 channels")
+        raise InputError(
+            f"it takes {words}, expected images of 3 channels: its head alone is to be had with --input features"
+        )
     height, width = shape[2:] if shape[1] == CHANNELS else shape[1:3]
     fixed = None if height is None or width is None else (height, width)
     usual = ImageInput(resize=Resize(size=fixed))

@@ -7,10 +7,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import Tensor, nn
 
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.export.foreign.read import read_foreign
+from netvlad_deploy.export.foreign.sites import find_site
 from netvlad_deploy.parity import adoption
+from netvlad_deploy.parity.adoption import prove_head
 from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.graph_options import GraphOptions
@@ -114,3 +118,26 @@ def test_the_command_line_adopts_and_says_what_it_found(command: Command, foreig
     assert "has no NetVLAD 'x'" in error_of(command("adopt", foreign, "--head", "x", "-o", "n.onnx").err)
     assert "made by this package" in error_of(command("adopt", "loop-adopted.onnx", "-o", "n.onnx").err)
     assert "take it over: netvlad-deploy adopt" in error_of(command("validate", foreign).err)
+
+
+class WithoutToken(nn.Module):
+    """A head that leaves the first local descriptor out, as one over a transformer does with the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Looped(K, D, bias=True, rank=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        descriptors: Tensor = self.head(x[:, 1:])
+        return descriptors
+
+
+def test_what_leaves_some_local_descriptors_out_is_no_part_of_the_head(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    path = export_by_torch(WithoutToken(), tmp_path / "m.onnx", torch.zeros(1, 7, D))
+    with pytest.raises(InputError, match=r"takes \?x\?x16, expected images .* its head alone .* --input features"):
+        adopt(path, tmp_path / "n.onnx", AdoptOptions())
+    model = read_foreign(path)
+    found = prove_head(model, find_site(model))
+    assert found.start.normalize_input
+    assert found.start.tensor != model.source

@@ -37,6 +37,11 @@ LAYOUT: Final = frozenset(
 )
 """Operators that move values and change none."""
 
+REARRANGED: Final = frozenset(
+    ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Cast", "Dropout")
+)
+"""Operators that give all the values that they are given, each once."""
+
 ARITHMETIC: Final = frozenset(("Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Exp", "Abs"))
 SHAPES: Final = frozenset(("Shape", "Size"))
 LARGEST_CONSTANT: Final = 2**28

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.export.foreign.paths import LAYOUT, Paths
+from netvlad_deploy.export.foreign.paths import LAYOUT, REARRANGED, Paths
 from netvlad_deploy.export.foreign.products import Affine, followed, product_of, vector
 from netvlad_deploy.export.foreign.read import CURE, ForeignModel
 
@@ -184,10 +184,10 @@ def _starts(paths: Paths, before: list[str]) -> tuple[Start, ...]:
     normalized = False
     for last, gate in zip(reversed(before), reversed(before[:-1]), strict=False):
         operators = {node.op_type for node in paths.between(gate, last)}
-        if operators <= LAYOUT:
+        if operators <= REARRANGED:
             first = gate
             plain = plain if normalized else gate
-        elif _is_norm(operators):
+        elif _is_norm(operators) and operators <= NORM_OPS | REARRANGED | {"Expand"}:
             first, normalized = gate, True
         else:
             break
