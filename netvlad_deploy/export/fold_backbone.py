@@ -16,8 +16,8 @@ import contextlib
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from netvlad_deploy.errors import ExportError, FoldError
-from netvlad_deploy.export.float64_convolutions import Float64Convolutions
+from netvlad_deploy.export.float64_products import Float64Products
 from netvlad_deploy.export.fold_head import check_foldable
+from netvlad_deploy.export.half_products import HALF_MODULES, half_products, has_norms
 from netvlad_deploy.models.affine import is_finite
+from netvlad_deploy.models.pipeline import feature_map_of
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 FOLD_TOLERANCE = 1e-9
@@ -65,15 +67,34 @@ def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
         BatchNorm is of a kind that cannot be replaced, or the folded backbone gives another feature map.
     """
     check_backbone(backbone)
-    folded = copy.deepcopy(backbone).double().requires_grad_(False)
-    if any(isinstance(part, BATCH_NORMS) for part in folded.modules()):
-        with Float64Convolutions(strips=False):
+    if not any(isinstance(part, BATCH_NORMS) for part in backbone.modules()):
+        folded = copied(backbone, torch.float32)
+    else:
+        folded = copied(backbone, torch.float64)
+        with Float64Products(strips=False):
             _fold_all(folded, example.double())
-    folded = folded.float()
+        folded = folded.float()
     for name, tensor in folded.state_dict().items():
         if not is_finite(tensor):
             raise FoldError(f"folded backbone.{name} is not finite: a running_var is too small for FP32")
     return folded
+
+
+def copied(module: nn.Module, dtype: torch.dtype, *, share: Collection[type[nn.Module]] = ()) -> nn.Module:
+    """Return a copy whose tensors have this dtype, without gradients; those that have it already share their memory.
+
+    The weights of modules of the types in `share` keep their dtype, and share their memory too.
+    """
+
+    def converted(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+
+    memo: dict[int, Any] = {id(buffer): converted(buffer) for buffer in module.buffers()}
+    memo |= {id(each): nn.Parameter(converted(each), requires_grad=False) for each in module.parameters()}
+    for part in module.modules():
+        if type(part) in share:
+            memo[id(part.weight)] = nn.Parameter(cast("Tensor", part.weight).detach(), requires_grad=False)
+    return copy.deepcopy(module, memo)
 
 
 def check_backbone(backbone: nn.Module) -> None:
@@ -188,10 +209,9 @@ def hooked(
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the output of a module for x, computed without gradients."""
+    """Return the output of a module for x, the first of several, computed without gradients."""
     with torch.no_grad():
-        result: Tensor = module(x)
-    return result
+        return feature_map_of(module(x))
 
 
 def _equal(got: Tensor, expected: Tensor) -> bool:
@@ -201,14 +221,14 @@ def _equal(got: Tensor, expected: Tensor) -> bool:
 
 
 def half_backbone(backbone: nn.Module) -> nn.Module:
-    """Convert a folded backbone to FP16 in place, and return it.
+    """Convert a folded backbone to FP16 in place, and return it; one with LayerNorms in its products alone.
 
     Raises: ExportError if a weight overflows FP16.
     """
     for part in backbone.modules():
         if isinstance(part, nn.Conv2d):
             part.weight.data = round_kernels(part.weight.data)
-    backbone = backbone.half()
+    backbone = half_products(backbone) if has_norms(backbone) else backbone.half()
     for name, tensor in backbone.state_dict().items():
         if not is_finite(tensor):
             raise ExportError(f"backbone.{name} is beyond {HALF_MAX:g}, where FP16 ends: export in fp32")
@@ -226,16 +246,21 @@ def round_kernels(weight: Tensor) -> Tensor:
 
 
 def activation_peaks(backbone: nn.Module, images: Tensor) -> dict[str, float]:
-    """Return the largest absolute activation of each module of a backbone for normalised images (B,3,H,W), by name."""
+    """Return the largest absolute activation of each module of a backbone for normalised images (B,3,H,W), by name.
+
+    Of a backbone with LayerNorms, what goes into its products and comes out of them: the rest is not in FP16.
+    """
     names = {part: f"backbone.{name}".rstrip(".") for name, part in backbone.named_modules()}
     peaks: dict[str, float] = {}
+    norms = has_norms(backbone)
 
-    def keep(part: nn.Module, _: Tensor, result: Any) -> None:
-        if isinstance(result, Tensor):
-            low, high = (float(extreme) for extreme in result.aminmax())
-            peaks[names[part]] = max(-low, high, peaks.get(names[part], 0.0))
+    def keep(part: nn.Module, given: Tensor, result: Any) -> None:
+        for values in (given, result) if norms else (result,):
+            if isinstance(values, Tensor):
+                low, high = (float(extreme) for extreme in values.aminmax())
+                peaks[names[part]] = max(-low, high, peaks.get(names[part], 0.0))
 
-    with hooked(backbone, (nn.Module,), keep):
+    with hooked(backbone, HALF_MODULES if norms else (nn.Module,), keep):
         run(backbone, images)
     return peaks
 

@@ -9,16 +9,23 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from netvlad_deploy.export.fold_aggregators import fold_aggregator
 from netvlad_deploy.export.fold_backbone import activation_peaks, check_half, fold_backbone, half_backbone
-from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
-from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.export.fold_head import fold
+from netvlad_deploy.models.aggregators.base import Aggregator
+from netvlad_deploy.models.pipeline import Pipeline, head_inputs
 from netvlad_deploy.oracle.goldens import Golden, golden_image
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import IMAGES
+from netvlad_deploy.spec.images import IMAGES, ImageInput, Size
 from netvlad_deploy.support.arrays import Array
 
 FOLD_SIZE = (96, 128)
 """Height and width of the image on which a fold is tried; pipelines of one size also have a golden image of it."""
+
+
+def fold_size(images: ImageInput) -> Size:
+    """Return the height and width of the image on which a fold is tried: the one that the backbone takes, or small."""
+    return images.size if images.fixed and images.size else FOLD_SIZE
 
 
 class FoldedPipeline(nn.Module):
@@ -27,11 +34,11 @@ class FoldedPipeline(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, head: FoldedNetVLAD, pipeline: Pipeline) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, pipeline: Pipeline, *, half: bool) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.half_backbone = head.options.half
+        self.spec, self.half_backbone = pipeline.head.spec, half
         self.register_buffer("mean", torch.tensor(pipeline.images.mean))
         self.register_buffer("std", torch.tensor(pipeline.images.std))
 
@@ -40,9 +47,11 @@ class FoldedPipeline(nn.Module):
         normalized = (images.to(self.mean.dtype) - self.mean) / self.std
         if self.half_backbone:
             normalized = normalized.half()
-        feature_map = self.backbone(normalized.permute(0, 3, 1, 2))  # (B,D,h,w)
-        local_descriptors = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
-        return (local_descriptors, *self.head(local_descriptors))
+        inputs = head_inputs(self.spec, self.backbone(normalized.permute(0, 3, 1, 2)))
+        if self.half_backbone:
+            inputs = tuple(each.half() for each in inputs)
+        stages = self.head(*inputs)
+        return (inputs[0], *(stages if isinstance(stages, tuple) else (stages,)))
 
 
 def fold_pipeline(
@@ -52,8 +61,9 @@ def fold_pipeline(
 
     Raises: FoldError and ExportError as `fold_backbone` and `fold`; ExportError if FP16 overflows for a golden image.
     """
-    head = fold(pipeline.head, options)
-    example = _normalized(pipeline, golden_image(*FOLD_SIZE, seed=0))
+    own = pipeline.head
+    head = fold_aggregator(own, options) if isinstance(own, Aggregator) else fold(own, options)
+    example = _normalized(pipeline, golden_image(*fold_size(pipeline.images), seed=0))
     backbone = fold_backbone(pipeline.backbone, example)
     warnings: tuple[str, ...] = ()
     if options.half:
@@ -63,7 +73,7 @@ def fold_pipeline(
                 peaks[name] = max(peak, peaks.get(name, 0.0))
         warnings = check_half(peaks)
         backbone = half_backbone(backbone)
-    return FoldedPipeline(backbone, head, pipeline).eval(), warnings
+    return FoldedPipeline(backbone, head, pipeline, half=options.half).eval(), warnings
 
 
 def _normalized(pipeline: Pipeline, image: Array) -> Tensor:

@@ -7,7 +7,6 @@ each value would hide that.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -19,9 +18,12 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from netvlad_deploy.errors import ExportError
-from netvlad_deploy.export.float64_convolutions import Float64Convolutions
-from netvlad_deploy.export.fold_backbone import round_kernels
+from netvlad_deploy.export.float64_products import Float64Products
+from netvlad_deploy.export.fold_backbone import copied, round_kernels
+from netvlad_deploy.export.half_products import has_norms
 from netvlad_deploy.models.affine import in_float64
+from netvlad_deploy.models.backbones.transformers_networks import TokenNetwork
+from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.spec.images import IMAGES
@@ -33,7 +35,7 @@ ROUNDING_SEEDS = range(2)
 LEAST_DISTANCE = 2.0**-24
 """Smallest divisor in a ratio of two distances, which keeps it finite."""
 
-PRODUCTS: Final = frozenset({"conv2d", "linear", "matmul", "__matmul__", "bmm"})
+PRODUCTS: Final = frozenset({"conv2d", "linear", "matmul", "__matmul__", "bmm", "scaled_dot_product_attention"})
 """Functions whose operands an engine rounds in TF32 and an FP16 graph holds in FP16; second operands may be weights."""
 
 SUMS: Final = frozenset({"add", "__add__"})
@@ -73,15 +75,16 @@ def _exact(pipeline: Pipeline, images: list[Array]) -> tuple[list[Float64], floa
     """Return the descriptor (P,) of each image (H,W,3) in float64, and the largest norm of a local descriptor."""
     width, twin, aggregate = pipeline.head.spec.feature_size, _twin(pipeline, torch.float64), in_float64(pipeline.head)
     found, norm = [], 0.0
-    with torch.inference_mode(), Float64Convolutions(strips=True):
+    with torch.inference_mode(), Float64Products(strips=True):
         for image in images:
-            local_descriptors = twin.local_descriptors(torch.from_numpy(image)[None])
+            inputs = twin.head_inputs(torch.from_numpy(image)[None])
+            local_descriptors = inputs[0]
             if local_descriptors.shape[2] != width:
                 raise ExportError(
                     f"backbone {pipeline.name} gives {local_descriptors.shape[2]} channels, the head takes {width}"
                 )
             norm = max(norm, float(local_descriptors.norm(dim=2).max()))
-            found.append(aggregate(local_descriptors)[0].numpy())
+            found.append(aggregate(*inputs)[0].numpy())
             if not np.isfinite(found[-1]).all():
                 size = f"{image.shape[0]}x{image.shape[1]}"
                 raise ExportError(f"the descriptor of a golden image of {size} is not finite in torch.float64")
@@ -101,21 +104,28 @@ class _Single:
         head: AbstractContextManager[Any] = contextlib.nullcontext()
         if precision != FP32:
             half, fixed = precision.startswith("fp16"), tuple(self._state.values())
-            backbone = RoundedBackbone(seed, half=half)
-            head = RoundedHead(seed, fixed=fixed, stored=half, logits=precision == "fp16")
+            logits = precision == "fp16" and isinstance(self._head, NetVLAD)
+            backbone = RoundedBackbone(seed, half=half, norms=has_norms(self._twin.backbone))
+            head = RoundedHead(seed, fixed=fixed, stored=half, logits=logits)
         found = []
         with torch.inference_mode():
             for image in images:
                 with backbone:
-                    local_descriptors = self._twin.local_descriptors(torch.from_numpy(image)[None])
+                    inputs = self._twin.head_inputs(torch.from_numpy(image)[None])
                 with head:
-                    found.append(functional_call(self._head, self._state, (local_descriptors,))[0].numpy())
+                    found.append(functional_call(self._head, self._state, inputs)[0].numpy())
         return found
 
 
 def _twin(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
-    """Return the pipeline with a copy of its backbone and its normalisation in `dtype`; the head is not copied."""
-    twin = Pipeline(copy.deepcopy(pipeline.backbone).to(dtype), pipeline.head, pipeline.images, name=pipeline.name)
+    """Return the pipeline with a copy of its backbone and its normalisation in `dtype`; the head is not copied.
+
+    Of a vision transformer the matrices of linear layers are not copied either: `Float64Products` widens each for its
+    use.
+    """
+    share = (nn.Linear,) if isinstance(pipeline.backbone, TokenNetwork) else ()  # others may use a matrix elsewhere
+    backbone = copied(pipeline.backbone, dtype, share=share)
+    twin = Pipeline(backbone, pipeline.head, pipeline.images, name=pipeline.name)
     twin.mean, twin.std = (torch.tensor(values, dtype=dtype) for values in (pipeline.images.mean, pipeline.images.std))
     return twin
 
@@ -128,12 +138,13 @@ def _distances(got: Iterable[Array], wanted: Iterable[Float64]) -> list[float]:
 class RoundedBackbone(TorchFunctionMode):
     """A mode that rounds the operands of a backbone's products, weights included; with `half` those of its sums too.
 
-    With `half` values also keep to the range of FP16. A parameter is rounded once, however many images go through.
+    With `half` values also keep to the range of FP16. A parameter is rounded once, however many images go through. Of a
+    backbone with `norms`, whose sums an FP16 graph has in FP32, the results of products are rounded in their place.
     """
 
-    def __init__(self, seed: int, *, half: bool) -> None:
+    def __init__(self, seed: int, *, half: bool, norms: bool = False) -> None:
         super().__init__()
-        self._random, self._half = np.random.default_rng(seed), half
+        self._random, self._half, self._norms = np.random.default_rng(seed), half, half and norms
         self._parameters: dict[int, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -142,7 +153,11 @@ class RoundedBackbone(TorchFunctionMode):
         if name in PRODUCTS:
             first, second, *rest = args
             args = (self._rounded(first), self._rounded(second, kernels=name == "conv2d"), *rest)
-        elif self._half and name in SUMS | SUMS_IN_PLACE and len(args) > 1:
+            if name == "scaled_dot_product_attention":  # the third operand is a factor too
+                args = (*args[:2], self._rounded(rest[0]), *rest[1:])
+            if self._norms:
+                return self._rounded(function(*args, **(kwargs or {})))
+        elif self._half and not self._norms and name in SUMS | SUMS_IN_PLACE and len(args) > 1:
             first, second, *rest = args
             args = (first if name in SUMS_IN_PLACE else self._rounded(first), self._rounded(second), *rest)
         return function(*args, **(kwargs or {}))

@@ -28,7 +28,7 @@ from netvlad_deploy.export.fold_aggregators import fold_aggregator
 from netvlad_deploy.export.fold_backbone import check_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
 from netvlad_deploy.export.fold_heads import FoldedHeads, audit_heads, fold_heads
-from netvlad_deploy.export.fold_pipeline import FOLD_SIZE, fold_pipeline
+from netvlad_deploy.export.fold_pipeline import fold_pipeline, fold_size
 from netvlad_deploy.export.golden_features import golden_features
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.models.aggregators.base import Aggregator
@@ -53,6 +53,8 @@ LARGEST_INSIDE = 2_000_000_000
 
 HEAD_AXES: graph.Axes = ({0: "batch", 1: "num_features"},)
 PIPELINE_AXES: graph.Axes = ({0: "batch", 1: "height", 2: "width"},)
+BATCH_AXIS: graph.Axes = ({0: "batch"},)
+"""The dynamic axis of a pipeline whose backbone takes images of one size alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,13 +294,14 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
     folded, findings = fold_pipeline(
         pipeline, replace(options, feature_norm=norm or 1.0), goldens[:-1]
     )  # the last may be large
-    size = pipeline.images.size or FOLD_SIZE
+    size = pipeline.images.size or fold_size(pipeline.images)
+    head = folded.head if isinstance(folded.head, FoldedNetVLAD) else None
     return _Subject(
         module=folded,
-        spec=folded.head.spec,
-        head=folded.head,
+        spec=folded.spec if head is None else head.spec,
+        head=head,
         examples=(torch.zeros(2, *size, CHANNELS, dtype=torch.uint8),),
-        axes=PIPELINE_AXES,
+        axes=BATCH_AXIS if pipeline.images.fixed else PIPELINE_AXES,
         inputs=(IMAGES,),
         dtypes={IMAGES: "uint8", DESCRIPTOR: options.output_dtype},
         tensors=(LOCAL_DESCRIPTORS, *pipeline.head.spec.stages),
@@ -336,7 +339,7 @@ def _trace(subject: _Subject, options: GraphOptions) -> graph.Graph:
         opset=options.opset,
         variadic=isinstance(subject.spec, HeadsSpec),
     )
-    if subject.images is not None:
+    if subject.images is not None and not subject.images.fixed:  # for one size all shapes are constants already
         graph.fix_reshape(model, LOCAL_DESCRIPTORS, (0, -1, subject.spec.feature_size))
     graph.keep_outputs(model, subject.outputs)
     return graph.without_large(model)

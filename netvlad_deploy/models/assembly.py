@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.backbones import find_backbone, is_custom
 from netvlad_deploy.models.backbones.networks import Backbone
-from netvlad_deploy.models.backbones.weights import check_map, identify, load_weights
+from netvlad_deploy.models.backbones.weights import check_map, fix_size, identify, load_weights, of_own_size
 from netvlad_deploy.models.checkpoints import find_head
 from netvlad_deploy.models.dialects import places
 from netvlad_deploy.models.head import BackboneState, Head
@@ -38,7 +39,7 @@ class ReadyBackbone:
     width: int
     images: ImageInput
 
-    def under(self, head: NetVLAD) -> Pipeline:
+    def under(self, head: NetVLAD | Aggregator) -> Pipeline:
         """Return this backbone with a head on it as one module in eval mode.
 
         Raises: InputError if the head takes another width.
@@ -102,16 +103,18 @@ def _ready(
     """
     if backbone is None:
         backbone = _shown(state)
+    images = backbone.images or ImageInput()
+    if state is None and backbone.weights is not None:
+        state = BackboneState(root="", tensors=backbone.weights(), candidates=(), images=images)
     if state is not None:
         module, beyond = load_weights(backbone, state)
         if beyond:
             LOG.info("ignored: %s", counted(beyond))
     else:
         module = _own_weights(backbone, seed)
-    images = backbone.images or ImageInput()
     if state is not None and (state.recorded or backbone.images is None or not is_custom(backbone.name)):
-        images = state.images
-    images = changes.on(images)
+        images = state.images if state.recorded else of_own_size(module, state.images)
+    images = fix_size(module, backbone.name, changes.on(images))
     width = check_map(module, backbone.name, images) if backbone.width is None else backbone.width
     LOG.info("backbone %s, images: %s", backbone.name, images)
     return ReadyBackbone(module=module, name=backbone.name, width=width, images=images)
@@ -140,7 +143,7 @@ def _shown(state: BackboneState | None) -> Backbone:
         return identify(state)
     (recorded,) = state.candidates
     if is_custom(recorded):
-        raise UsageError(f"the vocabulary was fitted on code of your own: pass --backbone {recorded} again")
+        raise UsageError(f"the vocabulary was fitted on a backbone from elsewhere: pass --backbone {recorded} again")
     return find_backbone(recorded)
 
 

@@ -35,6 +35,9 @@ A resize rule that keeps an image's shape replaces the last by its own size.
 SMALL_IMAGE_SIZES: Final = ((96, 128), (97, 131))
 """The first two sizes under a resize rule with a fixed size: cheaper, and they show the same faults."""
 
+FIXED_SIZE_IMAGES: Final = 2
+"""Number of golden images of a backbone that takes one size alone."""
+
 USUAL_PHOTO: Final = (480, 640)
 """Height and width of a typical photo: its size after a rule that keeps the shape is the last golden size."""
 
@@ -143,11 +146,15 @@ def distances(got: Array, expected: Array) -> Float64:
 
 
 def golden_sizes(images: ImageInput) -> tuple[tuple[int, int], ...]:
-    """Return the heights and widths of a pipeline's golden images: at least two, and no size twice.
+    """Return the heights and widths of a pipeline's golden images: at least two.
+
+    No size stands twice, unless the backbone takes one size alone.
 
     >>> golden_sizes(ImageInput())
     ((224, 224), (225, 257), (320, 256))
     """
+    if images.fixed and images.size is not None:
+        return (images.size,) * FIXED_SIZE_IMAGES
     if images.size is not None:
         sizes = (*SMALL_IMAGE_SIZES, images.size)
     else:

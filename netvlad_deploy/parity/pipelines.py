@@ -6,6 +6,7 @@ them, so that the head is judged by its own error model. Where no head was judge
 one whose tolerance would hide that two clusters changed places is NOT_JUDGED.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -60,9 +61,20 @@ def compare_goldens(
         candidate=candidate.name,
         reference=against.name if against else goldens[0].kind,
         precision=candidate.precision,
-        cases=(*cases, *heads),
+        cases=(*_numbered(cases), *_numbered(heads)),
         departure=departure,
     )
+
+
+def _numbered(cases: Sequence[CaseParity]) -> list[CaseParity]:
+    """Return the cases with a number behind a name that came before, as of images of the one size of a backbone."""
+    seen: Counter[str] = Counter()
+    found = []
+    for case in cases:
+        seen[case.name] += 1
+        number = f" no. {seen[case.name]}" if seen[case.name] > 1 else ""
+        found.append(replace(case, name=case.name + number))
+    return found
 
 
 def _batch(runner: Runner, golden: Golden) -> int:

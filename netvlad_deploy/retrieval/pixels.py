@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.retrieval.resample import resample, to_bytes
-from netvlad_deploy.spec.images import BILINEAR, BOX, MAX_PIXELS, ImageInput, Size
+from netvlad_deploy.spec.images import MAX_PIXELS, PILLOW_FILTERS, ImageInput, Size
 from netvlad_deploy.support.arrays import Array
 
 LOG = logging.getLogger(__name__)
@@ -132,8 +132,8 @@ def _resized(pillow: Any, image: Any, prepared: ImageInput) -> Array:
         raise UnfitError(TOO_LARGE, f"it would become {height} x {width}, at most {MAX_PIXELS} pixels are made")
     if (width, height) == image.size:
         return np.asarray(image)
-    if kernel in (BILINEAR, BOX):
-        return np.asarray(image.resize((width, height), pillow.Resampling[kernel.upper()]))
+    if kernel in PILLOW_FILTERS:
+        return np.asarray(image.resize((width, height), pillow.Resampling[PILLOW_FILTERS[kernel]]))
     return to_bytes(resample(np.asarray(image), (height, width), kernel, rule.factor(image.height, image.width)))
 
 

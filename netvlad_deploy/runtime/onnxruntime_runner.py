@@ -4,6 +4,7 @@ One runner may be used by several threads at once: a session may, and the runner
 """
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
-from netvlad_deploy.spec.images import LOCAL_DESCRIPTORS, AnyProfile
+from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS, AnyProfile, ImageProfile
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.support.require import install_line, require
 
@@ -55,6 +56,8 @@ class OnnxRuntimeRunner(Runner):
         taps: bool = False,
     ) -> None:
         profile = profile or artifact.usual_profile
+        if artifact.images is not None and isinstance(profile, ImageProfile):
+            artifact.images.check_taken(*((height, width) for _, height, width in profile.shapes))
         super().__init__(
             artifact.path.name,
             artifact.spec,
@@ -98,6 +101,17 @@ class OnnxRuntimeRunner(Runner):
         if importlib.util.find_spec("onnx") is None:
             return self
         return type(self)(self._artifact, **self._settings, taps=True)
+
+    def check_feeds(self, feeds: Mapping[str, Any]) -> Arrays:
+        """Return the feeds after checking them.
+
+        Raises: InputError as the base class, or for images of another size than the only one that the graph takes.
+        """
+        checked = super().check_feeds(feeds)
+        if self._artifact.images is not None:
+            height, width = checked[IMAGES].shape[1:3]
+            self._artifact.images.check_taken((height, width))
+        return checked
 
     def close(self) -> None:
         """Release the session."""

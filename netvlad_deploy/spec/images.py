@@ -27,13 +27,26 @@ ANTIALIASED: Final = "bilinear-antialiased"
 ALIASED: Final = "bilinear-aliased"
 AREA: Final = "area"
 NEAREST: Final = "nearest"
-FILTERS: Final = (BILINEAR, ANTIALIASED, ALIASED, AREA, BOX, NEAREST)
+BICUBIC: Final = "bicubic"
+LANCZOS: Final = "lanczos"
+NEAREST_CENTRE: Final = "nearest-centre"
+FILTERS: Final = (BILINEAR, ANTIALIASED, ALIASED, AREA, BOX, NEAREST, BICUBIC, LANCZOS, NEAREST_CENTRE)
 """Filters that resize an image.
 
-`bilinear` and `box` are Pillow's on bytes: both average when they shrink. `bilinear-antialiased` and `bilinear-aliased`
-are torch's on tensors; the second reads four pixels however much it shrinks. `area` is OpenCV's, which weighs fractions
-of pixels. `nearest` is torch's.
+`bilinear`, `box`, `bicubic` and `lanczos` are Pillow's on bytes: they average when they shrink. `bilinear-antialiased`
+and `bilinear-aliased` are torch's on tensors; the second reads four pixels however much it shrinks. `area` is OpenCV's,
+which weighs fractions of pixels. `nearest` is torch's, `nearest-centre` Pillow's, which takes the pixel under the
+centre of the new one.
 """
+
+PILLOW_FILTERS: Final = {
+    BILINEAR: "BILINEAR",
+    BOX: "BOX",
+    BICUBIC: "BICUBIC",
+    LANCZOS: "LANCZOS",
+    NEAREST_CENTRE: "NEAREST",
+}
+"""By filter, its name in Pillow's `Resampling`."""
 
 MAX_PIXELS: Final = 89_478_485
 """Most pixels of an image that is decoded or made: a quarter GiB of RGB. Source: Pillow, which warns above this."""
@@ -190,6 +203,7 @@ class ImageInput:
         crop: height and width of the middle that is kept after the resize, None for all of it.
         orient: turn the image upright as its EXIF orientation says; else its pixels stay as they are stored.
         depth: bits of a grey value that are used in a file of 16 or 32 bits, None for all 16.
+        fixed: the backbone takes images of the one `size` alone.
 
     Raises: InputError if the crop is larger than the size, or the depth is unknown.
     """
@@ -200,8 +214,11 @@ class ImageInput:
     crop: Size | None = None
     orient: bool = True
     depth: int | None = None
+    fixed: bool = False
 
     def __post_init__(self) -> None:
+        if self.fixed and self.size is None:
+            raise InputError(f"images of one size alone need a size or a crop, the resize is {self.resize}")
         if self.crop is not None and min(self.crop) < 1:
             raise InputError(f"crop is {_text(self.crop)}: every length must be at least 1")
         if self.crop is not None and not self.resize.may_hold(*self.crop):
@@ -241,6 +258,16 @@ class ImageInput:
         height, width = (AxisRange.parse(str(length)) for length in self.size)
         return ImageProfile(batch=USUAL_IMAGES.batch, height=height, width=width)
 
+    def check_taken(self, *sizes: Size) -> None:
+        """Check that the graph takes these heights and widths: the one size alone if it is fixed, else any.
+
+        Raises: InputError.
+        """
+        for size in sizes:
+            if self.fixed and size != self.size:
+                alone = f"images of {_text(size)} are not taken, the backbone is for {_text(self.size)} alone"
+                raise InputError(f"{alone}: export again with --resize {_text(size)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageChanges:
@@ -262,11 +289,16 @@ class ImageChanges:
     def on(self, images: ImageInput) -> ImageInput:
         """Return `images` with the changes; a resize without a filter keeps the filter of `images`.
 
+        A resize to a size is the size of the image then: the crop of `images`, which followed its own resize, is left
+        out.
+
         Raises: UsageError if the result contradicts itself, such as a crop larger than the size.
         """
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
         if self.resize is not None:
             given["resize"] = replace(self.resize, filter=self.resize.filter or images.resize.filter)
+            if self.resize.size is not None and self.crop is None:
+                given["crop"] = None
         try:
             return replace(images, **given)
         except InputError as error:

@@ -96,6 +96,8 @@ def _fitted(options: BuildOptions, parent: OnnxArtifact, *, gated: bool) -> Buil
             raise UsageError(
                 f"{parent.path} needs at least {least} features for each image, got a profile of {profile}"
             )
+        if parent.images is not None and isinstance(profile, ImageProfile):
+            parent.images.check_taken(*((height, width) for _, height, width in profile.shapes))
     if options.tf32 and parent.precision != "fp32":
         raise UsageError(f"TF32 is for FP32 graphs, {parent.path} is {parent.precision}: leave --tf32 out")
     if TURING in options.compute_capabilities and (parent.precision != "fp16" or gated):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact
 from netvlad_deploy.errors import ArtifactError, ExportError, FoldError, UsageError
 from netvlad_deploy.export import onnx_model
-from netvlad_deploy.export.float64_convolutions import Float64Convolutions
+from netvlad_deploy.export.float64_products import Float64Products
 from netvlad_deploy.export.make_goldens import make_goldens
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.assembly import read_backbone
@@ -237,7 +237,7 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
         for height in (7, 37, 53):
             x = torch.randn(2, 4, height, 11, dtype=torch.float64)
             expected = conv(x)
-            with Float64Convolutions(strips=True):
+            with Float64Products(strips=True):
                 got = conv(x)
             assert got.shape == expected.shape
             assert (got - expected).abs().max() < 1e-13

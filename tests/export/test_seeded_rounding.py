@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.export.make_goldens import RoundedBackbone, RoundedHead, to_11_bits
+from netvlad_deploy.models.netvlad import NetVLAD
 from tests.pipelines import WIDTH, tiny_backbone, tiny_pipeline
 
 pytestmark = pytest.mark.export
@@ -101,6 +102,7 @@ def test_a_constant_on_all_logits_is_not_rounded() -> None:
     """An FP16 graph takes the constant out of its weights. Rounded with 3000, the logits would lose all their bits."""
     head = tiny_pipeline().head
     features = torch.from_numpy(np.random.default_rng(4).standard_normal((1, 30, WIDTH)).astype(np.float32))
+    assert isinstance(head, NetVLAD)
     assert head.assignment_bias is not None
     results = []
     for constant in (0.0, 3000.0):

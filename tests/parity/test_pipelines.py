@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ArtifactError, UsageError
+from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import Golden, distances, load_goldens
 from netvlad_deploy.oracle.reference_file import load_reference
@@ -106,6 +107,7 @@ def turn_a_filter(pipeline: Pipeline) -> None:
 
 
 def swap_clusters(pipeline: Pipeline) -> None:
+    assert isinstance(pipeline.head, NetVLAD)
     centres = pipeline.head.clusters2.data
     centres[..., [0, 1]] = centres[..., [1, 0]]
 

@@ -9,6 +9,7 @@ from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.spec.images import ImageChanges, Resize
+from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.workflow.source import Source, load_head, load_module
 from tests.command import Command, error_of
 from tests.models.backbones.networks import alexnet_state
@@ -67,6 +68,7 @@ def test_untrained_weights_come_under_a_backbone_too() -> None:
     module = load_module(Source(backbone="resnet18-conv3", num_clusters=2, seed=4))[0]
     assert isinstance(module, Pipeline)
     spec = module.head.spec
+    assert isinstance(spec, NetVLADSpec)
     assert (spec.num_clusters, spec.feature_size, spec.normalize_input) == (2, 128, True)
     with pytest.raises(InputError, match="gives 128 channels, the head takes 64"):
         load_module(Source(backbone="resnet18-conv3", feature_size=64))

@@ -14,7 +14,10 @@ from torch import nn
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.models.backbones import networks
+from netvlad_deploy.models.backbones.model_folder import folder_backbone
 from netvlad_deploy.models.backbones.networks import Backbone
+from netvlad_deploy.models.backbones.timm_networks import timm_backbone
+from netvlad_deploy.models.backbones.transformers_networks import TRANSFORMERS_BACKBONES
 from netvlad_deploy.spec.images import ImageInput, Resize
 
 IMAGENET = ImageInput(resize=Resize(size=(480, 640)))
@@ -62,27 +65,34 @@ BACKBONES: dict[str, Backbone] = {
             images=ImageInput(mean=(127.0,) * 3, std=(128.0,) * 3, resize=Resize(size=(240, 320))),
             trained=True,
         ),
+        *TRANSFORMERS_BACKBONES,
     )
 }
 
+LIBRARIES = {"hf": folder_backbone, "timm": timm_backbone}
+"""By the word before the colon, the function that finds a network: in a folder of transformers, or by timm's name."""
+
 
 def is_custom(name: str) -> bool:
-    """Return True if a name is that of the user's own code: `package.module:callable`."""
+    """Return True if a name leads outside this package: the user's own code, a folder, or a name of a library."""
     return ":" in name
 
 
 def find_backbone(name: str) -> Backbone:
     """Return the backbone of this name, which the user has given: their own code is imported.
 
-    Raises: UsageError if there is no such backbone, or the user's code fails.
+    Raises: UsageError if there is no such backbone, or the user's code fails; InputError if a folder is unusable;
+        MissingDependencyError if a library is not installed.
 
     >>> find_backbone("resnet18-conv4").width
     256
     """
-    if is_custom(name):
-        return _custom_backbone(name)
+    library, colon, rest = name.partition(":")
+    if colon:
+        return LIBRARIES[library](rest) if library in LIBRARIES else _custom_backbone(name)
     if name not in BACKBONES:
-        raise UsageError(f"backbone {name!r} is unknown: choose {', '.join(BACKBONES)}, or package.module:callable")
+        others = "hf:FOLDER, timm:NAME or package.module:callable"
+        raise UsageError(f"backbone {name!r} is unknown: choose {', '.join(BACKBONES)}, {others}")
     return BACKBONES[name]
 
 

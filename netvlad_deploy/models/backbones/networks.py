@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.spec.images import ImageInput, Size
 from netvlad_deploy.support.require import require
 
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -40,6 +40,10 @@ class Backbone:
         trained: `build` brings trained weights.
         renames: prefixes of names in a file of the whole network, with the prefixes of the cut network.
         beyond: prefixes of the tensors after the cut, which are left out.
+        weights: a function that reads the weights that belong to it, None if there are none beside `build`.
+        shown: a function of tensors under any names that the network is saved with; it returns the backbone of the
+            depth and kind that they show, and the tensors under its module's names. None if there is one way alone.
+        signature: part of a name that its files have: without it the network is no candidate.
     """
 
     name: str
@@ -49,6 +53,30 @@ class Backbone:
     trained: bool = False
     renames: Mapping[str, str] = field(default_factory=dict)
     beyond: tuple[str, ...] = ()
+    weights: Callable[[], Mapping[str, Tensor]] | None = None
+    shown: "Callable[[Backbone, Mapping[str, Tensor]], tuple[Backbone, dict[str, Tensor]]] | None" = None
+    signature: str = ""
+
+    def read(self, tensors: Mapping[str, Tensor]) -> "tuple[Backbone, dict[str, Tensor]]":
+        """Return the backbone that these tensors show, and the tensors under the names of its module."""
+        return (self, dict(tensors)) if self.shown is None else self.shown(self, tensors)
+
+
+class SizedBackbone(nn.Module):
+    """A backbone whose computation depends on the size of images, which `fix_size` chooses once for all.
+
+    Its constants, such as position embeddings, are made for that size, so that a graph computes nothing with shapes.
+    `multiple` is what height and width must be a multiple of; `own_size` is the one size that the original takes, None
+    if it takes others.
+    """
+
+    multiple: int = 1
+    fixed_size: Size | None = None
+    own_size: Size | None = None
+
+    def fix_size(self, size: Size) -> None:
+        """Make the constants for images of this height and width."""
+        self.fixed_size = size
 
 
 def vgg16() -> nn.Module:

@@ -1,17 +1,19 @@
 """The weights of a backbone in a checkpoint: recognise the network, and load every tensor into its module."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from netvlad_deploy.errors import InputError
+from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.backbones import BACKBONES, USER_CODE_ERRORS
-from netvlad_deploy.models.backbones.networks import RESNETS, Backbone, BasicBlock, Bottleneck
+from netvlad_deploy.models.backbones.networks import RESNETS, Backbone, BasicBlock, Bottleneck, SizedBackbone
 from netvlad_deploy.models.head import BackboneState
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER, names
-from netvlad_deploy.spec.images import CHANNELS, ImageInput
+from netvlad_deploy.spec.images import CHANNELS, ImageInput, Resize
 
 StateShapes = Mapping[str, tuple[int, ...]]
 
@@ -31,16 +33,21 @@ def identify(state: BackboneState) -> Backbone:
     Raises: InputError if half of its tensors or more are missing, or the tensors show another network.
     """
     found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
-    wanted = {name: _shapes(BACKBONES[name]) for name in state.candidates}
+    read = {}
+    for name in state.candidates:
+        if any(BACKBONES[name].signature in key for key in found):  # a library is not imported for other networks
+            backbone, tensors = BACKBONES[name].read(state.tensors)
+            read[name] = backbone, {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    wanted = {name: _shapes(backbone) for name, (backbone, _) in read.items()}
 
     def nearness(name: str) -> tuple[int, int]:
-        return sum(found.get(key) == shape for key, shape in wanted[name].items()), -len(wanted[name])
+        own = read[name][1]
+        return sum(own.get(key) == shape for key, shape in wanted[name].items()), -len(wanted[name])
 
     nearest = max(wanted, key=nearness, default=None)
-    if nearest is not None and 2 * nearness(nearest)[0] > len(wanted[nearest]):
-        backbone = BACKBONES[nearest]
-        if not _is_another(backbone, found):
-            return backbone
+    found_most = nearest is not None and 2 * nearness(nearest)[0] > len(wanted[nearest])
+    if nearest is not None and found_most and not _is_another(*read[nearest]):
+        return BACKBONES[nearest]
     known = f"none of {', '.join(state.candidates)}" if state.candidates else "none that this dialect has"
     raise InputError(
         f"the backbone {state.root}* ({len(found)} tensors) is {describe(found)}, {known}: pass --backbone with its "
@@ -53,13 +60,14 @@ def load_weights(backbone: Backbone, state: BackboneState) -> tuple[nn.Module, t
 
     Raises: InputError if a tensor is missing, of another shape, not finite or unknown.
     """
+    backbone, read = backbone.read(state.tensors)
     if backbone.trained:
         module = backbone.build()
     else:
         with torch.device("meta"):  # every tensor is replaced: initialising it would be wasted
             module = backbone.build()
     wanted = module.state_dict()
-    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.tensors.items()}
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in read.items()}
     for name, tensor in wanted.items():
         if name.endswith(BATCH_NORM_COUNTER):
             tensors.setdefault(name, torch.zeros_like(tensor, device="cpu"))
@@ -72,6 +80,37 @@ def load_weights(backbone: Backbone, state: BackboneState) -> tuple[nn.Module, t
             )
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=True, assign=True)
     return module.eval(), tuple(state.root + name for name in beyond)
+
+
+def of_own_size(module: nn.Module, images: ImageInput) -> ImageInput:
+    """Return the image input of a dialect with the one size that the backbone's original takes, if it takes one."""
+    size = module.own_size if isinstance(module, SizedBackbone) else None
+    return images if size is None else replace(images, resize=Resize(size=size, filter=images.resize.filter))
+
+
+def fix_size(module: nn.Module, name: str, images: ImageInput) -> ImageInput:
+    """Return the image input of a backbone, whose constants are made for its one size if it takes no other.
+
+    Raises: UsageError if it takes one size alone and images have several, or one that it cannot take.
+    """
+    if not isinstance(module, SizedBackbone):
+        fixed = getattr(module, "fixed_size", None) is not None
+        return replace(images, fixed=fixed)
+    if images.size is None:
+        said = f"images are of several ({images.preparation})"
+        raise UsageError(f"the backbone {name} takes images of one size, {said}: pass --resize HxW, or --crop HxW")
+    step = module.multiple
+    if any(length % step for length in images.size):
+        near, inside = (
+            "x".join(str(max(1, round_(length / step)) * step) for length in images.size)
+            for round_ in (round, math.floor)
+        )
+        raise UsageError(
+            f"the backbone {name} takes heights and widths that are a multiple of {step}, images are "
+            f"{images.size[0]}x{images.size[1]}: pass --resize {near}, or --crop {inside}"
+        )
+    module.fix_size(images.size)
+    return replace(images, fixed=True)
 
 
 def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
@@ -87,6 +126,8 @@ def check_map(module: nn.Module, name: str, images: ImageInput) -> int:
         said = " ".join(str(error).split())[:300]
         shape = f"(1, {CHANNELS}, {side[0]}, {side[1]})"
         raise InputError(f"the backbone {name} does not take an image {shape} ({said}): pass --resize") from error
+    if isinstance(output, tuple) and output:
+        output = output[0]
     if not isinstance(output, Tensor):
         raise InputError(f"the backbone {name} returned a {type(output).__name__}, expected one tensor (B, D, h, w)")
     if output.ndim != 4 or not output.shape[0] == 1:
@@ -104,7 +145,7 @@ def describe(shapes: StateShapes) -> str:
     'a network of 2 convolutions, from 3 input channels to 192'
     """
     if any(TRANSFORMER_NAME.search(name) for name in shapes):
-        return f"a transformer, whose tokens are no feature map ({names(filter(TRANSFORMER_NAME.search, shapes))})"
+        return f"a transformer ({names(filter(TRANSFORMER_NAME.search, shapes))})"
     ordered = sorted(shapes, key=lambda name: [(len(part), part) for part in name.split(".")])
     convolutions = [name for name in ordered if len(shapes[name]) == 4 and "downsample" not in name]
     if not convolutions:

@@ -150,16 +150,18 @@ DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     preprocessing="local descriptors (batch, num_features, D): every position of the backbone's feature map, or every "
     f"token but the class token; {NORMALIZES}",
     backbone=BackboneKeys(
-        roots=("backbone.",),
+        roots=("backbone.", "backbone.vit_model."),
         candidates=(
             *(f"resnet{depth}-{last}" for depth in (18, 50, 101) for last in ("conv4", "conv5")),
-            "vgg16",
-            "alexnet",
+            *("vgg16", "alexnet", "vit-b16"),
         ),
         images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
     ),
 )
 """The dialect of heads on feature maps and of heads on tokens.
+
+Its later code puts a ViT behind `vit_model.` and gives the head the tokens of patches; its earlier code, without that
+name, gave the class token and left the head out.
 
 Source: gmberton/deep-visual-geo-localization-benchmark, model/aggregation.py, network.py and datasets_ws.py, which
 resizes tensors: with the torchvision of its time, before 0.17, that takes four pixels however much an image shrinks.

@@ -1,9 +1,10 @@
-"""Convolutions in float64 on a CPU, where torch's own take too much memory or time.
+"""Convolutions and linear layers in float64 on a CPU, where torch's own take too much memory or time.
 
 torch copies every patch of an image before it multiplies, 1.4 GB for a layer of VGG16 at 480 x 640: so an image is
 convolved in strips of rows, one after the other. torch computes a grouped convolution group by group on all threads,
 which wait for each other hundreds of times in a layer, seconds where one thread takes milliseconds: so one thread does
-it.
+it. The matrix of a linear layer may stay in FP32, and is widened for the one product: a large transformer would take
+twice its size more.
 """
 
 from typing import Any
@@ -18,8 +19,8 @@ STRIP_BYTES = 2**24
 """Size of the patches of one strip: small enough for the allocator to reuse memory, which is faster than new pages."""
 
 
-class Float64Convolutions(TorchFunctionMode):
-    """A mode in which float64 convolutions take little memory and time.
+class Float64Products(TorchFunctionMode):
+    """A mode in which float64 convolutions and linear layers take little memory and time.
 
     Args:
         strips: convolve in strips, which is several operations where there was one; grouped convolutions never are.
@@ -30,8 +31,10 @@ class Float64Convolutions(TorchFunctionMode):
         self.strips = strips
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute float64 convolutions here, and leave every other function to torch."""
+        """Compute float64 convolutions and linear layers here, and leave every other function to torch."""
         kwargs = kwargs or {}
+        if function is functional.linear and args[0].dtype is torch.float64 and args[1].dtype is torch.float32:
+            return function(args[0], args[1].double(), *args[2:], **kwargs)
         if function is not torch.conv2d or not args or args[0].dtype is not torch.float64:
             return function(*args, **kwargs)
         if args[0].shape[1] == args[1].shape[1]:
