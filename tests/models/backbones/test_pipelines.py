@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from netvlad_deploy.models.backbones import BACKBONES
+from netvlad_deploy.models.backbones.transformers_networks import TRANSFORMERS_BACKBONES
 from netvlad_deploy.models.backbones.weights import identify
 from netvlad_deploy.models.dialects import DIALECTS
 from netvlad_deploy.models.pipeline import Pipeline
@@ -270,7 +271,8 @@ def test_every_dialect_and_every_network_has_a_case() -> None:
     names = [name.split(", ")[:2] for name in CASES]
     dialects = {each.name for each in DIALECTS if each.backbone is not None and each.backbone.candidates}
     assert dialects - {"relja"} <= {dialect for dialect, _ in names}  # a file of MATLAB has a test of its own
-    alone = {"efficientnet-lite0", *SHAPES_ALONE, LIKE_RESNET50}
+    alone = {"efficientnet-lite0", "cct384", *SHAPES_ALONE, LIKE_RESNET50}  # with a test of its own, or none
+    alone |= {backbone.name for backbone in TRANSFORMERS_BACKBONES}
     assert {backbone for _, backbone in names} == set(BACKBONES) - alone
 
 
