@@ -6,15 +6,19 @@ from typing import Final, TypeAlias
 from torch import nn
 
 from netvlad_deploy.errors import FoldError
+from netvlad_deploy.export.fold_hard_vlad import FoldedHardVLAD
 from netvlad_deploy.export.fold_head import check_foldable
+from netvlad_deploy.export.fold_salad import FoldedSalad
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.aggregators.base import Aggregator
+from netvlad_deploy.models.aggregators.hard_vlad import HARD_VLAD
+from netvlad_deploy.models.aggregators.salad import SALAD
 from netvlad_deploy.spec.graph_options import GraphOptions
 
 Fold: TypeAlias = Callable[[Aggregator, GraphOptions], nn.Module]
 """A function that returns the module to trace: it takes the inputs of the spec and returns the descriptor (B,P)."""
 
-FOLDS: Final[dict[str, Fold]] = {}
+FOLDS: Final[dict[str, Fold]] = {SALAD: FoldedSalad, HARD_VLAD: FoldedHardVLAD}
 """The folds by the name in the aggregator's spec."""
 
 

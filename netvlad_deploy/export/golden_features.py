@@ -57,7 +57,8 @@ def example_feeds(module: Aggregator, num_features: int, seed: int) -> Arrays:
         if name != TOKEN:
             centres = random.standard_normal((DIRECTIONS, shape[-1]))
             values = values + centres[random.integers(0, DIRECTIONS, num_features)]
-        feeds[name] = (unit_rows(values) * module.feature_norm).astype(np.float32)
+        in_half = (unit_rows(values) * module.feature_norm).astype(np.float16)  # graphs of both precisions take them
+        feeds[name] = in_half.astype(np.float32)
     return feeds
 
 

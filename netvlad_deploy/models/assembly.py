@@ -63,7 +63,10 @@ def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: 
     """
     with naming(path):
         named = None if backbone is None else find_backbone(backbone)
-        return _ready(head.backbone, named, changes).under(head.module(path))
+        module = head.module(path)
+        if not isinstance(module, NetVLAD):
+            raise UsageError(f"holds {module.spec.name}, which is exported alone: pass --input features")
+        return _ready(head.backbone, named, changes).under(module)
 
 
 def read_backbone(

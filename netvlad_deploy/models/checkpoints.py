@@ -1,4 +1,4 @@
-"""Read a trained NetVLAD from a checkpoint file, without ever running code that the file brings.
+"""Read a trained NetVLAD, or another aggregator, from a file, without ever running code that the file brings.
 
 Its keys are those of a dialect, possibly inside `state_dict`, behind a prefix, and with the names of wrappers in them.
 Every other tensor that may change a descriptor is used, refused, or left out by an option that says so.
@@ -13,7 +13,7 @@ import torch
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.models.affine import is_finite
-from netvlad_deploy.models.dialects import find_head_in, find_heads_in, places
+from netvlad_deploy.models.dialects import find_dialect, find_head_in, find_heads_in, places
 from netvlad_deploy.models.dialects.base import BACKBONE_PREFIXES, LOSS_PREFIXES, PROJECTION_NAME, Place
 from netvlad_deploy.models.head import BackboneState, Head
 from netvlad_deploy.models.heads import safe_names
@@ -21,7 +21,7 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.tensor_names import counted, names, unwrapped, without_wrappers
 from netvlad_deploy.models.vocabulary import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
-from netvlad_deploy.spec.layer import NetVLADSpec
+from netvlad_deploy.spec.layer import AnySpec, NetVLADSpec
 from netvlad_deploy.support.formats import naming
 from netvlad_deploy.support.require import require
 
@@ -32,6 +32,8 @@ def load_checkpoint(
     path: Path | str, *, prefix: str = "", dialect: str | None = None, head_only: bool = False
 ) -> NetVLAD:
     """Return the reference module of a checkpoint in eval mode; K, G, D and all conventions come from its arrays.
+
+    For another aggregator than NetVLAD take `read_head(path).module(path)`.
 
     Args:
         path: the file.
@@ -47,7 +49,10 @@ def load_checkpoint(
     >>> module.spec.num_clusters, module.spec.num_ghost_clusters, module(torch.ones(1, 5, 8)).shape
     (2, 1, torch.Size([1, 16]))
     """
-    return read_head(path, prefix=prefix, dialect=dialect, head_only=head_only).module(path)
+    module = read_head(path, prefix=prefix, dialect=dialect, head_only=head_only).module(path)
+    if not isinstance(module, NetVLAD):
+        raise InputError(f"{path} holds {module.spec.name}, which is no NetVLAD: take read_head")
+    return module
 
 
 def read_head(
@@ -99,6 +104,8 @@ def read_heads(path: Path | str, *, dialect: str | None = None, head_only: bool 
         if len(found) < 2:
             raise UsageError(f"{path} holds one NetVLAD: leave --all-heads out")
         graph_names = safe_names(found)
+        if others := [start for start, (_, head) in found.items() if not isinstance(head.spec, NetVLADSpec)]:
+            raise InputError(f"holds {names(others)}, no NetVLAD: export one layer at a time with --prefix")
     unused = set(state).intersection(*(head.ignored for _, head in found.values()))
     idle = tuple(place.before + start for place, _ in found.values() for start in place.dialect.unused)
     strange = tuple(sorted(name for name in unused if not name.startswith(idle)))
@@ -142,8 +149,9 @@ def find_head(
     Raises: as `load_checkpoint`.
     """
     path = Path(path)
+    lone = "" if dialect is None else find_dialect(dialect).lone
     with naming(path):
-        state = unwrapped(read_tensors(path)) if state is None else state
+        state = unwrapped(read_tensors(path, lone=lone)) if state is None else state
         place, head = find_head_in(state, prefix=without_wrappers(f"{prefix}.").rstrip("."), name=dialect)
     _check_finite(state, head, path)
     backbone = place.backbone(state, head.ignored)
@@ -188,23 +196,28 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
     unused = (start + loss for start in {place.before, ""} for loss in LOSS_PREFIXES)
     known = (*elsewhere, *unused, *(place.before + start for start in place.dialect.unused))
     roots = tuple(start + root for start in {place.before, ""} for root in BACKBONE_PREFIXES)
+    after = tuple(place.before + start for start in place.dialect.after)
     root = head.backbone.root if head.backbone is not None else None
-    sizes = (head.spec.aggregate_size, head.spec.descriptor_size)
+    size = head.spec.descriptor_size
+    sizes = (head.spec.aggregate_size if isinstance(head.spec, NetVLADSpec) else size, size)
     projections, unplaced = [], []
     for name in head.ignored:
         shape = state[name].shape
-        if name.startswith(known) or (root is not None and name.startswith(root)):
+        if not name.startswith(after) and (name.startswith(known) or (root is not None and name.startswith(root))):
             continue
         mapping = sizes[0] in shape[:2] if len(shape) != 2 else any(size in shape for size in sizes)
-        if not name.startswith(roots) and (PROJECTION_NAME.search(name) or mapping):
+        by_name = not name.startswith(roots) and (PROJECTION_NAME.search(name) or mapping)
+        if by_name or name.startswith(after):
             projections.append(name)
         elif state[name].numel() > 1 and state[name].is_floating_point():
             unplaced.append(name)
     return replace(head, projections=tuple(projections), unplaced=tuple(unplaced))
 
 
-def check_options(spec: NetVLADSpec, path: Path, **given: int | bool | None) -> None:
-    """Raise UsageError if a given option differs from the field of the same name in the checkpoint's spec."""
+def check_options(spec: AnySpec, path: Path, **given: int | bool | None) -> None:
+    """Raise UsageError if a given option differs from the field, or setting, of its name in the checkpoint's spec."""
+    settings = {} if isinstance(spec, NetVLADSpec) else spec.settings
     for name, value in given.items():
-        if value is not None and value != getattr(spec, name):
-            raise UsageError(f"{path} has {name} {getattr(spec, name)}, the options say {value}: leave the option out")
+        found = getattr(spec, name, settings.get(name, "none"))
+        if value is not None and value != found:
+            raise UsageError(f"{path} has {name} {found}, the options say {value}: leave the option out")

@@ -1,13 +1,16 @@
-"""The head in a checkpoint, in the form of the reference module, and the image backbone under it."""
+"""The head in a checkpoint, in the form of its torch module, and the image backbone under it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.models.aggregators import AGGREGATORS
+from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER
 from netvlad_deploy.spec.images import ImageInput
@@ -42,11 +45,12 @@ class BackboneState:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A NetVLAD as a checkpoint holds it, brought to the form of the reference.
+    """A NetVLAD, or another aggregator, as a checkpoint holds it, brought to the form of its torch module.
 
     Args:
-        spec: sizes and conventions of the layer.
-        tensors: the state of the reference module, and `batch_norm.eps` if the checkpoint brings its own.
+        spec: sizes and conventions of the layer: the NetVLADSpec of a NetVLAD, the AggregatorSpec of another one. A
+            dialect of NetVLADs gives the first, which the type does not say.
+        tensors: the state of the module, and `batch_norm.eps` if the checkpoint brings its own.
         ignored: names in the checkpoint of tensors that the head does not use.
         preprocessing: the required local descriptors, in words.
         dialect: the name of the dialect in which it was saved.
@@ -58,7 +62,7 @@ class Head:
         backbone: the image backbone among the ignored names, None if there is none.
     """
 
-    spec: NetVLADSpec
+    spec: Any
     tensors: Mapping[str, Tensor]
     ignored: tuple[str, ...] = ()
     preprocessing: str = PREPROCESSING
@@ -81,7 +85,9 @@ class Head:
         )
 
     def alone(self) -> "Head":
-        """Return the head without its projection and gating."""
+        """Return the head without its projection and gating, and without what it does not know after it."""
+        if not isinstance(self.spec, NetVLADSpec):
+            return replace(self, projections=(), unplaced=())
         return replace(
             self,
             spec=replace(self.spec, projection=None),
@@ -91,13 +97,14 @@ class Head:
             projections=(),
         )
 
-    def module(self, path: Path | str) -> NetVLAD:
-        """Return the reference module in eval mode; it takes over FP32 tensors without a copy. `path` is for errors.
+    def module(self, path: Path | str) -> NetVLAD | Aggregator:
+        """Return the torch module in eval mode; it takes over FP32 tensors without a copy. `path` is for errors.
 
         Raises: InputError if the tensors are not those of the module.
         """
+        spec = self.spec
         with torch.device("meta"):
-            module = NetVLAD.of(self.spec)
+            module = NetVLAD.of(spec) if isinstance(spec, NetVLADSpec) else AGGREGATORS[spec.name](spec)
         tensors = {
             name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
             for name, tensor in self.tensors.items()

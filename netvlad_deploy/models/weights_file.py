@@ -63,8 +63,10 @@ class _Leaf:
     value: Any
 
 
-def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path | str, *, lone: str = "") -> dict[str, torch.Tensor]:
     """Return the tensors of a file of weights by their names in its container; names keep the parts of wrappers.
+
+    `lone` is the name of the tensor of a file that holds one tensor and no name; without it such a file is refused.
 
     Raises: InputError if it is missing, damaged, something else, or holds no weights.
     """
@@ -81,7 +83,8 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
         if path.suffix.lower() == ".npz":
             return _tensors_in(path, _read_npz(path))
         with open_pickled(path) as (content, skipped):
-            return _tensors_in(path, content, skipped)
+            named = {lone: content} if lone and isinstance(content, TENSOR_TYPES) else content
+            return _tensors_in(path, named, skipped)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -251,6 +254,8 @@ def _no_weights(content: Any) -> str:
     """Return the content of a file without weights in words, and a remedy."""
     if isinstance(content, Standin) and content.name.startswith("__torch__."):
         return "is a TorchScript archive without named weights, as torch.jit.freeze leaves it: save it unfrozen"
+    if isinstance(content, TENSOR_TYPES):
+        return f"holds one tensor instead of tensors by name: choose --dialect if it is a vocabulary, or {SAVE_ALONE}"
     if not isinstance(content, Mapping):
         return f"holds {_kind(content)} instead of tensors by name: {SAVE_ALONE}"
     kinds = (Standin, list, tuple)
@@ -262,4 +267,4 @@ def _kind(value: Any) -> str:
     """Return the kind of a value in words."""
     if isinstance(value, Standin):
         return f"an object of {value.name}"
-    return "one tensor" if isinstance(value, StoredTensor) else f"a {type(value).__name__}"
+    return "one tensor" if isinstance(value, TENSOR_TYPES) else f"a {type(value).__name__}"

@@ -7,10 +7,71 @@ fold or its graph.
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
+import numpy as np
+
 from netvlad_deploy.spec.layer import AggregatorSpec
 from netvlad_deploy.support.arrays import Array, Float64
 
 Formula: TypeAlias = Callable[[AggregatorSpec, Mapping[str, Array], Mapping[str, Array]], Float64]
 """A function of the spec, the parameters and the feeds (B,...), all in float64, that returns descriptors (B,P)."""
 
-FORMULAS: Final[dict[str, Formula]] = {}
+
+def _salad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
+    """Return SALAD's descriptors: every step of Sinkhorn as its log-sum-exp, with the dustbin as one more row.
+
+    Source: serizba/salad, models/aggregators/salad.py.
+    """
+
+    def network(name: str, values: Array) -> Float64:
+        hidden = np.maximum(values @ state[f"{name}.0.weight"].T + state[f"{name}.0.bias"], 0)
+        result: Float64 = hidden @ state[f"{name}.2.weight"].T + state[f"{name}.2.bias"]
+        return result
+
+    scores, values = network("score", feeds["features"]), network("cluster_features", feeds["features"])
+    batch, count, clusters = scores.shape
+    dust = np.full((batch, count, 1), state["dust_bin"])
+    table = np.concatenate((scores, dust), axis=2).swapaxes(1, 2)  # (B,K+1,N)
+    whole = np.log(count + clusters)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of N = K the dustbin has no mass, of fewer it is NaN
+        rows = np.append(np.zeros(clusters), np.log(float(count - clusters))) - whole
+    by_row, by_column = np.zeros((batch, clusters + 1)), np.zeros((batch, count))
+    for _step in range(3):
+        by_row = rows - _log_sum_exp(table + by_column[:, None, :], 2)
+        by_column = -whole - _log_sum_exp(table + by_row[:, :, None], 1)
+    mass = np.exp(table + by_row[:, :, None] + by_column[:, None, :] + whole)[:, :clusters]
+    parts = np.einsum("bkn,bnc->bck", mass, values)
+    joined = (_unit(network("token_features", feeds["token"]), 1), _unit(parts, 1).reshape(batch, -1))
+    return _unit(np.concatenate(joined, axis=1), 1)
+
+
+def _log_sum_exp(values: Float64, axis: int) -> Float64:
+    """Return the logarithm of a sum of exponentials over an axis."""
+    largest = values.max(axis=axis, keepdims=True)
+    largest = np.where(np.isfinite(largest), largest, 0)
+    with np.errstate(divide="ignore"):  # a dustbin without mass has the logarithm -inf
+        summed: Float64 = np.log(np.exp(values - largest).sum(axis=axis)) + largest.squeeze(axis)
+    return summed
+
+
+def _unit(values: Float64, axis: int) -> Float64:
+    """Return values L2-normalised over an axis, every norm taken as at least 1e-12."""
+    normal: Float64 = values / np.maximum(np.sqrt((values**2).sum(axis=axis, keepdims=True)), 1e-12)
+    return normal
+
+
+def _hard_vlad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
+    """Return the descriptors of VLAD with hard assignment, cluster by cluster.
+
+    Source: AnyLoc/AnyLoc, utilities.py, class VLAD.
+    """
+    centres = state["centres"]
+    cosines = _unit(feeds["features"], 2) @ _unit(centres, 1).T
+    nearest = cosines.argmax(axis=2)  # (B,N)
+    found = np.zeros((len(nearest), *centres.shape))
+    for image, cluster in np.ndindex(found.shape[:2]):
+        own = feeds["features"][image][nearest[image] == cluster]
+        found[image, cluster] = (_unit(own, 1) - centres[cluster]).sum(axis=0)
+    return _unit(_unit(found, 2).reshape(len(found), -1), 1)
+
+
+FORMULAS: Final[dict[str, Formula]] = {"salad": _salad, "hard-vlad": _hard_vlad}

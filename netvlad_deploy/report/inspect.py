@@ -7,7 +7,7 @@ from pathlib import Path
 from netvlad_deploy.artifact import Artifact, EngineArtifact
 from netvlad_deploy.report.text import artifact_lines, mebibytes, shape_words
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec, Projection
+from netvlad_deploy.spec.layer import CLAMP, AnySpec, NetVLADSpec, Projection
 from netvlad_deploy.tensorrt.loader import EngineTensor
 
 
@@ -55,7 +55,7 @@ class CheckpointInspection:
 
     path: Path
     dialect: str
-    spec: NetVLADSpec
+    spec: AnySpec
     preprocessing: str
     ignored: tuple[str, ...]
     projections: tuple[str, ...]
@@ -68,16 +68,9 @@ class CheckpointInspection:
 def checkpoint_lines(found: CheckpointInspection) -> list[str]:
     """Return the lines that `inspect` prints of a checkpoint."""
     spec = found.spec
-    conventions = {
-        "BatchNorm on the assignments": spec.batch_norm,
-        "a bias on the assignments": spec.assignment_bias,
-        "input L2-normalised": spec.normalize_input,
-        f"norms kept from 0 by {spec.epsilon}": spec.epsilon != CLAMP,
-    }
-    said = ", ".join(word for word, true in conventions.items() if true) or "no bias"
     lines = [
         f"{found.path}  a checkpoint in the dialect {found.dialect}",
-        f"  {shape_words(spec)}: {said}",
+        f"  {shape_words(spec)}{_conventions(spec) if isinstance(spec, NetVLADSpec) else ''}",
         f"  input: {found.preprocessing}",
     ]
     if spec.projection is not None:
@@ -95,6 +88,17 @@ def checkpoint_lines(found: CheckpointInspection) -> list[str]:
     lines += [f"  assumed: {each}" for each in found.assumed]
     others = [name for name in found.ignored if name not in (*found.projections, *found.unplaced)]
     return lines + ([f"  beside it: {', '.join(others)}"] if others else [])
+
+
+def _conventions(spec: NetVLADSpec) -> str:
+    """Return the conventions of a NetVLAD that are not the usual ones, in words behind a colon."""
+    conventions = {
+        "BatchNorm on the assignments": spec.batch_norm,
+        "a bias on the assignments": spec.assignment_bias,
+        "input L2-normalised": spec.normalize_input,
+        f"norms kept from 0 by {spec.epsilon}": spec.epsilon != CLAMP,
+    }
+    return f": {', '.join(word for word, true in conventions.items() if true) or 'no bias'}"
 
 
 def _projection_words(projection: Projection) -> str:

@@ -16,6 +16,7 @@ from netvlad_deploy.support.files import sha256_file
 from netvlad_deploy.support.require import require
 
 if TYPE_CHECKING:
+    from netvlad_deploy.models.aggregators.base import Aggregator
     from netvlad_deploy.models.heads import Heads
     from netvlad_deploy.models.netvlad import NetVLAD
     from netvlad_deploy.models.pipeline import Pipeline
@@ -74,8 +75,10 @@ class Source:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-def load_module(source: Source) -> tuple["NetVLAD | Pipeline | Heads", str, FileReference | None, str]:
-    """Return the reference module, its origin in words, the file it came from, and the preparation of its input.
+def load_module(
+    source: Source,
+) -> tuple["NetVLAD | Aggregator | Pipeline | Heads", str, FileReference | None, str]:
+    """Return the torch module, its origin in words, the file it came from, and the preparation of its input.
 
     It is a pipeline if the source takes images, which it does by default where there is a backbone; with `all_heads` it
     has every head of the checkpoint.
@@ -138,7 +141,7 @@ def _all_heads(source: Source, checkpoint: Path) -> tuple["Heads", str]:
     said = {name: head.preprocessing for name, head in sorted(heads.items())}
     words = sorted(set(said.values()))
     prepared = words[0] if len(words) == 1 else "; ".join(f"head {name}: {each}" for name, each in said.items())
-    return Heads({name: head.module(checkpoint) for name, head in heads.items()}), prepared
+    return Heads({name: cast("NetVLAD", head.module(checkpoint)) for name, head in heads.items()}), prepared
 
 
 def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
@@ -168,9 +171,13 @@ def load_head(source: Source) -> tuple["NetVLAD", str]:
     >>> load_head(Source(num_clusters=2, feature_size=4))[1]
     'untrained, seed 0'
 
-    Raises: as `load_module`; UsageError if the source takes images.
+    Raises: as `load_module`; UsageError if the source takes images, or is another aggregator.
     """
     if source.takes == IMAGES or source.backbone is not None:
         raise UsageError("this measures the head alone, on local descriptors: leave --input images and --backbone out")
     module, origin, _, _ = load_module(replace(source, takes=FEATURES))
-    return cast("NetVLAD", module), origin
+    from netvlad_deploy.models.netvlad import NetVLAD
+
+    if not isinstance(module, NetVLAD):
+        raise UsageError(f"{origin} is no NetVLAD, whose precisions alone are measured: export and validate it")
+    return module, origin

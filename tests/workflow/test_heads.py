@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from netvlad_deploy.errors import ArtifactError, InputError, ParityError, UsageE
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_heads
 from netvlad_deploy.models.heads import Heads, safe_names
+from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.reference_file import load_references
 from netvlad_deploy.parity.several_heads import compare_heads
 from netvlad_deploy.runtime.one_head import OneHead
@@ -30,6 +32,7 @@ from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source
 from netvlad_deploy.workflow.validate import validate
 from tests.command import Command, error_of
+from tests.models.aggregators.samples import salad
 from tests.models.dialects import formulas
 from tests.models.dialects.samples import Source as Random
 from tests.models.dialects.samples import State, temporally_aware
@@ -137,7 +140,7 @@ def test_every_head_is_judged_and_named(artifact: OnnxArtifact, half: OnnxArtifa
 
 
 def test_two_heads_in_each_others_place_fail_by_name(artifact: OnnxArtifact, checkpoint: Path, tmp_path: Path) -> None:
-    modules = {name: head.module(checkpoint) for name, head in read_heads(checkpoint).items()}
+    modules = {name: cast("NetVLAD", head.module(checkpoint)) for name, head in read_heads(checkpoint).items()}
     swapped = {**modules, HALVES[0]: modules[HALVES[1]], HALVES[1]: modules[HALVES[0]]}
     assert isinstance(artifact.spec, HeadsSpec)
     parameters = load_references(artifact.reference_path, artifact.spec)
@@ -238,6 +241,7 @@ def test_the_command_line_exports_and_says_every_head(command: Command, tmp_path
         (("export", "two.pth", "--all-heads", "--masked"), "take no mask and give no probes: leave --masked and"),
         (("export", "two.pth", "--all-heads", "--resize", "64x64"), "the options for images out"),
         (("export", "gated.pth", "--all-heads"), "that soccernet-temporally-aware does not have: whiten.weight: pass"),
+        (("export", "heir.pth", "--all-heads"), "heir.pth: holds aggregator, no NetVLAD: export one layer at a time"),
         (("export", "nan.pth", "--all-heads"), "nan.pth: pool_layer_before.clusters2 is not finite"),
     ],
 )  # fmt: skip
@@ -247,6 +251,7 @@ def test_what_is_refused_says_what_to_do(command: Command, tmp_path: Path, optio
     torch.save(temporally_aware(15, HALVES[:1]), tmp_path / "one.pth")
     torch.save({**two, "whiten.weight": torch.ones(5, 36)}, tmp_path / "gated.pth")
     torch.save({**two, "pool_layer_before.clusters2": torch.full((1, 9, 4), torch.nan)}, tmp_path / "nan.pth")
+    torch.save({**two, **salad(1)}, tmp_path / "heir.pth")
     outcome = command(*options)
     assert outcome.code in (2, 65)
     assert said in error_of(outcome.err)

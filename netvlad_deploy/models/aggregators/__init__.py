@@ -1,1 +1,16 @@
-"""Layers other than NetVLAD that turn local descriptors into one descriptor: its heirs and relatives."""
+"""Layers other than NetVLAD that turn local descriptors into one descriptor: its heirs and relatives.
+
+`docs/dialects.md` has the table. An aggregator is a file here and an entry in AGGREGATORS, in `oracle/aggregators.py`
+and in `export/fold_aggregators.py`.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from netvlad_deploy.models.aggregators.base import Aggregator
+from netvlad_deploy.models.aggregators.hard_vlad import HARD_VLAD, HardVLAD
+from netvlad_deploy.models.aggregators.salad import SALAD, Salad
+from netvlad_deploy.spec.layer import AggregatorSpec
+
+AGGREGATORS: Final[dict[str, Callable[[AggregatorSpec], Aggregator]]] = {SALAD: Salad, HARD_VLAD: HardVLAD}
+"""By the name in a spec, the class of the torch module."""

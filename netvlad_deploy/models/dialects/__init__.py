@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import collaborative_experts, convolution, loupe, relja
+from netvlad_deploy.models.dialects import anyloc, collaborative_experts, convolution, loupe, relja, salad, supervlad
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -30,12 +30,18 @@ DIALECTS: tuple[Dialect, ...] = (
     loupe.OVERLAPNETVLAD,
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
+    supervlad.SUPERVLAD,
+    supervlad.SUPERVLAD_ONE_CLUSTER,
+    anyloc.ANYLOC_SOFT,
 )
+
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC)
+"""The dialects of aggregators other than NetVLAD."""
 
 
 def places(state: Mapping[str, Tensor]) -> list[Place]:
     """Return the places of layers in a state, a layer once for each dialect that its keys fit."""
-    return [place for dialect in DIALECTS for place in dialect.places(state) if place.fits(state)]
+    return [place for dialect in (*DIALECTS, *HEIRS) for place in dialect.places(state) if place.fits(state)]
 
 
 def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | None = None) -> tuple[Place, Head]:
@@ -46,9 +52,9 @@ def find_head_in(state: Mapping[str, Tensor], *, prefix: str = "", name: str | N
     Raises: UsageError for an unknown dialect; InputError if there is no such layer, there are several, or its keys fit
         several dialects with different conventions.
     """
-    found = places(state) if name is None else list(_dialect(name).places(state))
+    found = places(state) if name is None else list(find_dialect(name).places(state))
     here = [place for place in found if not prefix or f"{prefix}." in (place.before, place.start)]
-    if not here:
+    if not here or (name is None and all(place.dialect.explicit for place in here)):
         raise InputError(_nothing(state, found, prefix, name))
     layers = {place.layer: place.start.rstrip(".") for place in here}
     if len(layers) > 1:
@@ -70,10 +76,10 @@ def find_heads_in(state: Mapping[str, Tensor], *, name: str | None = None) -> di
     Raises: UsageError for an unknown dialect; InputError if there is no layer, or its keys fit several dialects with
         different conventions.
     """
-    found = places(state) if name is None else list(_dialect(name).places(state))
-    if not found:
+    found = places(state) if name is None else list(find_dialect(name).places(state))
+    layers = {place.layer: place.start.rstrip(".") for place in found if name is not None or not place.dialect.explicit}
+    if not layers:
         raise InputError(_nothing(state, found, "", name))
-    layers = {place.layer: place.start.rstrip(".") for place in found}
     return {
         start: _read(state, [place for place in found if place.layer == layer], assumes=name is None)
         for layer, start in layers.items()
@@ -89,10 +95,15 @@ def _read(state: Mapping[str, Tensor], here: Sequence[Place], *, assumes: bool) 
     return place, replace(head, assumed=_assumed(state, here, place, head)) if assumes else head
 
 
-def _dialect(name: str) -> Dialect:
-    chosen = {dialect.name: dialect for dialect in DIALECTS}.get(name)
+def find_dialect(name: str) -> Dialect:
+    """Return the dialect of this name.
+
+    Raises: UsageError if there is none.
+    """
+    known = {dialect.name: dialect for dialect in (*DIALECTS, *HEIRS)}
+    chosen = known.get(name)
     if chosen is None:
-        raise UsageError(f"dialect {name!r} is unknown: choose {', '.join(each.name for each in DIALECTS)}")
+        raise UsageError(f"dialect {name!r} is unknown: choose {', '.join(known)}")
     return chosen
 
 
@@ -157,17 +168,20 @@ def _difference(head: Head, other: Head) -> str:
 
 def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, name: str | None) -> str:
     """Return the reason why no head was found, and the names that were found instead."""
-    if prefix and found:
+    rare = [] if name is not None else sorted({place.dialect.name for place in found if place.dialect.explicit})
+    if prefix and found and not rare:
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
     if name is not None:
-        return f"lacks {', '.join(_dialect(name).missing(state))} of {name}, found {names(state)}"
+        return f"lacks {', '.join(find_dialect(name).missing(state))} of {name}, found {names(state)}"
 
     def nearness(dialect: Dialect) -> tuple[int, int]:
         missing = len(dialect.missing(state))
         return len(dialect.needs) - missing, -missing
 
     nearest = max((dialect for dialect in DIALECTS if not dialect.explicit), key=nearness)
+    cure = f": choose --dialect if it is of {' or '.join(rare)}" if rare else ""
     if nearest is collaborative_experts.COLLABORATIVE_EXPERTS:
-        return f"lacks clusters or clusters2, found {names(state)}"
-    return f"lacks {', '.join(nearest.missing(state))} of {nearest.name}, the nearest dialect, found {names(state)}"
+        return f"lacks clusters or clusters2, found {names(state)}{cure}"
+    lacking = ", ".join(nearest.missing(state))
+    return f"lacks {lacking} of {nearest.name}, the nearest dialect, found {names(state)}{cure}"

@@ -11,7 +11,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.head import PREPROCESSING, BackboneState, Head
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import CLAMP, NetVLADSpec
+from netvlad_deploy.spec.layer import CLAMP, AnySpec, NetVLADSpec
 
 NORMALIZES = "the layer L2-normalises them itself"
 
@@ -74,6 +74,8 @@ class Dialect(ABC):
         absent: names beside the layer that must not be there.
         beside: prefixes of names beside the layer that tell this dialect from others with the same root.
         unused: prefixes of tensors that change no descriptor: a classifier, or tensors that its code never applies.
+        after: prefixes beside the layer of what its code does to the descriptor, and no graph here has.
+        lone: the name to give to the tensor of a file that holds one tensor and no name; empty to refuse such a file.
         explicit: its keys are also those of a far more usual dialect, so it is chosen with `--dialect` alone.
         preprocessing: the required local descriptors, in words.
         backbone: the names of its image backbone, None if it has none.
@@ -87,6 +89,8 @@ class Dialect(ABC):
     absent: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    lone: str = ""
     explicit: bool = False
     preprocessing: str = PREPROCESSING
     backbone: BackboneKeys | None = None
@@ -224,14 +228,18 @@ class Place:
         return None
 
 
-def conventions(spec: NetVLADSpec) -> dict[str, str]:
+def conventions(spec: AnySpec) -> dict[str, str]:
     """Return the conventions of a layer, by subject, in words: they need not show in names and shapes."""
+    if not isinstance(spec, NetVLADSpec):
+        return {"layer": spec.name, **{name: str(value) for name, value in spec.settings.items()}}
     said = {
         "local descriptors": "L2-normalised first" if spec.normalize_input else "as they come",
         "logits": "with BatchNorm" if spec.batch_norm else "with a bias" if spec.assignment_bias else "without a bias",
         "residual": "x - c",
         "order": spec.flatten,
     }
+    if spec.num_ghost_clusters:
+        said["ghost clusters"] = str(spec.num_ghost_clusters)
     if spec.epsilon != CLAMP:
         said["norms"] = f"kept from 0 by {spec.epsilon}"
     following = spec.projection

@@ -262,3 +262,24 @@ def before_projection_of(layer: str, *, normalized: bool) -> Formula:
         return pointnetvlad_before_projection(own, unit(x, 2) if normalized else x)
 
     return formula
+
+
+def supervlad(state: State, x: Float64, ghosts: int = 1) -> Float64:
+    columns = state["aggregation.conv.weight"]
+    maps = unit(x, 2)
+    shares = softmax(np.tensordot(maps, columns.reshape(columns.shape[:2]), axes=(2, 1)), 2)
+    sums = np.stack([(shares[:, :, [k]] * maps).sum(axis=1) for k in range(len(columns) - ghosts)], axis=1)
+    return unit(unit(sums, 2).reshape(len(x), -1), 1)
+
+
+def supervlad_one_cluster(state: State, x: Float64) -> Float64:
+    return supervlad(state, x, ghosts=2)
+
+
+def anyloc_soft(state: State, x: Float64) -> Float64:
+    centres = state["c_centers"]
+    directions = unit(centres, 1).astype(np.float32)  # a head has tensors of float32
+    cosines = np.einsum("bnd,kd->bnk", unit(x, 2), directions.astype(np.float64))
+    shares = softmax(cosines, 2)
+    residuals = unit(x, 2)[:, :, None] - centres  # (B,N,K,D)
+    return unit(unit((shares[..., None] * residuals).sum(axis=1), 2).reshape(len(x), -1), 1)

@@ -195,6 +195,12 @@ def relja(seed: int, *, pca: bool) -> Sample:
     return Sample(dialect="relja", state=state, width=width, formula=formulas.relja, before=formulas.relja_before_pca)
 
 
+def supervlad(seed: int, columns: int, kernel: str = "ij") -> State:
+    random = Source(seed)
+    head = random.convolution(columns, 9, 8.0, "aggregation.", kernel)
+    return {**random.vgg("backbone."), "aggregation.conv.weight": head["aggregation.conv.weight"]}
+
+
 PYTORCH, BENCHMARK = "pytorch-netvlad", "deep-visual-geo-localization"
 
 SAMPLES: dict[str, Sample] = {
@@ -292,6 +298,19 @@ SAMPLES: dict[str, Sample] = {
         "openplacerecognition", formulas.bare_openplacerecognition, "", (5, 6), 8.0, bias=True,
         before=formulas.bare_openplacerecognition_before_projection,
         beside=projection("out_projection.weight", 6, 30),
+    ),
+    "supervlad": Sample(
+        dialect="supervlad", state=supervlad(20, 5), formula=formulas.supervlad, width=9, chosen=True
+    ),
+    "supervlad, tokens": Sample(
+        dialect="supervlad", state=supervlad(21, 4, "i"), formula=formulas.supervlad, width=9, chosen=True
+    ),
+    "supervlad-one-cluster": Sample(
+        dialect="supervlad-one-cluster", state=supervlad(22, 3), formula=formulas.supervlad_one_cluster, width=9,
+        chosen=True,
+    ),
+    "anyloc-soft": Sample(
+        dialect="anyloc-soft", state={"c_centers": Source(23)(5, 8)}, formula=formulas.anyloc_soft, width=8, chosen=True
     ),
     "relja": relja(12, pca=True),
     "relja, vladv2": relja(13, pca=False),
