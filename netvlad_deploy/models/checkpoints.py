@@ -21,7 +21,7 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.tensor_names import counted, names, unwrapped, without_wrappers
 from netvlad_deploy.models.vocabulary import VocabularyRecord
 from netvlad_deploy.models.weights_file import is_safetensors, read_tensors
-from netvlad_deploy.spec.layer import AnySpec, NetVLADSpec
+from netvlad_deploy.spec.layer import AggregatorSpec, AnySpec, NetVLADSpec
 from netvlad_deploy.support.formats import naming
 from netvlad_deploy.support.require import require
 
@@ -49,10 +49,7 @@ def load_checkpoint(
     >>> module.spec.num_clusters, module.spec.num_ghost_clusters, module(torch.ones(1, 5, 8)).shape
     (2, 1, torch.Size([1, 16]))
     """
-    module = read_head(path, prefix=prefix, dialect=dialect, head_only=head_only).module(path)
-    if not isinstance(module, NetVLAD):
-        raise InputError(f"{path} holds {module.spec.name}, which is no NetVLAD: take read_head")
-    return module
+    return read_head(path, prefix=prefix, dialect=dialect, head_only=head_only).netvlad(path)
 
 
 def read_head(
@@ -216,7 +213,7 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
 
 def check_options(spec: AnySpec, path: Path, **given: int | bool | None) -> None:
     """Raise UsageError if a given option differs from the field, or setting, of its name in the checkpoint's spec."""
-    settings = {} if isinstance(spec, NetVLADSpec) else spec.settings
+    settings = spec.settings if isinstance(spec, AggregatorSpec) else {}
     for name, value in given.items():
         found = getattr(spec, name, settings.get(name, "none"))
         if value is not None and value != found:

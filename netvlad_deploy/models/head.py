@@ -97,6 +97,16 @@ class Head:
             projections=(),
         )
 
+    def netvlad(self, path: Path | str) -> NetVLAD:
+        """Return the reference module in eval mode; `path` is for errors.
+
+        Raises: InputError if the head is another aggregator, or its tensors are not those of the module.
+        """
+        module = self.module(path)
+        if not isinstance(module, NetVLAD):
+            raise InputError(f"{path} holds {module.spec.name}, expected a NetVLAD: export it by itself")
+        return module
+
     def module(self, path: Path | str) -> NetVLAD | Aggregator:
         """Return the torch module in eval mode; it takes over FP32 tensors without a copy. `path` is for errors.
 

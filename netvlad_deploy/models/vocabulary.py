@@ -150,9 +150,7 @@ def head_state(centroids: Float32, alpha: float) -> Arrays:
 def head_module(state: Arrays) -> NetVLAD:
     """Return the module in eval mode that has the state of `head_state`."""
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
-    module = COLLABORATIVE_EXPERTS.convert(tensors, "").module("the vocabulary")
-    assert isinstance(module, NetVLAD)
-    return module
+    return COLLABORATIVE_EXPERTS.convert(tensors, "").netvlad("the vocabulary")
 
 
 def backbone_state(pipeline: Pipeline) -> Arrays:

@@ -1,8 +1,9 @@
 """Read the tensors of a file of weights by their names, without ever running code that the file brings.
 
 A file holds arrays by name (`.safetensors`, `.npz`), a dictionary of tensors or a whole module as torch saves them, an
-archive of TorchScript, or a network of MatConvNet (`.mat`). Its weights may stand in containers (`state_dict`, `model`,
-`ema`). Of several containers, each name begins with the container's, which is then a prefix to choose by.
+archive of TorchScript, a network of MatConvNet (`.mat`), a checkpoint of TensorFlow (`.index`), or a model of Keras in
+HDF5 (`.h5`). Its weights may stand in containers (`state_dict`, `model`, `ema`). Of several containers, each name
+begins with the container's, which is then a prefix to choose by.
 """
 
 import logging
@@ -16,11 +17,22 @@ import torch
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.relja import read_matlab
+from netvlad_deploy.models.keras_file import read_keras
 from netvlad_deploy.models.pickled import NumpyArray, Standin, StoredTensor
 from netvlad_deploy.models.tensor_names import names
+from netvlad_deploy.models.tensorflow_bundle import read_bundle
 from netvlad_deploy.models.torch_file import open_pickled
 from netvlad_deploy.support.arrays import read_arrays
-from netvlad_deploy.support.formats import CHECKPOINT_SUFFIXES, first_bytes, foreign, is_checkpoint, reading
+from netvlad_deploy.support.formats import (
+    CHECKPOINT_SUFFIXES,
+    HDF5_MAGIC,
+    INDEX_SUFFIX,
+    first_bytes,
+    foreign,
+    is_checkpoint,
+    naming,
+    reading,
+)
 from netvlad_deploy.support.require import require
 
 TENSOR_TYPES: Final = (torch.Tensor, StoredTensor)
@@ -78,6 +90,12 @@ def read_tensors(path: Path | str, *, lone: str = "") -> dict[str, torch.Tensor]
     with reading(path):
         if path.suffix.lower() == ".mat":
             return read_matlab(path)
+        if path.suffix.lower() == INDEX_SUFFIX:
+            with naming(path):
+                return _tensors_in(path, read_bundle(path))
+        if first_bytes(path).startswith(HDF5_MAGIC):
+            with naming(path):
+                return _tensors_in(path, read_keras(path))
         if is_safetensors(path):
             return _tensors_in(path, _read_safetensors(path))
         if path.suffix.lower() == ".npz":

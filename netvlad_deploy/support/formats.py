@@ -6,6 +6,7 @@ Every verb asks here first, so that all of them say the same of a file. Only the
 import contextlib
 import lzma
 import pickle
+import re
 import shlex
 import stat
 import struct
@@ -18,7 +19,23 @@ from typing import Final
 
 from netvlad_deploy.errors import InputError
 
-CHECKPOINT_SUFFIXES: Final = (".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar", ".ckpt", ".bin", ".pt2")
+INDEX_SUFFIX: Final = ".index"
+"""Suffix of the index of a TensorFlow checkpoint, which names all that is beside it."""
+
+HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
+KERAS_SUFFIXES: Final = (".h5", ".hdf5", ".keras")
+"""Suffixes of Keras models: in HDF5, or of Keras 3 in a zip archive."""
+
+KERAS_WITHOUT_NAMES: Final = (
+    "of Keras 3 without the names of its weights, as .keras and .weights.h5 are: load the model with Keras, and save "
+    "it with model.save('model.h5')"
+)
+
+CHECKPOINT_SUFFIXES: Final = (
+    *(".safetensors", ".npz", ".mat", ".pt", ".pth", ".tar", ".ckpt", ".bin", ".pt2"),
+    INDEX_SUFFIX,
+    *KERAS_SUFFIXES,
+)
 """Suffixes of files of weights, in lower case; `.tar` is for `.pth.tar`."""
 
 READER_ERRORS: Final = (
@@ -46,12 +63,13 @@ TAR_MAGIC_OFFSET: Final = 257
 """Position of `ustar` in a tar archive."""
 
 _WEB_PAGE = "a web page that was saved in place of the file: open it to see what the server said, and download it again"
-_SAVE_ARRAYS = "save its arrays under a dialect's names (docs/dialects.md) with numpy.savez"
 _IMAGE = "an image: give the file of the weights"
+_SHARD_NAME: Final = re.compile(r"(?P<stem>.+)\.(data-\d{5}-of-\d{5}|meta)")
+"""Name of a file that TensorFlow writes beside an index."""
+
 _EXPORTED_PROGRAM = "a program of torch.export: save the state_dict of its module with torch.save"
 _KINDS_BY_START: Final = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned",
-    b"\x89HDF\r\n\x1a\n": f"an HDF5 file, as Keras writes: {_SAVE_ARRAYS}",
     b"MATLAB 7.3": "of MATLAB 7.3: save it with -v7",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
     b"BZh": "compressed by bzip2: unpack it first",
@@ -61,7 +79,7 @@ _KINDS_BY_START: Final = {
     b"\xff\xd8\xff": _IMAGE,
 }
 _KINDS_BY_MEMBER: Final = {
-    "model.weights.h5": f"a model of Keras: {_SAVE_ARRAYS}",
+    "model.weights.h5": KERAS_WITHOUT_NAMES,
     "archive_format": _EXPORTED_PROGRAM,
     "models/model.json": _EXPORTED_PROGRAM,
     "serialized_exported_program.json": _EXPORTED_PROGRAM,
@@ -93,6 +111,8 @@ def foreign(path: Path) -> str:
     Raises: InputError if it is missing, no file, or may not be read.
     """
     start = first_bytes(path)
+    if shard := _SHARD_NAME.fullmatch(path.name):
+        return f"a part of a TensorFlow checkpoint: give {shard['stem']}{INDEX_SUFFIX}, which stands beside it"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return _WEB_PAGE
     for magic, kind in _KINDS_BY_START.items():
@@ -102,6 +122,8 @@ def foreign(path: Path) -> str:
         return "an archive of tar: unpack it, and give the file of weights in it"
     if start.startswith(b"PK"):
         return next((kind for member, kind in _KINDS_BY_MEMBER.items() if _has_member(path, member)), "")
+    if path.suffix.lower() in KERAS_SUFFIXES and start and not start.startswith(HDF5_MAGIC):
+        return "no HDF5 file, which its name says it is: give the file that Keras saved"
     if path.suffix.lower() == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a")):
         return (
             f"an ONNX file, whose sidecar {path.name}.json is missing; if other code wrote it, export the "
@@ -149,7 +171,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} is missing") from error
+        raise InputError(f"{path} is missing{_index_of(path)}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {said(error)}") from error
     if not stat.S_ISREG(mode):
@@ -162,6 +184,12 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path} is damaged or cut short ({said(error)}): fetch it again, or write it again"
         ) from error
+
+
+def _index_of(path: Path) -> str:
+    """Return a hint at the index of a TensorFlow checkpoint if a missing file has the name that TensorFlow calls it."""
+    index = path.with_name(path.name + INDEX_SUFFIX) if path.name else path
+    return f": the TensorFlow checkpoint of this name is {index.name}, give that" if index.is_file() else ""
 
 
 @contextlib.contextmanager

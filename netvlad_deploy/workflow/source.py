@@ -6,7 +6,7 @@ Nothing heavy is imported until a module is made.
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from netvlad_deploy.artifact import FileReference
 from netvlad_deploy.errors import InputError, UsageError
@@ -75,9 +75,7 @@ class Source:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-def load_module(
-    source: Source,
-) -> tuple["NetVLAD | Aggregator | Pipeline | Heads", str, FileReference | None, str]:
+def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline | Heads", str, FileReference | None, str]:
     """Return the torch module, its origin in words, the file it came from, and the preparation of its input.
 
     It is a pipeline if the source takes images, which it does by default where there is a backbone; with `all_heads` it
@@ -141,7 +139,7 @@ def _all_heads(source: Source, checkpoint: Path) -> tuple["Heads", str]:
     said = {name: head.preprocessing for name, head in sorted(heads.items())}
     words = sorted(set(said.values()))
     prepared = words[0] if len(words) == 1 else "; ".join(f"head {name}: {each}" for name, each in said.items())
-    return Heads({name: cast("NetVLAD", head.module(checkpoint)) for name, head in heads.items()}), prepared
+    return Heads({name: head.netvlad(checkpoint) for name, head in heads.items()}), prepared
 
 
 def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:

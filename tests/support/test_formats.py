@@ -10,10 +10,18 @@ import pytest
 
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.support.formats import CHECKPOINT_SUFFIXES, foreign, is_checkpoint, no_artifact, reading
+from netvlad_deploy.support.formats import (
+    CHECKPOINT_SUFFIXES,
+    HDF5_MAGIC,
+    KERAS_SUFFIXES,
+    foreign,
+    is_checkpoint,
+    no_artifact,
+    reading,
+)
 from tests.command import Command, error_of
 
-HDF5, LFS = b"\x89HDF\r\n\x1a\n" + bytes(600), b"version https://git-lfs.github.com/spec/v1\noid sha256:0"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0"
 ONNX = b"\x08\x0a\x12\x07pytorch\x1a\x032.0:\x00"
 
 
@@ -29,17 +37,17 @@ def archived(path: Path) -> None:
 
 
 FOREIGN: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "keras": (
-        "m.h5",
-        lambda path: path.write_bytes(HDF5),
-        "an HDF5 file, as Keras writes",
+    "keras 3": (
+        "m.keras",
+        lambda path: zipped(path, "config.json", "model.weights.h5"),
+        "of Keras 3 without the names of its weights",
     ),
-    "hdf5 as a checkpoint": (
-        "m.pth",
-        lambda path: path.write_bytes(HDF5),
-        "an HDF5 file, as Keras writes",
+    "no hdf5": ("m.h5", lambda path: path.write_bytes(bytes(90)), "no HDF5 file, which its name says it is"),
+    "a shard": (
+        "m.ckpt-1.data-00000-of-00002",
+        lambda path: path.write_bytes(bytes(90)),
+        "a part of a TensorFlow checkpoint: give m.ckpt-1.index",
     ),
-    "keras 3": ("m.keras", lambda path: zipped(path, "config.json", "model.weights.h5"), "a model of Keras"),
     "onnx": ("m.onnx", lambda path: path.write_bytes(ONNX), r"an ONNX file, whose sidecar m.onnx.json is missing"),
     "onnx as a checkpoint": ("m.pt", lambda path: path.write_bytes(ONNX), "an ONNX file"),
     "web page": ("m.pth", lambda path: path.write_text("\n<!DOCTYPE html><title>404"), "a web page"),
@@ -83,7 +91,7 @@ def test_every_verb_says_the_same_of_a_file_of_others(command: Command, tmp_path
 @pytest.mark.parametrize("suffix", CHECKPOINT_SUFFIXES)
 def test_an_artifact_is_asked_for_and_a_checkpoint_given(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"m{suffix.upper()}"
-    path.write_bytes(b"\x80\x02}q\x00.")
+    path.write_bytes(HDF5_MAGIC if suffix in KERAS_SUFFIXES else b"\x80\x02}q\x00.")
     assert is_checkpoint(path)
     with pytest.raises(ArtifactError, match=r"is a checkpoint, which must be exported first: netvlad-deploy export"):
         load_artifact(path)

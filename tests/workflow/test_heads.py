@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from netvlad_deploy.errors import ArtifactError, InputError, ParityError, UsageE
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.checkpoints import load_checkpoint, read_heads
 from netvlad_deploy.models.heads import Heads, safe_names
-from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.reference_file import load_references
 from netvlad_deploy.parity.several_heads import compare_heads
 from netvlad_deploy.runtime.one_head import OneHead
@@ -140,7 +138,7 @@ def test_every_head_is_judged_and_named(artifact: OnnxArtifact, half: OnnxArtifa
 
 
 def test_two_heads_in_each_others_place_fail_by_name(artifact: OnnxArtifact, checkpoint: Path, tmp_path: Path) -> None:
-    modules = {name: cast("NetVLAD", head.module(checkpoint)) for name, head in read_heads(checkpoint).items()}
+    modules = {name: head.netvlad(checkpoint) for name, head in read_heads(checkpoint).items()}
     swapped = {**modules, HALVES[0]: modules[HALVES[1]], HALVES[1]: modules[HALVES[0]]}
     assert isinstance(artifact.spec, HeadsSpec)
     parameters = load_references(artifact.reference_path, artifact.spec)

@@ -84,6 +84,47 @@ def _mat() -> list[bytes]:
     ]
 
 
+BUNDLE_VARIABLES = {f"scope/layer_{number}/kernel": np.ones((3, number + 1), np.float32) for number in range(9)}
+
+
+def _bundle() -> list[bytes]:
+    from tests.models.bundles import write_bundle
+
+    with tempfile.TemporaryDirectory() as folder:
+        return [write_bundle(Path(folder), "m", BUNDLE_VARIABLES).read_bytes()]
+
+
+def _bundle_block() -> list[bytes]:
+    """Return the entries of an index without what surrounds them."""
+    from tests.models.bundles import block, entry, header, masked
+
+    value = entry(1, (3, 4), size=48, checksum=masked(bytes(48)))
+    return [block([(b"", header(1)), *((f"a/{number}".encode(), value) for number in range(20))])]
+
+
+def _index(path: Path) -> object:
+    """Read an index beside a file of data."""
+    from netvlad_deploy.models.weights_file import read_tensors
+
+    path.with_suffix(".data-00000-of-00001").write_bytes(bytes(4096))
+    return read_tensors(path)
+
+
+def _index_of_block(path: Path) -> object:
+    """Read an index whose one block this is, with right checksums around it."""
+    from tests.models.bundles import table
+
+    path.write_bytes(table([path.read_bytes()]))
+    return _index(path)
+
+
+def _keras() -> list[bytes]:
+    from tests.models.keras_files import write_keras
+
+    state = {"net_vlad_1.cluster_centers": np.ones((1, 1, 1, 3, 2)), "net_vlad_1.kernel": np.ones((1, 1, 3, 2))}
+    return [_written(".h5", partial(write_keras, state=state, whole=whole)) for whole in (False, True)]
+
+
 def _npy() -> list[bytes]:
     arrays: list[Array] = [
         np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -158,6 +199,9 @@ PARSERS: dict[str, Parser] = {
     "safetensors": Parser(suffix=".safetensors", seeds=_safetensors, read=_weights),
     "weights npz": Parser(suffix=".npz", seeds=_reference, read=_weights),
     "mat": Parser(suffix=".mat", seeds=_mat, read=_weights),
+    "bundle": Parser(suffix=".index", seeds=_bundle, read=_index),
+    "bundle block": Parser(suffix=".index", seeds=_bundle_block, read=_index_of_block),
+    "keras": Parser(suffix=".h5", seeds=_keras, read=_weights),
     "npy": Parser(suffix=".npy", seeds=_npy, read=read_arrays),
     "npz": Parser(suffix=".npz", seeds=_npz, read=read_arrays),
     "reference": Parser(suffix=".reference.npz", seeds=_reference, read=load_reference),

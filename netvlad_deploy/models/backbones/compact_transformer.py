@@ -23,7 +23,6 @@ from netvlad_deploy.spec.images import ImageInput, Resize, Size
 
 WIDTH: Final = 384
 HEADS: Final = 6
-HIDDEN: Final = 3 * WIDTH
 LAYERS: Final = 14
 GRID: Final = 24
 """Rows and columns of the tokens: every convolution and every pooling halves the side of an image, 384."""
@@ -76,9 +75,9 @@ class Layer(nn.Module):
         super().__init__()
         self.pre_norm = nn.LayerNorm(WIDTH)
         self.self_attn = Attention()
-        self.linear1 = nn.Linear(WIDTH, HIDDEN)
+        self.linear1 = nn.Linear(WIDTH, 3 * WIDTH)
         self.norm1 = nn.LayerNorm(WIDTH)
-        self.linear2 = nn.Linear(HIDDEN, WIDTH)
+        self.linear2 = nn.Linear(3 * WIDTH, WIDTH)
         self.activation = nn.GELU()
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -9,7 +9,17 @@ from dataclasses import replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.models.dialects import anyloc, collaborative_experts, convolution, loupe, relja, salad, supervlad
+from netvlad_deploy.models.dialects import (
+    anyloc,
+    collaborative_experts,
+    convolution,
+    keras,
+    loupe,
+    netvlad_tf_open,
+    relja,
+    salad,
+    supervlad,
+)
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
@@ -25,11 +35,17 @@ DIALECTS: tuple[Dialect, ...] = (
     convolution.SOCCERNET,
     loupe.SOCCERNET_TEMPORALLY_AWARE,
     convolution.HLOC,
+    loupe.LOUPE,
     loupe.POINTNETVLAD,
     loupe.OVERLAPTRANSFORMER,
     loupe.OVERLAPNETVLAD,
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
+    netvlad_tf_open.NETVLAD_TF_OPEN,
+    keras.NETVLAD_KERAS,
+    keras.TENSORFLOW2_NETVLAD,
+    keras.CEREBRO,
+    keras.LOUPE_KERAS,
     supervlad.SUPERVLAD,
     supervlad.SUPERVLAD_ONE_CLUSTER,
     anyloc.ANYLOC_SOFT,
@@ -92,7 +108,9 @@ def _read(state: Mapping[str, Tensor], here: Sequence[Place], *, assumes: bool) 
     Raises: as `_told_apart`.
     """
     place, head = _told_apart(state, here)
-    return place, replace(head, assumed=_assumed(state, here, place, head)) if assumes else head
+    if assumes:
+        head = replace(head, assumed=_assumed(state, here, place, head) or head.assumed)
+    return place, head
 
 
 def find_dialect(name: str) -> Dialect:
@@ -169,7 +187,7 @@ def _difference(head: Head, other: Head) -> str:
 def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, name: str | None) -> str:
     """Return the reason why no head was found, and the names that were found instead."""
     rare = [] if name is not None else sorted({place.dialect.name for place in found if place.dialect.explicit})
-    if prefix and found and not rare:
+    if prefix and any(name is not None or not place.dialect.explicit for place in found):
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
     if name is not None:

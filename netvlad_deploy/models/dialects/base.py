@@ -11,7 +11,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.head import PREPROCESSING, BackboneState, Head
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import CLAMP, AnySpec, NetVLADSpec
+from netvlad_deploy.spec.layer import CLAMP, AggregatorSpec, NetVLADSpec
 
 NORMALIZES = "the layer L2-normalises them itself"
 
@@ -228,7 +228,7 @@ class Place:
         return None
 
 
-def conventions(spec: AnySpec) -> dict[str, str]:
+def conventions(spec: NetVLADSpec | AggregatorSpec) -> dict[str, str]:
     """Return the conventions of a layer, by subject, in words: they need not show in names and shapes."""
     if not isinstance(spec, NetVLADSpec):
         return {"layer": spec.name, **{name: str(value) for name, value in spec.settings.items()}}

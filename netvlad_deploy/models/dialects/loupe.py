@@ -1,18 +1,22 @@
-"""The layer of LOUPE in torch, as PointNetVLAD, OverlapTransformer, OverlapNetVLAD and SoccerNet use it.
+"""The layer of LOUPE, in TensorFlow and in torch, as PointNetVLAD, OverlapTransformer and their kin use it.
 
 OverlapTransformer and OverlapNetVLAD save the BatchNorm after the projection and never apply it. OverlapTransformer
 L2-normalises local descriptors before the layer and the descriptor after it. CVTNet has three such layers and joins
 their descriptors. So does NetVLAD++ with two, for the frames before an action and for those after it; in SoccerNet's
 layer `add_batch_norm` L2-normalises the local descriptors.
 
-Source: cattaneod/PointNetVlad-Pytorch, models/PointNetVlad.py; haomo-ai/OverlapTransformer, modules/netvlad.py and
-modules/overlap_transformer.py; fcchit/OverlapNetVLAD, modules/netvlad.py and modules/overlapnetvlad.py;
-SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting, TemporallyAwarePooling/inference/model.py and netvlad.py.
+LOUPE itself is TensorFlow: BatchNorm is slim's, with an epsilon of 1e-3, and no norm is below 1e-6.
+
+Source: antoine77340/LOUPE, loupe.py; cattaneod/PointNetVlad-Pytorch, models/PointNetVlad.py;
+haomo-ai/OverlapTransformer, modules/netvlad.py and modules/overlap_transformer.py; fcchit/OverlapNetVLAD,
+modules/netvlad.py and modules/overlapnetvlad.py; SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting,
+TemporallyAwarePooling/inference/model.py and netvlad.py.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
@@ -20,11 +24,12 @@ from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect, cluster_siz
 from netvlad_deploy.models.dialects.convolution import SOCCERNET_FRAMES
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER
-from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, NetVLADSpec, Projection
+from netvlad_deploy.spec.layer import BATCH_NORM, BIAS, CLAMP, RSQRT, NetVLADSpec, Projection
 
-BIASES, FIRST_NORM = "cluster_biases", "bn1."
 HIDDEN_WEIGHTS, SECOND_NORM, CONTEXT_GATING = "hidden1_weights", "bn2.", "context_gating."
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
+SLIM_STATISTICS, SLIM_EPSILON = ("gamma", "beta", "moving_mean", "moving_variance"), 1e-3
+"""Names and the usual epsilon of `slim.batch_norm`. Source: tensorflow/tensorflow (1.x), contrib/layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,12 @@ class Loupe(Dialect):
         normalize_input: local descriptors are L2-normalised before the layer.
         projection_norm: the BatchNorm that every file has after the projection is applied.
         final_l2: a projected descriptor is L2-normalised.
+        biases: name of the bias on the logits.
+        first_norm: prefix of the BatchNorm on the logits.
+        gating: name of the matrix of the gating, of the bias on its logits, and prefix of the BatchNorm on them.
+        statistics: the names of a BatchNorm's weight, bias, mean and variance.
+        norm_epsilon: the epsilon of BatchNorm, None for torch's own.
+        epsilon: how a division by a norm is kept finite, see `NetVLADSpec`.
     """
 
     needs: tuple[str, ...] = ("cluster_weights", "cluster_weights2")
@@ -44,6 +55,12 @@ class Loupe(Dialect):
     normalize_input: bool = False
     projection_norm: bool = True
     final_l2: bool = False
+    biases: str = "cluster_biases"
+    first_norm: str = "bn1."
+    gating: tuple[str, ...] = tuple(CONTEXT_GATING + name for name in ("gating_weights", "gating_biases", "bn1."))
+    statistics: tuple[str, ...] = STATISTICS
+    norm_epsilon: float | None = None
+    epsilon: str = CLAMP
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Return the head of the weights, with BatchNorm, the biases or neither."""
@@ -51,7 +68,7 @@ class Loupe(Dialect):
         num_clusters, feature_size, _ = cluster_sizes(weights, weights2, state, ghosts=False)
         used = {"clusters": weights, "clusters2": weights2}
         if self.offset:
-            added = self._added(state, weights, num_clusters, root + FIRST_NORM, root + BIASES)
+            added = self._added(state, weights, num_clusters, root + self.first_norm, root + self.biases)
             used |= {"assignment_bias": added[BIAS]} if BIAS in added else added
         spec = NetVLADSpec(
             num_clusters=num_clusters,
@@ -59,29 +76,30 @@ class Loupe(Dialect):
             batch_norm=self.offset and "assignment_bias" not in used,
             assignment_bias="assignment_bias" in used,
             normalize_input=self.normalize_input,
+            epsilon=self.epsilon,
         )
         head = Head(
             spec=spec,
-            tensors={name: state[key] for name, key in used.items()},
+            tensors={name: state[key] for name, key in used.items()} | self._epsilons("", used),
             ignored=self.others(state, root, used.values()),
         )
-        prefixes = (root + HIDDEN_WEIGHTS, root + SECOND_NORM, root + CONTEXT_GATING)
+        prefixes = (root + HIDDEN_WEIGHTS, root + SECOND_NORM, *(root + name for name in self.gating))
         following = any(name.startswith(prefixes) for name in state)
         return self._followed(state, root, head) if following else head
 
     def _followed(self, state: Mapping[str, Tensor], root: str, head: Head) -> Head:
         """Return the head with its projection: `hidden1_weights`, the BatchNorm after it, and context gating."""
-        hidden, gating_root = root + HIDDEN_WEIGHTS, root + CONTEXT_GATING
-        gate = gating_root + "gating_weights"
+        hidden = root + HIDDEN_WEIGHTS
+        gate, gate_bias, gate_norm = (root + name for name in self.gating)
         weight = self.matrix(state, hidden, head.spec.aggregate_size, by_column=True)
         size, gating = len(weight), None
         used, transposed = {"projection.weight": hidden}, {"projection.weight": weight}
         if self.projection_norm:
             norm = self._norm(state, hidden, size, root + SECOND_NORM)
             used |= {f"projection.{name}": key for name, key in norm.items()}
-        if any(name.startswith(gating_root) for name in state):
+        if any(name.startswith((gate, gate_bias, gate_norm)) for name in state):
             transposed["gating.weight"] = self.matrix(state, gate, size, by_column=True)
-            added = self._added(state, gate, size, gating_root + FIRST_NORM, gating_root + "gating_biases")
+            added = self._added(state, gate, size, gate_norm, gate_bias)
             if len(transposed["gating.weight"]) != size:
                 raise InputError(f"{gate} has shape {tuple(state[gate].shape)}, expected ({size}, {size})")
             gating = BIAS if BIAS in added else BATCH_NORM
@@ -94,7 +112,7 @@ class Loupe(Dialect):
             gating=gating,
             final_l2=self.final_l2 and gating is not None,
         )
-        tensors = {name: state[key] for name, key in used.items()} | transposed
+        tensors = {name: state[key] for name, key in used.items()} | transposed | self._epsilons("gating.", used)
         return head.followed_by(projection, tensors, used.values())
 
     def _added(self, state: Mapping[str, Tensor], weights: str, length: int, norm: str, bias: str) -> dict[str, str]:
@@ -111,12 +129,32 @@ class Loupe(Dialect):
         return {BIAS: bias}
 
     def _norm(self, state: Mapping[str, Tensor], weights: str, length: int, norm: str) -> dict[str, str]:
-        for name in STATISTICS:
+        for name in self.statistics:
             self.vector(state, norm + name, length, weights)
-        names = (*STATISTICS, *([BATCH_NORM_COUNTER] if norm + BATCH_NORM_COUNTER in state else []))
-        return {f"batch_norm.{name}": norm + name for name in names}
+        names = dict(zip(STATISTICS, self.statistics, strict=True))
+        if norm + BATCH_NORM_COUNTER in state:
+            names[BATCH_NORM_COUNTER] = BATCH_NORM_COUNTER
+        return {f"batch_norm.{name}": norm + own for name, own in names.items()}
+
+    def _epsilons(self, layer: str, used: Mapping[str, str]) -> dict[str, Tensor]:
+        """Return the epsilon of a layer's BatchNorm by the reference's name, nothing if it is torch's."""
+        if self.norm_epsilon is None or f"{layer}batch_norm.weight" not in used:
+            return {}
+        return {f"{layer}batch_norm.eps": torch.tensor(self.norm_epsilon, dtype=torch.float64)}
 
 
+LOUPE = Loupe(
+    name="loupe",
+    lacks=("bn2.weight", "context_gating.gating_weights"),
+    beside=("cluster_bn.", "gating_weights"),
+    projection_norm=False,
+    first_norm="cluster_bn.",
+    gating=("gating_weights", "gating_biases", "gating_bn."),
+    statistics=SLIM_STATISTICS,
+    norm_epsilon=SLIM_EPSILON,
+    epsilon=RSQRT,
+    preprocessing="local descriptors (batch, num_features, D): a frame's features each, not normalised",
+)
 POINTNETVLAD = Loupe(
     name="pointnetvlad",
     roots=("net_vlad.", ""),

@@ -110,7 +110,7 @@ def test_it_is_recognised_by_its_keys_behind_any_prefix(tmp_path: Path, name: st
         head = read_head(sample.save(tmp_path, prefix=prefix))
         assert (head.dialect, head.spec.name) == (sample.dialect, sample.dialect)
         assert not head.unplaced
-    with pytest.raises(InputError, match=f"holds {sample.dialect}, which is no NetVLAD: take read_head"):
+    with pytest.raises(InputError, match=f"holds {sample.dialect}, expected a NetVLAD"):
         load_checkpoint(sample.save(tmp_path))
 
 

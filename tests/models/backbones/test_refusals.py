@@ -115,9 +115,10 @@ def test_tokens_and_unknown_networks_are_refused_with_the_way_out(tmp_path: Path
     tokens = {f"vit_model.encoder.layer.{number}.weight": torch.ones(4, 4) for number in range(20)}
     message = refusal(save(tmp_path, tokens, 8))
     assert message == (
-        "the backbone backbone.* (20 tensors) is a network without convolutions, none of resnet18-conv4, "
-        "resnet18-conv5, resnet50-conv4, resnet50-conv5, resnet101-conv4, resnet101-conv5, vgg16, alexnet: pass "
-        "--backbone with its name or with package.module:callable of your own, or --input features for the head alone"
+        "the backbone backbone.vit_model.* (20 tensors) is a network without convolutions, none of resnet18-conv4, "
+        "resnet18-conv5, resnet50-conv4, resnet50-conv5, resnet101-conv4, resnet101-conv5, vgg16, alexnet, cct384, "
+        "vit-b16: pass --backbone with its name or with package.module:callable of your own, or --input features for "
+        "the head alone"
     )
     vit = {**tokens, "vit_model.embeddings.cls_token": torch.ones(1, 1, 4)}
     assert "is a transformer, whose tokens are no feature map (vit_model.embeddings.cls_token)" in refusal(

@@ -45,7 +45,7 @@ def test_the_graph_equals_the_formula_of_its_dialect(
     artifact = exported(sample, tmp_path, precision)
     assert isinstance(artifact.spec, NetVLADSpec)
     assert len(onnx.load(artifact.path).graph.node) <= MOST_NODES[precision]
-    x = local_descriptors(sample.width)
+    x = local_descriptors(sample.width, tiny=sample.tiny)
     if precision == "fp16" and not artifact.spec.normalize_input:  # FP16 asks for normalised features
         x /= np.linalg.norm(x, axis=-1, keepdims=True)
     with open_runner(artifact, backend=backend) as runner:

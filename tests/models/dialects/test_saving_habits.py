@@ -67,7 +67,7 @@ def check(path: Path, sample: Sample, state: State | None = None, **given: Any) 
     """Compare the file's descriptors with the formula, in FP32 and in float64."""
     head = read_head(path, **(given or sample.options))
     assert head.dialect == sample.dialect
-    x = local_descriptors(sample.width)
+    x = local_descriptors(sample.width, tiny=sample.tiny)
     tensors = state or sample.state
     expected = expected_of(Sample(**{**vars(sample), "state": tensors}), x)
     assert np.abs(descriptors(head, x) - expected).max() < 1e-10
