@@ -212,6 +212,17 @@ def test_a_box_averages(tmp_path: Path) -> None:
     assert np.abs(pixels(path, Resize(size=(2, 3), filter="bilinear")) - exact).max() > 5
 
 
+@pytest.mark.parametrize("name", ["bicubic", "lanczos", "nearest-centre"])
+def test_filters_of_pillow_are_pillow_s_bytes(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (31, 47, 3), dtype=np.uint8)
+    pillow.fromarray(noise).save(tmp_path / "x.png")
+    kernel = {"nearest-centre": pillow.Resampling.NEAREST}.get(name) or pillow.Resampling[name.upper()]
+    expected = np.asarray(pillow.fromarray(noise).resize((20, 13), kernel))
+    assert np.array_equal(pixels(tmp_path / "x.png", Resize(size=(13, 20), filter=name)), expected)
+    for other in {"bicubic", "lanczos", "nearest-centre", "nearest"} - {name}:
+        assert not np.array_equal(pixels(tmp_path / "x.png", Resize(size=(13, 20), filter=other)), expected)
+
+
 # files that cannot be loaded
 
 

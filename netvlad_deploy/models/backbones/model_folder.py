@@ -62,15 +62,13 @@ def folder_backbone(folder: str) -> Backbone:
     with naming(path / PREPROCESSOR):
         images = image_input(_json(path / PREPROCESSOR))
     settings = {name: value for name, value in config.items() if name != "auto_map"}
-    with naming(path / CONFIG):
-        settings |= _complete(kind, settings)
     return Backbone(
         name=f"hf:{folder}",
         build=partial(build, kind, settings),
         images=images,
         beyond=BEYOND,
         weights=partial(folder_weights, path),
-        shown=partial(shown, kind, settings),
+        shown=partial(shown, kind, settings, adapts=False),
     )
 
 
@@ -167,21 +165,6 @@ def _three(record: Mapping[str, Any], name: str) -> tuple[float, ...]:
     if name == "image_std" and min(values) <= 0:
         raise InputError(f"{name} is {values}, expected numbers above 0")
     return tuple(map(float, values))
-
-
-def _complete(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a config leaves to the library and that `shown` needs.
-
-    Raises: InputError if they are no numbers, or patches are no squares.
-    """
-    if not KINDS[kind].tokens:
-        return {}
-    found = {"num_hidden_layers": settings.get("num_hidden_layers", 12)}
-    found["patch_size"] = settings.get("patch_size", 14 if kind == "dinov2" else 16)
-    for name, value in found.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} is {value!r}, expected a whole number")
-    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

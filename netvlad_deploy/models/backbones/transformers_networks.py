@@ -36,6 +36,10 @@ MOST_LAYERS: Final = 512
 """Most layers of a network that is built: far above any, and a damaged number ends here."""
 
 
+REFUSALS: Final = (Exception,)
+"""Errors of the library for a config that it does not take: of classes of its own, and whatever its modules raise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """A model type of the library: the names of its two classes, and how it is cut.
@@ -189,16 +193,16 @@ def build(kind: str, settings: Mapping[str, Any], offset: float = 0.0) -> nn.Mod
     Raises: InputError if the library refuses the settings; MissingDependencyError if it is not installed.
     """
     library, record = require("transformers", extra="transformers"), KINDS[kind]
+    depths = [settings.get("num_hidden_layers", 0), *settings.get("depths", ())]
+    if not all(isinstance(each, int) for each in depths) or sum(depths) > MOST_LAYERS:
+        raise InputError(f"the config asks for {depths} layers, expected {MOST_LAYERS} at most")
     try:
         config = getattr(library, record.config).from_dict(dict(settings))
-        depth = getattr(config, "num_hidden_layers", None) or 0
-        if not 0 <= depth <= MOST_LAYERS or sum(getattr(config, "depths", ())) > MOST_LAYERS:
-            raise InputError(f"the config asks for more than {MOST_LAYERS} layers")
         if record.tokens:
             library.AttentionInterface.register(ATTENTION, attention)
             config._attn_implementation = ATTENTION
         network = getattr(library, record.model)(config)
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except REFUSALS as error:
         raise InputError(f"transformers refuses the config ({' '.join(str(error).split())[:200]})") from error
     if record.tokens:
         module = TokenNetwork(network, antialias=record.registers, offset=offset)
@@ -209,25 +213,26 @@ def build(kind: str, settings: Mapping[str, Any], offset: float = 0.0) -> nn.Mod
 
 
 def shown(
-    kind: str, settings: Mapping[str, Any], backbone: Backbone, tensors: Mapping[str, Tensor]
+    kind: str, settings: Mapping[str, Any], backbone: Backbone, tensors: Mapping[str, Tensor], *, adapts: bool
 ) -> tuple[Backbone, dict[str, Tensor]]:
-    """Return the backbone of the depth, grid and origin that tensors show, and the tensors under its module's names.
+    """Return the backbone of the origin that tensors show, and the tensors under its module's names.
 
-    Files of torch.hub without registers have their position embeddings resized as its code does it.
+    Files of torch.hub without registers have their position embeddings resized as its code does it. With `adapts` the
+    grid of position embeddings is the one that the tensors show, and a ViT may have fewer layers.
 
     Raises: InputError if two tensors have one name in the library.
     """
     found = canonical_tensors(tensors)
     changed, offset = dict(settings), 0.0
-    if KINDS[kind].tokens:
+    if KINDS[kind].tokens and is_of_torch_hub(tensors) and not KINDS[kind].registers:
+        offset = TORCH_HUB_OFFSET
+    if KINDS[kind].tokens and adapts:
         layers = {int(match[1]) for match in (re.match(r"layers\.(\d+)\.", name) for name in found) if match}
-        if layers and len(layers) < settings["num_hidden_layers"]:
+        if kind == "vit" and layers and len(layers) < settings["num_hidden_layers"]:
             changed["num_hidden_layers"] = len(layers)
         positions = found.get("embeddings.position_embeddings")
         if positions is not None and positions.ndim == 3:
             changed["image_size"] = math.isqrt(max(positions.shape[1] - 1, 0)) * settings["patch_size"]
-        if is_of_torch_hub(tensors) and not KINDS[kind].registers:
-            offset = TORCH_HUB_OFFSET
     backbone = replace(backbone, build=partial(build, kind, changed, offset))
     with torch.device("meta"):
         installed = {canonical(name): name for name in backbone.build().state_dict()}
@@ -244,7 +249,7 @@ def transformers_backbone(
         width=width,
         images=images,
         beyond=BEYOND,
-        shown=partial(shown, kind, settings),
+        shown=partial(shown, kind, settings, adapts=True),
         signature="patch_embed" if KINDS[kind].tokens else "",
     )
 
