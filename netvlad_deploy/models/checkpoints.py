@@ -193,6 +193,7 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
     unused = (start + loss for start in {place.before, ""} for loss in LOSS_PREFIXES)
     known = (*elsewhere, *unused, *(place.before + start for start in place.dialect.unused))
     roots = tuple(start + root for start in {place.before, ""} for root in BACKBONE_PREFIXES)
+    roots += tuple(place.before + start for start in place.dialect.upstream)
     after = tuple(place.before + start for start in place.dialect.after)
     root = head.backbone.root if head.backbone is not None else None
     size = head.spec.descriptor_size

@@ -38,6 +38,8 @@ DIALECTS: tuple[Dialect, ...] = (
     loupe.LOUPE,
     loupe.POINTNETVLAD,
     loupe.OVERLAPTRANSFORMER,
+    loupe.CVTNET,
+    loupe.CVTNET_VIEW,
     loupe.OVERLAPNETVLAD,
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
