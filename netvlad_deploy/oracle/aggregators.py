@@ -53,9 +53,9 @@ def _log_sum_exp(values: Float64, axis: int) -> Float64:
     return summed
 
 
-def _unit(values: Float64, axis: int) -> Float64:
-    """Return values L2-normalised over an axis, every norm taken as at least 1e-12."""
-    normal: Float64 = values / np.maximum(np.sqrt((values**2).sum(axis=axis, keepdims=True)), 1e-12)
+def _unit(values: Float64, axis: int, least: float = 1e-12) -> Float64:
+    """Return values L2-normalised over an axis, every norm taken as at least `least`."""
+    normal: Float64 = values / np.maximum(np.sqrt((values**2).sum(axis=axis, keepdims=True)), least)
     return normal
 
 
@@ -98,4 +98,24 @@ def _hfnet(spec: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str,
     return normal(normal(whole, 1) @ state["projection.weight"].T + state["projection.bias"], 1)
 
 
-FORMULAS: Final[dict[str, Formula]] = {"salad": _salad, "hard-vlad": _hard_vlad, "hfnet": _hfnet}
+def _ghost_vlad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
+    """Return the descriptors of GhostVLAD with two inputs, residual by residual.
+
+    Source: WeidiXie/VGG-Speaker-Recognition, src/model.py.
+    """
+    logits = feeds["assignment_features"] @ state["assignment.weight"].T + state["assignment.bias"]
+    powers = np.exp(logits - logits.max(axis=2, keepdims=True))
+    shares = powers / powers.sum(axis=2, keepdims=True)
+    clusters = [
+        (shares[:, :, [k]] * (feeds["features"] - centre)).sum(axis=1) for k, centre in enumerate(state["centres"])
+    ]
+    joined = np.concatenate([_unit(cluster, 1, 1e-6) for cluster in clusters], axis=1)
+    return _unit(np.maximum(joined @ state["projection.weight"].T + state["projection.bias"], 0), 1, 1e-6)
+
+
+FORMULAS: Final[dict[str, Formula]] = {
+    "salad": _salad,
+    "hard-vlad": _hard_vlad,
+    "hfnet": _hfnet,
+    "ghost-vlad": _ghost_vlad,
+}

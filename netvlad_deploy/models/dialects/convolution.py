@@ -153,9 +153,7 @@ DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
         roots=("backbone.", "backbone.vit_model."),
         candidates=(
             *(f"resnet{depth}-{last}" for depth in (18, 50, 101) for last in ("conv4", "conv5")),
-            "vgg16",
-            "alexnet",
-            "vit-b16",
+            *("vgg16", "alexnet", "cct384", "vit-b16"),
         ),
         images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
     ),
