@@ -28,7 +28,7 @@ from netvlad_deploy.spec.layer import (
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.external_data import check_names
 from netvlad_deploy.support.files import Staging, finish_writing, private_copy, read_bounded, sha256_file
-from netvlad_deploy.support.formats import no_artifact
+from netvlad_deploy.support.formats import index_of, no_artifact
 from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.sidecar import MAX_SIDECAR_BYTES, REMEDY, seal, unseal
 from netvlad_deploy.support.verified_file import VerifiedFile
@@ -271,7 +271,7 @@ def load_artifact(path: Path | str, *, expect_sha256: str | None = None, hold: b
     for _ in range(100):  # others may replace it meanwhile
         finish_writing(path.parent)
         if not path.is_file():
-            raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing'}")
+            raise ArtifactError(f"{path} is {'not a file' if path.exists() else 'missing' + index_of(path)}")
         if not sidecar_path(path).exists() and (kind := no_artifact(path)):
             raise ArtifactError(f"{path} is {kind}")
         sidecar = _read_sidecar(path)

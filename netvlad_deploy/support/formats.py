@@ -171,7 +171,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} is missing{_index_of(path)}") from error
+        raise InputError(f"{path} is missing{index_of(path)}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {said(error)}") from error
     if not stat.S_ISREG(mode):
@@ -186,8 +186,8 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _index_of(path: Path) -> str:
-    """Return a hint at the index of a TensorFlow checkpoint if a missing file has the name that TensorFlow calls it."""
+def index_of(path: Path) -> str:
+    """Return a hint at the index of the TensorFlow checkpoint that a missing file names; empty if there is none."""
     index = path.with_name(path.name + INDEX_SUFFIX) if path.name else path
     return f": the TensorFlow checkpoint of this name is {index.name}, give that" if index.is_file() else ""
 

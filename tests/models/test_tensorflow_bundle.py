@@ -206,9 +206,10 @@ def test_the_other_files_of_a_checkpoint_point_at_its_index(tmp_path: Path, comm
         assert error_of(result.err).endswith(
             "is a part of a TensorFlow checkpoint: give model.ckpt-12.index, which stands beside it"
         )
-    result = command("export", tmp_path / "model.ckpt-12", "-o", tmp_path / "m.onnx")
-    assert result.code == 65
-    assert "model.ckpt-12 is missing: the TensorFlow checkpoint of this name is model.ckpt-12.index" in result.err
+    for verb in ("export", "inspect", "validate"):
+        result = command(verb, tmp_path / "model.ckpt-12", *(["-o", tmp_path / "m.onnx"] if verb == "export" else []))
+        assert result.code == 65
+        assert "model.ckpt-12 is missing: the TensorFlow checkpoint of this name is model.ckpt-12.index" in result.err
 
 
 def test_text_and_folders_under_the_name_of_an_index_are_refused(tmp_path: Path) -> None:
