@@ -126,10 +126,10 @@ def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
         return state.candidates[0], state.images
     try:
         backbone = identify(state)
-        load_weights(backbone, state)  # as `export` does, so that `inspect` names no backbone that it refuses
+        module, _ = load_weights(backbone, state)  # as `export` does, so that `inspect` names none that it refuses
     except InputError as error:
         return str(error), None
-    return backbone.name, state.images
+    return backbone.name, of_own_size(module, state.images)
 
 
 def _shown(state: BackboneState | None) -> Backbone:

@@ -101,6 +101,8 @@ def read_heads(path: Path | str, *, dialect: str | None = None, head_only: bool 
         if len(found) < 2:
             raise UsageError(f"{path} holds one NetVLAD: leave --all-heads out")
         graph_names = safe_names(found)
+        if others := [start for start, (_, head) in found.items() if not isinstance(head.spec, NetVLADSpec)]:
+            raise InputError(f"holds {names(others)}, no NetVLAD: export one layer at a time with --prefix")
     unused = set(state).intersection(*(head.ignored for _, head in found.values()))
     idle = tuple(place.before + start for place, _ in found.values() for start in place.dialect.unused)
     strange = tuple(sorted(name for name in unused if not name.startswith(idle)))
@@ -191,6 +193,7 @@ def _beside(state: Mapping[str, torch.Tensor], place: Place, head: Head) -> Head
     unused = (start + loss for start in {place.before, ""} for loss in LOSS_PREFIXES)
     known = (*elsewhere, *unused, *(place.before + start for start in place.dialect.unused))
     roots = tuple(start + root for start in {place.before, ""} for root in BACKBONE_PREFIXES)
+    roots += tuple(place.before + start for start in place.dialect.upstream)
     after = tuple(place.before + start for start in place.dialect.after)
     root = head.backbone.root if head.backbone is not None else None
     size = head.spec.descriptor_size

@@ -269,6 +269,11 @@ class HeadsSpec:
         return {}
 
     @property
+    def settings(self) -> Mapping[str, str | int | float]:
+        """Return nothing: every head has conventions of its own."""
+        return {}
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Return the names of the inputs, one for each head."""
         return tuple(of_head(FEATURES, name) for name in self.heads)

@@ -30,6 +30,7 @@ from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source
 from netvlad_deploy.workflow.validate import validate
 from tests.command import Command, error_of
+from tests.models.aggregators.samples import salad
 from tests.models.dialects import formulas
 from tests.models.dialects.samples import Source as Random
 from tests.models.dialects.samples import State, temporally_aware
@@ -238,6 +239,7 @@ def test_the_command_line_exports_and_says_every_head(command: Command, tmp_path
         (("export", "two.pth", "--all-heads", "--masked"), "take no mask and give no probes: leave --masked and"),
         (("export", "two.pth", "--all-heads", "--resize", "64x64"), "the options for images out"),
         (("export", "gated.pth", "--all-heads"), "that soccernet-temporally-aware does not have: whiten.weight: pass"),
+        (("export", "heir.pth", "--all-heads"), "heir.pth: holds aggregator, no NetVLAD: export one layer at a time"),
         (("export", "nan.pth", "--all-heads"), "nan.pth: pool_layer_before.clusters2 is not finite"),
     ],
 )  # fmt: skip
@@ -247,6 +249,7 @@ def test_what_is_refused_says_what_to_do(command: Command, tmp_path: Path, optio
     torch.save(temporally_aware(15, HALVES[:1]), tmp_path / "one.pth")
     torch.save({**two, "whiten.weight": torch.ones(5, 36)}, tmp_path / "gated.pth")
     torch.save({**two, "pool_layer_before.clusters2": torch.full((1, 9, 4), torch.nan)}, tmp_path / "nan.pth")
+    torch.save({**two, **salad(1)}, tmp_path / "heir.pth")
     outcome = command(*options)
     assert outcome.code in (2, 65)
     assert said in error_of(outcome.err)

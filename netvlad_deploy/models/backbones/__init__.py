@@ -14,6 +14,7 @@ from torch import nn
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.models.backbones import networks
+from netvlad_deploy.models.backbones.compact_transformer import CCT384
 from netvlad_deploy.models.backbones.model_folder import folder_backbone
 from netvlad_deploy.models.backbones.networks import Backbone
 from netvlad_deploy.models.backbones.timm_networks import timm_backbone
@@ -65,6 +66,7 @@ BACKBONES: dict[str, Backbone] = {
             images=ImageInput(mean=(127.0,) * 3, std=(128.0,) * 3, resize=Resize(size=(240, 320))),
             trained=True,
         ),
+        CCT384,
         *TRANSFORMERS_BACKBONES,
     )
 }

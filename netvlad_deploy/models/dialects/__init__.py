@@ -14,6 +14,7 @@ from netvlad_deploy.models.dialects import (
     collaborative_experts,
     convolution,
     crn,
+    hfnet,
     keras,
     loupe,
     netvlad_tf_open,
@@ -40,6 +41,8 @@ DIALECTS: tuple[Dialect, ...] = (
     loupe.LOUPE,
     loupe.POINTNETVLAD,
     loupe.OVERLAPTRANSFORMER,
+    loupe.CVTNET,
+    loupe.CVTNET_VIEW,
     loupe.OVERLAPNETVLAD,
     convolution.OPENPLACERECOGNITION,
     relja.RELJA,
@@ -53,7 +56,7 @@ DIALECTS: tuple[Dialect, ...] = (
     anyloc.ANYLOC_SOFT,
 )
 
-HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC, speaker.SPEAKER, crn.CRN_FILE)
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC, hfnet.HFNET_FILE, speaker.SPEAKER, crn.CRN_FILE)
 """The dialects of aggregators other than NetVLAD."""
 
 
@@ -95,9 +98,9 @@ def find_heads_in(state: Mapping[str, Tensor], *, name: str | None = None) -> di
         different conventions.
     """
     found = places(state) if name is None else list(find_dialect(name).places(state))
-    if not found:
+    layers = {place.layer: place.start.rstrip(".") for place in found if name is not None or not place.dialect.explicit}
+    if not layers:
         raise InputError(_nothing(state, found, "", name))
-    layers = {place.layer: place.start.rstrip(".") for place in found}
     return {
         start: _read(state, [place for place in found if place.layer == layer], assumes=name is None)
         for layer, start in layers.items()

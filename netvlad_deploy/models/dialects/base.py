@@ -74,6 +74,7 @@ class Dialect(ABC):
         absent: names beside the layer that must not be there.
         beside: prefixes of names beside the layer that tell this dialect from others with the same root.
         unused: prefixes of tensors that change no descriptor: a classifier, or tensors that its code never applies.
+        upstream: prefixes beside the layer of the network before it, whose widths are no sign of a projection.
         after: prefixes beside the layer of what its code does to the descriptor, and no graph here has.
         lone: the name to give to the tensor of a file that holds one tensor and no name; empty to refuse such a file.
         explicit: its keys are also those of a far more usual dialect, so it is chosen with `--dialect` alone.
@@ -89,6 +90,7 @@ class Dialect(ABC):
     absent: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     lone: str = ""
     explicit: bool = False

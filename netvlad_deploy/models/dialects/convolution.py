@@ -144,9 +144,7 @@ Source: QVPR/Patch-NetVLAD, models_generic.py, netvlad.py and datasets.py, which
 
 GEO_LOCALIZATION_NETWORKS = (
     *(f"resnet{depth}-{last}" for depth in (18, 50, 101) for last in ("conv4", "conv5")),
-    "vgg16",
-    "alexnet",
-    "vit-b16",
+    *("vgg16", "alexnet", "cct384", "vit-b16"),
 )
 """The benchmark's networks, by their names here."""
 

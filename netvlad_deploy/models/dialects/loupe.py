@@ -1,20 +1,21 @@
 """The layer of LOUPE, in TensorFlow and in torch, as PointNetVLAD, OverlapTransformer and their kin use it.
 
 OverlapTransformer and OverlapNetVLAD save the BatchNorm after the projection and never apply it. OverlapTransformer
-L2-normalises local descriptors before the layer and the descriptor after it. CVTNet has three such layers and joins
-their descriptors. So does NetVLAD++ with two, for the frames before an action and for those after it; in SoccerNet's
-layer `add_batch_norm` L2-normalises the local descriptors.
+L2-normalises local descriptors before the layer and the descriptor after it. CVTNet has three such layers, of which
+that of both views alone L2-normalises its local descriptors, and joins their descriptors. So does NetVLAD++ with two,
+for the frames before an action and for those after it; in SoccerNet's layer `add_batch_norm` L2-normalises the local
+descriptors.
 
 LOUPE itself is TensorFlow: BatchNorm is slim's, with an epsilon of 1e-3, and no norm is below 1e-6.
 
 Source: antoine77340/LOUPE, loupe.py; cattaneod/PointNetVlad-Pytorch, models/PointNetVlad.py;
 haomo-ai/OverlapTransformer, modules/netvlad.py and modules/overlap_transformer.py; fcchit/OverlapNetVLAD,
-modules/netvlad.py and modules/overlapnetvlad.py; SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting,
-TemporallyAwarePooling/inference/model.py and netvlad.py.
+modules/netvlad.py and modules/overlapnetvlad.py; BIT-MJY/CVTNet, modules/netvlad.py and cvtnet.py;
+SilvioGiancola/SoccerNetv2-DevKit, Task1-ActionSpotting, TemporallyAwarePooling/inference/model.py and netvlad.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -166,11 +167,31 @@ OVERLAPTRANSFORMER = Loupe(
     roots=("net_vlad.", ""),
     beside=("transformer_encoder.",),
     unused=("linear", "bn", f"net_vlad.{SECOND_NORM}"),
+    upstream=("transformer_encoder.", "conv"),
     normalize_input=True,
     projection_norm=False,
     final_l2=True,
     preprocessing="local descriptors (batch, num_features, D): a column of the range image each, of convLast2 after "
     f"its ReLU; {NORMALIZES}",
+)
+CVTNET = replace(
+    OVERLAPTRANSFORMER,
+    name="cvtnet",
+    roots=("net_vlad.",),
+    present=("featureExtracter_RI.conv1.weight",),
+    beside=("featureExtracter_RI.",),
+    unused=(f"net_vlad.{SECOND_NORM}", f"net_vlad_ri.{SECOND_NORM}", f"net_vlad_bev.{SECOND_NORM}"),
+    upstream=("featureExtracter_", "attn", "ff", "norm_", "conv"),
+    preprocessing="local descriptors (batch, num_features, D): both views after cross attention, each beside what it "
+    f"was before; {NORMALIZES}",
+)
+CVTNET_VIEW = replace(
+    CVTNET,
+    name="cvtnet-view",
+    roots=("net_vlad_ri.", "net_vlad_bev."),
+    normalize_input=False,
+    preprocessing="local descriptors (batch, num_features, D): one view after norm_1, not normalised again; CVTNet's "
+    "own code gives both views to net_vlad_ri",
 )
 OVERLAPNETVLAD = Loupe(
     name="overlapnetvlad",

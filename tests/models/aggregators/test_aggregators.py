@@ -30,10 +30,13 @@ from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source
 from netvlad_deploy.workflow.validate import validate
 from tests.command import Command
-from tests.models.aggregators.samples import SAMPLES, Sample
+from tests.models.aggregators.hfnet import HFNET_SAMPLES
+from tests.models.aggregators.samples import SAMPLES as PYTORCH_SAMPLES
+from tests.models.aggregators.samples import Sample
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
+SAMPLES = {**PYTORCH_SAMPLES, **HFNET_SAMPLES}
 Exported = Callable[[str, str], OnnxArtifact]
 PRECISIONS = {"fp32": ("onnxruntime", 1e-6), "fp16": ("strict", 2e-5)}
 

@@ -116,9 +116,9 @@ def test_tokens_and_unknown_networks_are_refused_with_the_way_out(tmp_path: Path
     message = refusal(save(tmp_path, tokens, 8))
     assert message == (
         "the backbone backbone.vit_model.* (20 tensors) is a network without convolutions, none of resnet18-conv4, "
-        "resnet18-conv5, resnet50-conv4, resnet50-conv5, resnet101-conv4, resnet101-conv5, vgg16, alexnet, vit-b16: "
-        "pass --backbone with its name or with package.module:callable of your own, or --input features for the head "
-        "alone"
+        "resnet18-conv5, resnet50-conv4, resnet50-conv5, resnet101-conv4, resnet101-conv5, vgg16, alexnet, cct384, "
+        "vit-b16: pass --backbone with its name or with package.module:callable of your own, or --input features for "
+        "the head alone"
     )
     vit = {**tokens, "vit_model.embeddings.cls_token": torch.ones(1, 1, 4)}
     assert "is a transformer (embeddings.cls_token)" in refusal(save(tmp_path, vit, 8))

@@ -250,6 +250,14 @@ def overlaptransformer(state: State, x: Float64) -> Float64:
     return unit(loupe(state, unit(x, 2), "net_vlad."), 1)
 
 
+def cvtnet(state: State, x: Float64) -> Float64:
+    return unit(loupe(state, unit(x, 2), "net_vlad."), 1)
+
+
+def cvtnet_view(state: State, x: Float64) -> Float64:
+    return unit(loupe(state, x, "net_vlad_ri."), 1)
+
+
 def overlapnetvlad(state: State, x: Float64) -> Float64:
     return loupe(state, x, "vlad.")
 

@@ -39,6 +39,20 @@ def overlaptransformer(seed: int) -> State:
     return {**beside, **{name: tensor for name, tensor in head.items() if name.startswith("net_vlad.")}}
 
 
+def cvtnet(seed: int) -> State:
+    """Return the tensors of the whole network: two extractors of features, attention as wide as descriptors, heads."""
+    random = Source(seed)
+    state = {
+        "featureExtracter_RI.conv1.weight": random(16, 5, 2, 1), "featureExtracter_BEV.conv1.weight": random(6, 5, 2),
+        "featureExtracter_RI.transformer_encoder.layers.0.linear1.weight": random(8, 6), "norm_1.alpha": random(6),
+        "attn1.q_linear.weight": random(6, 6), "ff1.linear_1.weight": random(9, 6),
+    }  # fmt: skip
+    for number, layer in enumerate(("net_vlad", "net_vlad_ri", "net_vlad_bev")):
+        head = pointnetvlad(seed + number, batch_norm=False)
+        state |= {name.replace("net_vlad", layer): each for name, each in head.items() if name.startswith("net_vlad.")}
+    return state
+
+
 def overlapnetvlad(seed: int) -> State:
     head = pointnetvlad(seed, batch_norm=True)
     own = {name.removeprefix("net_"): tensor for name, tensor in head.items() if name.startswith("net_vlad.")}
@@ -213,6 +227,14 @@ SAMPLES: dict[str, Sample] = {
     "overlaptransformer": Sample(
         dialect="overlaptransformer", state=overlaptransformer(16), formula=formulas.overlaptransformer, width=9,
         before=formulas.before_projection_of("net_vlad.", normalized=True),
+    ),
+    "cvtnet": Sample(
+        dialect="cvtnet", state=cvtnet(60), formula=formulas.cvtnet, width=9, prefix="net_vlad",
+        before=formulas.before_projection_of("net_vlad.", normalized=True),
+    ),
+    "cvtnet-view": Sample(
+        dialect="cvtnet-view", state=cvtnet(60), formula=formulas.cvtnet_view, width=9, prefix="net_vlad_ri",
+        before=formulas.before_projection_of("net_vlad_ri.", normalized=False),
     ),
     "overlapnetvlad": Sample(
         dialect="overlapnetvlad", state=overlapnetvlad(17), formula=formulas.overlapnetvlad, width=9,

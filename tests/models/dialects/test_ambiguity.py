@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.checkpoints import find_head, read_head
+from netvlad_deploy.models.checkpoints import find_head, read_head, read_heads
 from netvlad_deploy.models.dialects import DIALECTS, find_head_in
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import unwrapped
@@ -173,3 +174,24 @@ def test_images_of_patch_netvlad_before_whitening_are_said(tmp_path: Path) -> No
 def test_a_dialect_that_contradicts_the_keys_is_refused(tmp_path: Path, name: str, dialect: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         read_head(SAMPLES[name].save(tmp_path), dialect=dialect)
+
+
+def test_the_layers_of_cvtnet_are_read_each_in_its_own_way(tmp_path: Path) -> None:
+    """One layer L2-normalises its local descriptors, two do not; attention as wide as a descriptor is before them."""
+    heads = read_heads(SAMPLES["cvtnet"].save(tmp_path))
+    assert {name: (head.dialect, head.spec.normalize_input) for name, head in heads.items()} == {
+        "net_vlad": ("cvtnet", True),
+        "net_vlad_ri": ("cvtnet-view", False),
+        "net_vlad_bev": ("cvtnet-view", False),
+    }
+
+
+def test_a_transformer_as_wide_as_the_descriptor_is_no_projection(tmp_path: Path) -> None:
+    sample = SAMPLES["overlaptransformer"]
+    size = sample.state["net_vlad.hidden1_weights"].shape[1]
+    state = {**sample.state, "transformer_encoder.layers.0.linear1.weight": torch.ones(1024, size)}
+    assert read_head(sample.save(tmp_path, state)).dialect == "overlaptransformer"
+    with pytest.raises(
+        InputError, match="holds a projection after the head that overlaptransformer does not have: mlp"
+    ):
+        read_head(sample.save(tmp_path, {**state, "mlp.weight": torch.ones(7, size)}))

@@ -162,10 +162,10 @@ def test_a_projection_is_left_out_by_name_where_the_head_alone_is_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     sample = SAMPLES[name]
-    whole = read_head(sample.save(tmp_path))
+    whole = read_head(sample.save(tmp_path), **sample.options)
     caplog.clear()
     with caplog.at_level("INFO"):
-        head = read_head(sample.save(tmp_path), head_only=True)
+        head = read_head(sample.save(tmp_path), head_only=True, **sample.options)
     warning, note = (record for record in caplog.records if not record.getMessage().startswith("assumed: "))
     assert (warning.levelname, note.levelname) == ("WARNING", "INFO")
     named = warning.getMessage().removeprefix("left out: ").partition(": ")
