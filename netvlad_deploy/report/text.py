@@ -64,6 +64,8 @@ def _range_lines(spec: AnySpec, limits: FeatureRange | HeadsRange) -> list[str]:
         return [
             f"  head {name}: {shape_words(own)}; {_range_words(limits.heads[name])}" for name, own in spec.heads.items()
         ]
+    if isinstance(limits, FeatureRange) and not isinstance(spec, NetVLADSpec):
+        return [f"  values up to {limits.largest:g}"] if limits.largest else []
     return [f"  {_range_words(limits)}"]
 
 

@@ -142,6 +142,12 @@ PATCH_NETVLAD = Convolution(
 Source: QVPR/Patch-NetVLAD, models_generic.py, netvlad.py and datasets.py, which resizes images of Pillow.
 """
 
+GEO_LOCALIZATION_NETWORKS = (
+    *(f"resnet{depth}-{last}" for depth in (18, 50, 101) for last in ("conv4", "conv5")),
+    *("vgg16", "alexnet", "cct384", "vit-b16"),
+)
+"""The benchmark's networks, by their names here."""
+
 DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     name="deep-visual-geo-localization",
     roots=("aggregation.", "aggregation.0."),
@@ -151,10 +157,7 @@ DEEP_VISUAL_GEO_LOCALIZATION = Convolution(
     f"token but the class token; {NORMALIZES}",
     backbone=BackboneKeys(
         roots=("backbone.", "backbone.vit_model."),
-        candidates=(
-            *(f"resnet{depth}-{last}" for depth in (18, 50, 101) for last in ("conv4", "conv5")),
-            *("vgg16", "alexnet", "cct384", "vit-b16"),
-        ),
+        candidates=GEO_LOCALIZATION_NETWORKS,
         images=ImageInput(resize=Resize(size=(480, 640), filter=ALIASED), orient=False),
     ),
 )

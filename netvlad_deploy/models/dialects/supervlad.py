@@ -18,6 +18,7 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.dialects.base import NORMALIZES, BackboneKeys, Dialect
+from netvlad_deploy.models.dialects.convolution import GEO_LOCALIZATION_NETWORKS
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.spec.images import ALIASED, ImageInput, Resize
 from netvlad_deploy.spec.layer import CLUSTERS_FIRST, NetVLADSpec
@@ -73,7 +74,7 @@ SUPERVLAD = SuperVLAD(
     f"backbone's feature map; {NORMALIZES}",
     backbone=BackboneKeys(
         roots=("backbone.",),
-        candidates=("resnet18-conv4", "resnet18-conv5", "resnet50-conv4", "resnet50-conv5", "vgg16", "alexnet"),
+        candidates=("dinov2-s", "dinov2-b", "dinov2-l", *GEO_LOCALIZATION_NETWORKS),
         images=ImageInput(resize=Resize(size=(322, 322), filter=ALIASED), orient=False),
     ),
 )
