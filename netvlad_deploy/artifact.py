@@ -89,10 +89,10 @@ class Artifact(VerifiedFile):
     def usual_profile(self) -> AnyProfile:
         """Return the optimization profile that it is built for where none is asked for."""
         if self.images is not None:
-            return self.images.usual_profile
+            return self.images.usual_profile.with_fixed(self.spec.fixed_lengths)
         usual, least = Profile(), self.spec.least_features
         lengths = AxisRange(min=least, opt=max(least, usual.num_features.opt), max=max(least, usual.num_features.max))
-        return replace(usual, num_features=lengths)
+        return replace(usual, num_features=lengths).with_fixed(self.spec.fixed_lengths)
 
     def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Return the smallest, usual and largest shape of every input under an optimization profile."""

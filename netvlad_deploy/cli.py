@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from netvlad_deploy.commands.export import build, deploy, export, fit, precision
+from netvlad_deploy.commands.export import adopt, build, deploy, export, fit, precision
 from netvlad_deploy.commands.flags import as_command
 from netvlad_deploy.commands.measure import bench, doctor, embed, evaluate, inspect, validate
 from netvlad_deploy.commands.output import flush_errors, standard_streams
@@ -22,7 +22,7 @@ from netvlad_deploy.errors import NetVLADDeployError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.scratch import sweep
 
-VERBS = (export, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
+VERBS = (export, adopt, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
 
 app = typer.Typer(
     add_completion=False,

@@ -1,4 +1,4 @@
-"""The verbs that start from weights, `export`, `build`, `deploy`, `precision`, and the one that makes them: `fit`."""
+"""The verbs that start from weights: `export`, `adopt`, `build`, `deploy`, `precision`; and `fit`, which makes them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +43,51 @@ def export(
     given = replace(_source(source, images.changes), all_heads=all_heads)
     artifact = run(given, target, GraphOptions(**graph), force=force)
     render("export", artifact, artifact_lines, as_json)
+
+
+def adopt(
+    source: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file that others made.")],
+    images: flags.ImageFlags,
+    graph: flags.GraphFlags,
+    head: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Softmax of its NetVLAD.  [default: the only one]")
+    ] = None,
+    no_head: Annotated[
+        bool, typer.Option("--no-head", help="Take the file as it is, whatever it computes; --head names its output.")
+    ] = False,
+    takes: Annotated[
+        str | None, typer.Option("--input", metavar="KIND", help="features to leave its backbone out.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of pixels.  [default: ImageNet's]")] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Deviation of pixels.  [default: ImageNet's]")
+    ] = None,
+    output: flags.Output = None,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Take over an ONNX file that others made.
+
+    Its NetVLAD is found, and the same network written with the head in this package's form, unless the two compute
+    different descriptors. The target is MODEL-adopted.onnx in this folder.
+    """
+    from netvlad_deploy.report.adopt import adoption_lines
+    from netvlad_deploy.support.files import stem_of
+    from netvlad_deploy.workflow.adopt import AdoptOptions
+    from netvlad_deploy.workflow.adopt import adopt as run
+
+    target = output or Path(f"{stem_of(source)}-adopted.onnx")
+    options = AdoptOptions(
+        graph=GraphOptions(**graph),
+        head=head,
+        whole=no_head,
+        takes=takes,
+        mean=None if mean is None else flags.parse_triple(mean, "mean"),
+        std=None if std is None else flags.parse_triple(std, "std"),
+        changes=images.changes,
+    )
+    adoption = run(source, target, options, force=force)
+    render("adopt", adoption, adoption_lines, as_json)
 
 
 def build(

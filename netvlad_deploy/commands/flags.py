@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import Field, dataclass, fields, is_dataclass
@@ -15,6 +16,7 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import (
+    CHANNELS,
     USUAL_IMAGES,
     AnyProfile,
     ImageChanges,
@@ -204,6 +206,22 @@ def _image_profile(batch: AxisRange, sizes: str) -> ImageProfile:
     listed = sizes.split(",")
     bounds = (batch.min, batch.opt, batch.max)
     return ImageProfile.parse(",".join(f"{bound}x{size}" for bound, size in zip(bounds, listed * 3, strict=False)))
+
+
+def parse_triple(text: str, name: str) -> tuple[float, float, float]:
+    """Read a value for each of R, G and B, separated by commas, from 0 to 255.
+
+    Raises: UsageError if the text has another form or a value is out of range.
+
+    >>> parse_triple("123.675,116.28,103.53", "mean")
+    (123.675, 116.28, 103.53)
+    """
+    form = re.fullmatch(r"\d{1,3}(?:\.\d{0,12})?(?:,\d{1,3}(?:\.\d{0,12})?){2}", text)
+    values = [float(part) for part in text.split(",")] if form else []
+    if len(values) != CHANNELS or max(values) > 255:
+        raise UsageError(f"{name} {text[:40]!r} is not R,G,B from 0 to 255, for example 123.675,116.28,103.53")
+    red, green, blue = values
+    return red, green, blue
 
 
 def as_command(verb: Callable[..., None]) -> Callable[..., None]:

@@ -33,6 +33,17 @@ QUIET = 3
 """ONNX Runtime's severity for errors only."""
 
 
+ANY_IMAGES = ImageProfile.parse("1x1x1,1x480x640,64x4096x4096")
+"""Shapes that a graph runs on without a profile, as far as none of them is fixed."""
+
+
+def _fixed(artifact: OnnxArtifact) -> tuple[AnyProfile, ...]:
+    """Return the shapes that a graph with fixed axes takes, none for a graph that takes any."""
+    fixed = artifact.spec.fixed_lengths
+    widest = artifact.usual_profile if artifact.images is None else ANY_IMAGES
+    return (widest.with_fixed(fixed),) if fixed else ()
+
+
 class OnnxRuntimeRunner(Runner):
     """Run an ONNX artifact.
 
@@ -64,7 +75,7 @@ class OnnxRuntimeRunner(Runner):
             inputs=artifact.inputs,
             outputs=artifact.outputs,
             dtype=np.dtype(artifact.dtypes[artifact.inputs[0]]),
-            profiles=(profile,) if backend in PROFILED else (),
+            profiles=(profile,) if backend in PROFILED else _fixed(artifact),
             precision=precision_on(backend, artifact),
             range=artifact.range,
         )
@@ -78,7 +89,7 @@ class OnnxRuntimeRunner(Runner):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._errors = errors_of(onnxruntime)
         # a tapped graph has other outputs than the one that is cached, and is run once
-        cache = make_cache(artifact, self.precision, profile) if self.profiles and not taps else None
+        cache = make_cache(artifact, self.precision, profile) if backend in PROFILED and not taps else None
         settings = provider_options(backend, artifact, profile, cache=cache)
         with artifact.weights_folder() as folder:
             if folder is not None:

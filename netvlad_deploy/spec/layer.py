@@ -151,9 +151,18 @@ class NetVLADSpec:
         return 1
 
     @property
+    def fixed_lengths(self) -> dict[str, int]:
+        """Return no length: every axis of its inputs is dynamic."""
+        return {}
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Return the named tensors of the layer's graph, in the order in which they are computed."""
         return STAGES if self.projection is None else (*STAGES[:-1], AGGREGATE, DESCRIPTOR)
+
+
+AXES: Final = ("batch", "num_features", "height", "width")
+"""Names of the axes of features and images that are dynamic, unless a foreign file has fixed them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +212,11 @@ class AggregatorSpec:
         return tuple(name for name, size in sizes.items() if size)
 
     @property
+    def fixed_lengths(self) -> dict[str, int]:
+        """Return the lengths of the axes of its inputs that are fixed, by their names in `settings`."""
+        return {name: int(value) for name, value in self.settings.items() if name in AXES}
+
+    @property
     def projection(self) -> None:
         """Return None: what follows such a layer is a part of it."""
         return None
@@ -250,6 +264,11 @@ class HeadsSpec:
     @property
     def settings(self) -> Mapping[str, str | int | float]:
         """Return nothing: every head has conventions of its own."""
+        return {}
+
+    @property
+    def fixed_lengths(self) -> dict[str, int]:
+        """Return no fixed lengths of axes."""
         return {}
 
     @property

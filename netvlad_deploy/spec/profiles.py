@@ -2,7 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, TypeVar
 
 from netvlad_deploy.errors import UsageError
@@ -100,6 +101,16 @@ class ShapeRanges:
         """Return the smallest, usual and largest shape."""
         ranges = self.axes.values()
         return tuple(tuple(getattr(axis, bound) for axis in ranges) for bound in ("min", "opt", "max"))
+
+    def with_fixed(self: ShapeRangesType, lengths: Mapping[str, int]) -> ShapeRangesType:
+        """Return the ranges with a single length of each axis that is named.
+
+        >>> Profile().with_fixed({"batch": 2}).text
+        '2x1,2x300,2x4096'
+        """
+        return replace(
+            self, **{name: AxisRange(min=length, opt=length, max=length) for name, length in lengths.items()}
+        )
 
     @property
     def largest(self) -> int:

@@ -126,8 +126,8 @@ def foreign(path: Path) -> str:
         return "no HDF5 file, which its name says it is: give the file that Keras saved"
     if path.suffix.lower() == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a")):
         return (
-            f"an ONNX file, whose sidecar {path.name}.json is missing; if other code wrote it, export the "
-            "checkpoint that it was made from"
+            f"an ONNX file, whose sidecar {path.name}.json is missing; if other code wrote it, export the checkpoint "
+            f"that it was made from, or take it over: {shlex.join(['netvlad-deploy', 'adopt', str(path)])}"
         )
     if is_checkpoint(path) and all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in start):
         return "text, not weights: open it to see what it says" if start else "empty: fetch it again, or write it again"

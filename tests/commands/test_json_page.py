@@ -11,6 +11,7 @@ import pytest
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.timing import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
+from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.report.deploy import Deployment
 from netvlad_deploy.report.doctor import Diagnosis
 from netvlad_deploy.report.evaluate import EvaluationReport
@@ -33,6 +34,7 @@ PRINTED: Final[dict[str, type]] = {
     "inspect of a checkpoint": CheckpointInspection,
     "doctor": Diagnosis,
     "deploy": Deployment,
+    "adopt": Adoption,
 }
 """The class of the result that each verb prints."""
 

@@ -188,8 +188,9 @@ def _difference(head: Head, other: Head) -> str:
 
 def _nothing(state: Mapping[str, Tensor], found: Sequence[Place], prefix: str, name: str | None) -> str:
     """Return the reason why no head was found, and the names that were found instead."""
-    rare = [] if name is not None else sorted({place.dialect.name for place in found if place.dialect.explicit})
-    if prefix and any(name is not None or not place.dialect.explicit for place in found):
+    chosen_alone = name is None and all(place.dialect.explicit for place in found)
+    rare = sorted({place.dialect.name for place in found}) if chosen_alone else []
+    if prefix and found and not rare:
         starts = sorted({place.start.rstrip(".") or "no prefix" for place in found})
         return f"holds no NetVLAD behind --prefix {prefix}: there is one behind {', '.join(starts)}"
     if name is not None:

@@ -18,7 +18,7 @@ from netvlad_deploy.models.dialects.base import NORMALIZES, Dialect
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.spec.layer import CLUSTERS_FIRST, NetVLADSpec
 
-CENTRES = "c_centers"
+C_CENTERS = "c_centers"
 DEFAULTS = "L2-normalised local descriptors and clusters, as AnyLoc's VLAD does by default"
 
 
@@ -33,7 +33,7 @@ class Vocabulary(Dialect):
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Return the head with the centres as they are; of soft assignment as the NetVLAD that it is."""
-        name = root + CENTRES
+        name = root + C_CENTERS
         centres = state[name]
         if centres.ndim != 2:
             raise InputError(f"{name} has shape {tuple(centres.shape)}, expected (K, D)")
@@ -66,7 +66,7 @@ TOKENS = (
     f"local descriptors (batch, num_features, D): a facet of a layer of DINO or DINOv2, such as value; {NORMALIZES}"
 )
 
-ANYLOC = Vocabulary(name="anyloc", needs=(CENTRES,), lone=CENTRES, explicit=True, preprocessing=TOKENS)
+ANYLOC = Vocabulary(name="anyloc", needs=(C_CENTERS,), lone=C_CENTERS, explicit=True, preprocessing=TOKENS)
 ANYLOC_SOFT = Vocabulary(
-    name="anyloc-soft", needs=(CENTRES,), lone=CENTRES, explicit=True, preprocessing=TOKENS, soft=True
+    name="anyloc-soft", needs=(C_CENTERS,), lone=C_CENTERS, explicit=True, preprocessing=TOKENS, soft=True
 )
