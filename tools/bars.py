@@ -35,7 +35,7 @@ from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.tensorrt.engine import build_engine
 from netvlad_deploy.workflow.source import DEFAULT_SPEC
 from tests.modules import RANGE, features, make_module
-from tools import adopt_bars, half_bars, image_bars
+from tools import adopt_bars, backbone_bars, half_bars, image_bars
 from tools.bar import MIB, Bar, fastest
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
@@ -232,8 +232,23 @@ def import_time(folder: Path) -> Bar:
 
 Group = Callable[[Path], Iterator[Bar]]
 
-FIGURES: tuple[Group, ...] = (*half_bars.FIGURES, accuracy, ghosts, engine, *image_bars.FIGURES, *adopt_bars.FIGURES)
-TIMES: tuple[Group, ...] = (command_line, *half_bars.TIMES, *image_bars.TIMES, *adopt_bars.TIMES, speed)
+FIGURES: tuple[Group, ...] = (
+    *half_bars.FIGURES,
+    accuracy,
+    ghosts,
+    engine,
+    *image_bars.FIGURES,
+    *adopt_bars.FIGURES,
+    *backbone_bars.FIGURES,
+)
+TIMES: tuple[Group, ...] = (
+    command_line,
+    *half_bars.TIMES,
+    *image_bars.TIMES,
+    *adopt_bars.TIMES,
+    *backbone_bars.TIMES,
+    speed,
+)
 
 
 def together() -> Iterator[Bar]:

@@ -6,19 +6,31 @@ from typing import Final, TypeAlias
 from torch import nn
 
 from netvlad_deploy.errors import FoldError
+from netvlad_deploy.export.fold_crn import FoldedCRN
+from netvlad_deploy.export.fold_ghost_vlad import FoldedGhostVLAD
 from netvlad_deploy.export.fold_hard_vlad import FoldedHardVLAD
 from netvlad_deploy.export.fold_head import check_foldable
+from netvlad_deploy.export.fold_hfnet import FoldedHfNet
 from netvlad_deploy.export.fold_salad import FoldedSalad
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.aggregators.base import Aggregator
+from netvlad_deploy.models.aggregators.crn import CRN
+from netvlad_deploy.models.aggregators.ghost_vlad import GHOST_VLAD
 from netvlad_deploy.models.aggregators.hard_vlad import HARD_VLAD
+from netvlad_deploy.models.aggregators.hfnet import HFNET
 from netvlad_deploy.models.aggregators.salad import SALAD
 from netvlad_deploy.spec.graph_options import GraphOptions
 
 Fold: TypeAlias = Callable[[Aggregator, GraphOptions], nn.Module]
 """A function that returns the module to trace: it takes the inputs of the spec and returns the descriptor (B,P)."""
 
-FOLDS: Final[dict[str, Fold]] = {SALAD: FoldedSalad, HARD_VLAD: FoldedHardVLAD}
+FOLDS: Final[dict[str, Fold]] = {
+    SALAD: FoldedSalad,
+    HARD_VLAD: FoldedHardVLAD,
+    HFNET: FoldedHfNet,
+    GHOST_VLAD: FoldedGhostVLAD,
+    CRN: FoldedCRN,
+}
 """The folds by the name in the aggregator's spec."""
 
 

@@ -27,10 +27,17 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.spec.images import IMAGES
+from netvlad_deploy.spec.layer import AggregatorSpec
 from netvlad_deploy.support.arrays import Array, Float64
 
 ROUNDING_SEEDS = range(2)
 """Seeds of the roundings to 11 bits, each tried on every golden image but the last, which may be large."""
+
+MAP_STEP = 32
+"""Step of the heights and widths of golden images for a head that takes the feature map, which must be even.
+
+A backbone of stride 16 makes such maps of them.
+"""
 
 LEAST_DISTANCE = 2.0**-24
 """Smallest divisor in a ratio of two distances, which keeps it finite."""
@@ -54,7 +61,9 @@ def make_goldens(pipeline: Pipeline, precision: str) -> tuple[tuple[Golden, ...]
 
     Raises: ExportError if the feature map has another width than the head takes, or a descriptor is not finite.
     """
-    images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images))]
+    spec = pipeline.head.spec
+    step = MAP_STEP if isinstance(spec, AggregatorSpec) and spec.takes_map else 1
+    images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images, step=step))]
     exact, norm = _exact(pipeline, images)
     single = _Single(pipeline)
     compared = TF32 if precision == FP32 else precision

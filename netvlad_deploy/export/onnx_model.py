@@ -250,6 +250,8 @@ def _aggregator(module: Aggregator, options: GraphOptions, preprocessing: str) -
     spec = module.spec
     if options.masked or options.probe or options.wide_logits or options.feature_norm != 1:
         raise UsageError(f"{spec.name} takes no mask: leave --masked, --probe, --wide-logits and --feature-norm out")
+    if spec.takes_map:
+        raise UsageError(f"{spec.name} takes a feature map, not features: export it with its backbone")
     goldens = golden_features(module, options.precision_name)
     dtype = options.dtypes[FEATURES]
     lengths = 2, spec.least_features + 2

@@ -63,10 +63,7 @@ def pipeline_of(head: Head, path: Path | str, *, backbone: str | None, changes: 
     """
     with naming(path):
         named = None if backbone is None else find_backbone(backbone)
-        module = head.module(path)
-        if not isinstance(module, NetVLAD):
-            raise UsageError(f"holds {module.spec.name}, which is exported alone: pass --input features")
-        return _ready(head.backbone, named, changes).under(module)
+        return _ready(head.backbone, named, changes).under(head.module(path))
 
 
 def read_backbone(
@@ -129,10 +126,10 @@ def inspect_backbone(state: BackboneState) -> tuple[str, ImageInput | None]:
         return state.candidates[0], state.images
     try:
         backbone = identify(state)
-        load_weights(backbone, state)  # as `export` does, so that `inspect` names no backbone that it refuses
+        module, _ = load_weights(backbone, state)  # as `export` does, so that `inspect` names none that it refuses
     except InputError as error:
         return str(error), None
-    return backbone.name, state.images
+    return backbone.name, of_own_size(module, state.images)
 
 
 def _shown(state: BackboneState | None) -> Backbone:

@@ -16,11 +16,16 @@ def feature_map_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def head_inputs(spec: AnySpec, output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return what a head takes of a backbone's output: local descriptors (B,N,D), and class tokens if it takes them.
+    """Return what a head takes of a backbone's output: local descriptors (B,N,D), and whichever it takes beside them.
+
+    That is the feature map (B,D,h,w) itself, or class tokens (B,D).
 
     Raises: InputError if it takes class tokens, and the backbone gives none.
     """
-    local_descriptors = feature_map_of(output).permute(0, 2, 3, 1).flatten(1, 2)
+    feature_map = feature_map_of(output)
+    local_descriptors = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+    if isinstance(spec, AggregatorSpec) and spec.takes_map:
+        return local_descriptors, feature_map
     if not isinstance(spec, AggregatorSpec) or TOKEN not in spec.inputs:
         return (local_descriptors,)
     if not isinstance(output, tuple):

@@ -53,9 +53,9 @@ def _log_sum_exp(values: Float64, axis: int) -> Float64:
     return summed
 
 
-def _unit(values: Float64, axis: int) -> Float64:
-    """Return values L2-normalised over an axis, every norm taken as at least 1e-12."""
-    normal: Float64 = values / np.maximum(np.sqrt((values**2).sum(axis=axis, keepdims=True)), 1e-12)
+def _unit(values: Float64, axis: int, least: float = 1e-12) -> Float64:
+    """Return values L2-normalised over an axis, every norm taken as at least `least`."""
+    normal: Float64 = values / np.maximum(np.sqrt((values**2).sum(axis=axis, keepdims=True)), least)
     return normal
 
 
@@ -74,4 +74,48 @@ def _hard_vlad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str
     return _unit(_unit(found, 2).reshape(len(found), -1), 1)
 
 
-FORMULAS: Final[dict[str, Formula]] = {"salad": _salad, "hard-vlad": _hard_vlad}
+def _hfnet(spec: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
+    """Return the descriptors of HF-Net's global head: residuals c - x, normalised over the clusters.
+
+    Source: ethz-asl/hfnet, hfnet/models/utils/layers.py.
+    """
+
+    def normal(values: Float64, axis: int) -> Float64:
+        """Return `tf.nn.l2_normalize`, which takes the square of a norm as at least 1e-12."""
+        result: Float64 = values / np.sqrt(np.maximum((values * values).sum(axis=axis, keepdims=True), 1e-12))
+        return result
+
+    slope = 1 / np.sqrt(state["running_var"] + float(spec.settings["epsilon"]))
+    scores = (feeds["features"] @ state["memberships"] - state["running_mean"]) * slope + state["offset"]
+    masses = np.exp(scores - scores.max(axis=2, keepdims=True))
+    masses /= masses.sum(axis=2, keepdims=True)
+    found = np.empty((len(scores), *state["clusters"].shape))
+    for cluster, centre in enumerate(state["clusters"]):
+        found[:, cluster] = np.einsum("bn,bnd->bd", masses[:, :, cluster], centre - feeds["features"])
+    whole = normal(normal(found, 1).reshape(len(found), -1), 1)
+    if not spec.settings["projected"]:
+        return whole
+    return normal(normal(whole, 1) @ state["projection.weight"].T + state["projection.bias"], 1)
+
+
+def _ghost_vlad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
+    """Return the descriptors of GhostVLAD with two inputs, residual by residual.
+
+    Source: WeidiXie/VGG-Speaker-Recognition, src/model.py.
+    """
+    logits = feeds["assignment_features"] @ state["assignment.weight"].T + state["assignment.bias"]
+    powers = np.exp(logits - logits.max(axis=2, keepdims=True))
+    shares = powers / powers.sum(axis=2, keepdims=True)
+    clusters = [
+        (shares[:, :, [k]] * (feeds["features"] - centre)).sum(axis=1) for k, centre in enumerate(state["centres"])
+    ]
+    joined = np.concatenate([_unit(cluster, 1, 1e-6) for cluster in clusters], axis=1)
+    return _unit(np.maximum(joined @ state["projection.weight"].T + state["projection.bias"], 0), 1, 1e-6)
+
+
+FORMULAS: Final[dict[str, Formula]] = {
+    "salad": _salad,
+    "hard-vlad": _hard_vlad,
+    "hfnet": _hfnet,
+    "ghost-vlad": _ghost_vlad,
+}

@@ -145,13 +145,16 @@ def distances(got: Array, expected: Array) -> Float64:
     return found
 
 
-def golden_sizes(images: ImageInput) -> tuple[tuple[int, int], ...]:
+def golden_sizes(images: ImageInput, *, step: int = 1) -> tuple[tuple[int, int], ...]:
     """Return the heights and widths of a pipeline's golden images: at least two.
 
-    No size stands twice, unless the backbone takes one size alone.
+    No size stands twice, unless the backbone takes one size alone. Lengths that the image input does not fix are
+    multiples of `step`.
 
     >>> golden_sizes(ImageInput())
     ((224, 224), (225, 257), (320, 256))
+    >>> golden_sizes(ImageInput(), step=32)
+    ((224, 224), (256, 288), (320, 256))
     """
     if images.fixed and images.size is not None:
         return (images.size,) * FIXED_SIZE_IMAGES
@@ -159,7 +162,13 @@ def golden_sizes(images: ImageInput) -> tuple[tuple[int, int], ...]:
         sizes = (*SMALL_IMAGE_SIZES, images.size)
     else:
         sizes = IMAGE_SIZES if images.resize.rule is None else (*IMAGE_SIZES[:-1], images.target(*USUAL_PHOTO))
-    return tuple(dict.fromkeys(sizes))
+    rounded = (size if size == images.size else (_up(size[0], step), _up(size[1], step)) for size in sizes)
+    return tuple(dict.fromkeys(rounded))
+
+
+def _up(length: int, step: int) -> int:
+    """Return the least multiple of a step that is not below a length."""
+    return -(-length // step) * step
 
 
 def golden_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from netvlad_deploy.errors import InputError, RunError
-from netvlad_deploy.export.foreign.wrap import rounded
+from netvlad_deploy.export.foreign.half import with_peaks
+from netvlad_deploy.export.foreign.wrap import THEIRS, rounded
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
 from netvlad_deploy.runtime.foreign_runner import WrappedModel
 from netvlad_deploy.spec.images import IMAGES, ImageInput
@@ -29,7 +30,7 @@ LEAST_GOLDENS = 2
 
 
 def foreign_goldens(
-    model: Any, images: ImageInput | None, width: int, fixed: Mapping[str, int]
+    model: Any, images: ImageInput | None, width: int, fixed: Mapping[str, int], precision: str
 ) -> tuple[tuple[Golden, ...], bool]:
     """Return golden inputs with the descriptors of a wrapped model, and whether these have norm 1.
 
@@ -38,6 +39,7 @@ def foreign_goldens(
         images: the preparation of its images, None if it takes features.
         width: D of its features.
         fixed: the lengths of the axes of its input that are fixed.
+        precision: that of the graph which is made of it.
 
     Raises: InputError if it runs on fewer than two inputs, or a descriptor is not finite.
     """
@@ -55,7 +57,11 @@ def foreign_goldens(
     exact = np.stack([descriptor for _, descriptor in found])
     if not np.isfinite(exact).all():
         raise InputError("its descriptor of a golden input is not finite")
-    far = {name: _moved(model, found, bits, batch) for name, bits in ((FP32, 24), (TF32, 11))}
+    compared = TF32 if precision == FP32 else precision
+    far = {
+        FP32: _moved(model, found, batch, bits=24, sums=False),
+        compared: _moved(model, found, batch, bits=11, sums=precision != FP32),
+    }
     goldens = tuple(
         Golden(feeds=feeds, descriptor=descriptor, distances={name: far[name][index] for name in far})
         for index, (feeds, descriptor) in enumerate(found)
@@ -81,13 +87,23 @@ def _features(count: int, width: int, seed: int) -> Array:
     return unit_rows(random.standard_normal((count, width)) + centres[random.integers(0, 8, count)]).astype(np.float32)
 
 
-def _moved(model: Any, found: list[tuple[Arrays, Float64]], bits: int, batch: int) -> list[float]:
+def _moved(model: Any, found: list[tuple[Arrays, Float64]], batch: int, *, bits: int, sums: bool) -> list[float]:
     """Return the largest distance of each descriptor over the seeds of a rounding."""
     moved = np.zeros(len(found))
     for seed in ROUNDED_SEEDS:
-        content = rounded(model, seed, bits=bits).SerializeToString()
+        content = rounded(model, seed, bits=bits, sums=sums).SerializeToString()
         runner = WrappedModel(content, optimized=False)
         for index, (feeds, descriptor) in enumerate(found):
             far = float(distances(runner(feeds, batch)[None], descriptor[None])[0])
             moved[index] = max(moved[index], far)
     return [float(each) for each in moved]
+
+
+def peaks_of(model: Any, names: tuple[str, ...], goldens: tuple[Golden, ...], batch: int) -> dict[str, float]:
+    """Return the largest absolute value of each named tensor of a wrapped model over golden inputs."""
+    watched, outputs = with_peaks(model, names)
+    runner = WrappedModel(watched.SerializeToString())
+    found = [runner.outputs(golden.feeds, batch, *outputs.values()) for golden in goldens]
+    return {
+        name.removeprefix(THEIRS): max(float(values[place]) for values in found) for place, name in enumerate(outputs)
+    }

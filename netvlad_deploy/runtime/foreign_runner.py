@@ -44,13 +44,13 @@ class _Session:
         self._errors = errors_of(onnxruntime)
         self._session: Any = open_session(onnxruntime, CPU, content, options, {}, name=name)
 
-    def run(self, output: str, feeds: Mapping[str, Array]) -> Array:
-        """Return one output.
+    def run(self, feeds: Mapping[str, Array], *outputs: str) -> list[Array]:
+        """Return these outputs.
 
         Raises: RunError if ONNX Runtime fails.
         """
         try:
-            found: Array = self._session.run([output], dict(feeds))[0]
+            found: list[Array] = self._session.run(list(outputs), dict(feeds))
         except self._errors as error:
             words, shapes = " ".join(str(error).split())[:300], ", ".join(str(each.shape) for each in feeds.values())
             raise RunError(f"{self._name} cannot run on {shapes}: {words}") from error
@@ -71,9 +71,16 @@ class WrappedModel:
 
         Raises: RunError if ONNX Runtime fails.
         """
-        repeated = {name: np.repeat(array[None], batch, axis=0) for name, array in feeds.items()}
-        found: Array = self._session.run(DESCRIPTOR, repeated).reshape(batch, -1)[0]
+        found: Array = self.outputs(feeds, batch, DESCRIPTOR)[0].reshape(batch, -1)[0]
         return found
+
+    def outputs(self, feeds: Mapping[str, Array], batch: int, *names: str) -> list[Array]:
+        """Return outputs of the model, as they are, for feeds without their batch axis.
+
+        Raises: RunError if ONNX Runtime fails.
+        """
+        repeated = {name: np.repeat(array[None], batch, axis=0) for name, array in feeds.items()}
+        return self._session.run(repeated, *names)
 
 
 class ForeignPart:
@@ -92,7 +99,7 @@ class ForeignPart:
         Raises: RunError if ONNX Runtime fails, or gives no vector for each image.
         """
         arranged = self.layout.arranged(features.astype(np.float32, copy=False))
-        found = self._session.run(self._part.output, feeds_of(self._part, arranged))
+        (found,) = self._session.run(feeds_of(self._part, arranged), self._part.output)
         if not found.size or found.size % len(features):
             raise RunError(f"{self.name} gives {found.shape} for {len(features)} images, no vector for each")
         return found.reshape(len(features), -1)
@@ -134,5 +141,5 @@ class ForeignImageRunner(Runner):
         mean, std = (np.array(values, np.float32) for values in (self._images.mean, self._images.std))
         pixels = (feeds[IMAGES].astype(np.float32) - mean) / std
         given = pixels if self._channels_last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        found = self._session.run(self._output, {self._source: given})
+        (found,) = self._session.run({self._source: given}, self._output)
         return {DESCRIPTOR: found.reshape(len(pixels), -1)}

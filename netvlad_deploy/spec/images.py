@@ -40,10 +40,7 @@ centre of the new one.
 """
 
 PILLOW_FILTERS: Final = {
-    BILINEAR: "BILINEAR",
-    BOX: "BOX",
-    BICUBIC: "BICUBIC",
-    LANCZOS: "LANCZOS",
+    **{name: name.upper() for name in (BILINEAR, BOX, BICUBIC, LANCZOS)},
     NEAREST_CENTRE: "NEAREST",
 }
 """By filter, its name in Pillow's `Resampling`."""

@@ -181,6 +181,7 @@ class AggregatorSpec:
         assignment_feature_size: width of the input `assignment_features` (B,N,A), of which the assignments are
             computed where they are not those of the local descriptors; 0 without one.
         least_features: the smallest N for which it is defined.
+        takes_map: it takes the feature map (B,D,h,w) beside its local descriptors, so that it needs a backbone.
         settings: its other sizes and constants, by name.
 
     Raises: InputError if a size is out of range.
@@ -197,6 +198,7 @@ class AggregatorSpec:
     token_size: int = 0
     assignment_feature_size: int = 0
     least_features: int = 1
+    takes_map: bool = False
     settings: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

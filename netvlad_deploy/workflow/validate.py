@@ -20,7 +20,7 @@ from netvlad_deploy.retrieval.embed_features import load_features
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
 from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
-from netvlad_deploy.spec.layer import FEATURES, HeadsSpec, NetVLADSpec
+from netvlad_deploy.spec.layer import FEATURES, AggregatorSpec, HeadsSpec, NetVLADSpec
 from netvlad_deploy.support.files import check_targets, write_text
 from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.source import Source, load_module
@@ -125,11 +125,14 @@ def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | N
     """Open the other side of the comparison: another artifact, or the same part of a checkpoint, in torch."""
     if other.artifact is not None:
         return other.on(parity_backend(other.artifact)).open()
+    spec = artifact.spec
+    settings = spec.settings if isinstance(spec, AggregatorSpec) else {}
+    projected = spec.projection is not None or settings.get("projected")
     source = replace(
         read_as or Source(),
         checkpoint=other.path,
-        all_heads=isinstance(artifact.spec, HeadsSpec),
-        head_only=artifact.spec.projection is None,
+        all_heads=isinstance(spec, HeadsSpec),
+        head_only=not projected,
         takes=FEATURES if artifact.images is None else IMAGES,
         changes=NO_CHANGES if artifact.images is None else ImageChanges.to(artifact.images),
     )

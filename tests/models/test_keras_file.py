@@ -69,6 +69,22 @@ def test_layers_come_by_their_numbers(tmp_path: Path, attribute: str) -> None:
     assert list(read_tensors(tmp_path / "m.h5")) == [f"{name}.kernel" for name in names]
 
 
+def test_weights_of_nested_models_and_of_named_layers_have_the_layer_first(tmp_path: Path) -> None:
+    layers: dict[str, dict[str, Array]] = {
+        "vgg16": {"block1_conv1/kernel:0": np.ones(2), "block1_conv1/bias:0": np.ones(2)},
+        "gvlad_pool": {"gvlad_pool/centers:0": np.ones((3, 2))},
+        "model_1": {"net_vlad_1/cluster_centers:0": np.ones(2)},
+    }
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        write_layers(file, layers)
+    assert sorted(read_tensors(tmp_path / "m.h5")) == [
+        "gvlad_pool.centers",
+        "model_1.net_vlad_1.cluster_centers",
+        "vgg16.block1_conv1.bias",
+        "vgg16.block1_conv1.kernel",
+    ]
+
+
 def test_compressed_arrays_are_read(tmp_path: Path) -> None:
     with h5py.File(write_keras(tmp_path / "m.h5", STATE), "r+") as file:
         del file["net_vlad_1/net_vlad_1/kernel:0"]
@@ -190,6 +206,13 @@ def test_what_is_beside_the_layer_is_refused_by_name(tmp_path: Path) -> None:
     two = write_keras(tmp_path / "two.h5", {**STATE, **{f"dense{at}.kernel": np.ones((6, 4)) for at in range(2)}})
     with pytest.raises(InputError, match=r"holds 2 layers that take 6 values, expected one: dense0\., dense1\."):
         read_head(two)
+
+
+def test_two_layers_of_gating_are_refused(tmp_path: Path) -> None:
+    arrays = {key: tensor.numpy() for key, tensor in TENSORFLOW_SAMPLES["loupe-keras"].state.items()}
+    path = write_keras(tmp_path / "m.h5", {**arrays, "gating_2.kernel_W1": np.ones((6, 6), np.float32)})
+    with pytest.raises(InputError, match=r"holds 2 layers of gating, expected one: context_gating_1\., gating_2\."):
+        read_head(path)
 
 
 def test_without_h5py_the_line_that_installs_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

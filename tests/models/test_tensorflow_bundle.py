@@ -27,7 +27,10 @@ VARIABLES: dict[str, Array] = {
 
 def written(folder: Path, *entries: tuple[str, bytes], data: bytes = bytes(64), shards: int = 1) -> Path:
     """Write an index of these entries beside one shard."""
-    named = [(b"", header(shards)), *((name.encode(), value) for name, value in sorted(entries))]
+    named = [
+        (b"", header(shards)),
+        *((name.encode("utf-8", "surrogateescape"), value) for name, value in sorted(entries)),
+    ]
     (folder / f"m.data-00000-of-{shards:05d}").write_bytes(data)
     (folder / "m.index").write_bytes(table([block(named)]))
     return folder / "m.index"
@@ -90,7 +93,7 @@ def test_what_an_optimizer_keeps_text_and_averages_are_left_out(
 
 def test_variables_saved_in_parts_are_refused_by_name(tmp_path: Path) -> None:
     path = written(
-        tmp_path, ("a/w", entry(1, (8, 3), size=0, more=text(7, b""))), ("\0part", entry(1, (4, 3), size=48))
+        tmp_path, ("a/w", entry(1, (8, 3), size=0, more=text(7, b""))), ("\0part\udc80", entry(1, (4, 3), size=48))
     )
     with pytest.raises(InputError, match=r"m\.index holds variables saved in parts: a/w: save them without"):
         read_tensors(path)

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact
-from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.errors import ExportError, InputError, UsageError
 from netvlad_deploy.export.foreign import wrap
 from netvlad_deploy.oracle.goldens import load_goldens
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -93,6 +95,40 @@ def test_a_file_that_computes_something_else_fails(adopted: OnnxArtifact, tmp_pa
     path = export_by_torch(other, tmp_path / "net.onnx", torch.zeros(1, 3, 48, 56))
     wrong = adopt(path, tmp_path / "m.onnx", PIXELS).artifact
     assert validate(Candidate(path=wrong.path), against=adopted.path).verdict is Verdict.FAIL
+
+
+def test_fp16_is_proved_by_strict_emulation_and_islands_stay_fp32(
+    foreign: Path, network: Pooled, tmp_path: Path
+) -> None:
+    options = AdoptOptions(whole=True, mean=MEAN, std=STD, graph=GraphOptions(precision="fp16"))
+    adoption = adopt(foreign, tmp_path / "half.onnx", options)
+    assert adoption.proofs[0].precision == "fp16"
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(adoption.artifact.path)), strict_mode=True)
+    half = {value.name for value in model.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    gives = {node.op_type: bool(half.intersection(node.output)) for node in model.graph.node if node.op_type != "Cast"}
+    assert gives["Conv"]
+    assert gives["Gemm"]
+    assert not gives["Pow"]
+    assert not gives["ReduceMean"]
+    assert validate(Candidate(path=adoption.artifact.path)).verdict is Verdict.PASS
+    images = np.random.default_rng(0).integers(0, 256, (1, 60, 80, 3), np.uint8)
+    with Candidate(path=adoption.artifact.path, backend="strict").open() as runner:
+        got = runner.run({"images": images})["descriptor"]
+    assert 1e-12 < 1 - cosines(got, expected_of(network, images)).min() < 1e-5
+
+
+def test_activations_beyond_fp16_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Pooled()
+    network.conv.weight.data *= 1e5
+    path = export_by_torch(network, tmp_path / "net.onnx", torch.zeros(1, 3, 48, 56))
+    options = AdoptOptions(whole=True, mean=MEAN, std=STD, graph=GraphOptions(precision="fp16"))
+    with pytest.raises(ExportError, match="for a golden image, FP16 ends at 65504"):
+        adopt(path, tmp_path / "m.onnx", options)
+    network.conv.weight.data *= 1e5
+    path = export_by_torch(network, tmp_path / "net.onnx", torch.zeros(1, 3, 48, 56))
+    with pytest.raises(ExportError, match="is beyond 65504, where FP16 ends: adopt it in fp32"):
+        adopt(path, tmp_path / "m.onnx", options)
 
 
 def test_a_wrong_mean_in_the_graph_is_noticed(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ def _mat() -> list[bytes]:
     ]
 
 
+BUNDLE_DATA = np.ones(1024, np.float32).tobytes()
 BUNDLE_VARIABLES = {f"scope/layer_{number}/kernel": np.ones((3, number + 1), np.float32) for number in range(9)}
 
 
@@ -98,7 +99,7 @@ def _bundle_block() -> list[bytes]:
     """Return the entries of an index without what surrounds them."""
     from tests.models.bundles import block, entry, header, masked
 
-    value = entry(1, (3, 4), size=48, checksum=masked(bytes(48)))
+    value = entry(1, (3, 4), size=48, checksum=masked(BUNDLE_DATA[:48]))
     return [block([(b"", header(1)), *((f"a/{number}".encode(), value) for number in range(20))])]
 
 
@@ -106,7 +107,7 @@ def _index(path: Path) -> object:
     """Read an index beside a file of data."""
     from netvlad_deploy.models.weights_file import read_tensors
 
-    path.with_suffix(".data-00000-of-00001").write_bytes(bytes(4096))
+    path.with_suffix(".data-00000-of-00001").write_bytes(BUNDLE_DATA)
     return read_tensors(path)
 
 

@@ -32,6 +32,8 @@ class Layout:
 
     def arranged(self, features: Array) -> Array:
         """Return features (B,N,D) as the tensor wants them."""
+        if self.rank == 2:  # a single image
+            return np.ascontiguousarray(features[0])
         items, rows, width = features.shape
         lengths = [1 if length is None else length for length in self.positions]
         if self.num_features is None:
@@ -57,6 +59,8 @@ class Part:
 def layouts(model: ForeignModel, tensor: str, width: int) -> Iterator[Layout]:
     """Yield the ways in which local descriptors of D values may lie in a tensor, the likeliest first."""
     shape = shape_of(model, tensor)
+    if shape is not None and len(shape) == 2 and shape[1] in (None, width):
+        yield Layout(rank=2, axis=1, batch=1, positions=shape[:1])
     if shape is None or len(shape) not in (3, 4):
         return
     rank = len(shape)

@@ -37,7 +37,13 @@ LINES: Final = 12
 SAME: Final = 1e-3
 """Largest distance of a measured centroid from the constant that it is, relative to their norms."""
 
-PROBE_SCALES: Final = (0.1, 1.0, 10.0)
+RANDOM_SCALES: Final = (0.1, 1.0, 10.0)
+PROBE_SCALES: Final = tuple(float(2**power) for power in range(-6, 15))
+"""Norms of local descriptors in random directions, and those that are tried for one near a cluster."""
+
+NOISES: Final = (0.5, 0.5, 0.3, 0.3, 0.1, 0.1)
+"""Distances of local descriptors from the direction of a cluster that they are near, in units of their norm."""
+
 FLOOR_SCALES: Final = (1e-8, 1e-7, 1e-6, 1e-4, 1.0, 10.0, 100.0)
 """Norms of single local descriptors that show how a norm is kept from 0, directly or through tiny assignments."""
 
@@ -147,15 +153,23 @@ def _random_rows(count: int, width: int, seed: int) -> Float64:
 
 
 def _probes(site: Site) -> Float64:
-    """Return local descriptors (R,D): some in random directions, and some near each column of the logits' matrix."""
+    """Return local descriptors (R,D): some in random directions, and some near each column of the logits' matrix.
+
+    Those near a column are as long as its cluster likes them best: far too short or too long ones all go to the
+    clusters of the largest biases, or of the largest weights.
+    """
     weight = site.logits.weight.astype(np.float64).T  # (C,D)
     weight = weight * (1.0 if site.logits.scale is None else site.logits.scale[:, None])
     centred = weight - weight.mean(axis=0) if len(weight) > 1 else weight
-    near = np.repeat(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-30), 6, axis=0)
-    near = near + 0.5 * _random_rows(len(near), near.shape[1], seed=1)
-    rows = np.concatenate((_random_rows(36, near.shape[1], seed=0), near))
-    scales = np.resize(np.repeat(PROBE_SCALES, 2), len(rows))
-    return (rows * scales[:, None]).astype(np.float32).astype(np.float64)
+    near = np.repeat(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-30), len(NOISES), axis=0)
+    near = near + np.resize(NOISES, len(near))[:, None] * _random_rows(len(near), near.shape[1], seed=1)
+    columns = np.repeat(np.arange(len(weight)), len(NOISES))
+    liked = np.stack([_assignments(site, scale * near)[np.arange(len(near)), columns] for scale in PROBE_SCALES])
+    scales = np.array(PROBE_SCALES)[np.minimum(liked, 0.5).argmax(axis=0)]  # the least that wins, else the best
+    rows = _random_rows(36, near.shape[1], seed=0)
+    lengths = np.resize(np.repeat(RANDOM_SCALES, 2), len(rows))
+    probes: Float64 = np.concatenate((rows * lengths[:, None], near * scales[:, None]))
+    return probes.astype(np.float32).astype(np.float64)
 
 
 def _run_singly(run: Aggregate, probes: Float64, rows: int, batch: int) -> Float64:
@@ -187,9 +201,10 @@ def _parts(vectors: Float64, clusters: int, width: int, seen: Array) -> tuple[Fl
         CLUSTERS_LAST: vectors.reshape(-1, width, clusters).swapaxes(1, 2),
     }
     uneven = {}
+    telling = seen.sum(axis=1) >= min(2, clusters)  # a single part is as long as itself in any order
     for flatten, parts in ways.items():
         norms = np.linalg.norm(parts, axis=-1)
-        rows = np.isfinite(norms).all(axis=1) & seen.any(axis=1)
+        rows = np.isfinite(norms).all(axis=1) & telling
         longest = np.where(seen, norms, 0).max(axis=1)
         apart = np.where(seen, 1 - norms / np.maximum(longest, 1e-30)[:, None], 0)[rows]
         uneven[flatten] = float(np.median(apart.max(axis=1))) if rows.any() else np.inf

@@ -134,8 +134,10 @@ def _needed(graph: Any, last: str) -> list[Any]:
     return nodes[::-1]
 
 
-def rounded(model: Any, seed: int, *, bits: int) -> Any:
+def rounded(model: Any, seed: int, *, bits: int, sums: bool = False) -> Any:
     """Return a model in which all operands of products are rounded to `bits`, 11 or 24, on grids drawn from a seed.
+
+    With `sums` those of sums are rounded too, which an FP16 graph has stored in FP16.
 
     Every operand is multiplied by a random factor, rounded, and divided by it again: equal values are rounded equally.
     """
@@ -145,10 +147,14 @@ def rounded(model: Any, seed: int, *, bits: int) -> Any:
     changed.CopyFrom(model)
     nodes: list[Any] = []
     constants: dict[str, Array] = {f"{OWN}splitter": np.array(SPLITTER, np.float32)}
+    chosen = ROUNDED | {"Add"} if sums else ROUNDED
+    floats = float_tensors(model)
     for index, node in enumerate(model.graph.node):
         copied = type(node)()
         copied.CopyFrom(node)
-        for place, name in enumerate(copied.input[:2] if node.op_type in ROUNDED else ()):
+        for place, name in enumerate(copied.input[:2] if node.op_type in chosen else ()):
+            if name not in floats:
+                continue
             start, factor = f"{OWN}{index}/{place}", np.float32(random.uniform(0.5, 1))
             constants |= {f"{start}/up": np.array(factor), f"{start}/down": np.array(1 / factor, np.float32)}
             nodes += _rounding(onnx.helper, name, start, split=bits != 24)
@@ -158,6 +164,15 @@ def rounded(model: Any, seed: int, *, bits: int) -> Any:
     changed.graph.node.extend(nodes)
     changed.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
     return changed
+
+
+def float_tensors(model: Any) -> set[str]:
+    """Return the names of the FP32 tensors of a model, its constants among them."""
+    onnx = require("onnx", extra="export")
+    graph, single = onnx.shape_inference.infer_shapes(model).graph, onnx.TensorProto.FLOAT
+    values = (*graph.input, *graph.output, *graph.value_info)
+    found = {value.name for value in values if value.type.tensor_type.elem_type == single}
+    return found | {tensor.name for tensor in graph.initializer if tensor.data_type == single}
 
 
 def _rounding(helper: Any, name: str, start: str, *, split: bool) -> Iterator[Any]:

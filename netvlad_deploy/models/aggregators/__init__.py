@@ -8,9 +8,18 @@ from collections.abc import Callable
 from typing import Final
 
 from netvlad_deploy.models.aggregators.base import Aggregator
+from netvlad_deploy.models.aggregators.crn import CRN, ContextReweighting
+from netvlad_deploy.models.aggregators.ghost_vlad import GHOST_VLAD, GhostVLAD
 from netvlad_deploy.models.aggregators.hard_vlad import HARD_VLAD, HardVLAD
+from netvlad_deploy.models.aggregators.hfnet import HFNET, HfNet
 from netvlad_deploy.models.aggregators.salad import SALAD, Salad
 from netvlad_deploy.spec.layer import AggregatorSpec
 
-AGGREGATORS: Final[dict[str, Callable[[AggregatorSpec], Aggregator]]] = {SALAD: Salad, HARD_VLAD: HardVLAD}
+AGGREGATORS: Final[dict[str, Callable[[AggregatorSpec], Aggregator]]] = {
+    SALAD: Salad,
+    HARD_VLAD: HardVLAD,
+    HFNET: HfNet,
+    GHOST_VLAD: GhostVLAD,
+    CRN: ContextReweighting,
+}
 """By the name in a spec, the class of the torch module."""

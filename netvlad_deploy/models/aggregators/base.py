@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from netvlad_deploy.spec.layer import TOKEN, AggregatorSpec
+from netvlad_deploy.spec.layer import AggregatorSpec
 
 
 class Aggregator(nn.Module):
@@ -25,9 +25,3 @@ class Aggregator(nn.Module):
     @abstractmethod
     def forward(self, features: Tensor, *others: Tensor) -> Tensor:
         """Return the descriptors (B,P) of local descriptors (B,N,D) and the other inputs, in the order of the spec."""
-
-    def of_map(self, feature_map: Tensor, token: Tensor | None = None) -> Tensor:
-        """Return the descriptors (B,P) of a feature map (B,D,h,w) and, if the spec has one, a token (B,T)."""
-        features = feature_map.flatten(2).transpose(1, 2)
-        descriptors: Tensor = self(features, token) if TOKEN in self.spec.inputs else self(features)
-        return descriptors

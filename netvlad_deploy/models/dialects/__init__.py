@@ -13,11 +13,14 @@ from netvlad_deploy.models.dialects import (
     anyloc,
     collaborative_experts,
     convolution,
+    crn,
+    hfnet,
     keras,
     loupe,
     netvlad_tf_open,
     relja,
     salad,
+    speaker,
     supervlad,
 )
 from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
@@ -53,7 +56,7 @@ DIALECTS: tuple[Dialect, ...] = (
     anyloc.ANYLOC_SOFT,
 )
 
-HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC)
+HEIRS: tuple[Dialect, ...] = (salad.SALAD_FILE, anyloc.ANYLOC, hfnet.HFNET_FILE, speaker.SPEAKER, crn.CRN_FILE)
 """The dialects of aggregators other than NetVLAD."""
 
 

@@ -53,7 +53,7 @@ class Vocabulary(Dialect):
             normalize_input=True,
             flatten=CLUSTERS_FIRST,
         )
-        directions = functional.normalize(centres.double(), dim=1).to(centres.dtype)
+        directions = functional.normalize(centres.double(), dim=1).float()
         return Head(
             spec=spec,
             tensors={"clusters": directions.T, "clusters2": centres.T[None]},

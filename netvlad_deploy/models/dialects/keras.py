@@ -161,7 +161,9 @@ class LoupeKeras(KerasLayer):
             for name in state
             if name.endswith(".kernel_W1") and name != weights and tuple(state[name].shape) == (size, size)
         ]
-        for gate in gates[:1]:
+        if len(gates) > 1:
+            raise InputError(f"holds {len(gates)} layers of gating, expected one: {names(gates)}")
+        for gate in gates:
             following["gating.weight"] = state[f"{gate}kernel_W1"].T
             following["gating.bias"] = self.vector(state, f"{gate}kernel_B1", size, f"{gate}kernel_W1")
             used += [f"{gate}kernel_W1", f"{gate}kernel_B1"]

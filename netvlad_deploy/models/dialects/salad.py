@@ -69,7 +69,7 @@ SALAD_FILE = SaladFile(
     "and token (batch, D): its class token after it",
     backbone=BackboneKeys(
         roots=("backbone.model.", "backbone."),
-        candidates=(),
+        candidates=("dinov2-s", "dinov2-b", "dinov2-l"),
         images=ImageInput(resize=Resize(size=(322, 322)), orient=False),
     ),
 )

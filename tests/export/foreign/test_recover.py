@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import Tensor, nn
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.export.foreign import recover as recovering
@@ -48,6 +49,15 @@ WAYS: dict[str, tuple[Callable[[], Looped | Broadcast], tuple[int, ...], dict[st
     ),
 }  # fmt: skip
 """By its name, a module, the shape of an example, how it is exported, and the spec that it must be recovered with."""
+
+
+class OneImage(Broadcast):
+    """Local descriptors (N,D) to one descriptor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = (x @ self.weight).log_softmax(-1).exp()
+        residual = x.T @ a - a.sum(0) * self.centres
+        return nn.functional.normalize(nn.functional.normalize(residual, dim=0).flatten(), dim=0)
 
 
 def found_in(path: Path) -> ForeignHead:
@@ -112,6 +122,25 @@ def test_an_order_that_was_read_wrongly_is_noticed(loop: Path, monkeypatch: pyte
     monkeypatch.setattr(adoption, "recover", wrong)
     with pytest.raises(InputError, match="computes something else"):
         found_in(loop)
+
+
+def test_clusters_far_apart_are_measured_where_they_are(tmp_path: Path) -> None:
+    """A vocabulary of long centroids, as Arandjelovic et al. start one: only what lies near a cluster goes to it."""
+    torch.manual_seed(0)
+    module = Looped(K, D, bias=True, pre_l2=False)
+    centroids = 20 * torch.rand(K, 1) * nn.functional.normalize(torch.randn(K, D), dim=1)
+    module.centroids.data, module.conv.weight.data = centroids, 2 * centroids[:, :, None, None]
+    assert module.conv.bias is not None
+    module.conv.bias.data = -(centroids**2).sum(1)
+    found = found_in(export_by_torch(module, tmp_path / "m.onnx", torch.randn(1, D, 2, 3)))
+    assert np.array_equal(found.layer.tensors["clusters2"][0].T, centroids.numpy())
+
+
+def test_a_single_image_without_a_batch_is_taken(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = OneImage(K, D)
+    found = found_in(export_by_torch(module, tmp_path / "m.onnx", torch.randn(7, D), dynamic=False))
+    assert np.array_equal(found.layer.tensors["clusters2"][0], module.centres.detach().numpy())
 
 
 def test_another_epsilon_is_said(tmp_path: Path) -> None:

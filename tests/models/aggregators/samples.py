@@ -108,6 +108,17 @@ def salad(seed: int) -> State:
     }
 
 
+def speaker(seed: int) -> State:
+    random, clusters, ghosts, width = Source(seed), 4, 2, 8
+    return {
+        "gvlad_center_assignment.kernel": random(3, 1, 5, clusters + ghosts),
+        "gvlad_center_assignment.bias": random(clusters + ghosts),
+        "gvlad_pool.centers": random(clusters + ghosts, width, scale=0.4),
+        "fc6.kernel": random(clusters * width, 6, scale=0.5),
+        "fc6.bias": random(6, scale=0.5),
+    }
+
+
 SAMPLES = {
     "salad": Sample(
         dialect="salad",
@@ -131,7 +142,7 @@ SAMPLES = {
         ),
         lengths=("final_l2",),
         invisible=("aggregator.dust_bin", "aggregator.score.3.bias"),
-        beside={"backbone.model.patch_embed.proj.weight": Source(9)(12, 3, 14, 14)},
+        beside={"backbone.model.stem.weight": Source(9)(12, 3, 14, 14)},
     ),
     "anyloc": Sample(
         dialect="anyloc",
@@ -151,5 +162,26 @@ SAMPLES = {
             {"sign": -1},
             {"empty": "-c"},
         ),
+    ),
+    "vgg-speaker-recognition": Sample(
+        dialect="vgg-speaker-recognition",
+        state=speaker(3),
+        formula=formulas.speaker,
+        inputs={"features": 8, "assignment_features": 15},
+        norm=2.0,
+        nodes=(26, 37),
+        swaps=(
+            {"assigned_by": "features"},
+            {"ghosts": "dropped before softmax"},
+            {"intra": "K"},
+            {"vector_l2": True},
+            {"order": "d*K+k"},
+            {"relu": False},
+            {"final_l2": False},
+            {"kernel": "c*h+i"},
+            {"sign": -1},
+        ),
+        lengths=("final_l2",),
+        beside={"x_fc.kernel": Source(9)(3, 1, 5, 8), "prediction.kernel": Source(9)(6, 11)},
     ),
 }

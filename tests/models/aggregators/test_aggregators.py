@@ -1,6 +1,9 @@
 """Every aggregator from its checkpoint to ONNX: its module, the package's formula and both graphs equal a formula of
 the tests, and with any one convention swapped they do not."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +19,25 @@ from netvlad_deploy.models.checkpoints import load_checkpoint, read_head
 from netvlad_deploy.models.dialects import HEIRS
 from netvlad_deploy.oracle.aggregators import FORMULAS
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.tensorrt.build_log import PRODUCT_KINDS
+from netvlad_deploy.tensorrt.engine import build_engine
 from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source
 from netvlad_deploy.workflow.validate import validate
 from tests.command import Command
-from tests.models.aggregators.samples import SAMPLES, Sample
+from tests.models.aggregators.hfnet import HFNET_SAMPLES
+from tests.models.aggregators.samples import SAMPLES as PYTORCH_SAMPLES
+from tests.models.aggregators.samples import Sample
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
+SAMPLES = {**PYTORCH_SAMPLES, **HFNET_SAMPLES}
+Exported = Callable[[str, str], OnnxArtifact]
 PRECISIONS = {"fp32": ("onnxruntime", 1e-6), "fp16": ("strict", 2e-5)}
 
 
@@ -42,9 +53,17 @@ def angle(got: Array, expected: Array) -> float:
     return float((1 - (got * expected).sum(axis=1) / lengths).max())
 
 
-def exported(sample: Sample, folder: Path, precision: str) -> OnnxArtifact:
-    source = Source(checkpoint=sample.save(folder), takes="features", **sample.options)
-    return export(source, folder / f"{precision}.onnx", GraphOptions(precision=precision))
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Return a function that exports a sample in a precision, once for all tests."""
+
+    @cache
+    def make(name: str, precision: str) -> OnnxArtifact:
+        folder, sample = tmp_path_factory.mktemp("exported"), SAMPLES[name]
+        source = Source(checkpoint=sample.save(folder), takes="features", **sample.options)
+        return export(source, folder / f"{precision}.onnx", GraphOptions(precision=precision))
+
+    return make
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -74,9 +93,9 @@ def test_a_convention_swapped_fails_the_same_comparison(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_graph_equals_the_formula(tmp_path: Path, name: str, precision: str) -> None:
+def test_the_graph_equals_the_formula(exported: Exported, name: str, precision: str) -> None:
     sample, (backend, limit) = SAMPLES[name], PRECISIONS[precision]
-    artifact = exported(sample, tmp_path, precision)
+    artifact = exported(name, precision)
     nodes = onnx.load(artifact.path).graph.node
     assert len(nodes) <= sample.nodes[precision == "fp16"]
     assert not {node.op_type for node in nodes} & {"Shape", "Size", "Expand", "ReduceMax", "ReduceLogSumExp", "Loop"}
@@ -91,10 +110,9 @@ def test_the_graph_equals_the_formula(tmp_path: Path, name: str, precision: str)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_changed_weights_fail_against_the_golden_features(tmp_path: Path, name: str) -> None:
+def test_changed_weights_fail_against_the_golden_features(exported: Exported, tmp_path: Path, name: str) -> None:
     """Each tensor that the descriptor depends on, a hundredth larger, is another network."""
-    sample = SAMPLES[name]
-    artifact = exported(sample, tmp_path, "fp32")
+    sample, artifact = SAMPLES[name], exported(name, "fp32")
     for key, tensor in sample.state.items():
         other = sample.save(tmp_path, {key: tensor * 1.01})
         report = validate(
@@ -103,20 +121,32 @@ def test_changed_weights_fail_against_the_golden_features(tmp_path: Path, name: 
         assert report.verdict is (Verdict.PASS if key in sample.invisible else Verdict.FAIL), key
 
 
+@pytest.mark.rtx
+def test_tensorrt_rtx_builds_salad_with_every_product_in_fp16(exported: Exported, tmp_path: Path) -> None:
+    options = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile.parse("1x4,2x23,2x40"),))
+    engine = build_engine(exported("salad", "fp16"), tmp_path / "m.engine", options)
+    products = [kernel for kernel in engine.figures.kernels if kernel.kind in PRODUCT_KINDS]
+    assert products
+    assert all("Half" in kernel.inputs for kernel in products)
+    few = replace(options, profiles=(Profile.parse("1x3,2x23,2x40"),))
+    with pytest.raises(UsageError, match="needs at least 4 features for each image"):
+        build_engine(exported("salad", "fp16"), tmp_path / "few.engine", few)
+
+
 @pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if not sample.chosen])
 def test_it_is_recognised_by_its_keys_behind_any_prefix(tmp_path: Path, name: str) -> None:
     sample = SAMPLES[name]
     for prefix in ("", "model.", "module."):
         head = read_head(sample.save(tmp_path, prefix=prefix))
-        assert (head.dialect, head.spec.name) == (sample.dialect, sample.dialect)
-        assert not head.unplaced
-    with pytest.raises(InputError, match=f"holds {sample.dialect}, expected a NetVLAD"):
+        assert head.dialect == sample.dialect
+        assert not head.projections
+    with pytest.raises(InputError, match=r"holds [a-z-]+, expected a NetVLAD: export it by itself"):
         load_checkpoint(sample.save(tmp_path))
 
 
 def test_every_aggregator_has_a_dialect_a_formula_and_a_sample() -> None:
-    assert {sample.dialect for sample in SAMPLES.values()} == {dialect.name for dialect in HEIRS}
-    assert AGGREGATORS.keys() <= FORMULAS.keys()
+    assert {"crn", *(sample.dialect for sample in SAMPLES.values())} == {dialect.name for dialect in HEIRS}
+    assert AGGREGATORS.keys() - {"crn"} <= FORMULAS.keys()  # a head under its backbone is proved by golden images
 
 
 @pytest.mark.parametrize("name", SAMPLES)

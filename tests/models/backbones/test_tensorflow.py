@@ -1,5 +1,7 @@
-"""The whole network of netvlad_tf_open, from its checkpoint to a descriptor, against a pass written for the test."""
+"""The whole network of netvlad_tf_open, and its copy in Keras, from a file to a descriptor, against a pass written for
+the test."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.crc32c import masked_crc32c
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.arrays import Array
@@ -42,11 +45,30 @@ def convolutions(weights: State) -> dict[str, Array]:
     return kernels | {f"{NAMES[at]}/bias": weights[f"{at}.bias"].numpy() for at in NAMES}
 
 
-def test_a_checkpoint_of_netvlad_tf_open_is_a_pipeline_with_its_own_mean(tmp_path: Path) -> None:
-    weights = networks.vgg16_state()
+def of_tensorflow(folder: Path, weights: State) -> Path:
     variables = {"average_rgb": np.array(MEAN, np.float32), **convolutions(weights), **head()}
     scoped = {f"vgg16_netvlad_pca/{name}": np.ascontiguousarray(array) for name, array in variables.items()}
-    pipeline = read_pipeline(write_bundle(tmp_path, "vd16_pitts30k", scoped, shards=2, checksum=masked_crc32c))
+    return write_bundle(folder, "vd16_pitts30k", scoped, shards=2, checksum=masked_crc32c)
+
+
+def of_keras(folder: Path, weights: State, **beside: Array) -> Path:
+    """Write a model whose layers Keras has numbered; the last convolution is the PCA, or one `beside` it."""
+    pytest.importorskip("h5py")
+    from tests.models.keras_files import write_keras
+
+    own, state = head(), {"substract_average_1.average_rgb": np.array(MEAN, np.float32)}
+    vgg16 = convolutions(weights)
+    for number, at in enumerate(NAMES, 1):
+        state |= {f"conv2d_{number}.{part}": vgg16[f"{NAMES[at]}/{part}"] for part in ("kernel", "bias")}
+    state |= {f"conv2d_14.{part}": own[f"WPCA/{part}"] for part in ("kernel", "bias")}
+    state |= {"net_vlad_1.cluster_centers": own["cluster_centers"], "net_vlad_1.kernel": own["assignment/kernel"]}
+    return write_keras(folder / "netvlad_weights.h5", {**state, **beside})
+
+
+@pytest.mark.parametrize("write", [of_tensorflow, of_keras])
+def test_a_file_is_a_pipeline_with_its_own_mean(tmp_path: Path, write: Callable[[Path, State], Path]) -> None:
+    weights = networks.vgg16_state()
+    pipeline = read_pipeline(write(tmp_path, weights))
     assert pipeline.name == "vgg16"
     assert pipeline.images == ImageInput(mean=MEAN, std=(1.0,) * 3, orient=True)
     images = photos()
@@ -58,3 +80,10 @@ def test_a_checkpoint_of_netvlad_tf_open_is_a_pipeline_with_its_own_mean(tmp_pat
     assert distance(pipeline, images, expected) < 1e-8
     assert distance(with_images(pipeline, replace(pipeline.images, mean=MEAN[::-1])), images, expected) > 1e-5
     assert distance(pipeline, images.flip(-1), expected) > 1e-4
+
+
+def test_another_convolution_of_keras_is_refused(tmp_path: Path) -> None:
+    """A layer 1x1 that takes no descriptor stands somewhere else in the network."""
+    path = of_keras(tmp_path, networks.vgg16_state(), **{"conv2d_15.kernel": np.ones((1, 1, 512, 512), np.float32)})
+    with pytest.raises(InputError, match=r"beside the head, and nothing says whether that stands before or after it"):
+        read_pipeline(path)

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from netvlad_deploy.models.backbones import BACKBONES, weights
 from netvlad_deploy.models.backbones.networks import Backbone, SizedBackbone
 from netvlad_deploy.models.backbones.transformers_networks import transformers_backbone
 from netvlad_deploy.models.head import BackboneState
-from netvlad_deploy.spec.images import ImageChanges, ImageInput, Resize
+from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.oracle.goldens import golden_image
+from netvlad_deploy.spec.images import IMAGENET_MEAN, IMAGENET_STD, ImageChanges, ImageInput, Resize
+from netvlad_deploy.workflow.source import Source, load_module
 from tests.models.backbones import transformers as tiny
 
 pytestmark = pytest.mark.export
@@ -127,6 +131,33 @@ def test_the_benchmark_s_vit_is_found_at_its_depth_and_its_size(
         ready = read_backbone(None, tmp_path / "best.pth", changes=ImageChanges(resize=Resize(size=tiny.SIZE)))
         expected = tiny.tokens(state, IMAGES, offset=0.0, antialias=False, scaled=False)
         assert max(errors(ready.module, expected, 1)) < 2e-5
+
+
+def test_a_file_of_salad_is_its_dinov2_under_its_aggregator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Map and class token go to the aggregator; the file's names are torch.hub's, and so is the interpolation."""
+    named = transformers_backbone("dinov2-b", "dinov2", tiny.settings("dinov2"), tiny.WIDTH, ImageInput())
+    monkeypatch.setitem(BACKBONES, "dinov2-b", named)
+    state, random = tiny.hub_state("dinov2"), torch.Generator().manual_seed(8)
+    saved = {f"backbone.model.{name}": each for name, each in state.items()}
+    for name, rows, columns in (
+        ("token_features.0", 16, tiny.WIDTH), ("token_features.2", 6, 16), ("cluster_features.0", 16, tiny.WIDTH),
+        ("cluster_features.3", 4, 16), ("score.0", 16, tiny.WIDTH), ("score.3", 5, 16),
+    ):  # fmt: skip
+        shape = (rows, columns) if name.startswith("token") else (rows, columns, 1, 1)
+        saved |= {f"aggregator.{name}.weight": torch.randn(shape, generator=random) / 4}
+        saved |= {f"aggregator.{name}.bias": torch.randn(rows, generator=random)}
+    torch.save({"state_dict": {**saved, "aggregator.dust_bin": torch.tensor(0.7)}}, tmp_path / "salad.ckpt")
+    changes = ImageChanges(resize=Resize(size=tiny.SIZE))
+    pipeline = load_module(Source(checkpoint=tmp_path / "salad.ckpt", changes=changes))[0]
+    assert isinstance(pipeline, Pipeline)
+    images = torch.from_numpy(np.stack([golden_image(*tiny.SIZE, seed) for seed in (1, 2)]))
+    normalized = (images - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    expected = tiny.tokens(state, normalized.permute(0, 3, 1, 2), offset=0.1, antialias=False)
+    with torch.inference_mode():
+        got, wanted = pipeline(images), pipeline.head(expected[:, 1:], expected[:, 0])
+        swapped = pipeline.head(expected[:, 1:], expected[:, 1])
+    assert float((got - wanted).abs().max()) < 1e-5
+    assert float((got - swapped).abs().max()) > 1e-3, "another token for the class token"
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,8 @@ SAMPLES: dict[str, Sample] = {
         chosen=True,
     ),
     "anyloc-soft": Sample(
-        dialect="anyloc-soft", state={"c_centers": Source(23)(5, 8)}, formula=formulas.anyloc_soft, width=8, chosen=True
+        dialect="anyloc-soft", state={"c_centers": Source(24)(5, 8, scale=0.3)}, formula=formulas.anyloc_soft, width=8,
+        chosen=True,
     ),
     "relja": relja(12, pca=True),
     "relja, vladv2": relja(13, pca=False),

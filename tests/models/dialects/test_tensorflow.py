@@ -11,6 +11,7 @@ from netvlad_deploy.models.checkpoints import read_head
 from netvlad_deploy.models.dialects import find_head_in
 from netvlad_deploy.spec.layer import ADD, CLAMP, RSQRT
 from tests.command import Command
+from tests.models.aggregators.hfnet import HFNET_SAMPLES
 from tests.models.bundles import write_bundle
 from tests.models.dialects import tensorflow_formulas as formulas
 from tests.models.dialects.sample import Sample, Source, State
@@ -49,6 +50,49 @@ def test_an_index_is_exported_and_described_like_any_checkpoint(tmp_path: Path, 
     assert result.code == 0, result.err
     assert command("validate", tmp_path / "m.onnx").code == 0
     assert f"a checkpoint in the dialect {sample.dialect}" in command("inspect", path).out
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("name", HFNET_SAMPLES)
+def test_hf_net_is_exported_from_its_index_as_an_aggregator(tmp_path: Path, command: Command, name: str) -> None:
+    sample = HFNET_SAMPLES[name]
+    backbone = {"MobilenetV2.Conv.weights": torch.ones(3, 3, 1, 4)}
+    path, feeds = bundle(tmp_path, {**sample.state, **sample.beside, **backbone}, optimizer=True), sample.feeds()
+    features = torch.from_numpy(feeds["features"])
+    with torch.inference_mode():
+        got = read_head(path).module(path).double()(features).numpy()
+        whole = read_head(path, head_only=True).module(path).double()(features).numpy()
+    assert np.abs(got - sample.expected(feeds)).max() < 1e-12
+    assert whole.shape == (3, 60)
+    alone = {key: each.double().numpy() for key, each in sample.state.items() if "dimensionality" not in key}
+    assert np.abs(whole - sample.formula(alone, feeds)).max() < 1e-12
+    refused = command("export", path, "-o", tmp_path / "m.onnx")
+    assert refused.code == 65
+    assert "holds MobilenetV2.* (1 tensor) beside the head" in refused.err
+    assert "pass --input features" in refused.err
+    assert command("export", path, "--input", "features", "-o", tmp_path / "m.onnx").code == 0
+    assert command("validate", tmp_path / "m.onnx").code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"vlad.pre_proj.weights": torch.ones(1, 1, 9, 12)},
+            r"holds vlad\.pre_proj\.weights in the layer, which hfnet",
+        ),
+        ({"vlad.clusters": torch.ones(1, 1, 1, 12, 5)}, r"\(1, 1, 1, 12, 5\) and .* are not \(1, 1, 1, K, D\) and"),
+        (
+            {"vlad.memberships.BatchNorm.beta": torch.ones(4)},
+            r"do not fit: expected vlad\.memberships\.BatchNorm\.beta",
+        ),
+        ({"dimensionality_reduction.weights": torch.ones(59, 7)}, r"expected \(60, P\) for 60 values"),
+        ({"dimensionality_reduction.biases": torch.ones(7)}, r"lacks dimensionality_reduction\.weights of hfnet"),
+    ],
+)
+def test_another_head_of_hf_net_is_refused(tmp_path: Path, changes: State, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_head(bundle(tmp_path, {**HFNET_SAMPLES["mobilenetvlad"].state, **changes}))
 
 
 def altered(sample: Sample, changes: State, *left_out: str) -> Sample:

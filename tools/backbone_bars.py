@@ -1,0 +1,162 @@
+"""The promises about networks from libraries, measured for `make bars`; alone with `python -m tools.backbone_bars`."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from examples import demo
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.models.assembly import read_backbone
+from netvlad_deploy.models.netvlad import initialize
+from netvlad_deploy.models.pipeline import Pipeline
+from netvlad_deploy.oracle.goldens import golden_image
+from netvlad_deploy.retrieval.image_files import find_images, load_images
+from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.images import IMAGES, ImageChanges, Resize
+from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
+from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.tensorrt.engine import build_engine
+from tools.bar import MIB, Bar, slowness
+
+SMALL = "dinov2-s"
+SIZES = ("224x224", "224x308", "322x322")
+EQUAL, HALF_EQUAL = 1e-5, 1e-4
+EXPORT_S, GROWTH = 30.0, 3.0
+CLUSTERS, BATCH = 64, 5
+EXPORTED = ("dinov2-l", SMALL, "dinov2-b-registers", "vit-b16", "mobilenetv2", "efficientnet-b0")
+
+
+def pipeline_of(name: str, size: str) -> Pipeline:
+    """Return a backbone of random weights for images of a size, under a NetVLAD of 64 clusters."""
+    ready = read_backbone(name, changes=ImageChanges(resize=Resize.parse(size)), seed=0)
+    spec = NetVLADSpec(num_clusters=CLUSTERS, feature_size=ready.width, normalize_input=True)
+    return ready.under(initialize(spec, 0))
+
+
+def exported(folder: Path, precision: str, size: str) -> OnnxArtifact:
+    """Return the small transformer as an ONNX file of a precision."""
+    target = folder / f"{SMALL}-{size}-{precision}.onnx"
+    return export_onnx(pipeline_of(SMALL, size), target, GraphOptions(precision=precision), force=True)
+
+
+def distance(got: Array, expected: Array) -> float:
+    """Return the largest 1 - cosine of descriptors (B,P), in float64."""
+    left, right = got.astype(np.float64), expected.astype(np.float64)
+    return float((1 - (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).max())
+
+
+def accuracy(folder: Path) -> Iterator[Bar]:
+    """ONNX Runtime against torch at three sizes."""
+    worst = 0.0
+    for size in SIZES:
+        pipeline = pipeline_of(SMALL, size)
+        assert pipeline.images.size is not None
+        images = np.stack([golden_image(*pipeline.images.size, seed) for seed in (11, 12)])
+        with torch.inference_mode():
+            expected = pipeline(torch.from_numpy(images)).numpy()
+        with open_runner(exported(folder, "fp32", size)) as runner:
+            worst = max(worst, distance(runner.run({IMAGES: images})[DESCRIPTOR], expected))
+    yield Bar(f"{SMALL}, ONNX Runtime against torch, three sizes: 1-cos < {EQUAL:g}", f"{worst:.1e}", worst < EQUAL)
+
+
+def corridor(folder: Path) -> Iterator[Bar]:
+    """FP16 by strict emulation against FP32 on real photos: distance, and the best match of each."""
+    walk, found = demo.corridor(), dict[str, list[Array]]()
+    for precision, backend in (("fp32", None), ("fp16", "strict")):
+        artifact = exported(folder, precision, SIZES[1])
+        assert artifact.images is not None
+        found[precision] = []
+        with open_runner(artifact, backend=backend) as runner:
+            for side in (walk.queries, walk.database):
+                files, _ = find_images([side])
+                with load_images(files, artifact.images) as loaded:
+                    images = np.stack([image for _, image in loaded if isinstance(image, np.ndarray)])
+                parts = np.array_split(images, len(images) // BATCH)
+                found[precision].append(np.concatenate([runner.run({IMAGES: part})[DESCRIPTOR] for part in parts]))
+    worst = max(distance(*sides) for sides in zip(found["fp16"], found["fp32"], strict=True))
+    name = f"{SMALL}, corridor: 1-cos of FP16 (strict emulation) and FP32 at most {HALF_EQUAL:g}"
+    yield Bar(name, f"{worst:.1e}", worst <= HALF_EQUAL)
+    full, half = ((queries @ database.T).argmax(axis=1) for queries, database in (found["fp32"], found["fp16"]))
+    agreement = float(np.mean(full == half))
+    yield Bar(f"{SMALL}, corridor: FP16 and FP32 have the same best match", f"{agreement:.0%}", agreement == 1)
+
+
+def engines(folder: Path) -> Iterator[Bar]:
+    """TensorRT-RTX builds the typed graphs; FP16 takes less memory."""
+    figures = {}
+    for precision in ("fp32", "fp16"):
+        artifact = exported(folder, precision, SIZES[1])
+        options = BuildOptions(flavor="tensorrt-rtx")
+        figures[precision] = build_engine(artifact, folder / f"{precision}.engine", options, force=True).figures
+    full, half = figures["fp32"], figures["fp16"]
+    assert full.activation_bytes is not None
+    assert half.activation_bytes is not None
+    text = " and ".join(
+        f"{(each.activation_bytes or 0) / MIB:.0f} MiB in {len(each.kernels)} kernels" for each in (half, full)
+    )
+    name = f"{SMALL} at {SIZES[1]}, batch up to 8, TensorRT-RTX: FP16 takes less activation memory than FP32"
+    yield Bar(name, text, half.activation_bytes < full.activation_bytes)
+
+
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+from tools.backbone_bars import pipeline_of
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.spec.graph_options import GraphOptions
+
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+small = pipeline_of("mobilenetv2", "64x64")
+export_onnx(small, "small.onnx", force=True)
+before, peak, done = resident(), [0], threading.Event()
+started = time.perf_counter()
+pipeline = pipeline_of(sys.argv[1], "224x224")
+size = sum(tensor.nbytes for tensor in pipeline.backbone.state_dict().values())
+def watch():
+    while not done.wait(0.01): peak[0] = max(peak[0], resident())
+watcher = threading.Thread(target=watch); watcher.start()
+export_onnx(pipeline, f"{sys.argv[1]}.onnx", GraphOptions(precision=sys.argv[2]), force=True)
+done.set(); watcher.join()
+print(time.perf_counter() - started, (peak[0] - before) / size, size)
+"""
+"""Exports a small network first, so that the libraries' own memory and time are not counted."""
+
+
+def exports(folder: Path) -> Iterator[Bar]:
+    """Seconds of each export in FP16, in a fresh process; of the largest, what memory grows by, with its weights."""
+    for name in EXPORTED:
+        before = slowness()
+        outcome = subprocess.run(
+            [sys.executable, "-c", SCRIPT, name, "fp16"], cwd=folder, check=True, capture_output=True, text=True
+        )
+        slow = (before + slowness()) / 2
+        seconds, growth, size = map(float, outcome.stdout.split()[-3:])
+        text = f"{seconds:.0f} s on a machine {slow:.1f} times slower than usual"
+        words = f"export of {name} ({size / MIB:.0f} MiB) under 64 clusters, 224x224, FP16: {EXPORT_S:g} s"
+        holds = seconds <= EXPORT_S * slow
+        if name == EXPORTED[0]:  # beside a small network an export's own memory is more
+            words += f", memory at most {GROWTH:g} times the weights"
+            text += f", {growth:.2f} times"
+            holds = holds and growth <= GROWTH
+        yield Bar(words, text, holds)
+
+
+FIGURES = (accuracy, corridor, engines)
+TIMES = (exports,)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        for group in (*FIGURES, *TIMES):
+            if len(sys.argv) == 1 or group.__name__ in sys.argv[1:]:
+                for bar in group(Path(scratch)):
+                    sys.stdout.write(f"{'holds' if bar.holds else 'FAILS'}  {bar.name}: {bar.measured}\n")
+                    sys.stdout.flush()
