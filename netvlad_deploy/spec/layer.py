@@ -264,13 +264,13 @@ class HeadsSpec:
         return 1
 
     @property
-    def settings(self) -> Mapping[str, str | int | float]:
-        """Return nothing: every head has conventions of its own."""
+    def fixed_lengths(self) -> dict[str, int]:
+        """Return no fixed lengths of axes."""
         return {}
 
     @property
-    def fixed_lengths(self) -> dict[str, int]:
-        """Return no fixed lengths of axes."""
+    def settings(self) -> Mapping[str, str | int | float]:
+        """Return nothing: every head has conventions of its own."""
         return {}
 
     @property

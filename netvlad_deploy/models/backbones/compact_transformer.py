@@ -23,7 +23,7 @@ from netvlad_deploy.spec.images import ImageInput, Resize, Size
 
 WIDTH: Final = 384
 HEADS: Final = 6
-MOST_BLOCKS: Final = 14
+USUAL_LAYERS: Final = 14
 GRID: Final = 24
 """Rows and columns of the tokens: every convolution and every pooling halves the side of an image, 384."""
 
@@ -107,7 +107,7 @@ class CompactTransformer(SizedBackbone):
 
     own_size: Size | None = (16 * GRID, 16 * GRID)
 
-    def __init__(self, layers: int = MOST_BLOCKS) -> None:
+    def __init__(self, layers: int = USUAL_LAYERS) -> None:
         super().__init__()
         self.tokenizer = Tokenizer()
         self.classifier = Encoder(layers)
@@ -139,7 +139,7 @@ class CompactTransformer(SizedBackbone):
 def _shown(backbone: Backbone, tensors: Mapping[str, Tensor]) -> tuple[Backbone, dict[str, Tensor]]:
     """Return the backbone with as many layers as tensors show, and the tensors."""
     numbers = {int(match[1]) for match in map(BLOCK_NAME.match, tensors) if match}
-    layers = min(MOST_BLOCKS, len(numbers)) or MOST_BLOCKS
+    layers = min(USUAL_LAYERS, len(numbers)) or USUAL_LAYERS
     return replace(backbone, build=partial(CompactTransformer, layers)), dict(tensors)
 
 
