@@ -58,8 +58,8 @@ def validate(
     _check_junit(junit)
     artifact = candidate.artifact or load_artifact(path, hold=True)
     parameters, goldens = _read_reference(artifact)
-    if (bank or queries) and (goldens or not isinstance(parameters, ReferenceParameters)):
-        reason = "has several heads" if parameters and not goldens else "is judged by its golden inputs alone"
+    if (bank or queries) and (goldens or isinstance(parameters, dict)):
+        reason = "is judged by its golden inputs alone" if goldens else "has several heads"
         raise UsageError(f"{path} {reason}: leave --bank and --queries out")
     if candidate.backend == "oracle" or (against is not None and against.resolve() == path.resolve()):
         raise UsageError(f"{path} would be compared with itself, which proves nothing: choose another reference")

@@ -15,6 +15,7 @@ from netvlad_deploy.models.checkpoints import load_checkpoint, read_heads
 from netvlad_deploy.models.heads import Heads, safe_names
 from netvlad_deploy.oracle.reference_file import load_references
 from netvlad_deploy.parity.several_heads import compare_heads
+from netvlad_deploy.runner import profiled_shapes
 from netvlad_deploy.runtime.one_head import OneHead
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.build_options import BuildOptions, fitting_profile
@@ -186,7 +187,9 @@ def test_feeds_that_do_not_fit_are_named(artifact: OnnxArtifact) -> None:
             runner.run({**feeds, "features.text_pooling": feeds["features.text_pooling"][:1]})
 
 
-def test_one_profile_holds_the_features_of_all_heads() -> None:
+def test_one_profile_holds_the_features_of_all_heads(artifact: OnnxArtifact) -> None:
+    shapes = profiled_shapes(feeds_of(), artifact.inputs, artifact.spec)
+    assert shapes == [(2, ROWS[head]) for head in WIDTHS]
     short, long = Profile.parse("1x1,2x10,4x20"), Profile.parse("1x1,2x10,4x90")
     assert fitting_profile((short, long), 2, 7, others=[(2, 20)]) == 0
     assert fitting_profile((short, long), 2, 7, others=[(2, 21)]) == 1
