@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from examples.photos import packaged, write_photos
 from netvlad_deploy.models.backbones import find_backbone
+from tests.export.foreign.graphs import Looped, export_by_torch
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.slow]
@@ -37,6 +39,12 @@ KINDS = {
         "rtx.engine": "features",
     },
     "No checkpoint yet": {"vocabulary.onnx": "images", "netvlad.onnx": "features"},
+    "An ONNX file that others made": {
+        "foreign-adopted.onnx": "images",
+        "half.onnx": "images",
+        "its_head_alone.onnx": "features",
+        "cosplace-adopted.onnx": "images",
+    },
     "A backbone of your own": {"own.onnx": "images"},
 }
 """What the artifacts of each section take, by the file that they are made of."""
@@ -97,12 +105,13 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", features(2, 30, 64))
     np.savez(tmp_path / "sequences.npz", allow_pickle=False, a=features(1, 9, 64)[0], b=features(1, 4, 64)[0])
     write_backbone(tmp_path / "model_best.pth.tar")
+    write_foreign(tmp_path)
     (example,) = (text for language, text in BLOCKS if language == "python" and "# my_backbones.py" in text)
     (tmp_path / "my_backbones.py").write_text(example)
     (tmp_path / "timm.py").write_text(TIMM)
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 39
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 43
     printed = []
     for section, commands in sections().items():
         for command in commands:
@@ -155,6 +164,15 @@ def write_backbone(path: Path) -> None:
     state = {f"backbone.{name}": tensor for name, tensor in backbone.eval().state_dict().items()}
     state |= {"aggregation.conv.weight": torch.randn(8, 256, 1, 1), "aggregation.centroids": torch.randn(8, 256)}
     torch.save({"model_state_dict": state, "best_r5": 91.5}, path)
+
+
+def write_foreign(folder: Path) -> None:
+    """Write an ONNX file with a NetVLAD, and one of another network, as torch's older exporter does."""
+    torch.manual_seed(0)
+    vlad = nn.Sequential(nn.Conv2d(3, 16, 8, stride=8), Looped(8, 16))
+    pooled = nn.Sequential(nn.Conv2d(3, 16, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    for name, module in (("foreign", vlad), ("cosplace", pooled)):
+        export_by_torch(module, folder / f"{name}.onnx", torch.zeros(1, 3, 96, 128))
 
 
 def test_the_commands_in_a_checkout() -> None:
