@@ -33,7 +33,7 @@ def masked_crc32c(content: Any) -> int:
     """Return the masked CRC-32C of bytes, or of anything else with their buffer.
 
     >>> hex(masked_crc32c(b"123456789"))  # the checksum itself is 0xe3069283
-    '0xc78ab4bd'
+    '0xc78ab0e5'
     """
     checksum = crc32c(content)
     return ((checksum >> 15 | checksum << 17) + MASK_DELTA) & 0xFFFFFFFF

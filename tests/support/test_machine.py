@@ -1,10 +1,12 @@
 """The description of the machine, on a Jetson and elsewhere."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from netvlad_deploy.support.machine import describe_machine, installed_versions
+from netvlad_deploy.support.machine import describe_machine, installed_versions, peak_memory_bytes
 
 
 def test_a_jetson_is_described_with_board_release_and_power_mode(
@@ -39,3 +41,10 @@ def test_the_versions_that_matter_are_those_installed() -> None:
     versions = installed_versions()
     assert {"netvlad-deploy", "numpy"} <= set(versions)
     assert all(versions.values())
+
+
+def test_the_memory_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    held = bytes(2**28)
+    line = "from netvlad_deploy.support.machine import peak_memory_bytes; print(peak_memory_bytes())"
+    outcome = subprocess.run([sys.executable, "-c", line], check=True, capture_output=True, text=True)
+    assert 2**20 < int(outcome.stdout) < len(held) < peak_memory_bytes()

@@ -91,7 +91,8 @@ def image_input(record: Mapping[str, Any]) -> ImageInput:
 
     Raises: InputError if a step of it cannot be followed.
 
-    >>> image_input({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 3}).resize
+    >>> pixels = {"rescale_factor": 1 / 255, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    >>> image_input({"size": {"shortest_edge": 256}, "resample": 3, **pixels}).resize
     Resize(size=None, longest=None, shortest=256, cover=None, filter='bicubic')
     """
     strange = [name for name, value in record.items() if name.startswith("do_") and value and name not in STEPS]
