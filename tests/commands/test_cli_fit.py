@@ -184,7 +184,8 @@ def test_nothing_is_imported_because_a_file_says_so(
     monkeypatch.delitem(__import__("sys").modules, "my_backbone_of_a_file")
     outcome = command("export", found.output)
     assert outcome.code == 2
-    assert "fitted on a backbone from elsewhere: pass --backbone my_backbone_of_a_file:Colours again" in error_of(outcome.err)
+    said = error_of(outcome.err)
+    assert "fitted on a backbone from elsewhere: pass --backbone my_backbone_of_a_file:Colours again" in said
     assert command("inspect", found.output).code == 0
     assert not (tmp_path / "imported").exists()
     assert read_pipeline(found.output, backbone="my_backbone_of_a_file:Colours").name.endswith(":Colours")

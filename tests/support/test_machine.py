@@ -44,7 +44,7 @@ def test_the_versions_that_matter_are_those_installed() -> None:
 
 
 def test_the_memory_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
-    held = bytes(2**28)
+    held = b"1" * 2**28
     line = "from netvlad_deploy.support.machine import peak_memory_bytes; print(peak_memory_bytes())"
     outcome = subprocess.run([sys.executable, "-c", line], check=True, capture_output=True, text=True)
     assert 2**20 < int(outcome.stdout) < len(held) < peak_memory_bytes()
