@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netvlad_deploy.export.fold_ghost_vlad import Product
-from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, centre_logits
+from netvlad_deploy.export.fold_head import centre_logits
+from netvlad_deploy.export.mean_form import ClusterMeans, Product, normalized
 from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.aggregators.crn import CONTEXT_FILTERS, ContextReweighting
 from netvlad_deploy.spec.graph_options import GraphOptions
@@ -25,9 +25,7 @@ LOWER_AND_RIGHT = (0, 1, 0, 1)
 class FoldedCRN(nn.Module):
     """Local descriptors (B,N,D) and their feature map (B,D,h,w) to the descriptor (B, K*D)."""
 
-    centres: Tensor
     norm_floor: Tensor
-    assignment_floor: Tensor
 
     def __init__(self, module: Aggregator, options: GraphOptions) -> None:
         super().__init__()
@@ -37,26 +35,19 @@ class FoldedCRN(nn.Module):
         self.accumulation = _copied(module.accumulation, half=False)
         weight, _ = centre_logits(module.clusters.detach().double(), None)
         self.logits = Product(weight, None, half=options.half)
-        self.register_buffer("centres", module.centres.detach().float())
-        # Buffers, since the exporter takes small literals for 0.
-        self.register_buffer("norm_floor", torch.tensor([1e-12]))
-        self.register_buffer("assignment_floor", torch.tensor([ASSIGNMENT_FLOOR]))
+        self.means = ClusterMeans(module.centres, half=options.half)
+        self.register_buffer("norm_floor", torch.tensor([1e-12]))  # the exporter takes a literal 1e-12 for 0
 
     def forward(self, features: Tensor, feature_map: Tensor) -> Tensor:
         """Return the descriptor (B, K*D)."""
         single = self.norm_floor.dtype
         stored = torch.float16 if self.options.half else single
-        features = self._normalize(features.to(single), 2, self.norm_floor).to(stored)
-        mask = self._mask(self._normalize(feature_map.to(single), 1, self.norm_floor))  # (B,1,h,w)
+        features = normalized(features.to(single), 2, self.norm_floor).to(stored)
+        mask = self._mask(normalized(feature_map.to(single), 1, self.norm_floor))  # (B,1,h,w)
         shares = self.logits(features).softmax(2) * mask.permute(0, 2, 3, 1).flatten(1, 2)  # (B,N,K) * (B,N,1)
-        share_sum = shares.sum(1, keepdim=True)  # (B,1,K)
-        weights = (shares / torch.maximum(share_sum, self.assignment_floor)).to(stored)
-        means = (weights.transpose(1, 2) @ features).to(single)  # (B,K,N) x (B,N,D)
-        centres = self.centres
-        if self.options.half:  # the rounded weights of a cluster do not quite sum to 1
-            centres = weights.to(single).sum(1).unsqueeze(2) * centres  # (B,K,1) * (K,D)
-        clusters = self._normalize(means - centres, 2, self.norm_floor / share_sum.transpose(1, 2))
-        descriptor = self._normalize(clusters.flatten(1), 1, self.norm_floor)
+        means, centres, share_sum = self.means(shares, features)
+        clusters = normalized(means - centres, 2, self.norm_floor / share_sum)
+        descriptor = normalized(clusters.flatten(1), 1, self.norm_floor)
         return descriptor.half() if self.options.output_dtype == "float16" else descriptor
 
     def _mask(self, feature_map: Tensor) -> Tensor:
@@ -72,10 +63,6 @@ class FoldedCRN(nn.Module):
         context = torch.cat([convolution(halved) for convolution in self.context], dim=1).relu()
         weights = self.accumulation(context.to(self.norm_floor.dtype)).relu()
         return functional.interpolate(weights, scale_factor=2, mode="bilinear")
-
-    def _normalize(self, values: Tensor, axis: int, floor: Tensor) -> Tensor:
-        """Return values L2-normalised over an axis, their norms taken as at least `floor`."""
-        return values / torch.maximum((values * values).sum(axis, keepdim=True).sqrt(), floor)
 
 
 def _copied(convolution: nn.Module, *, half: bool) -> nn.Module:

@@ -1,6 +1,6 @@
 """Layers other than NetVLAD: golden features, their verdict, the inputs beside local descriptors, and refusals."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,15 +70,25 @@ def formula(spec: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str
     return normal
 
 
-@pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(aggregators.FORMULAS, SPEC.name, formula)
-    monkeypatch.setitem(fold_aggregators.FOLDS, SPEC.name, Folded)
+@pytest.fixture(scope="module", autouse=True)
+def known() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(aggregators.FORMULAS, SPEC.name, formula)
+        patch.setitem(fold_aggregators.FOLDS, SPEC.name, Folded)
+        yield
 
 
-@pytest.fixture
-def artifact(tmp_path: Path, known: None) -> OnnxArtifact:
-    return export_onnx(MeanAndToken().eval(), tmp_path / "m.onnx")
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory, known: None) -> OnnxArtifact:
+    """Return the layer in FP32; do not change it."""
+    return export_onnx(MeanAndToken().eval(), tmp_path_factory.mktemp("layer") / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory, known: None) -> OnnxArtifact:
+    """Return the layer in FP16; do not change it."""
+    options = GraphOptions(precision="fp16")
+    return export_onnx(MeanAndToken().eval(), tmp_path_factory.mktemp("half") / "m.onnx", options)
 
 
 def feeds(num_features: int = 7) -> dict[str, Array]:
@@ -94,8 +104,8 @@ def test_an_artifact_has_its_inputs_and_comes_back_equal(artifact: OnnxArtifact)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_golden_features_pass_and_name_their_length(tmp_path: Path, precision: str) -> None:
-    made = export_onnx(MeanAndToken().eval(), tmp_path / "m.onnx", GraphOptions(precision=precision))
+def test_golden_features_pass_and_name_their_length(artifact: OnnxArtifact, half: OnnxArtifact, precision: str) -> None:
+    made = {"fp32": artifact, "fp16": half}[precision]
     report = validate(Candidate(path=made.path))
     assert (report.verdict, report.reference) == (Verdict.PASS, "golden features")
     assert [case.name for case in report.cases] == ["features 5", "features 51", "features 262"]
@@ -152,21 +162,20 @@ def test_every_input_is_fed_when_it_is_timed(artifact: OnnxArtifact) -> None:
     assert report.verdict is Verdict.PASS
 
 
-def test_damaged_golden_features_are_refused(artifact: OnnxArtifact) -> None:
+def test_damaged_golden_features_are_refused(artifact: OnnxArtifact, tmp_path: Path) -> None:
     arrays = dict(np.load(artifact.reference_path))
     arrays["golden.0.token"] = np.full(3, np.nan, np.float32)
-    np.savez(artifact.path.parent / "bad.npz", **arrays)
+    np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(ArtifactError, match=r"golden\.0\.token is float32"):
-        load_goldens(artifact.path.parent / "bad.npz")
+        load_goldens(tmp_path / "bad.npz")
 
 
 @pytest.mark.rtx
-def test_an_engine_is_built_for_as_many_features_as_the_layer_needs(tmp_path: Path) -> None:
-    made = export_onnx(MeanAndToken().eval(), tmp_path / "m.onnx", GraphOptions(precision="fp16"))
+def test_an_engine_is_built_for_as_many_features_as_the_layer_needs(half: OnnxArtifact, tmp_path: Path) -> None:
     options = BuildOptions(flavor="tensorrt-rtx", compute_capabilities=("SM89",))
-    engine = build(made.path, tmp_path / "m.engine", options)
+    engine = build(half.path, tmp_path / "m.engine", options)
     assert (engine.inputs, engine.spec) == (("features", "token"), SPEC)
     assert engine.profiles[0].shapes[0] == (1, 5)
     few = replace(options, profiles=(Profile.parse("1x4"),))
     with pytest.raises(UsageError, match="needs at least 5 features for each image"):
-        build(made.path, tmp_path / "few.engine", few)
+        build(half.path, tmp_path / "few.engine", few)

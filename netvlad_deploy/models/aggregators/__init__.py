@@ -1,7 +1,8 @@
-"""Layers other than NetVLAD that turn local descriptors into one descriptor: its heirs and relatives.
+"""Layers other than NetVLAD that turn local descriptors into one descriptor.
 
-`docs/dialects.md` has the table. An aggregator is a file here and an entry in AGGREGATORS, in `oracle/aggregators.py`
-and in `export/fold_aggregators.py`.
+`docs/dialects.md` has the table. An aggregator is a file here and an entry in AGGREGATORS and in
+`export/fold_aggregators.py`; and one in `oracle/aggregators.py`, unless it takes a feature map: it is then exported
+with its backbone alone, and golden images prove both.
 """
 
 from collections.abc import Callable

@@ -24,6 +24,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.backbones.networks import Backbone, SizedBackbone
 from netvlad_deploy.models.backbones.transformers_names import canonical, canonical_tensors, is_of_torch_hub
 from netvlad_deploy.spec.images import ImageInput, Resize, Size
+from netvlad_deploy.support.formats import READER_ERRORS
 from netvlad_deploy.support.require import require
 
 ATTENTION: Final = "netvlad_deploy_plain"
@@ -34,10 +35,6 @@ TORCH_HUB_OFFSET: Final = 0.1
 
 MOST_LAYERS: Final = 512
 """Most layers of a network that is built: far above any, and a damaged number ends here."""
-
-
-REFUSALS: Final = (Exception,)
-"""Errors of the library for a config that it does not take: of classes of its own, and whatever its modules raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +199,7 @@ def build(kind: str, settings: Mapping[str, Any], offset: float = 0.0) -> nn.Mod
             library.AttentionInterface.register(ATTENTION, attention)
             config._attn_implementation = ATTENTION
         network = getattr(library, record.model)(config)
-    except REFUSALS as error:
+    except _refusals() as error:
         raise InputError(f"transformers refuses the config ({' '.join(str(error).split())[:200]})") from error
     if record.tokens:
         module = TokenNetwork(network, antialias=record.registers, offset=offset)
@@ -210,6 +207,12 @@ def build(kind: str, settings: Mapping[str, Any], offset: float = 0.0) -> nn.Mod
             module.own_size = tuple(network.embeddings.patch_embeddings.image_size)
         return module
     return MobileNetwork(network) if kind == "mobilenet_v2" else MapNetwork(network)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return the errors of the library for a config that it does not take: its own, and what its modules raise."""
+    own = require("huggingface_hub.errors", extra="transformers").StrictDataclassError
+    return (*READER_ERRORS, ImportError, own)
 
 
 def shown(
