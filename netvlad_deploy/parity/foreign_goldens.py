@@ -25,6 +25,9 @@ ROUNDED_SEEDS = range(3)
 FEATURE_COUNTS = (48, 63, 300)
 """Numbers of golden local descriptors where a file takes any."""
 
+SAME_BESIDE = 1e-4
+"""Largest distance by which a descriptor may differ in a batch of others: the sums of FP32 in another order."""
+
 LEAST_GOLDENS = 2
 """Fewest golden inputs: one is judged by its distance from the others."""
 
@@ -49,11 +52,16 @@ def foreign_goldens(
     refused = ""
     for feeds in _inputs(images, width, fixed):
         try:
-            found.append((feeds, plain(feeds, batch).astype(np.float64)))
+            descriptor = plain(feeds, batch)
+            _check_alone(plain, feeds, descriptor, fixed)
+            found.append((feeds, descriptor.astype(np.float64)))
         except RunError as error:
             refused = str(error)
     if len(found) < LEAST_GOLDENS:
         raise InputError(f"{refused or 'it runs on no golden input'}: say with --resize which size it takes")
+    sizes = sorted({descriptor.size for _, descriptor in found})
+    if len(sizes) > 1:
+        raise InputError(f"its output has {sizes[0]} to {sizes[-1]} values, expected a vector of one length")
     exact = np.stack([descriptor for _, descriptor in found])
     if not np.isfinite(exact).all():
         raise InputError("its descriptor of a golden input is not finite")
@@ -67,6 +75,21 @@ def foreign_goldens(
         for index, (feeds, descriptor) in enumerate(found)
     )
     return goldens, bool(np.abs(np.linalg.norm(exact, axis=1) - 1).max() < 1e-4)
+
+
+def _check_alone(model: WrappedModel, feeds: Arrays, descriptor: Array, fixed: Mapping[str, int]) -> None:
+    """Raise InputError if the descriptor of an input (P,) is another one beside other inputs in its batch."""
+    batch = fixed.get("batch", 2)
+    if batch == 1:
+        return
+    others = {name: np.stack([array, *[np.flip(array, 0)] * (batch - 1)]) for name, array in feeds.items()}
+    beside = model.batched(others)[0]
+    moved = float(distances(beside[None], descriptor[None].astype(np.float64))[0])
+    if not moved <= SAME_BESIDE:
+        raise InputError(
+            f"the descriptor of an input is moved by {moved:.2g} when others are in its batch: call eval() and export "
+            "again, or export it for a batch of 1"
+        )
 
 
 def _inputs(images: ImageInput | None, width: int, fixed: Mapping[str, int]) -> Iterator[Arrays]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from netvlad_deploy.errors import RunError
+from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.export.foreign.cut import Layout, Part, cut, feeds_of
 from netvlad_deploy.export.foreign.read import ForeignModel
 from netvlad_deploy.export.foreign.wrap import fixed_lengths
@@ -77,10 +77,23 @@ class WrappedModel:
     def __call__(self, feeds: Mapping[str, Array], batch: int) -> Array:
         """Return the descriptor (P,) of feeds without their batch axis, computed in a batch of one item repeated.
 
-        Raises: RunError if ONNX Runtime fails.
+        Raises: as `batched`.
         """
-        found: Array = self.outputs(feeds, batch, DESCRIPTOR)[0].reshape(batch, -1)[0]
+        repeated = {name: np.repeat(array[None], batch, axis=0) for name, array in feeds.items()}
+        found: Array = self.batched(repeated)[0]
         return found
+
+    def batched(self, feeds: Mapping[str, Array]) -> Array:
+        """Return the descriptors (B,P) of feeds.
+
+        Raises: RunError if ONNX Runtime fails; InputError if it gives no vector of numbers for each item.
+        """
+        (found,) = self._session.run(feeds, DESCRIPTOR)
+        batch = len(next(iter(feeds.values())))
+        if found.ndim < 2 or len(found) != batch:
+            raise InputError(f"its output is {found.shape} for a batch of {batch}, expected a vector for each")
+        vectors: Array = found.reshape(batch, -1)
+        return vectors
 
     def outputs(self, feeds: Mapping[str, Array], batch: int, *names: str) -> list[Array]:
         """Return outputs of the model, as they are, for feeds without their batch axis.

@@ -222,3 +222,57 @@ def test_a_tensor_of_any_name_is_no_tensor_of_the_artifact(foreign: Path, tmp_pa
             names[:] = [name if each == inside else each for each in names]
     made = adopt(saved(model, tmp_path / "net.onnx"), tmp_path / "m.onnx", PIXELS)
     assert made.proofs[-1].verdict is Verdict.PASS
+
+
+class Coupled(Pooled):
+    """The mean of a batch is subtracted, as BatchNorm in training mode does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors = super().forward(x)
+        return vectors - vectors.mean(0, keepdim=True) + 1
+
+
+class OneImage(Pooled):
+    """One descriptor, however many images there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:1]
+
+
+class Tokens(Pooled):
+    """As many values as an image has positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.conv(x).flatten(2)
+        return tokens
+
+
+class Classes(Pooled):
+    """The number of a class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Coupled, "is moved by .* when others are in its batch: call eval"),
+        (OneImage, r"its output is \(1, 6\) for a batch of 2, expected a vector for each"),
+        (Tokens, "values, expected a vector of one length"),
+        (Classes, "its output vlad is int64, expected float or float16"),
+    ],
+)
+def test_what_is_no_vector_of_each_image_is_refused(kind: type[Pooled], words: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export_by_torch(kind(), tmp_path / "net.onnx", torch.zeros(2, 3, 48, 56))
+    with pytest.raises(InputError, match=words):
+        adopt(path, tmp_path / "m.onnx", PIXELS)
+    assert [each.name for each in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_in_a_fixed_batch_every_image_is_judged_beside_others(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export_by_torch(Coupled(), tmp_path / "net.onnx", torch.zeros(4, 3, 48, 56), dynamic=False)
+    with pytest.raises(InputError, match="when others are in its batch"):
+        adopt(path, tmp_path / "m.onnx", PIXELS)

@@ -31,6 +31,7 @@ OWN_PROPERTIES: Final = "netvlad_deploy."
 """Start of the metadata properties of a file that this package wrote."""
 
 CONTROL_FLOW: Final = ("If", "Loop", "Scan", "SequenceMap")
+RANDOM: Final = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 CURE: Final = "adopt --no-head takes the file as it is"
 
 
@@ -140,7 +141,26 @@ def _check_operators(path: Path, model: Any) -> int:
             f"{path} has control flow, {', '.join(flow)}, expected a plain graph: export it with fixed shapes, or "
             "simplify it"
         )
+    unsteady = sorted({node.op_type for node in model.graph.node if node.op_type in RANDOM or _trains(model, node)})
+    if unsteady:
+        raise InputError(
+            f"{path} has {', '.join(unsteady)}, at random or in training mode, expected eval mode: call eval() and "
+            "export it again"
+        )
     return opset
+
+
+def _trains(model: Any, node: Any) -> bool:
+    """Return True if a Dropout or a BatchNormalization is in training mode."""
+    if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+        return True
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    onnx = require("onnx", extra="export")
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    known |= {each.output[0]: each.attribute[0].t for each in model.graph.node if each.op_type == "Constant"}
+    mode = known.get(node.input[2])
+    return mode is None or bool(onnx.numpy_helper.to_array(mode))
 
 
 def _only_input(path: Path, model: Any) -> str:

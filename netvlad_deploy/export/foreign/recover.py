@@ -297,6 +297,6 @@ def _with_epsilon(found: Recovered, run: Aggregate, rows: int, batch: int) -> Re
         off[epsilon] = float(np.abs(wanted - vectors)[finite].max(initial=0.0))
     best = min(off, key=lambda each: off[each])
     chosen = CLAMP if off[CLAMP] <= 2 * off[best] else best
-    said = f"norms below 1e-06 are kept from 0 in another way: descriptors of such features differ by {off[chosen]:.1g}"
+    said = f"norms below 1e-04 are kept from 0 in another way: descriptors of such features differ by {off[chosen]:.1g}"
     notes = (said,) if off[chosen] > SAME else ()
     return replace(found, spec=replace(found.spec, epsilon=chosen), notes=notes)

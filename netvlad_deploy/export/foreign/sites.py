@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.export.foreign.paths import LAYOUT, REARRANGED, Paths
 from netvlad_deploy.export.foreign.products import Affine, followed, product_of, vector
@@ -39,6 +41,22 @@ NORM_MARKS: Final = frozenset(("ReduceL2", "ReduceSumSquare", "LpNormalization",
 
 BURST: Final = "Sigmoid"
 """Operator that weighs local descriptors by how often they occur. Source: Ahmedest61/VLAD-BuFF, vlad_buff.py."""
+
+
+BRANCHES: Final = frozenset(
+    (
+        *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Not", "And", "Or", "Xor"),
+        *("ArgMax", "ArgMin", "TopK", "OneHot", "NonZero", "Compress", "CumSum", "Trilu", "Unique"),
+        *("Sign", "Floor", "Ceil", "Round", "Mod", "IsNaN", "IsInf"),
+    )
+)
+"""Operators by which a graph treats some values in another way than others: what is tried says nothing of all."""
+
+SHAPED: Final = frozenset(("Expand", "Reshape", "Tile", "ScatterND", "Slice", "Unsqueeze", "Squeeze", "Gather"))
+"""Operators whose first input alone has values that go on; the others are shapes, axes and places."""
+
+MOST_FLOOR: Final = 1e-5
+"""Largest constant that keeps the norm of a projected descriptor from 0: larger ones change descriptors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +106,25 @@ class Site:
 
 
 def find_site(model: ForeignModel, *, name: str | None = None) -> Site:
-    """Return the one place in a model that has the structure of a NetVLAD; `name` chooses among several.
+    """Return the one place in a model that has the structure of a NetVLAD.
+
+    `name` chooses among several, by the name of the softmax or of the output that it leads to.
 
     Raises: InputError if there is none, or there are several and none is named; or if what follows is no projection.
     """
+    outputs = [output.name for output in model.proto.graph.output]
+    if name in outputs:
+        outputs, name = [name], None
     found: dict[str, tuple[Paths, Any, Affine]] = {}
-    for output in model.proto.graph.output:
-        paths = Paths(model.proto.graph, model.source, output.name, model.opset)
+    leads: dict[str, list[str]] = {}
+    for output in outputs:
+        paths = Paths(model.proto.graph, model.source, output, model.opset)
         for node in paths.nodes:
             logits = _logits(paths, node)
             if logits is not None and _bypassed(paths, node, logits):
-                found.setdefault(node.name or node.output[0], (paths, node, logits))
+                head = node.name or node.output[0]
+                found.setdefault(head, (paths, node, logits))
+                leads.setdefault(head, []).append(output)
     if not found:
         raise InputError(
             "it has no NetVLAD: no softmax over the columns of a product with a constant matrix, beside which the same "
@@ -112,6 +138,9 @@ def find_site(model: ForeignModel, *, name: str | None = None) -> Site:
     if name is not None and name not in found:
         raise InputError(f"it has no NetVLAD {name!r}, but {', '.join(found)}: choose that with --head")
     chosen = name or next(iter(found))
+    if len(leads[chosen]) > 1:
+        said = ", ".join(leads[chosen])
+        raise InputError(f"its NetVLAD leads to {len(leads[chosen])} outputs, {said}: choose one with --head NAME")
     return _site(chosen, *found[chosen])
 
 
@@ -146,6 +175,11 @@ def _site(name: str, paths: Paths, node: Any, logits: Affine) -> Site:
     after = [gate for gate in paths.gates if _position(paths, gate) > softmax]
     aggregate, tail = _end(paths, after, softmax, logits)
     nodes = paths.between(before[-1], aggregate)
+    if strange := sorted(set(_branches(paths, nodes))):
+        raise InputError(
+            f"between its local descriptors and its descriptor it computes {', '.join(strange)}, by which it may treat "
+            f"some inputs in another way than those that are tried, expected none of these; {CURE}"
+        )
     return Site(
         name=name,
         paths=paths,
@@ -156,6 +190,29 @@ def _site(name: str, paths: Paths, node: Any, logits: Affine) -> Site:
         operators=frozenset(each.op_type for each in nodes),
         constants=tuple(_constants(paths, nodes)),
     )
+
+
+def _branches(paths: Paths, nodes: Iterable[Any]) -> Iterator[str]:
+    """Yield the operators of BRANCHES among nodes, and among those that make the factors and terms of these nodes.
+
+    A shape is no factor: operators that compute one are passed over.
+    """
+    pending = []
+    for node in nodes:
+        if node.op_type in BRANCHES:
+            yield node.op_type
+        if node.op_type in ("Add", "Sub", "Mul", "Div"):
+            pending += [name for name in node.input if name not in paths.data]
+    done: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name in done or name not in paths.makers:
+            continue
+        done.add(name)
+        maker = paths.makers[name]
+        if maker.op_type in BRANCHES or maker.op_type == "Range":
+            yield maker.op_type
+        pending += list(maker.input[:1] if maker.op_type in SHAPED else maker.input)
 
 
 def _constants(paths: Paths, nodes: Iterable[Any]) -> Iterator[str]:
@@ -228,7 +285,21 @@ def _tail(paths: Paths, aggregate: str, product: Affine) -> Tail:
             f"after its NetVLAD and the projection it computes {', '.join(others)}, expected an L2 normalisation or "
             f"nothing; {CURE}"
         )
+    _check_floor(paths, rest[steps:])
     return Tail(product=product, l2=bool(operators))
+
+
+def _check_floor(paths: Paths, nodes: Iterable[Any]) -> None:
+    """Raise InputError if an L2 normalisation keeps norms from 0 by a constant that is seen in usual descriptors."""
+    for node in nodes:
+        constants = [paths.constant(name) for name in node.input[1:2]] if node.op_type in ("Clip", "Max", "Add") else []
+        floors = [float(np.max(each)) for each in constants if each is not None and each.size]
+        floors += [each.f for each in node.attribute if node.op_type == "Clip" and each.name == "min"]
+        if max(floors, default=0.0) > MOST_FLOOR:
+            raise InputError(
+                f"after its projection norms are kept from 0 by {max(floors):g}, expected {MOST_FLOOR:g} at most; "
+                f"{CURE}"
+            )
 
 
 def _shifted(paths: Paths, product: Affine, node: Any) -> Affine:

@@ -53,7 +53,12 @@ def only_output(model: ForeignModel, name: str | None) -> str:
         raise InputError(f"it has {len(names)} outputs, {', '.join(names)}: name its descriptor with --head")
     if name is not None and name not in names:
         raise InputError(f"it has no output {name!r}, but {', '.join(names)}: choose one of these with --head")
-    return name or str(names[0])
+    chosen = name or str(names[0])
+    kinds = require("onnx", extra="export").TensorProto.DataType
+    kind = next(value.type.tensor_type.elem_type for value in model.proto.graph.output if value.name == chosen)
+    if kind != kinds.Value("FLOAT"):
+        raise InputError(f"its output {chosen} is {kinds.Name(kind).lower()}, expected float or float16")
+    return chosen
 
 
 def fixed_lengths(model: ForeignModel) -> dict[str, int]:

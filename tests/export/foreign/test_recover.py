@@ -150,5 +150,5 @@ def test_another_epsilon_is_said(tmp_path: Path) -> None:
     (epsilon,) = (tensor for tensor in model.graph.initializer if tensor.name == "eps")
     epsilon.CopyFrom(onnx.numpy_helper.from_array(np.float32(1e-14), "eps"))
     found = found_in(saved(model, path))
-    assert [note for note in found.notes if "norms below 1e-06 are kept from 0 in another way" in note]
+    assert [note for note in found.notes if "norms below 1e-04 are kept from 0 in another way" in note]
     assert not found_in(tensorflow_graph(path, K, D, seed=3)).notes

@@ -54,6 +54,42 @@ class Gated(Broadcast):
         return super().forward(x).sigmoid()
 
 
+class Inside(Broadcast):
+    """Assignments of long local descriptors do not count, which no usual input shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = (x @ self.weight).softmax(-1)
+        a = torch.where(x.norm(dim=2, keepdim=True) > 2e4, torch.zeros_like(a), a)
+        residual = (a.transpose(1, 2) @ x).transpose(1, 2) - a.sum(1, keepdim=True) * self.centres
+        return functional.normalize(functional.normalize(residual, dim=1).flatten(1), dim=1)
+
+
+class Positions(Broadcast):
+    """Assignments of positions beyond a thousand do not count, which no usual input shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = (x @ self.weight).softmax(-1) * (torch.arange(x.shape[1]) < 1000).float()[None, :, None]
+        residual = (a.transpose(1, 2) @ x).transpose(1, 2) - a.sum(1, keepdim=True) * self.centres
+        return functional.normalize(functional.normalize(residual, dim=1).flatten(1), dim=1)
+
+
+class Floored(Broadcast):
+    """Projected descriptors are divided by at least 0.05, which usual ones do not show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(super().forward(x), dim=1, eps=0.05)
+
+
+class Both(Broadcast):
+    """A descriptor and its whitening are outputs."""
+
+    def forward(self, x: Tensor) -> Any:
+        vlad = super().forward(x)
+        return vlad, functional.normalize(vlad @ self.projection, dim=1)
+
+    projection = torch.eye(K * D)[:, :6]
+
+
 class Plain(nn.Module):
     """A classifier, which has a softmax and no NetVLAD."""
 
@@ -89,6 +125,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "two": (lambda: Twice(joined=False), r"it has 2 NetVLADs, \S+, \S+: choose one with --head NAME"),
     "burst": (lambda: Burst(K, D), "weighs local descriptors by a Sigmoid: burst weighting, as in VLAD-BuFF"),
     "gated": (lambda: Gated(K, D, size=6, l2=False), "the projection it computes Sigmoid, expected an L2"),
+    "inside": (lambda: Inside(K, D), "it computes Greater, Where, by which it may treat some inputs in another way"),
+    "positions": (lambda: Positions(K, D), "it computes Less, Range, by which it may treat some inputs in another way"),
+    "floored": (lambda: Floored(K, D, size=6, l2=False), "kept from 0 by 0.05, expected 1e-05 at most"),
+    "both": (lambda: Both(K, D), r"its NetVLAD leads to 2 outputs, vlad, \S+: choose one with --head NAME"),
     "none": (Plain, "it has no NetVLAD: .* adopt --no-head takes the file as it is"),
     "not normalised": (lambda: NotNormalised(K, D), "differ in length by .* expected intra-normalisation"),
     "other axis": (lambda: OtherAxis(K, D), "computes something else: .* cases differ"),
@@ -112,6 +152,15 @@ def test_one_of_two_heads_is_chosen_by_its_name(tmp_path: Path) -> None:
     assert np.array_equal(found.layer.tensors["clusters"], module.second.weight.detach().numpy())
     with pytest.raises(InputError, match="it has no NetVLAD 'third', but /first/Softmax, /second/Softmax"):
         find_site(model, name="third")
+
+
+def test_one_of_two_outputs_of_a_head_is_chosen_by_its_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export_by_torch(Both(K, D), tmp_path / "m.onnx", torch.randn(2, 6, D))
+    model = read_foreign(path)
+    names = [each.name for each in model.proto.graph.output]
+    plain, whitened = (prove_head(model, find_site(model, name=name)).layer.spec for name in names)
+    assert (plain.projection, whitened.descriptor_size) == (None, 6)
 
 
 def _mask(model: Any) -> None:
@@ -144,6 +193,15 @@ def _loop(model: Any) -> None:
     model.graph.node.append(helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch))
 
 
+def _noise(model: Any) -> None:
+    model.graph.node.append(helper.make_node("RandomUniformLike", ["x"], ["noise"]))
+
+
+def _dropout(model: Any) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.append(helper.make_node("Dropout", ["x", "", "yes"], ["dropped"]))
+
+
 def _empty(model: Any) -> None:
     del model.graph.node[:]
 
@@ -169,6 +227,8 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "opset 24": (_opset(24), "has operator set 24, expected 9 to 23"),
     "custom": (_custom, r"has custom operators, com\.example\.Mul, expected those of ONNX alone"),
     "control flow": (_loop, "has control flow, If, expected a plain graph"),
+    "noise": (_noise, "has RandomUniformLike, at random or in training mode"),
+    "training": (_dropout, "has Dropout, at random or in training mode, .* call eval"),
     "no node": (_empty, "has no operator"),
     "our own": (_ours, "was made by this package: build, validate and embed take it as it is"),
     "data missing": (_external("weights.bin"), r"needs its external data 'weights\.bin', which is missing"),
