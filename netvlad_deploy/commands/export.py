@@ -50,7 +50,7 @@ def adopt(
     images: flags.ImageFlags,
     graph: flags.GraphFlags,
     head: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Softmax of its NetVLAD.  [default: the only one]")
+        str | None, typer.Option(metavar="NAME", help="Softmax or output of its NetVLAD.  [default: the only one]")
     ] = None,
     no_head: Annotated[
         bool, typer.Option("--no-head", help="Take the file as it is, whatever it computes; --head names its output.")
