@@ -37,7 +37,8 @@ class AdoptOptions:
 
     Args:
         graph: precision, inputs and outputs of the new graph.
-        head: the name of the softmax of its NetVLAD, or of the output it leads to, where there are several; of a file as it is, that of its output.
+        head: the name of the softmax of its NetVLAD, or of the output that it leads to, where there are several; of a
+            file as it is, that of its output.
         whole: take the file as it is, whatever it computes.
         takes: `features` to take the head of a file of images alone; None for all of a file.
         mean: mean of R, G and B from 0 to 255 that is subtracted from images before the old graph; None for ImageNet's.

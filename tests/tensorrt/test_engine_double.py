@@ -5,7 +5,7 @@ Whatever call or setting of the builder is left out makes a test here fail. Noth
 
 import json
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, load_artifact, log_path
-from netvlad_deploy.errors import BuildError, DeviceUnavailableError, UsageError
+from netvlad_deploy.errors import BuildError, DeviceUnavailableError, InputError, UsageError
 from netvlad_deploy.spec.build_options import BuildOptions, Gpu
+from netvlad_deploy.spec.images import ImageInput, ImageProfile, Resize
+from netvlad_deploy.spec.layer import AggregatorSpec
+from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.tensorrt import api as trt_api
 from netvlad_deploy.tensorrt import builder, engine
 from netvlad_deploy.tensorrt.api import TensorRT
+from netvlad_deploy.tensorrt.engine import build_engine
 from tests.double.builder import BuilderWorld
 from tests.double.core import VERSIONS
-from tests.double.graph import GRAPH
+from tests.double.graph import GRAPH, write_graph
 from tests.tensorrt.conftest import ORIN, Build, Open, files
 
 STANDARD = tuple(version for version in VERSIONS if not version.startswith("rtx"))
@@ -311,3 +315,19 @@ def test_capabilities_are_those_of_the_binding(world: BuilderWorld) -> None:
     assert tensorrt.has_timing_cache != world.rtx
     assert ("has precision flags" in tensorrt.capabilities) == world.version.startswith("10.")
     assert ("builds without a GPU" in tensorrt.capabilities) == world.rtx
+
+
+def test_profiles_beyond_what_a_layer_or_a_backbone_takes_are_refused(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path)
+    salad = replace(
+        graph, spec=AggregatorSpec(name="salad", descriptor_size=8, unit_length=True, feature_size=3, least_features=5)
+    )
+    few = BuildOptions(profiles=(Profile.parse("1x4"),))
+    with pytest.raises(UsageError, match="needs at least 5 features for each image, got a profile of batch 1:1:1"):
+        build_engine(salad, tmp_path / "m.engine", few)
+    images = ImageInput(resize=Resize(size=(96, 128)), fixed=True)
+    sized = replace(graph, inputs=("images",), dtypes={**graph.dtypes, "images": "uint8"}, images=images)
+    other = BuildOptions(profiles=(ImageProfile.parse("1x64x80"),))
+    with pytest.raises(InputError, match="images of 64x80 are not taken, the backbone is for 96x128 alone"):
+        build_engine(sized, tmp_path / "m.engine", other)
+    assert not files(tmp_path)
