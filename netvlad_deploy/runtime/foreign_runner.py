@@ -25,6 +25,9 @@ TRIED_IMAGES, TRIED_ROWS, TRIED_MOST_ROWS = 8, 100, 200
 TRIED_SIZE = (96, 128)
 """Height and width of images whose size a head computes with, where it is free."""
 
+TRIED_MAP = (6, 8)
+"""Height and width of feature maps whose size a head computes with: an unrolled loop on a large one takes minutes."""
+
 
 def shapes_of(layout: Layout) -> Profile:
     """Return the shapes on which a part is tried: those that its layout allows."""
@@ -133,7 +136,8 @@ def bound(model: ForeignModel, tensor: str, layout: Layout) -> tuple[Layout, tup
 
     Raises: RunError if the graph before the tensor cannot run.
     """
-    usual = iter(TRIED_SIZE if len(model.source_shape) == len(TRIED_SIZE) + 2 else TRIED_SIZE[:1])
+    size = TRIED_SIZE if CHANNELS in model.source_shape[1:] else TRIED_MAP
+    usual = iter(size if len(model.source_shape) == len(size) + 2 else size[:1])
     lengths = [next(usual, 1) if length is None else length for length in model.source_shape[1:]]
     before = cut(model, model.source, tensor)
     given = np.zeros((layout.batch or 1, *lengths), np.float32)

@@ -47,6 +47,9 @@ NOISES: Final = (0.5, 0.5, 0.3, 0.3, 0.1, 0.1)
 FLOOR_SCALES: Final = (1e-8, 1e-7, 1e-6, 1e-4, 1.0, 10.0, 100.0)
 """Norms of single local descriptors that show how a norm is kept from 0, directly or through tiny assignments."""
 
+FIRST_SEED: Final = 2016
+"""First part of every seed: centroids drawn from a plain seed of NumPy would else be the very rows that are tried."""
+
 LARGEST_POOLED: Final = 2**24
 """Most values of a constant in which centroids are looked for."""
 
@@ -147,7 +150,7 @@ def projected(site: Site, found: Recovered) -> Recovered:
 
 
 def _random_rows(count: int, width: int, seed: int) -> Float64:
-    values = np.random.default_rng(seed).standard_normal((count, width))
+    values = np.random.default_rng((FIRST_SEED, seed)).standard_normal((count, width))
     rows: Float64 = values / np.linalg.norm(values, axis=1, keepdims=True)
     return rows
 
