@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.export.foreign.cut import Layout
+from netvlad_deploy.export.foreign.cut import Layout, needed
 from netvlad_deploy.export.foreign.paths import Paths
 from netvlad_deploy.export.foreign.products import attributes
 from netvlad_deploy.support.arrays import Array
@@ -37,7 +37,7 @@ class ForeignBackbone(nn.Module):
     def __init__(self, paths: Paths, last: str, layout: Layout, *, channels_last: bool) -> None:
         super().__init__()
         self._source, self._last, self._layout, self._channels_last = paths.source, last, layout, channels_last
-        nodes = _needed(paths, last)
+        nodes = needed(paths.nodes, last)
         unknown = sorted({node.op_type for node in nodes} - set(LAYERS) - set(FUNCTIONS))
         if unknown:
             raise InputError(
@@ -75,16 +75,6 @@ class Step(nn.Module):
         for position in self._positions:
             arguments.insert(position, getattr(self, f"constant{position}"))
         return self._function(*arguments, **self._settings)
-
-
-def _needed(paths: Paths, last: str) -> list[Any]:
-    """Return the nodes that make a tensor, in the order of the graph."""
-    wanted, nodes = {last}, []
-    for node in reversed(paths.nodes):
-        if wanted.intersection(node.output):
-            nodes.append(node)
-            wanted.update(paths.inputs(node))
-    return nodes[::-1]
 
 
 def _step(paths: Paths, node: Any) -> tuple[nn.Module, list[str]]:

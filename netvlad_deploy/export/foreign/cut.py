@@ -1,6 +1,6 @@
 """Take a part out of a foreign graph, and say how local descriptors (B,N,D) lie in the tensor at which it begins."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,16 @@ def shape_of(model: ForeignModel, tensor: str) -> tuple[int | None, ...] | None:
     return None
 
 
+def needed(nodes: Sequence[Any], last: str, first: str | None = None) -> list[Any]:
+    """Return those of the nodes of a graph that make a tensor, in their order, but for those up to the first."""
+    wanted, kept = {last}, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output) and first not in list(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
+
+
 def cut(model: ForeignModel, first: str, last: str, whole_shape: tuple[int | None, ...] | None = None) -> Part:
     """Return the part of a graph between two tensors, with the first as its input.
 
@@ -87,11 +97,7 @@ def cut(model: ForeignModel, first: str, last: str, whole_shape: tuple[int | Non
     """
     onnx = require("onnx", extra="export")
     graph = model.proto.graph
-    wanted, nodes = {last}, []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output) and first not in node.output:
-            nodes.append(node)
-            wanted.update(node.input)
+    nodes = needed(graph.node, last, first)
     used = {name for node in nodes for name in node.input}
     inputs = [onnx.helper.make_tensor_value_info(first, onnx.TensorProto.FLOAT, shape_of(model, first))]
     whole = None
@@ -99,7 +105,7 @@ def cut(model: ForeignModel, first: str, last: str, whole_shape: tuple[int | Non
         whole = (model.source, whole_shape or model.source_shape)
         inputs.extend(value for value in graph.input if value.name == model.source)
     made = onnx.helper.make_graph(
-        list(reversed(nodes)),
+        nodes,
         "part",
         inputs,
         [onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None)],

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.export.foreign.cut import shape_of
+from netvlad_deploy.export.foreign.cut import needed, shape_of
 from netvlad_deploy.export.foreign.read import ForeignModel
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
@@ -91,7 +91,7 @@ def wrapped(model: ForeignModel, output: str, images: ImageInput | None, size: i
         name, kind, shape = IMAGES, types.UINT8, [*shape, CHANNELS]
         constants = {"mean": np.array(images.mean, np.float32), "std": np.array(images.std, np.float32)}
         nodes += _normalisation(helper, source, channels_last=model.source_shape[1] != CHANNELS)
-    nodes += _needed(graph, last)
+    nodes += needed(graph.node, last)
     rank = len(shape_of(model, output) or ())
     nodes.append(helper.make_node("Identity" if rank == 2 else "Flatten", [last], [DESCRIPTOR]))
     used = {name for node in nodes for name in node.input}
@@ -127,16 +127,6 @@ def _renamed(graph: Any) -> Any:
         for names in (node.input, node.output):
             names[:] = [name and f"{THEIRS}{name}" for name in names]
     return copied
-
-
-def _needed(graph: Any, last: str) -> list[Any]:
-    """Return the nodes that make a tensor, in the order of the graph."""
-    wanted, nodes = {last}, []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            nodes.append(node)
-            wanted.update(node.input)
-    return nodes[::-1]
 
 
 def rounded(model: Any, seed: int, *, bits: int, sums: bool = False) -> Any:
