@@ -18,7 +18,7 @@ import numpy as np
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
 from netvlad_deploy.errors import UNAVAILABLE, UsageError
-from netvlad_deploy.latency.timing import LatencyReport
+from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.deploy import Step, step_rows
 from netvlad_deploy.report.doctor import Diagnosis

@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +21,7 @@ from netvlad_deploy.errors import (
     ParityError,
     UsageError,
 )
+from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, Estimate, LatencyReport
 from netvlad_deploy.oracle.goldens import USUAL_PHOTO
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -38,69 +38,15 @@ LOG = logging.getLogger(__name__)
 
 BOOTSTRAP_SAMPLES: Final = 2000
 INTERVAL: Final = (2.5, 97.5)
+PERCENTILES: Final = (50, 90, 95, 99)
+PERCENTILE_SAMPLES: Final = 200
+QUANTILES: Final = tuple(range(0, 101, 2))
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Read by NumPy's matrix products when the worker starts."""
 
 USUAL_FEATURES: Final = Profile().num_features.opt
 
 WORKER: Final = "netvlad_deploy.latency.worker"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """Time over the first candidate's: median over the rounds, and its 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateLatency:
-    """Latency of one candidate, over all its runs; `reason` says why it has none, or which budget it broke.
-
-    `variation` is the standard deviation over the mean.
-    `h2d_ms`, `compute_ms` and `d2h_ms` are copies in, work and copies out by the GPU's own clock: medians of one run in
-    each round. `conditions` are the runner's means of being fast.
-    """
-
-    name: str
-    verdict: Verdict
-    reason: str = ""
-    warmup_runs: int = 0
-    runs: int = 0
-    mean_ms: float | None = None
-    p50_ms: float | None = None
-    p90_ms: float | None = None
-    p95_ms: float | None = None
-    p99_ms: float | None = None
-    variation: float | None = None
-    descriptors_per_s: float | None = None
-    h2d_ms: float | None = None
-    compute_ms: float | None = None
-    d2h_ms: float | None = None
-    conditions: str = ""
-    ratio: Ratio | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyReport:
-    """The outcome of `measure`: heads have `num_features`, pipelines have `image_size`, height and width."""
-
-    batch: int
-    num_features: int | None
-    image_size: tuple[int, int] | None = None
-    threads: int
-    rounds: int
-    block_ms: float
-    warmup_ms: float
-    machine: dict[str, str]
-    candidates: tuple[CandidateLatency, ...]
-
-    @property
-    def verdict(self) -> Verdict:
-        """Return FAIL if a budget was broken, NOT_RUN if a candidate could not run."""
-        return Verdict.combine(candidate.verdict for candidate in self.candidates)
 
 
 def random_feeds(
@@ -267,6 +213,13 @@ class _Worker:
         self.blocks.append(np.array(answer["samples_ms"]))
         self.times += [answer["times_ms"]] if answer["times_ms"] else []
 
+    def _device_times(self) -> DeviceTimes | None:
+        """Return the medians over the rounds, None where the device has no clock."""
+        if not self.times:
+            return None
+        h2d, compute, d2h = np.median(self.times, axis=0).tolist()
+        return DeviceTimes(h2d_ms=h2d, compute_ms=compute, d2h_ms=d2h)
+
     def result(
         self, batch: int, first: "_Worker", random: np.random.Generator, budget_p99_ms: float | None = None
     ) -> CandidateLatency:
@@ -274,8 +227,8 @@ class _Worker:
         if self.reason:
             return CandidateLatency(name=self.candidate.name, verdict=Verdict.NOT_RUN, reason=self.reason)
         samples = np.concatenate(self.blocks)
-        h2d, compute, d2h = np.median(self.times, axis=0).tolist() if self.times else (None, None, None)
-        p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
+        percentiles = {f"p{share}": _percentile(self.blocks, share, random) for share in PERCENTILES}
+        p99 = percentiles["p99"].value
         over = budget_p99_ms is not None and p99 > budget_p99_ms
         return CandidateLatency(
             name=self.candidate.name,
@@ -284,15 +237,12 @@ class _Worker:
             warmup_runs=self.warmup_runs,
             runs=len(samples),
             mean_ms=float(samples.mean()),
-            p50_ms=p50,
-            p90_ms=p90,
-            p95_ms=p95,
-            p99_ms=p99,
             variation=float(samples.std() / samples.mean()),
-            descriptors_per_s=float(1e3 * batch * len(samples) / samples.sum()),
-            h2d_ms=h2d,
-            compute_ms=compute,
-            d2h_ms=d2h,
+            percentiles_ms=percentiles,
+            throughput=_throughput(self.blocks, batch, random),
+            quantiles_ms=tuple(np.percentile(samples, QUANTILES).tolist()),
+            block_medians_ms=tuple(float(np.median(block)) for block in self.blocks),
+            device=self._device_times(),
             conditions=self.conditions,
             ratio=None if self is first or first.reason else bootstrap_ratio(self.blocks, first.blocks, random),
         )
@@ -302,9 +252,29 @@ def bootstrap_ratio(
     blocks: Sequence[Float64],
     baseline: Sequence[Float64],
     random: np.random.Generator,
-) -> Ratio:
+) -> Estimate:
     """Return the median over the rounds of the ratio of block medians, with its 95 % bootstrap interval."""
     ratios = np.array([np.median(own) / np.median(other) for own, other in zip(blocks, baseline, strict=True)])
     resampled = np.median(random.choice(ratios, size=(BOOTSTRAP_SAMPLES, len(ratios))), axis=1)
+    return _estimate(float(np.median(ratios)), resampled)
+
+
+def _percentile(blocks: Sequence[Float64], share: float, random: np.random.Generator) -> Estimate:
+    """Return a percentile of all samples, its interval by resampling whole rounds: runs of one round are alike."""
+    picks = random.integers(len(blocks), size=(PERCENTILE_SAMPLES, len(blocks)))
+    resampled = [np.percentile(np.concatenate([blocks[index] for index in pick]), share) for pick in picks]
+    return _estimate(float(np.percentile(np.concatenate(blocks), share)), np.array(resampled))
+
+
+def _throughput(blocks: Sequence[Float64], batch: int, random: np.random.Generator) -> Estimate:
+    """Return the descriptors a second over all rounds."""
+    runs = np.array([len(block) for block in blocks])
+    spent_ms = np.array([block.sum() for block in blocks])
+    picks = random.integers(len(blocks), size=(BOOTSTRAP_SAMPLES, len(blocks)))
+    resampled = 1e3 * batch * runs[picks].sum(axis=1) / spent_ms[picks].sum(axis=1)
+    return _estimate(float(1e3 * batch * runs.sum() / spent_ms.sum()), resampled)
+
+
+def _estimate(value: float, resampled: Float64) -> Estimate:
     low, high = np.percentile(resampled, INTERVAL)
-    return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
+    return Estimate(value=value, low=float(low), high=float(high))

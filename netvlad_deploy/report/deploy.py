@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
-from netvlad_deploy.latency.timing import LatencyReport
+from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report import text
 from netvlad_deploy.report.escape import markdown_text, printable

@@ -16,7 +16,8 @@ from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.files import stage_files
 
 SCHEMA_VERSION = 1
-"""Version of the layout of the JSON, which each result names in `schema`."""
+CHANGED_SCHEMAS = {"bench": 2, "deploy": 2}
+"""Version of the layout of the JSON, which each result names in `schema`; and of the verbs whose layout has changed."""
 
 DERIVED = ("verdict", "not_judged")
 """Properties of a result that stand in its JSON beside its fields."""
@@ -27,7 +28,8 @@ REPORT_JSON, REPORT_PAGE = "report.json", "report.md"
 
 def to_json(verb: str, result: Any) -> str:
     """Return a result dataclass as JSON text; `schema` names the verb and the version of the layout."""
-    return json.dumps({"schema": f"netvlad-deploy/{verb}/{SCHEMA_VERSION}", **plain(result)}, indent=2)
+    version = CHANGED_SCHEMAS.get(verb, SCHEMA_VERSION)
+    return json.dumps({"schema": f"netvlad-deploy/{verb}/{version}", **plain(result)}, indent=2)
 
 
 def write_report(folder: Path, verb: str, result: Any, files: Mapping[str, bytes], *, force: bool) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
-from netvlad_deploy.latency.timing import LatencyReport
+from netvlad_deploy.latency.results import Estimate, LatencyReport
 from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.escape import markdown_text
@@ -208,13 +208,24 @@ def latency_table(report: LatencyReport) -> Table:
         (
             one.verdict.value,
             one.name + (f": {one.reason}" if one.reason else ""),
-            *("-" if value is None else f"{value:.3f}" for value in (one.p50_ms, one.p90_ms, one.p95_ms, one.p99_ms)),
+            *(estimate_text(one.percentiles_ms.get(name)) for name in ("p50", "p90", "p95", "p99")),
             "-" if one.variation is None else f"{one.variation:.1%}",
-            "-" if one.descriptors_per_s is None else f"{one.descriptors_per_s:.0f}",
-            "-" if one.ratio is None else f"{one.ratio.median:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]",
+            estimate_text(one.throughput, ".0f"),
+            estimate_text(one.ratio),
         )
         for one in report.candidates
     ]
+
+
+def estimate_text(estimate: Estimate | None, form: str = ".3f") -> str:
+    """Return a value with its interval, a dash for None.
+
+    >>> estimate_text(Estimate(value=1.5, low=1.25, high=2), ".2f")
+    '1.50 [1.25, 2.00]'
+    """
+    if estimate is None:
+        return "-"
+    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
 def latency_title(report: LatencyReport) -> str:
@@ -235,10 +246,10 @@ def latency_lines(report: LatencyReport) -> list[str]:
 def device_lines(report: LatencyReport) -> list[str]:
     """Return a line for each candidate on a GPU: its times by the GPU's clock, and the state of the GPU."""
     return [
-        f"{one.name} by the GPU's clock: copies in {one.h2d_ms:.3f} ms, work {one.compute_ms:.3f} ms, copies out "
-        f"{one.d2h_ms:.3f} ms; {one.conditions}"
+        f"{one.name} by the GPU's clock: copies in {one.device.h2d_ms:.3f} ms, work {one.device.compute_ms:.3f} ms, "
+        f"copies out {one.device.d2h_ms:.3f} ms; {one.conditions}"
         for one in report.candidates
-        if one.h2d_ms is not None
+        if one.device is not None
     ]
 
 

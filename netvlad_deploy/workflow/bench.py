@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.latency.timing import LatencyReport, measure, random_feeds
+from netvlad_deploy.latency.results import LatencyReport
+from netvlad_deploy.latency.timing import measure, random_feeds
 from netvlad_deploy.runtime.open_runner import Candidate
 
 LEAST_ROUNDS, BLOCK_MS = 5, 300.0

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args, get_type_hints
 import pytest
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
-from netvlad_deploy.latency.timing import LatencyReport
+from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.report.deploy import Deployment
@@ -52,7 +52,7 @@ def rows() -> dict[str, set[str]]:
     """Return the fields that the page lists, by the first cell of their row; words in brackets are explanations."""
     page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
     cells = [re.split(r" ?\| ?", line)[1:3] for line in page.splitlines() if line.startswith("| `")]
-    named = {re.sub(r"netvlad-deploy/(\w+)/1", r"\1", name).replace("`", ""): text for name, text in cells}
+    named = {re.sub(r"netvlad-deploy/(\w+)/\d", r"\1", name).replace("`", ""): text for name, text in cells}
     assert len(named) == len(cells), "no row stands twice"
     return {name: set(re.findall(r"`(\w+)`", text)) for name, text in named.items()}
 

@@ -127,7 +127,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     with np.load(tmp_path / "photos.npz") as embedded:
         assert embedded["descriptors"].shape == (6, 8 * 256)
     assert (tmp_path / "evaluation" / "matches.png").exists()
-    assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/1"
+    assert json.loads((tmp_path / "deployment" / "report.json").read_text())["schema"] == "netvlad-deploy/deploy/2"
 
 
 def test_every_page_with_commands_is_read() -> None:

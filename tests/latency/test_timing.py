@@ -9,7 +9,8 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ArtifactError, InputError, ParityError, RunError, UsageError
 from netvlad_deploy.latency import timing as latency
 from netvlad_deploy.latency import worker
-from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport, _Worker, bootstrap_ratio, measure
+from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, LatencyReport
+from netvlad_deploy.latency.timing import _Worker, bootstrap_ratio, measure
 from netvlad_deploy.report.text import device_lines
 from netvlad_deploy.runtime.open_runner import Candidate, Checkpoint
 from netvlad_deploy.spec.layer import FEATURES, MASK
@@ -35,16 +36,19 @@ def test_candidates_are_timed_in_their_own_processes(exported: OnnxArtifact) -> 
     assert (oracle.name, onnx.name) == ("m.onnx on oracle", "m.onnx")
     assert oracle.ratio is None
     assert onnx.ratio is not None
-    assert 0 < onnx.ratio.low <= onnx.ratio.median <= onnx.ratio.high
+    assert 0 < onnx.ratio.low <= onnx.ratio.value <= onnx.ratio.high
     for result in report.candidates:
         assert result.runs >= 3
         assert result.warmup_runs >= 1
         assert result.p50_ms is not None
-        assert result.p99_ms is not None
         assert result.mean_ms is not None
-        assert result.descriptors_per_s is not None
-        assert 0 < result.p50_ms <= result.p99_ms
-        assert result.descriptors_per_s == pytest.approx(2e3 / result.mean_ms)
+        assert result.throughput is not None
+        values = [result.percentiles_ms[name].value for name in ("p50", "p90", "p95", "p99")]
+        assert 0 < values[0] <= values[1] <= values[2] <= values[3]
+        assert all(each.low <= each.value <= each.high for each in result.percentiles_ms.values())
+        assert result.quantiles_ms[25] == pytest.approx(result.p50_ms)
+        assert len(result.block_medians_ms) == 3
+        assert result.throughput.value == pytest.approx(2e3 / result.mean_ms)
 
 
 def test_a_slower_candidate_is_seen_to_be_slower(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +184,9 @@ def test_an_engines_report_has_the_gpus_own_times(
 
 
 def test_gpu_times_are_medians_over_the_rounds() -> None:
-    one = CandidateLatency(name="m.engine", verdict=Verdict.PASS, h2d_ms=0.5, compute_ms=2, d2h_ms=0.25, conditions="x")
+    one = CandidateLatency(
+        name="m.engine", verdict=Verdict.PASS, device=DeviceTimes(h2d_ms=0.5, compute_ms=2, d2h_ms=0.25), conditions="x"
+    )
     other = CandidateLatency(name="m.onnx", verdict=Verdict.PASS)
     report = LatencyReport(
         batch=1, num_features=1, threads=1, rounds=1, block_ms=1, warmup_ms=1, machine={}, candidates=(one, other)
@@ -197,4 +203,4 @@ def test_gpu_times_are_medians_over_the_rounds() -> None:
     )
     process.blocks, process.times = [np.ones(3)], [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [9.0, 9.0, 9.0]]
     result = process.result(1, process, np.random.default_rng(0))
-    assert (result.h2d_ms, result.compute_ms, result.d2h_ms) == (2, 4, 6)
+    assert result.device == DeviceTimes(h2d_ms=2, compute_ms=4, d2h_ms=6)

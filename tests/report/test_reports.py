@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from netvlad_deploy.latency.timing import CandidateLatency, LatencyReport, Ratio
+from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport
 from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown, step_rows
@@ -44,6 +44,7 @@ def parity(*outputs: OutputParity, reason: str = "") -> ParityReport:
     return ParityReport(candidate="m.onnx", reference="oracle", precision="fp32", cases=cases, reason=reason)
 
 
+PERCENTILES = {f"p{share}": Estimate(value=ms, low=ms, high=ms) for share, ms in ((50, 1), (90, 2), (95, 3), (99, 4))}
 LATENCY = LatencyReport(
     batch=1,
     num_features=300,
@@ -53,8 +54,8 @@ LATENCY = LatencyReport(
     warmup_ms=500,
     machine={"processor": "a processor"},
     candidates=(
-        CandidateLatency(name="m.onnx", verdict=Verdict.PASS, p50_ms=1, p90_ms=2, p95_ms=3, p99_ms=4, variation=0.1),
-        CandidateLatency(name="n.onnx", verdict=Verdict.PASS, ratio=Ratio(median=0.5, low=0.4, high=0.6)),
+        CandidateLatency(name="m.onnx", verdict=Verdict.PASS, percentiles_ms=PERCENTILES, variation=0.1),
+        CandidateLatency(name="n.onnx", verdict=Verdict.PASS, ratio=Estimate(value=0.5, low=0.4, high=0.6)),
         CandidateLatency(name="m.engine", verdict=Verdict.NOT_RUN, reason="no GPU"),
     ),
 )
