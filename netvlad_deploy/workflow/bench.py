@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.latency.feeds import random_feeds
 from netvlad_deploy.latency.results import LatencyReport
-from netvlad_deploy.latency.timing import measure, random_feeds
+from netvlad_deploy.latency.timing import BLOCK_MS, measure
 from netvlad_deploy.runtime.open_runner import Candidate
 
-LEAST_ROUNDS, BLOCK_MS = 5, 300.0
-"""Fewest rounds, between which a ratio can vary, and the usual length of a block; it is shorter in a short bench."""
+FEWEST_ROUNDS, MOST_ROUNDS = 10, 1000
+"""Rounds of a bench; its blocks are shorter or longer than usual where its duration asks for it."""
 
 
 def bench(
@@ -19,6 +20,7 @@ def bench(
     image_size: tuple[int, int] | None = None,
     duration_s: float = 3.0,
     threads: int | None = None,
+    concurrency: int = 1,
     budget_p99_ms: float | None = None,
     seed: int = 0,
 ) -> LatencyReport:
@@ -40,8 +42,15 @@ def bench(
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
-    rounds = max(LEAST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS))
+    rounds = min(max(FEWEST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS)), MOST_ROUNDS)
     block_ms = duration_s * 1e3 / rounds
     return measure(
-        candidates, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
+        candidates,
+        feeds,
+        rounds=rounds,
+        block_ms=block_ms,
+        threads=threads,
+        concurrency=concurrency,
+        budget_p99_ms=budget_p99_ms,
+        seed=seed,
     )
