@@ -7,6 +7,10 @@ from netvlad_deploy.latency.feeds import random_feeds
 from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.latency.timing import BLOCK_MS, measure
 from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.support.machine import available_cores
+from netvlad_deploy.workflow.baseline import BaselineOptions, baseline_step
+
+NO_BASELINE = BaselineOptions()
 
 FEWEST_ROUNDS, MOST_ROUNDS = 10, 1000
 """Rounds of a bench; its blocks are shorter or longer than usual where its duration asks for it."""
@@ -22,6 +26,7 @@ def bench(
     threads: int | None = None,
     concurrency: int = 1,
     budget_p99_ms: float | None = None,
+    baselines: BaselineOptions = NO_BASELINE,
     seed: int = 0,
 ) -> LatencyReport:
     """Time artifacts against each other on the same random input: L2-normalised features, or images.
@@ -37,15 +42,18 @@ def bench(
     >>> [(result.name, result.verdict.value, result.ratio is not None) for result in report.candidates]
     [('m.onnx on oracle', 'PASS', False), ('m.onnx', 'PASS', True)]
 
-    Raises: UsageError if the candidates cannot be timed together, or one is an emulation; RunError if a process fails.
+    Raises: UsageError if the candidates cannot be timed together, or one is an emulation, and as
+        `baseline_step` for a baseline; RunError if a process fails.
     """
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = min(max(FEWEST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS)), MOST_ROUNDS)
     block_ms = duration_s * 1e3 / rounds
-    return measure(
-        candidates,
+    threads = threads or available_cores()
+    step = baseline_step(candidates, feeds, baselines, threads=threads, concurrency=concurrency)
+    report = measure(
+        [step.rival, *candidates] if step and step.rival else candidates,
         feeds,
         rounds=rounds,
         block_ms=block_ms,
@@ -54,3 +62,4 @@ def bench(
         budget_p99_ms=budget_p99_ms,
         seed=seed,
     )
+    return step.finish(report) if step else report
