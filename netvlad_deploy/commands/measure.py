@@ -55,6 +55,9 @@ def bench(
     ] = None,
     duration: flags.Duration = 3.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
+    concurrency: Annotated[
+        int, typer.Option(help="Requests in flight at once: 1 is for latency, more for throughput.")
+    ] = 1,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
@@ -77,6 +80,7 @@ def bench(
         image_size=None if image_size is None else parse_size(image_size),
         duration_s=duration,
         threads=threads,
+        concurrency=concurrency,
         budget_p99_ms=budget_p99_ms,
         baselines=baselines.options(force=force),
     )

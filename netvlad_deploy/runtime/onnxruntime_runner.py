@@ -55,6 +55,7 @@ class OnnxRuntimeRunner(Runner):
         taps: also give the stages inside the graph; needs the package onnx.
     """
 
+    concurrent = True
     OPTIMIZED: ClassVar = True
 
     def __init__(

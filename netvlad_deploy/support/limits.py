@@ -35,6 +35,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "budget_p99_ms": Limit(1e-6, 3_600_000, "one run takes no hour"),
     "bytes of input": Limit(1, 2**31, "it stands in memory once for each candidate"),
     "clusters": Limit(1, 65_536, "a descriptor has as many times D values"),
+    "concurrency": Limit(1, 64, "each request has a thread and memory of its own"),
     "depth": Limit(8, 32, "no file of images holds more bits of grey"),
     "duration": Limit(0.1, 3_600, "seconds for each candidate: an hour shows what a day does"),
     "feature_norm": Limit(1e-12, 1e12, "FP32 squares of the values beyond overflow or vanish"),
