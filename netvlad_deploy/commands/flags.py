@@ -28,7 +28,9 @@ from netvlad_deploy.spec.images import (
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.limits import LIMITS, check_limit, check_path, range_words
 
-TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
+TIMED_BACKENDS = (
+    "onnxruntime and openvino (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
+)
 
 Backend = Annotated[str | None, typer.Option(help=f"{TIMED_BACKENDS} or strict.  [default: the file's own]")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
