@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from netvlad_deploy.commands import flags
-from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.errors import UsageError
 
 
@@ -23,6 +23,7 @@ def validate(
     bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     as_json: flags.Json = False,
@@ -32,15 +33,19 @@ def validate(
     Exit 1 if it does not or if nothing could be judged, 69 if it cannot run on this machine.
     """
     from netvlad_deploy.report.text import parity_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import Candidate
+    from netvlad_deploy.workflow.pages import write_parity_pages
     from netvlad_deploy.workflow.source import Source
     from netvlad_deploy.workflow.validate import validate as run
 
     candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
     read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
-    report = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, junit=junit)
-    render("validate", report, parity_lines, as_json)
-    leave(report.verdict, allow_not_run)
+    check_reports(pages := report or ())
+    parity = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, junit=junit)
+    write_parity_pages(pages, parity, artifact, command=command_line())
+    render("validate", parity, parity_lines, as_json)
+    leave(parity.verdict, allow_not_run)
 
 
 def bench(
@@ -54,6 +59,7 @@ def bench(
     duration: flags.Duration = 3.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     as_json: flags.Json = False,
@@ -63,11 +69,14 @@ def bench(
     All are compared round by round with the first.
     """
     from netvlad_deploy.report.text import latency_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import candidates_of
     from netvlad_deploy.spec.images import parse_size
     from netvlad_deploy.workflow.bench import bench as run
+    from netvlad_deploy.workflow.pages import write_latency_pages
 
-    report = run(
+    check_reports(pages := report or ())
+    latency = run(
         candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
         batch=batch,
         num_features=num_features,
@@ -76,8 +85,9 @@ def bench(
         threads=threads,
         budget_p99_ms=budget_p99_ms,
     )
-    render("bench", report, latency_lines, as_json)
-    leave(report.verdict, allow_not_run)
+    write_latency_pages(pages, latency, artifacts, command=command_line())
+    render("bench", latency, latency_lines, as_json)
+    leave(latency.verdict, allow_not_run)
 
 
 def embed(
@@ -146,7 +156,7 @@ def evaluate(
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped.
+    The folder gets report.html, report.md, report.json and a picture. Exit 1 if a file was skipped.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of
@@ -160,6 +170,7 @@ def evaluate(
         ground_truth=ground_truth,
         within=within,
         batch=batch,
+        command=command_line(),
         force=force,
     )
     render("evaluate", report, evaluation_lines, as_json)
