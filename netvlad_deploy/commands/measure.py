@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from netvlad_deploy.commands import flags
+from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.errors import UsageError
 
@@ -50,6 +51,7 @@ def validate(
 
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
+    baselines: BaselineFlags,
     backend: Annotated[list[str] | None, typer.Option(help=f"{flags.TIMED_BACKENDS}; repeat for several.")] = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
@@ -62,6 +64,7 @@ def bench(
     report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
+    force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
     """Measure latency, each file in a process of its own.
@@ -84,6 +87,7 @@ def bench(
         duration_s=duration,
         threads=threads,
         budget_p99_ms=budget_p99_ms,
+        baselines=baselines.options(force=force),
     )
     write_latency_pages(pages, latency, artifacts, command=command_line())
     render("bench", latency, latency_lines, as_json)

@@ -7,7 +7,7 @@ from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyRe
 from netvlad_deploy.report.artifacts import repeat_section
 from netvlad_deploy.report.page import Block, Figure, Grid, Page, Paragraph, Section
 from netvlad_deploy.report.plots import Boxes, Intervals
-from netvlad_deploy.report.text import device_lines, estimate_text, latency_table, latency_title
+from netvlad_deploy.report.text import device_lines, estimate_text, latency_table, latency_title, regression_lines
 from netvlad_deploy.spec.verdict import Verdict
 
 
@@ -64,7 +64,7 @@ def latency_section(report: LatencyReport) -> Section:
     conditions = [f"{one.name}: {one.conditions}." for one in report.candidates if one.conditions]
     blocks: list[Block] = [Paragraph(f"{latency_title(report)}."), *_figures(report), Grid(*latency_table(report))]
     blocks += [Paragraph("Brackets are 95 % intervals. The time ratio is over the first row, round by round.")]
-    blocks += [Paragraph(line) for line in (*report.advice, *notes)]
+    blocks += [Paragraph(line) for line in (*regression_lines(report), *report.advice, *notes)]
     blocks += [Paragraph(f"{line}.") for line in device_lines(report)] or [Paragraph(line) for line in conditions]
     blocks.append(Grid(("machine", "value"), sorted(report.machine.items())))
     if state := list(dict.fromkeys((*report.before, *report.after))):
