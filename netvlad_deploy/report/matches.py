@@ -47,7 +47,7 @@ class Album:
     values are shown, None for all 16.
     """
 
-    def __init__(self, queries: Mapping[str, Path], database: Mapping[str, Path], *, depth: int | None) -> None:
+    def __init__(self, queries: Mapping[str, Path], database: Mapping[str, Path], depth: int | None) -> None:
         self.queries, self.database = queries, database
         self._prepared = ImageInput(depth=depth or 16)
         self._small: dict[Path, Any] = {}

@@ -52,11 +52,10 @@ def evaluate(
     command: str = "",
     force: bool = False,
 ) -> EvaluationReport:
-    """Measure how well artifacts find the right place again, into a folder with a report and a picture.
+    """Measure how well artifacts find the right place again, into a folder with a report, which shows `command`.
 
     An FP16 ONNX file is emulated strictly unless its backend was chosen. Queries that are the database are looked for
     among the others. Right images stand in `ground_truth`, see `load_positives`, or are at most `within` places away.
-    The report shows `command`.
 
     >>> from PIL import Image
     >>> from netvlad_deploy import GraphOptions
@@ -88,8 +87,7 @@ def evaluate(
         alone=alone,
         **_figures(sides, positives, (*skipped, *others), alone=alone),
     )
-    album = Album(_paths(asked), _paths(images), depth=inputs[0].depth)
-    _write(folder, report, candidates, album, command, force=force)
+    _write(folder, report, candidates, Album(_paths(asked), _paths(images), inputs[0].depth), command, force=force)
     return report
 
 
