@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO, cast
@@ -21,6 +22,11 @@ def render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: b
     from netvlad_deploy.report.serialize import to_json
 
     typer.echo(to_json(verb, result) if as_json else "\n".join(map(printable, lines(result))))
+
+
+def command_line() -> str:
+    """Return the command as it was typed, quoted for a shell."""
+    return shlex.join(["netvlad-deploy", *sys.argv[1:]])
 
 
 def leave(verdict: Verdict, allow_not_run: bool) -> NoReturn:
