@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from netvlad_deploy.commands import flags
+from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 
 
 def validate(
@@ -45,7 +47,9 @@ def validate(
 
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
-    backend: Annotated[list[str] | None, typer.Option(help=f"{flags.TIMED_BACKENDS}; repeat for several.")] = None,
+    backend: Annotated[
+        list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
     image_size: Annotated[
@@ -135,8 +139,10 @@ def evaluate(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]"
+        one_of(
+            BACKENDS,
+            "--backend",
+            "Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]",
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,

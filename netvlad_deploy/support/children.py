@@ -22,6 +22,9 @@ from typing import IO, Any, Final
 from netvlad_deploy import errors
 from netvlad_deploy.errors import NetVLADDeployError, RunError
 
+LOG = logging.getLogger(__name__)
+_PACKAGE_LOG = logging.getLogger("netvlad_deploy")
+
 PR_SET_PDEATHSIG: Final = 1
 """Option of prctl: the kernel sends a signal when the thread that started this process ends. Source: prctl(2)."""
 
@@ -30,8 +33,8 @@ EXIT_TIMEOUT_S: Final = 5
 
 # The parent's import path is passed on: the child must find the same modules, also those of the working folder.
 CHILD_PROGRAM: Final = (
-    "import sys; module, parent, sys.path[:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]; "
-    "from netvlad_deploy.support.children import run; run(module, parent)"
+    "import sys; module, parent, level, sys.path[:] = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]; "
+    "from netvlad_deploy.support.children import run; run(module, parent, level)"
 )
 
 
@@ -88,7 +91,10 @@ class Child:
     ) -> None:
         self.name, self.failure = name, failure
         self._process = subprocess.Popen(
-            [sys.executable, f"-Xutf8={sys.flags.utf8_mode}", "-c", CHILD_PROGRAM, module, str(os.getpid()), *sys.path],
+            [
+                *(sys.executable, f"-Xutf8={sys.flags.utf8_mode}", "-c", CHILD_PROGRAM),
+                *(module, str(os.getpid()), str(_PACKAGE_LOG.getEffectiveLevel()), *sys.path),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
@@ -97,6 +103,7 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._channel = Channel(self._process.stdout, self._process.stdin)
+        LOG.debug("started %s of %s: %d", name, module, self._process.pid)
 
     def __enter__(self) -> "Child":
         return self
@@ -169,8 +176,11 @@ class _ToParent(logging.Handler):
         self._channel.send({"log": [record.name, record.levelno, record.getMessage()]})
 
 
-def run(module: str, parent: int) -> None:
-    """Run `serve` of a module in this process, a child, until it returns or the parent ends."""
+def run(module: str, parent: int, level: int) -> None:
+    """Run `serve` of a module in this process, a child, until it returns or the parent ends.
+
+    `level` is the least level of the records that go to the parent's log.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent ended before prctl was called: no signal will come
@@ -180,9 +190,8 @@ def run(module: str, parent: int) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     channel = Channel(sys.stdin.buffer, answers)
-    logger = logging.getLogger("netvlad_deploy")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(_ToParent(channel))
+    _PACKAGE_LOG.setLevel(level)
+    _PACKAGE_LOG.addHandler(_ToParent(channel))
     try:
         importlib.import_module(module).serve(channel)
     except NetVLADDeployError as error:
