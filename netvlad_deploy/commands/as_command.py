@@ -29,7 +29,7 @@ SECTIONS_BY_NAME = {
     "Images": ("mean", "std"),
     "Engine": ("load", "timing_cache"),
     "Run": ("backend", "batch", "duration", "image_size", "num_features", "runtime_cache", "threads"),
-    "Checks": ("allow_not_run", "budget_p99_ms", "expect_sha256"),
+    "Checks": ("allow_not_run", "baseline", "budget_p99_ms", "expect_sha256", "max_regression", "save_baseline"),
     "Output": ("as_json", "force", "junit", "output"),
     "General": ("help", "quiet", "verbose"),
 }

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from netvlad_deploy.commands import flags
+from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
@@ -47,6 +48,7 @@ def validate(
 
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
+    baselines: BaselineFlags,
     backend: Annotated[
         list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
     ] = None,
@@ -60,6 +62,7 @@ def bench(
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
+    force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
     """Measure latency, each file in a process of its own.
@@ -79,6 +82,7 @@ def bench(
         duration_s=duration,
         threads=threads,
         budget_p99_ms=budget_p99_ms,
+        baselines=baselines.options(force=force),
     )
     render("bench", report, latency_lines, as_json)
     leave(report.verdict, allow_not_run)

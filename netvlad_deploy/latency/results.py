@@ -72,6 +72,33 @@ class CandidateLatency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Regression:
+    """The time of the last candidate over that of its baseline.
+
+    Args:
+        baseline: name of the baseline's artifact, with its backend.
+        paired: the baseline's artifact was measured in the same rounds; else its stored figures were compared.
+        allowed: how much slower the candidate may be, 0.05 for 5 %.
+        ratio: the candidate's time over the baseline's, None where one of them did not run.
+        advice: what limits this comparison, and what to do, in sentences.
+    """
+
+    baseline: str
+    sha256: str
+    paired: bool
+    allowed: float
+    ratio: Estimate | None = None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL where the whole interval lies above what is allowed: noise alone fails nothing."""
+        if self.ratio is None:
+            return Verdict.NOT_RUN
+        return Verdict.FAIL if self.ratio.low > 1 + self.allowed else Verdict.PASS
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyReport:
     """The outcome of `measure`: heads have `num_features`, pipelines have `image_size`, height and width.
 
@@ -82,6 +109,7 @@ class LatencyReport:
         after: the same after it.
         limit: what `over_limit` is measured against, in words; empty if it was not.
         advice: what about the machine makes all figures doubtful, and what to do, in sentences.
+        regression: the comparison of the last candidate with a baseline, None where none was given.
     """
 
     batch: int
@@ -98,8 +126,9 @@ class LatencyReport:
     limit: str = ""
     advice: tuple[str, ...] = ()
     candidates: tuple[CandidateLatency, ...]
+    regression: Regression | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if a budget was broken, NOT_RUN if a candidate could not run."""
+        """Return FAIL if a budget was broken, or the baseline was; NOT_RUN if a candidate could not run."""
         return Verdict.combine(candidate.verdict for candidate in self.candidates)

@@ -46,3 +46,11 @@ def xml_text(root: ET.Element) -> str:
             element.set(name, printable(value))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def html_value(value: object) -> object:
+    """Return a value as a template of HTML shows it: a text as one printable line, markup of our own as it is.
+
+    The template itself escapes what HTML would obey.
+    """
+    return value if hasattr(value, "__html__") else printable(str(value))

@@ -239,8 +239,21 @@ def latency_title(report: LatencyReport) -> str:
 
 
 def latency_lines(report: LatencyReport) -> list[str]:
-    """Return the conditions and a table of all candidates."""
-    return [latency_title(report), *table(*latency_table(report)), *device_lines(report)]
+    """Return the conditions, a table of all candidates, and the comparison with a baseline."""
+    return [latency_title(report), *table(*latency_table(report)), *device_lines(report), *regression_lines(report)]
+
+
+def regression_lines(report: LatencyReport) -> list[str]:
+    """Return the comparison with a baseline, and what limits it, in sentences; nothing where there was no baseline."""
+    one = report.regression
+    if one is None:
+        return []
+    compared = "measured in the same rounds" if one.paired else "from its stored figures"
+    verdict = f"{one.verdict.value}  {estimate_text(one.ratio)} times the baseline {one.baseline}"
+    return [
+        f"{verdict}, SHA-256 {one.sha256[:12]}, {compared}; up to {1 + one.allowed:.4g} is allowed",
+        *one.advice,
+    ]
 
 
 def device_lines(report: LatencyReport) -> list[str]:

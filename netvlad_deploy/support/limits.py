@@ -41,6 +41,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "feature_size": Limit(1, 65_536, "every cluster has as many values"),
     "ghost_clusters": Limit(0, 65_536, "they are clusters, too"),
     "height": Limit(1, 32_768, "no photo is larger"),
+    "max_regression": Limit(0, 1_000, "in percent: what may be eleven times as slow needs no budget"),
     "num_features": Limit(1, 1_048_576, "positions of an image of 16,384 x 16,384 at stride 16"),
     "positions": Limit(1, 2**31 - 1, "TensorRT counts them in 31 bits"),
     "samples": Limit(1, 200_000, "k-means sees no more of all images together"),

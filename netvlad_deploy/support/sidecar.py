@@ -1,8 +1,9 @@
-"""The text of a sidecar: a JSON object with its schema and the hash of its own canonical text."""
+"""The text of a sealed file, such as a sidecar: a JSON object with its schema and the hash of its own text."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from netvlad_deploy.errors import ArtifactError
@@ -11,37 +12,49 @@ SCHEMA: Final = "netvlad-deploy/artifact/4"
 
 MAX_SIDECAR_BYTES: Final = 16 * 2**20
 """Largest sidecar that is read: the longest list of kernels takes far less."""
-
 REMEDY: Final = "export or build again"
 
 
-def seal(record: Mapping[str, Any]) -> bytes:
+@dataclass(frozen=True)
+class Form:
+    """What tells the sealed files of one kind from others: the kind in words, its schema, the name of the hash."""
+
+    kind: str
+    schema: str
+    hash_name: str
+    remedy: str
+
+
+SIDECAR: Final = Form(kind="a sidecar", schema=SCHEMA, hash_name="sidecar_sha256", remedy=REMEDY)
+
+
+def seal(record: Mapping[str, Any], form: Form = SIDECAR) -> bytes:
     """Return the text of a record with its schema and its hash added.
 
     >>> unseal(seal({"precision": "fp32"}), "m.onnx.json")
     {'precision': 'fp32'}
     """
-    record = {**record, "schema": SCHEMA}
-    return _canonical({**record, "sidecar_sha256": record_hash(record)})
+    record = {**record, "schema": form.schema}
+    return _canonical({**record, form.hash_name: record_hash(record)})
 
 
-def unseal(content: bytes, name: str) -> dict[str, Any]:
-    """Return the record in the text of a sidecar, whose file is called `name` in errors.
+def unseal(content: bytes, name: str, form: Form = SIDECAR) -> dict[str, Any]:
+    """Return the record in the text of a sealed file, which is called `name` in errors.
 
-    Raises: ArtifactError if it is no sidecar, was changed after it was written, or has another schema.
+    Raises: ArtifactError if it is of another kind, was changed after it was written, or has another schema.
     """
     try:
         record = json.loads(content)
         canonical = _canonical(record)
-        claimed = record.pop("sidecar_sha256")
+        claimed = record.pop(form.hash_name)
         proven = record_hash(record) == claimed
         schema = record.pop("schema")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{name} is not a sidecar: {REMEDY}") from error
+        raise ArtifactError(f"{name} is not {form.kind}: {form.remedy}") from error
     if not proven or content != canonical:
-        raise ArtifactError(f"{name} was changed after it was written: {REMEDY}")
-    if schema != SCHEMA:
-        raise ArtifactError(f"{name} has schema {str(schema)[:80]}, expected {SCHEMA}: {REMEDY}")
+        raise ArtifactError(f"{name} was changed after it was written: {form.remedy}")
+    if schema != form.schema:
+        raise ArtifactError(f"{name} has schema {str(schema)[:80]}, expected {form.schema}: {form.remedy}")
     return dict(record)
 
 

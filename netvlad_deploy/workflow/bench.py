@@ -6,6 +6,10 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.latency.timing import measure, random_feeds
 from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.support.machine import available_cores
+from netvlad_deploy.workflow.baseline import BaselineOptions, baseline_step
+
+NO_BASELINE = BaselineOptions()
 
 LEAST_ROUNDS, BLOCK_MS = 5, 300.0
 """Fewest rounds, between which a ratio can vary, and the usual length of a block; it is shorter in a short bench."""
@@ -20,6 +24,7 @@ def bench(
     duration_s: float = 3.0,
     threads: int | None = None,
     budget_p99_ms: float | None = None,
+    baselines: BaselineOptions = NO_BASELINE,
     seed: int = 0,
 ) -> LatencyReport:
     """Time artifacts against each other on the same random input: L2-normalised features, or images.
@@ -35,13 +40,18 @@ def bench(
     >>> [(result.name, result.verdict.value, result.ratio is not None) for result in report.candidates]
     [('m.onnx on oracle', 'PASS', False), ('m.onnx', 'PASS', True)]
 
-    Raises: UsageError if the candidates cannot be timed together, or one is an emulation; RunError if a process fails.
+    Raises: UsageError if the candidates cannot be timed together, or one is an emulation, and as
+        `baseline_step` for a baseline; RunError if a process fails.
     """
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = max(LEAST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS))
     block_ms = duration_s * 1e3 / rounds
-    return measure(
-        candidates, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
+    threads = threads or available_cores()
+    step = baseline_step(candidates, feeds, baselines, threads=threads, rounds=rounds)
+    measured = [step.rival, *candidates] if step and step.rival else candidates
+    report = measure(
+        measured, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
     )
+    return step.finish(report) if step else report

@@ -102,7 +102,7 @@ def test_a_row_of_changes_names_files_and_names_that_stand_in_them(row: list[str
     assert ".py`" in row[1]
     for part in row[1].split(";"):
         quoted = re.findall(r"`([^`]+)`", part)
-        files = [name for name in quoted if re.search(r"/$|\.(py|md|toml|txt)$", name)]
+        files = [name for name in quoted if re.search(r"/$|\.(py|md|toml|txt|html)$", name)]
         assert [name for name in files if resolved(name) is None] == []
         places = [path for name in files if (path := resolved(name)) is not None] or [ROOT]
         text = "".join(

@@ -1,0 +1,228 @@
+"""Baselines: the figures of one artifact in a file, with which a later artifact is compared.
+
+Where the baseline's artifact is at hand it is measured in the same rounds as the candidate: that is fair on any
+machine. Where it is not, the stored figures are compared, on the machine they come from alone.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from netvlad_deploy.artifact import FileReference
+from netvlad_deploy.errors import ArtifactError, UsageError
+from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport, Regression
+from netvlad_deploy.runner import Feeds
+from netvlad_deploy.runtime.execution_providers import CPU
+from netvlad_deploy.runtime.open_runner import ENGINES, Candidate
+from netvlad_deploy.spec.images import IMAGES
+from netvlad_deploy.spec.verdict import Verdict
+from netvlad_deploy.support.files import read_bounded, sha256_file
+from netvlad_deploy.support.limits import LIMITS
+from netvlad_deploy.support.records import from_record
+from netvlad_deploy.support.sidecar import MAX_SIDECAR_BYTES, Form, seal, unseal
+
+FORM: Final = Form(
+    kind="a baseline",
+    schema="netvlad-deploy/baseline/1",
+    hash_name="baseline_sha256",
+    remedy="save a new baseline with --save-baseline",
+)
+LEAST_BLOCKS: Final = 7
+"""Fewest blocks of which the interval of a median can be told: 1 - 2 * 0.5**7 is the first to reach EACH_LEVEL."""
+
+EACH_LEVEL: Final = 0.975
+"""Level of the interval of each of two medians: their quotient then has 95 %. Source: Bonferroni's inequality."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a latency depends on, beside the artifact and the machine."""
+
+    backend: str
+    batch: int
+    num_features: int | None
+    image_size: tuple[int, int] | None
+    threads: int
+    concurrency: int = 1
+
+    @classmethod
+    def of(cls, candidate: Candidate, feeds: Feeds, threads: int, concurrency: int = 1) -> "Setup":
+        """Return the setup in which a candidate is measured on these inputs.
+
+        Raises: UsageError if it is a checkpoint, which no hash describes.
+        """
+        if candidate.artifact is None:
+            raise UsageError(f"{candidate.path} is a checkpoint: a baseline is of an ONNX file or an engine")
+        images, main = feeds.get(IMAGES), next(iter(feeds.values()))
+        return cls(
+            backend=candidate.backend or (ENGINES if candidate.path.suffix == ".engine" else CPU),
+            batch=len(main),
+            num_features=main.shape[1] if images is None else None,
+            image_size=None if images is None else (images.shape[1], images.shape[2]),
+            threads=threads,
+            concurrency=concurrency,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The figures of one artifact; the name of `artifact` is its path from the folder of the baseline's file.
+
+    `block_medians_ms` are the medians of the blocks of its runs, in milliseconds.
+    """
+
+    artifact: FileReference
+    setup: Setup
+    machine: Mapping[str, str]
+    block_medians_ms: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.block_medians_ms) < LEAST_BLOCKS:
+            raise ArtifactError(f"it has {len(self.block_medians_ms)} blocks, expected at least {LEAST_BLOCKS}")
+        if not all(0 < each < math.inf for each in self.block_medians_ms):
+            raise ArtifactError("a block took no finite time above 0")
+
+    def check_setup(self, setup: Setup, path: Path) -> None:
+        """Raise UsageError with all that differs if a candidate is measured in another way than this baseline was."""
+        ours, theirs = asdict(self.setup), asdict(setup)
+        if differing := [f"{name} {ours[name]}, here {theirs[name]}" for name in ours if ours[name] != theirs[name]]:
+            raise UsageError(f"{path} was measured with {'; '.join(differing)}: measure alike, or save a new baseline")
+
+    def check_machine(self, machine: Mapping[str, str], path: Path) -> None:
+        """Raise ArtifactError with all that differs if the figures come from another machine, or other versions."""
+        names = sorted({*self.machine, *machine})
+        pairs = {name: (self.machine.get(name, "none"), machine.get(name, "none")) for name in names}
+        if differing := [f"{name} {ours}, here {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]:
+            raise ArtifactError(
+                f"{path} has the figures of another machine ({'; '.join(differing)}): put {self.artifact.name} of "
+                f"SHA-256 {self.artifact.sha256[:12]} beside it, to be measured here, or save a new baseline"
+            )
+
+    def artifact_at_hand(self, path: Path) -> Path | None:
+        """Return where the baseline's artifact stands, for a baseline in the file `path`; None if it is not at hand.
+
+        That is the recorded path, or its name beside the baseline's file, if the content has the recorded hash.
+        """
+        places = (path.parent / self.artifact.name, path.parent / Path(self.artifact.name).name)
+        return next((place for place in places if place.is_file() and sha256_file(place) == self.artifact.sha256), None)
+
+    def text(self) -> bytes:
+        """Return the text of the baseline's file."""
+        return seal(asdict(self), FORM)
+
+
+def load_baseline(path: Path) -> Baseline:
+    """Read the file of a baseline.
+
+    Raises: ArtifactError if it is missing, damaged, or another file.
+    """
+    record = unseal(read_bounded(path, MAX_SIDECAR_BYTES), str(path), FORM)
+    try:
+        return from_record(Baseline, record)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not {FORM.kind} ({error}): {FORM.remedy}") from error
+
+
+def new_baseline(path: Path, candidate: Candidate, setup: Setup, report: LatencyReport) -> Baseline:
+    """Return the baseline of a report's only candidate, for a file at `path`."""
+    assert candidate.artifact is not None
+    name = os.path.relpath(candidate.path.resolve(), path.parent.resolve())
+    return Baseline(
+        artifact=FileReference(name=name, sha256=candidate.artifact.sha256),
+        setup=setup,
+        machine=report.machine,
+        block_medians_ms=report.candidates[0].block_medians_ms,
+    )
+
+
+def judge(report: LatencyReport, baseline: Baseline, sha256: str, *, paired: bool, allowed: float) -> LatencyReport:
+    """Return a report whose candidate, of this hash, is compared with a baseline, and FAILs if it is too slow.
+
+    The candidate is the first of the report, or the second where the baseline's artifact was measured as the first.
+    """
+    rows = list(report.candidates)
+    own = rows[int(paired)]
+    ratio = own.ratio if paired else _unpaired(own, baseline)
+    regression = Regression(
+        baseline=f"{Path(baseline.artifact.name).name} on {baseline.setup.backend}",
+        sha256=baseline.artifact.sha256,
+        paired=paired,
+        allowed=allowed,
+        ratio=ratio,
+        advice=tuple(_advice(ratio, report, allowed, paired=paired, same=sha256 == baseline.artifact.sha256)),
+    )
+    if regression.verdict is Verdict.FAIL and ratio is not None:
+        slower = (
+            f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] times its baseline, {1 + allowed:.4g} is allowed"
+        )
+        own = replace(own, verdict=Verdict.FAIL, reason=f"{own.reason}; {slower}" if own.reason else slower)
+    rows[int(paired)] = own
+    if paired:
+        first = replace(rows[0], name=f"{rows[0].name} (baseline)")
+        if first.verdict is Verdict.FAIL:  # a budget is the candidate's, and nothing is asked of the baseline
+            first = replace(first, verdict=Verdict.PASS, reason="")
+        rows[0] = first
+    return replace(report, regression=regression, candidates=tuple(rows))
+
+
+def _unpaired(own: CandidateLatency, baseline: Baseline) -> Estimate | None:
+    """Return the quotient of the medians of two runs of their own, with an interval of at least 95 %."""
+    if own.verdict is Verdict.NOT_RUN:
+        return None
+    low, value, high = median_interval(own.block_medians_ms)
+    least, middle, most = median_interval(baseline.block_medians_ms)
+    return Estimate(value=value / middle, low=low / most, high=high / least)
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median of at least LEAST_BLOCKS samples between the ends of its interval of level EACH_LEVEL.
+
+    The ends are samples: the r-th from below and from above, for the largest r with 1 - 2 P(Binomial(n, 1/2) < r) of at
+    least the level. Source: the order statistics of a median, in David and Nagaraja, Order Statistics, section 7.1.
+
+    >>> median_interval([5, 1, 2, 3, 4, 6, 7, 8])
+    (1.0, 4.5, 8.0)
+    """
+    ordered, count = np.sort(np.asarray(samples, dtype=np.float64)), len(samples)
+    rank, term, tail = 0, 1, 1  # term: binomial(count, rank), tail: the sum of all terms so far
+    while 2 * tail / 2**count <= 1 - EACH_LEVEL:
+        rank, term = rank + 1, term * (count - rank) // (rank + 1)
+        tail += term
+    return float(ordered[rank - 1]), float(np.median(ordered)), float(ordered[-rank])
+
+
+def _advice(ratio: Estimate | None, report: LatencyReport, allowed: float, *, paired: bool, same: bool) -> list[str]:
+    """Return sentences on what this comparison cannot tell."""
+    advice = []
+    if same:
+        advice.append(
+            "The baseline is this very file: only noise differs, and neither the machine nor the versions were compared"
+            if paired
+            else "The baseline is this very file: what differs is noise, or the state of the machine"
+        )
+    if not paired:
+        advice.append(
+            "The baseline's artifact is not at hand, so its stored figures were compared: the interval does not hold "
+            "what changes on a machine from day to day"
+        )
+    if ratio is None:
+        return [*advice, "There is nothing to compare: one of the two did not run"]
+    limit = 1 + allowed
+    if ratio.low <= limit < ratio.high:
+        advice.append(f"Not decided: the interval holds the limit {limit:.4g}; {_longer(ratio, report, limit)}")
+    return advice
+
+
+def _longer(ratio: Estimate, report: LatencyReport, limit: float) -> str:
+    """Return in words how long to measure until the interval leaves the limit: its width falls with 1/sqrt(time)."""
+    gap = limit - ratio.value
+    side = ratio.high - ratio.value if gap > 0 else ratio.value - ratio.low
+    needed_s = report.rounds * report.block_ms / 1e3 * (side / gap) ** 2 if gap else math.inf
+    if needed_s > LIMITS["duration"].most:
+        return "the ratio is too near to it for any duration"
+    return f"about --duration {math.ceil(needed_s)} would decide it"

@@ -1,0 +1,59 @@
+"""A page as one HTML file that needs nothing else: no script, no font, no request."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Final
+
+from netvlad_deploy.report.escape import html_value
+from netvlad_deploy.report.page import Block, Figure, Grid, Page, Photo
+from netvlad_deploy.report.plots import PALETTE, draw, inline
+from netvlad_deploy.spec.verdict import Verdict
+from netvlad_deploy.support.require import require
+
+TEMPLATE: Final = Path(__file__).with_name("page.html")
+
+SIGNS: Final = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.NOT_RUN: "○", Verdict.NOT_JUDGED: "?"}
+"""Signs of the verdicts, beside their words: colour alone says nothing to many readers."""
+
+TONES: Final = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.NOT_RUN: "doubt", Verdict.NOT_JUDGED: "doubt"}
+"""Colours of the verdicts, by their names in PALETTE."""
+
+_NUMBER: Final = re.compile(r"[-+]?\d[\d.,e+-]*( ?(%|ms|MiB))?( \[.*\])?|-")
+"""A number with its unit and its interval: its column stands at the right."""
+
+
+def html_page(page: Page) -> str:
+    """Return a page as HTML; the same page always gives the same text.
+
+    Raises: MissingDependencyError without jinja2 or matplotlib.
+    """
+    jinja2 = require("jinja2", extra="report")
+    drawn: list[Figure] = [block for section in page.sections for block in section.blocks if isinstance(block, Figure)]
+    svgs = {id(figure): inline(draw(figure.plot), f"f{number}") for number, figure in enumerate(drawn, 1)}
+    environment = jinja2.Environment(
+        autoescape=True, finalize=html_value, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "kind": _kind,
+        "numbers": _columns_of_numbers,
+        "svg": lambda figure: svgs[id(figure)],
+        "data_uri": _data_uri,
+    }
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    verdicts = {verdict.value: (SIGNS[verdict], TONES[verdict]) for verdict in Verdict}
+    text: str = template.render(page=page, palette=PALETTE, verdicts=verdicts)
+    return text
+
+
+def _kind(block: Block) -> str:
+    return type(block).__name__
+
+
+def _columns_of_numbers(grid: Grid) -> set[int]:
+    """Return the places of the columns, from 0, in which each cell is a number, or a dash where there is none."""
+    return {place for place in range(len(grid.header)) if all(_NUMBER.fullmatch(row[place]) for row in grid.rows)}
+
+
+def _data_uri(photo: Photo) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(photo.jpeg).decode()
