@@ -16,10 +16,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from netvlad_deploy.commands.as_command import VerbCommand, as_command
+from netvlad_deploy.commands.bars import bars_on_a_terminal
 from netvlad_deploy.commands.export import adopt, build, deploy, export, fit, precision
 from netvlad_deploy.commands.measure import bench, doctor, embed, evaluate, inspect, validate
 from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages, open_messages
 from netvlad_deploy.commands.output import flush_errors, standard_streams
+from netvlad_deploy.commands.terminal import RED, has_colours, painted
 from netvlad_deploy.errors import NetVLADDeployError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.require import DISTRIBUTION, installed_version
@@ -89,7 +91,8 @@ def main() -> None:
         with _signals(), standard_streams():
             open_messages()
             sweep()
-            app(prog_name=DISTRIBUTION)
+            with bars_on_a_terminal():
+                app(prog_name=DISTRIBUTION)
     except _Signalled as end:
         _fail(SIGNALS[signal.Signals(end.number)], 128 + end.number)
     except NetVLADDeployError as error:
@@ -126,6 +129,7 @@ def _signals() -> Iterator[None]:
 def _fail(message: str, exit_code: int) -> NoReturn:
     """Print the message as one line on standard error, and exit."""
     with contextlib.suppress(OSError):
-        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+        word = painted("error:", RED) if has_colours(sys.stderr) else "error:"
+        print(f"{word} {printable(' '.join(message.split()))}", file=sys.stderr)
     flush_errors()
     raise SystemExit(exit_code)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -25,9 +25,21 @@ class _OneLineFormatter(logging.Formatter):
         return f"{record.relativeCreated / 1e3:8.3f} s  {line}" if _LOGGER.level == logging.DEBUG else line
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Write to standard error as it is at that moment: a bar on a terminal puts a stream of its own there."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Return standard error."""
+        return sys.stderr
+
+
 def open_messages() -> None:
     """Send the messages of this package to standard error, as many as without an option."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(_OneLineFormatter())
     _LOGGER.handlers = [handler]
     _LOGGER.setLevel(logging.INFO)
