@@ -7,9 +7,11 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
+from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.junit import Junit, junit_file
 from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 
 
 def validate(
@@ -57,7 +59,9 @@ def validate(
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
     baselines: BaselineFlags,
-    backend: Annotated[list[str] | None, typer.Option(help=f"{flags.TIMED_BACKENDS}; repeat for several.")] = None,
+    backend: Annotated[
+        list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
     image_size: Annotated[
@@ -162,8 +166,10 @@ def evaluate(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]"
+        one_of(
+            BACKENDS,
+            "--backend",
+            "Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]",
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,

@@ -21,15 +21,15 @@ from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.openvino_runner import OPENVINO, OpenVinoRunner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.spec.backends import BACKENDS
 from netvlad_deploy.spec.images import AnyProfile
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.formats import is_checkpoint
+from netvlad_deploy.support.limits import check_choice
 from netvlad_deploy.support.require import require
 
 ENGINES: Final = "tensorrt"
 """The backend of engines, of both flavors."""
-
-BACKENDS: Final = (*PROVIDERS, OPENVINO, "strict", ENGINES, "torch", "oracle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,8 @@ def open_runner(
     ...     runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"].shape  # (B, D*K)
     (1, 8)
     """
-    if backend is not None and backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if backend is not None:
+        check_choice("backend", backend, BACKENDS)
     if profile is not None and backend not in PROFILED:
         raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
     if isinstance(source, str | Path):

@@ -75,7 +75,7 @@ def test_a_recall_that_is_asked_for_and_missed_is_said() -> None:
     assert missed.verdict is Verdict.FAIL
     said = "FAIL: recall@1 of at least 0.2501 is asked for, a.onnx has 0.25"
     assert evaluation_lines(missed)[0] == said
-    assert said in evaluation_markdown(missed, "matches.png")
+    assert said in markdown_page(evaluation_page(missed, (), MATCHES))
 
 
 def test_queries_and_files_left_out_are_named() -> None:

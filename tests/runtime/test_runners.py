@@ -19,7 +19,8 @@ from netvlad_deploy.errors import (
 )
 from netvlad_deploy.runtime.execution_providers import PROVIDERS
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from netvlad_deploy.runtime.open_runner import BACKENDS, Candidate, open_runner
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.spec.backends import BACKENDS
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.support.arrays import Array
