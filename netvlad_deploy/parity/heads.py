@@ -33,8 +33,8 @@ class OutputParity:
     """Difference of one output of one case from the reference.
 
     `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`; of a projected descriptor that is a
-    value, and there are no `cluster_errors`. `cosine_min` and `cosine_p1` are over the `cosine_rows` batch items whose
-    reference norm exceeds 0.5, None if there is none.
+    value, and there are no `cluster_errors`. `cluster_ratios` are these errors over their tolerances. `cosine_min` and
+    `cosine_p1` are over the `cosine_rows` batch items whose reference norm exceeds 0.5, None if there is none.
     """
 
     output: str
@@ -51,6 +51,7 @@ class OutputParity:
     tolerance: float
     worst_ratio: float
     cluster_errors: tuple[float, ...]
+    cluster_ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class ParityReport:
 
     `unseen` says which fault no case would reveal, though it changes the descriptor of some: then nothing passes. It is
     empty after a projection, whose values each see a little of every cluster: there every case answers for itself.
+    `expected_cases` is how many cases the user expects to be judged, None for any number.
     """
 
     candidate: str
@@ -94,13 +96,16 @@ class ParityReport:
     retrieval: tuple[RetrievalParity, ...] = ()
     reason: str = ""
     unseen: str = ""
+    expected_cases: int | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything.
+        """Return FAIL if any case failed or their number is unexpected, NOT_RUN if none ran, NOT_JUDGED if none proves.
 
         A part that passed does not pass for the whole.
         """
+        if self.miscounted:
+            return Verdict.FAIL
         verdict = Verdict.combine(case.verdict for case in self.cases)
         if verdict is not Verdict.PASS:
             return verdict
@@ -111,6 +116,14 @@ class ParityReport:
     def not_judged(self) -> int:
         """Return the number of cases that prove nothing."""
         return sum(case.verdict is Verdict.NOT_JUDGED for case in self.cases)
+
+    @property
+    def miscounted(self) -> str:
+        """Return in words that another number of cases was judged than expected; empty if not, or if nothing ran."""
+        judged = len(self.cases) - self.not_judged
+        if not self.cases or self.expected_cases in (None, judged):
+            return ""
+        return f"{judged} cases were judged, {self.expected_cases} are expected"
 
 
 def compare(
@@ -272,11 +285,17 @@ def _judge(
     short_error = np.abs(difference[~counted & known]).max(initial=0.0) if name == DESCRIPTOR else 0.0
     projected = name == DESCRIPTOR and spec.projection is not None
     judged = judge(name, got, expected, errors, allowed, norms=norms, counted=counted)
-    return replace(
-        judged,
-        verdict=judged.verdict if short_error < short_limit else Verdict.FAIL,
-        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
-    )
+    judged = replace(judged, verdict=judged.verdict if short_error < short_limit else Verdict.FAIL)
+    if projected:
+        return judged
+    worst = [each.reshape(-1, spec.num_clusters).max(axis=0) for each in (errors, _over_tolerance(errors, allowed))]
+    return replace(judged, cluster_errors=tuple(worst[0].tolist()), cluster_ratios=tuple(worst[1].tolist()))
+
+
+def _over_tolerance(errors: Float64, allowed: Float64) -> Float64:
+    """Return each error over its tolerance; where nothing is tolerated, a vast number or 0."""
+    ratios: Float64 = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
+    return ratios
 
 
 def have_direction(name: str, norms: Float64, spec: NetVLADSpec) -> Array:
@@ -301,7 +320,7 @@ def judge(
     finite = np.isfinite(got)
     values = np.where(finite, got, 0).astype(np.float64)
     flat, reference = (array.reshape(len(array), -1) for array in (values, np.broadcast_to(expected, got.shape)))
-    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
+    ratios = _over_tolerance(errors, allowed)
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     similar = cosines(flat[counted], reference[counted])
     return OutputParity(

@@ -1,12 +1,16 @@
 """The result of `evaluate`: how well each artifact finds the right images, and how far the artifacts agree."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.text import Table, distance_text, listed, markdown_table, table
+from netvlad_deploy.artifact import AnyArtifact
+from netvlad_deploy.report.artifacts import repeat_section
+from netvlad_deploy.report.page import Block, Grid, Page, Paragraph, Section
+from netvlad_deploy.report.text import Table, distance_text, listed, table
 from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
+from netvlad_deploy.spec.verdict import Verdict
 
 MOST_NAMES = 10
 """Most names of images that a line lists."""
@@ -34,6 +38,7 @@ class EvaluationReport:
         num_queries: number of queries, those without a right image included.
         without_right: names of the queries without a right image: misses in `recall`, left out of all other figures.
         agreements: agreement of each further artifact with the first.
+        min_recall: the least recall@1 that is asked for, None for any.
     """
 
     queries: Path
@@ -46,6 +51,18 @@ class EvaluationReport:
     candidates: tuple[CandidateRecall, ...]
     agreements: tuple[Agreement, ...]
     skipped: tuple[Skipped, ...]
+    min_recall: float | None = None
+
+    @property
+    def missed(self) -> list[CandidateRecall]:
+        """Return the artifacts whose recall@1, of all queries, is below what is asked for."""
+        least = 0.0 if self.min_recall is None else self.min_recall
+        return [one for one in self.candidates if one.found.recall[1] < least]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if an artifact misses the recall that is asked for."""
+        return Verdict.FAIL if self.missed else Verdict.PASS
 
     @property
     def num_answerable(self) -> int:
@@ -81,35 +98,77 @@ def evaluation_lines(report: EvaluationReport) -> list[str]:
     return lines + (table(*agreement_table(report)) if report.agreements else [])
 
 
-def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
-    """Return the report page in Markdown; `picture` is the name of the image file of the matches."""
-    lines = [
-        f"# Retrieval of {markdown_text(', '.join(one.name for one in report.candidates))}",
-        "",
-        *(f"- {markdown_text(fact)}" for fact in _facts(report)),
-        "",
-        *markdown_table(*recall_table(report)),
-        "",
-        "recall@N is the share of all queries with a right image among the first N, as published figures have it: a",
-        "query without a right image is a miss. mAP is the mean average precision over the whole ranking, of the",
-        "queries with a right image. Images are ranked by the Euclidean distance of their descriptors, exactly.",
+def evaluation_page(
+    report: EvaluationReport, artifacts: Sequence[AnyArtifact], matches: Sequence[Block], *, command: str = ""
+) -> Page:
+    """Return the page of an evaluation.
+
+    Args:
+        report: what was found.
+        artifacts: the files that were evaluated.
+        matches: the photos of the matches with their headings.
+        command: the line that made it.
+    """
+    return Page(
+        title=f"Retrieval of {', '.join(one.name for one in report.candidates)}",
+        headline=_headline(report),
+        facts=[
+            (f"{name} of {one.name}", value)
+            for one in report.candidates
+            for name, value in (
+                ("recall@1", f"{one.found.recall[1]:.1%}"),
+                ("mAP", f"{one.found.mean_average_precision:.3f}"),
+            )
+        ],
+        sections=(
+            Section("Recall", (*(Paragraph(f"{fact}.") for fact in _facts(report)), *_recall_blocks(report))),
+            *([Section("Agreement", _agreement_blocks(report))] if report.agreements else []),
+            Section("Best matches", matches),
+            *([Section("Skipped files", [_skipped_grid(report)])] if report.skipped else []),
+            repeat_section(artifacts, command=command),
+        ),
+    )
+
+
+def _headline(report: EvaluationReport) -> str:
+    shares = ", ".join(f"{one.name} for {one.found.recall[1]:.1%}" for one in report.candidates)
+    return f"A right image comes first: {shares} of {report.num_queries} queries."
+
+
+def _recall_blocks(report: EvaluationReport) -> tuple[Block, ...]:
+    text = (
+        "recall@N is the share of all queries with a right image among the first N, as published figures have it: a "
+        "query without a right image is a miss. mAP is the mean average precision over the whole ranking, of the "
+        "queries with a right image. Images are ranked by the Euclidean distance of their descriptors, exactly."
+    )
+    return Grid(*recall_table(report)), Paragraph(text)
+
+
+def _agreement_blocks(report: EvaluationReport) -> list[Block]:
+    return [
+        Grid(*agreement_table(report)),
+        *(
+            Paragraph(
+                f"Another best match than {one.reference} in {one.candidate}: {listed(one.differing, MOST_NAMES)}."
+            )
+            for one in report.agreements
+            if one.differing
+        ),
     ]
-    if report.agreements:
-        lines += ["", "## Agreement", "", *markdown_table(*agreement_table(report))]
-        for one in report.agreements:
-            if one.differing:
-                names = listed(one.differing, MOST_NAMES)
-                lines += ["", markdown_text(f"Another best match than {one.reference} in {one.candidate}: {names}.")]
-    lines += ["", "## Best matches", "", f"![Queries with their best matches, misses first]({picture})", ""]
-    if report.skipped:
-        lines += ["## Skipped files", "", *(f"- {markdown_text(str(one))}" for one in report.skipped), ""]
-    return "\n".join(lines)
+
+
+def _skipped_grid(report: EvaluationReport) -> Grid:
+    return Grid(("file", "reason", "detail"), [(one.path, one.reason, one.detail) for one in report.skipped])
 
 
 def _facts(report: EvaluationReport) -> list[str]:
     """Return the conditions of the evaluation in sentences: folders, emulation, unanswerable queries, skipped files."""
     where = "each image among the others" if report.alone else f"in the {report.num_images} images of {report.database}"
     facts = [f"{report.num_queries} queries of {report.queries}, {where}; right images {report.ground_truth}"]
+    if report.min_recall is not None:
+        missed = ", ".join(f"{one.name} has {one.found.recall[1]:.6g}" for one in report.missed)
+        asked = f"recall@1 of at least {report.min_recall:.6g} is asked for"
+        facts.insert(0, f"{report.verdict.value}: {asked}, {missed or 'every artifact has it'}")
     if any(one.backend == "strict" for one in report.candidates):
         facts.append("FP16 by strict emulation on a CPU: every tensor rounded to its type; no GPU took part")
     if report.without_right:
