@@ -42,7 +42,7 @@ def machine_advice(before: MachineState, after: MachineState) -> tuple[str, ...]
         if gpu.slowdowns:
             advice.append(
                 f"GPU {number} is slowed by {', '.join(gpu.slowdowns)}: cool it or raise its limit, or lock its clocks "
-                "lower with nvidia-smi --lock-gpu-clocks."
+                "lower with nvidia-smi -lgc."
             )
     return tuple(advice)
 

@@ -7,7 +7,6 @@ and what is not, with the figures behind it, is in docs/latency.md.
 """
 
 import io
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Final
@@ -26,13 +25,10 @@ from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.layer import MASK, TOKEN
 from netvlad_deploy.support.limits import check_limit
 from netvlad_deploy.support.machine import available_cores, describe_machine, installed_versions
-
-LOG = logging.getLogger(__name__)
+from netvlad_deploy.support.progress import Progress
 
 BLOCK_MS: Final = 20.0
 """Long beside the change from one process to another, short beside what disturbs a machine."""
-
-PROGRESS_LINES: Final = 10
 
 
 def measure(
@@ -112,14 +108,13 @@ def _run_rounds(
     """
     pids = [process.pid for process in running]
     order, cores = list(range(len(running))), available_cores()
-    before = read_state(pids)
+    progress, before = Progress("measuring", rounds, "rounds"), read_state(pids)
     for number in range(rounds if running else 0):
-        if number % max(1, rounds // PROGRESS_LINES) == 0:
-            LOG.info("round %d of %d", number + 1, rounds)
         order = order[::-1] if number % 2 else random.permutation(len(running)).tolist()
         place = int(random.integers(cores))
         for index in order:
             running[index].run_block(block_ms, place)
+        progress.advance()
     return before, read_state(pids)
 
 
