@@ -30,7 +30,7 @@ class CandidateProcess:
     """The process of one candidate: it opens the runner, warms up, and runs a block when told to.
 
     `reason` says why it cannot run here; `blocks` has the milliseconds of the runs of each round, so that rounds can be
-    compared one by one, and `completed` how many runs each block completed. `stack` ends the process.
+    compared one by one, and `rates` how many of them each block completed a millisecond. `stack` ends the process.
     """
 
     def __init__(self, candidate: Candidate, threads: int, concurrency: int, stack: ExitStack) -> None:
@@ -39,7 +39,7 @@ class CandidateProcess:
         self.candidate = candidate
         self.threads, self.concurrency = threads, concurrency
         self.blocks: list[Float64] = []
-        self.completed: list[float] = []
+        self.rates: list[float] = []
         self.times: list[dict[str, float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs, self.run_ms, self.settled = 0, 0.0, True
@@ -52,8 +52,13 @@ class CandidateProcess:
         return self._child.pid
 
     @property
-    def medians_ms(self) -> list[float]:
-        """Return the median run of each round."""
+    def rounds_ms(self) -> list[float]:
+        """Return the time of each round by which it is compared: the median run, of requests at once the time of each.
+
+        Requests at once wait for each other, so that a run may take long where many are completed.
+        """
+        if self.concurrency > 1:
+            return [1 / each for each in self.rates]
         return [float(np.median(block)) for block in self.blocks]
 
     def warm_up(self, feeds: bytes, *, warmup_ms: float) -> None:
@@ -87,7 +92,7 @@ class CandidateProcess:
         clock = self.run_ms < block_ms or not self.blocks or bool(self.times)
         answer = self._ask({"block_ms": block_ms, "place": place, "clock": clock})
         self.blocks.append(np.array(answer["samples_ms"]))
-        self.completed.append(answer["completed"])
+        self.rates.append(answer["completed"] / block_ms)
         self.times += [answer["times_ms"]] if answer["times_ms"] else []
 
     def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
@@ -121,7 +126,6 @@ def result_of(
     limit: CandidateProcess | None,
     *,
     batch: int,
-    block_ms: float,
     budget_p99_ms: float | None = None,
 ) -> CandidateLatency:
     """Return the statistics over all blocks, the ratios to the first candidate and to the limit, and the advice.
@@ -135,7 +139,7 @@ def result_of(
     percentiles = {f"p{share}": statistics.percentile(process.blocks, share) for share in PERCENTILES}
     p99 = percentiles["p99"].value
     over = budget_p99_ms is not None and p99 > budget_p99_ms
-    drift, trend = statistics.drift(process.medians_ms)
+    drift, trend = statistics.drift(process.rounds_ms)
     ratio, over_limit = (_ratio(process, other) for other in (first, limit))
     device = device_times(process.times)
     return CandidateLatency(
@@ -147,11 +151,11 @@ def result_of(
         mean_ms=float(samples.mean()),
         variation=float(samples.std() / samples.mean()),
         percentiles_ms=percentiles,
-        throughput=statistics.throughput(process.completed, block_ms / 1e3, batch),
+        throughput=statistics.throughput(process.rates, batch),
         ratio=ratio,
         over_limit=over_limit,
         quantiles_ms=tuple(np.percentile(samples, QUANTILES).tolist()),
-        block_medians_ms=tuple(process.medians_ms),
+        block_medians_ms=tuple(process.rounds_ms),
         drift=drift,
         device=device,
         conditions=process.conditions,
@@ -163,4 +167,4 @@ def _ratio(process: CandidateProcess, other: CandidateProcess | None) -> Estimat
     """Return the time of a candidate over that of another one, None if that is itself or did not run."""
     if other is None or other is process or other.reason:
         return None
-    return statistics.time_ratio(process.medians_ms, other.medians_ms)
+    return statistics.time_ratio(process.rounds_ms, other.rounds_ms)

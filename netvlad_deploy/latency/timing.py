@@ -71,7 +71,7 @@ def measure(
         before, after = _run_rounds(running, rounds, block_ms, np.random.default_rng(seed))
     rivals = processes[0], None if limit is None else processes[-1]
     batch = len(next(iter(feeds.values())))
-    rows = [result_of(each, *rivals, batch=batch, block_ms=block_ms, budget_p99_ms=budget_p99_ms) for each in processes]
+    rows = [result_of(each, *rivals, batch=batch, budget_p99_ms=budget_p99_ms) for each in processes]
     settings = {"threads": threads, "concurrency": concurrency, "block_ms": block_ms, "warmup_ms": warmup_ms}
     name = "" if limit is None else limit.name
     return _report(feeds, rows, before, after, rounds=rounds, limit=name, **settings)

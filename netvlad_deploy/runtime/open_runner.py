@@ -21,7 +21,7 @@ from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.openvino_runner import OPENVINO, OpenVinoRunner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.backends import BACKENDS
+from netvlad_deploy.spec.backends import BACKENDS, NO_GRAPHS
 from netvlad_deploy.spec.images import AnyProfile
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.formats import is_checkpoint
@@ -129,8 +129,8 @@ def open_runner(
         source: an artifact, its file, or a checkpoint file.
         backend: `onnxruntime` (ONNX files on the CPU), `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime-rtx`
             (the same on a GPU), `openvino` (ONNX files on the CPU, in FP32), `strict` (on the CPU, every FP16 tensor
-            rounded), `tensorrt` (engines), `torch` (either's unfolded parameters, or a checkpoint) or `oracle`
-            (either's unfolded parameters); by default the first that fits the file. There is no fallback.
+            rounded), `tensorrt` (engines), `tensorrt-no-graphs` (without CUDA graphs), `torch` (either's unfolded
+            parameters, or a checkpoint) or `oracle` (those parameters); by default what fits the file. No fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: the text before the layer's names in a checkpoint.
         profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the usual one.
@@ -200,13 +200,13 @@ def _open_onnx(
 def _open_engine(artifact: Artifact, backend: str, runtime_cache: Path | None, *, lineage: bool) -> Runner:
     if not isinstance(artifact, EngineArtifact):
         raise UsageError(f"{artifact.path} is neither an ONNX artifact nor an engine")
-    if backend != ENGINES:
+    if backend not in (ENGINES, NO_GRAPHS):
         raise UsageError(f"{artifact.path} cannot run on {backend}: leave --backend out for {ENGINES}")
     if lineage:
         check_lineage(artifact)
     from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 
-    return TensorRTRunner(artifact, runtime_cache=runtime_cache)
+    return TensorRTRunner(artifact, cuda_graphs=backend != NO_GRAPHS, runtime_cache=runtime_cache)
 
 
 def check_lineage(engine: EngineArtifact, known: Mapping[str, str] | None = None) -> None:

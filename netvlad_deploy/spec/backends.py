@@ -5,6 +5,9 @@ from typing import Final
 STRICT: Final = "strict"
 """The backend that rounds every FP16 tensor on a CPU. Its time says nothing."""
 
+NO_GRAPHS: Final = "tensorrt-no-graphs"
+"""The backend of engines whose work is started anew in each run, and not replayed from a CUDA graph."""
+
 BACKENDS: Final = (
     "onnxruntime",
     "onnxruntime-cuda",
@@ -13,6 +16,7 @@ BACKENDS: Final = (
     "openvino",
     STRICT,
     "tensorrt",
+    NO_GRAPHS,
     "torch",
     "oracle",
 )
