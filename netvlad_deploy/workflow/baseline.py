@@ -32,6 +32,11 @@ class BaselineOptions:
     allowed: float = 0.05
     force: bool = False
 
+    @property
+    def file(self) -> Path | None:
+        """Return the file of the baseline, whether compared or saved; None for no baseline."""
+        return self.compared or self.saved
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineStep:
@@ -77,7 +82,7 @@ def baseline_step(
     Raises: UsageError if there are several candidates, or they are measured in another way than the baseline was;
         ArtifactError if the baseline is damaged, or its stored figures are of another machine.
     """
-    file = options.compared or options.saved
+    file = options.file
     if file is None:
         return None
     if options.compared and options.saved:
