@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netvlad_deploy.commands import flags
-from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.commands.choices import one_of
+from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.support.limits import check_limit
 
@@ -55,9 +56,7 @@ def adopt(
     no_head: Annotated[
         bool, typer.Option("--no-head", help="Take the file as it is, whatever it computes; --head names its output.")
     ] = False,
-    takes: Annotated[
-        str | None, typer.Option("--input", metavar="KIND", help="features to leave its backbone out.")
-    ] = None,
+    takes: Annotated[str | None, one_of(INPUT_KINDS, "--input", "features to leave its backbone out.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of pixels.  [default: ImageNet's]")] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Deviation of pixels.  [default: ImageNet's]")
@@ -135,7 +134,7 @@ def deploy(
 ) -> None:
     """Export, build, validate and measure into one folder.
 
-    It gets report.json and report.md, too.
+    It gets report.html, report.md and report.json, too.
     """
     from netvlad_deploy.report.deploy import step_rows
     from netvlad_deploy.report.text import table
@@ -147,6 +146,7 @@ def deploy(
         GraphOptions(**graph),
         engine_options=engine.options(),
         duration_s=duration,
+        command=command_line(),
         force=force,
     )
     render("deploy", deployment, lambda done: table(("verdict", "step", "reason"), step_rows(done.steps)), as_json)
@@ -162,12 +162,12 @@ def precision(
 ) -> None:
     """Measure what FP16 costs your weights, without a GPU.
 
-    The folder gets report.json, report.md and a picture.
+    The folder gets report.html, report.md, report.json and a picture.
     """
     from netvlad_deploy.report.precision import precision_lines
     from netvlad_deploy.workflow.precision import precision as run
 
-    report = run(_source(source), output, feature_norm=feature_norm, force=force)
+    report = run(_source(source), output, feature_norm=feature_norm, command=command_line(), force=force)
     render("precision", report, precision_lines, as_json)
 
 

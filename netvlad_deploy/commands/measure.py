@@ -7,10 +7,12 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
+from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.junit import Junit, junit_file
-from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.commands.sweep import PlaceFlags, SweepFlags
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 
 
 def validate(
@@ -27,6 +29,7 @@ def validate(
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     expect_cases: Annotated[int | None, typer.Option(help="Exit 1 if another number of cases is judged.")] = None,
     junit: Junit = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     as_json: flags.Json = False,
@@ -37,17 +40,21 @@ def validate(
     """
     from netvlad_deploy.report.junit import parity_junit
     from netvlad_deploy.report.text import parity_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import Candidate
+    from netvlad_deploy.workflow.pages import write_parity_pages
     from netvlad_deploy.workflow.source import Source
     from netvlad_deploy.workflow.validate import validate as run
 
+    check_reports(pages := report or ())
     with junit_file(junit, f"parity of {artifact.name}") as write:
         candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
         read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
-        report = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
-        write(parity_junit(report))
-    render("validate", report, parity_lines, as_json)
-    leave(report.verdict, allow_not_run)
+        parity = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
+        write(parity_junit(parity))
+    write_parity_pages(pages, parity, artifact, command=command_line())
+    render("validate", parity, parity_lines, as_json)
+    leave(parity.verdict, allow_not_run)
 
 
 def bench(
@@ -57,9 +64,12 @@ def bench(
     artifacts: Annotated[
         list[Path] | None, typer.Argument(metavar="ARTIFACT", help="ONNX files and engines; none to sweep layers.")
     ] = None,
-    backend: Annotated[list[str] | None, typer.Option(help=f"{flags.TIMED_BACKENDS}; repeat for several.")] = None,
+    backend: Annotated[
+        list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
+    ] = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     junit: Junit = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     force: flags.Force = False,
@@ -71,20 +81,24 @@ def bench(
     """
     from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import candidates_of
     from netvlad_deploy.workflow.bench import bench as run
+    from netvlad_deploy.workflow.pages import write_latency_pages
 
+    check_reports(pages := report or ())
     paths, options = artifacts or [], baselines.options(force=force)
     if sweep.asked(paths):
         alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file}
         fixed = {"backends": backend or (), "expect_sha256": expect_sha256, **place.arguments}
-        sweep.run(paths, fixed, alone, allow_not_run=allow_not_run, as_json=as_json)
+        sweep.run(paths, fixed, alone, pages, allow_not_run=allow_not_run, as_json=as_json)
     with junit_file(junit, f"latency of {', '.join(path.name for path in paths)}") as write:
         candidates = candidates_of(paths, backend or [], expect_sha256=expect_sha256, hold=False)
-        report = run(candidates, **place.arguments, budget_p99_ms=budget_p99_ms, baselines=options)
-        write(latency_junit(report))
-    render("bench", report, latency_lines, as_json)
-    leave(report.verdict, allow_not_run)
+        latency = run(candidates, **place.arguments, budget_p99_ms=budget_p99_ms, baselines=options)
+        write(latency_junit(latency))
+    write_latency_pages(pages, latency, paths, command=command_line())
+    render("bench", latency, latency_lines, as_json)
+    leave(latency.verdict, allow_not_run)
 
 
 def embed(
@@ -142,8 +156,10 @@ def evaluate(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]"
+        one_of(
+            BACKENDS,
+            "--backend",
+            "Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]",
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
@@ -154,7 +170,8 @@ def evaluate(
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped, or --min-recall missed.
+    The folder gets report.html, report.md, report.json and a picture. Exit 1 if a file was skipped, or --min-recall
+    missed.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of
@@ -169,6 +186,7 @@ def evaluate(
         within=within,
         batch=batch,
         min_recall=min_recall,
+        command=command_line(),
         force=force,
     )
     render("evaluate", report, evaluation_lines, as_json)

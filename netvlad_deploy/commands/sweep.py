@@ -24,6 +24,9 @@ class PlaceFlags:
     ] = None
     duration: Duration = 3.0
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None
+    concurrency: Annotated[
+        int, typer.Option(help="Requests in flight at once: 1 is for latency, more for throughput.")
+    ] = 1
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -37,6 +40,7 @@ class PlaceFlags:
             "image_size": None if self.image_size is None else parse_size(self.image_size),
             "duration_s": self.duration,
             "threads": self.threads,
+            "concurrency": self.concurrency,
         }
 
 
@@ -47,9 +51,9 @@ class SweepFlags:
     sweep: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="AXIS=V,V,...",
-            help="Measure at each value of batch, num-features, image-size or threads; without an ARTIFACT untrained "
-            "layers of each of clusters or feature-size. Repeat for a grid.",
+            metavar="AXIS=V,V",
+            help="Measure at each value of batch, num-features, image-size, threads or concurrency; without ARTIFACT "
+            "also of clusters or feature-size, of untrained layers. Repeat for a grid.",
         ),
     ] = None
     output: Annotated[
@@ -73,21 +77,25 @@ class SweepFlags:
         artifacts: Sequence[Path],
         fixed: Mapping[str, Any],
         other: Mapping[str, Any],
+        pages: Sequence[Path],
         *,
         allow_not_run: bool,
         as_json: bool,
     ) -> NoReturn:
         """Measure the files, or untrained layers if there are none, print the report, and end with its exit code.
 
-        `fixed` are fields of `SweepOptions`; `other` are the options of `bench` that no sweep takes, with their values.
+        `fixed` are fields of `SweepOptions`; `other` are the options of `bench` that no sweep takes, with their values;
+        `pages` are the files of the report's page.
 
         Raises: UsageError if such an option was given, or an axis is not as it must be.
         """
-        from netvlad_deploy.report.sweep import sweep_lines
+        from netvlad_deploy.report.sweep import sweep_lines, sweep_page
+        from netvlad_deploy.report.write import write_pages
         from netvlad_deploy.workflow.sweep import SweepOptions, parse_axes, sweep
 
         if given := [name for name, value in other.items() if value]:
             raise UsageError(f"--{given[0]} is for one point, not for a sweep: leave it out")
         report = sweep(artifacts, SweepOptions(axes=parse_axes(self.sweep or []), file=self.output, **fixed))
+        write_pages(pages, sweep_page(report))
         render("sweep", report, sweep_lines, as_json)
         leave(report.verdict, allow_not_run)

@@ -41,6 +41,7 @@ class Place:
     num_features: int | None = None
     image_size: tuple[int, int] | None = None
     threads: int
+    concurrency: int = 1
     clusters: int | None = None
     feature_size: int | None = None
 

@@ -6,7 +6,7 @@ is imported, as in `errors`.
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "budget_p99_ms": Limit(1e-6, 3_600_000, "one run takes no hour"),
     "bytes of input": Limit(1, 2**31, "it stands in memory once for each candidate"),
     "clusters": Limit(1, 65_536, "a descriptor has as many times D values"),
+    "concurrency": Limit(1, 64, "each request has a thread and memory of its own"),
     "depth": Limit(8, 32, "no file of images holds more bits of grey"),
     "duration": Limit(0.1, 3_600, "seconds for each candidate: an hour shows what a day does"),
     "expect_cases": Limit(1, 10_000, "no artifact has as many cases"),
@@ -82,6 +83,20 @@ def range_words(name: str) -> str:
     """
     limit = LIMITS[name]
     return f"{limit.least:.12g} to {limit.most:.12g}"
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a word that is none of the choices.
+
+    Raises: UsageError that lists them.
+
+    >>> check_choice("precision", "int8", ("fp32", "fp16"))
+    Traceback (most recent call last):
+    netvlad_deploy.errors.UsageError: precision 'int8' is unknown: choose fp32 or fp16
+    """
+    if value not in choices:
+        listed = f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
+        raise UsageError(f"{name} {value[:40]!r} is unknown: choose {listed}")
 
 
 def whole_number(text: str) -> int:

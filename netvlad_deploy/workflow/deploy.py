@@ -8,8 +8,10 @@ from typing import Any
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, log_path, reference_path, sidecar_path
 from netvlad_deploy.errors import UNAVAILABLE
 from netvlad_deploy.parity.heads import ParityReport
-from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
-from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, write_report
+from netvlad_deploy.report.deploy import Deployment, Step, deployment_page
+from netvlad_deploy.report.graph_figure import graph_block
+from netvlad_deploy.report.page import Page
+from netvlad_deploy.report.write import REPORT_FILES, write_report
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
@@ -32,11 +34,12 @@ def deploy(
     *,
     engine_options: BuildOptions,
     duration_s: float = 3.0,
+    command: str = "",
     force: bool = False,
 ) -> Deployment:
-    """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
+    """Export, build, validate and measure into one folder, with a report as HTML, Markdown and JSON.
 
-    A step that cannot run on this machine is NOT_RUN with its reason; any other failure raises.
+    A step that cannot run on this machine is NOT_RUN with its reason; any other failure raises. `command` is shown.
 
     >>> source = Source(num_clusters=2, feature_size=4)
     >>> options = BuildOptions(flavor="tensorrt")  # its engines need the GPU that builds them
@@ -48,9 +51,9 @@ def deploy(
     """
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
     onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
-    onnx_files = onnx_path, sidecar_path(onnx_path), reference_path(onnx_path)
     engine_files = engine_path, sidecar_path(engine_path), log_path(engine_path)
-    make_folder(folder, (*onnx_files, *engine_files, folder / REPORT_JSON, folder / REPORT_PAGE), force=force)
+    onnx_files = onnx_path, sidecar_path(onnx_path), reference_path(onnx_path)
+    make_folder(folder, (*onnx_files, *engine_files, *(folder / name for name in REPORT_FILES)), force=force)
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
     LOG.info("validate %s", onnx_path)
@@ -72,8 +75,12 @@ def deploy(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
-    write_report(folder, "deploy", deployment, {REPORT_PAGE: deployment_markdown(deployment).encode()}, force=force)
+    write_report(folder, "deploy", deployment, _page(deployment, command), force=force)
     return deployment
+
+
+def _page(deployment: Deployment, command: str) -> Page:
+    return deployment_page(deployment, graph=graph_block(deployment.onnx), command=command)
 
 
 def _build_engine(

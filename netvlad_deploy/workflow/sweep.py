@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from netvlad_deploy.errors import ArtifactError, UsageError
+from netvlad_deploy.latency.baseline import fingerprint
+from netvlad_deploy.latency.feeds import USUAL_FEATURES
 from netvlad_deploy.latency.scaling import Exponent, fit_exponents
 from netvlad_deploy.latency.sweep import Place, PointLatency, SweepFile, SweepPoint, open_sweep
-from netvlad_deploy.latency.timing import USUAL_FEATURES
 from netvlad_deploy.oracle.goldens import USUAL_PHOTO
 from netvlad_deploy.report.sweep import SweepReport, place_words
 from netvlad_deploy.runtime.open_runner import Candidate, candidates_of
@@ -21,7 +22,7 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import parse_size
 from netvlad_deploy.support.files import check_suffix
 from netvlad_deploy.support.limits import check_limit, whole_number
-from netvlad_deploy.support.machine import available_cores, describe_machine, installed_versions
+from netvlad_deploy.support.machine import available_cores
 from netvlad_deploy.support.scratch import scratch_folder
 from netvlad_deploy.workflow.bench import bench
 from netvlad_deploy.workflow.export import export
@@ -32,7 +33,7 @@ LOG = logging.getLogger(__name__)
 LAYER_AXES: Final = ("clusters", "feature-size")
 """Axes of a layer that is made from a seed; they stand first, so that each layer is exported once."""
 
-SWEEP_AXES: Final = (*LAYER_AXES, "batch", "num-features", "image-size", "threads")
+SWEEP_AXES: Final = (*LAYER_AXES, "batch", "num-features", "image-size", "threads", "concurrency")
 SWEEP_SUFFIX: Final = ".jsonl"
 SEED: Final = 0
 
@@ -44,7 +45,7 @@ class SweepOptions:
     Args:
         axes: the values on each axis, by its name in SWEEP_AXES.
         backends: the backends of each file, none for its own.
-        batch, num_features, image_size, threads: the values where they are not swept, by default as of `bench`.
+        batch, num_features, image_size, threads, concurrency: where they are not swept, by default as of `bench`.
         duration_s: seconds to measure each candidate at each point.
         file: the file that keeps the points, None for none.
     """
@@ -55,13 +56,14 @@ class SweepOptions:
     num_features: int | None = None
     image_size: tuple[int, int] | None = None
     threads: int | None = None
+    concurrency: int = 1
     duration_s: float = 3.0
     file: Path | None = None
     expect_sha256: str | None = None
 
     def __post_init__(self) -> None:
         given = {"batch": self.batch != 1, "num-features": self.num_features, "image-size": self.image_size,
-                 "threads": self.threads}  # fmt: skip
+                 "threads": self.threads, "concurrency": self.concurrency != 1}  # fmt: skip
         if twice := [name for name in self.axes if given.get(name)]:
             raise UsageError(f"--{twice[0]} is swept and fixed: leave one of them out")
 
@@ -117,7 +119,7 @@ def sweep(paths: Sequence[Path], options: SweepOptions) -> SweepReport:
         empty = SweepPoint(
             subjects=subjects.hashes,
             backends=tuple(options.backends),
-            machine=describe_machine() | installed_versions(),
+            machine=fingerprint(),
             place=subjects.base,
             candidates=(),
         )
@@ -166,6 +168,7 @@ def _measured(candidates: Sequence[Candidate], place: Place, duration_s: float) 
         num_features=place.num_features,
         image_size=place.image_size,
         threads=place.threads,
+        concurrency=place.concurrency,
         duration_s=duration_s,
     )
     return tuple(
@@ -204,6 +207,7 @@ class _Files:
             num_features=options.num_features if images else options.num_features or USUAL_FEATURES,
             image_size=size,
             threads=options.threads or available_cores(),
+            concurrency=options.concurrency,
         )
 
     def at(self, _: Place) -> Sequence[Candidate]:
@@ -227,6 +231,7 @@ class _Layers:
             batch=options.batch,
             num_features=options.num_features or USUAL_FEATURES,
             threads=options.threads or available_cores(),
+            concurrency=options.concurrency,
             clusters=DEFAULT_SPEC.num_clusters,
             feature_size=DEFAULT_SPEC.feature_size,
         )

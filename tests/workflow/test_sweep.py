@@ -94,7 +94,7 @@ def test_other_machines_and_backends_are_measured_again_and_other_files_refused(
     sweep([exported.path], options("batch=1"))
     assert sweep([exported.path], options("batch=1", backends=["torch"])).kept == 0
     with monkeypatch.context() as patch:
-        patch.setattr(sweeping, "describe_machine", lambda: {"processor": "another"})
+        patch.setattr(sweeping, "fingerprint", lambda: {"processor": "another"})
         assert sweep([exported.path], options("batch=1")).kept == 0
     assert sweep([exported.path], options("batch=1")).kept == 1
     before = Path("s.jsonl").read_bytes()
@@ -153,7 +153,7 @@ def test_images_are_swept_by_size(bench: Simulated, tiny: OnnxArtifact) -> None:
     ("axes", "said"),
     [
         (["batch"], "is not AXIS=VALUE,..., such as batch=1,8,32"),
-        (["size=1,2"], "axes are clusters, feature-size, batch, num-features, image-size, threads"),
+        (["size=1,2"], "axes are clusters, feature-size, batch, num-features, image-size, threads, concurrency"),
         (["batch="], "has the value '', expected a whole number"),
         (["batch=1,-2"], "has the value '-2', expected a whole number"),
         (["batch=1,²"], "expected a whole number"),
