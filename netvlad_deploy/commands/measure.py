@@ -156,11 +156,7 @@ def evaluate(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        one_of(
-            BACKENDS,
-            "--backend",
-            "Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]",
-        ),
+        one_of(BACKENDS, "--backend", "Repeat for several.  [default: strict for FP16 ONNX, else the file's own]"),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
     min_recall: Annotated[float | None, typer.Option(help="Exit 1 if recall@1 of a file is below this share.")] = None,
@@ -170,8 +166,7 @@ def evaluate(
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets report.html, report.md, report.json and a picture. Exit 1 if a file was skipped, or --min-recall
-    missed.
+    The folder gets report.html, report.md, report.json and a picture. Exit 1 for a skipped file, or a missed recall.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of
