@@ -14,7 +14,7 @@ from netvlad_deploy.parity.ranks import RetrievalParity
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_page
 from netvlad_deploy.report.evaluate import evaluation_page
 from netvlad_deploy.report.latency import bench_page
-from netvlad_deploy.report.page import Page, Paragraph, Photo, Photos
+from netvlad_deploy.report.page import Block, Page, Paragraph, Photo, Photos
 from netvlad_deploy.report.parity import parity_page
 from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, precision_page
 from netvlad_deploy.spec.graph_options import OperatorTypes
@@ -63,15 +63,15 @@ def failed() -> ParityReport:
     return replace(report, cases=(*report.cases, BLIND))
 
 
-def pages() -> dict[str, Page]:
-    """Return a page of each verb that has one, by its name."""
+def pages(graph: Block | None = None) -> dict[str, Page]:
+    """Return a page of each verb that has one, by its name; `graph` is drawn on two of them."""
     onnx = replace(onnx_artifact(Path(LONG)), versions={"torch": "2.13"})
     engine = engine_artifact(Path("m.engine"))
     deployment = Deployment(
         steps=(Step(name="export", verdict=Verdict.PASS), Step(name="build", verdict=Verdict.NOT_RUN, reason="no GPU")),
         onnx=onnx,
         engine=engine,
-        parity=(parity(RATIOS, OUTPUT), replace(parity(), candidate="m.engine", reason="no GPU")),
+        parity=(parity(*[RATIOS] * 17, OUTPUT), replace(parity(), candidate="m.engine", reason="no GPU")),
         latency=latency(),
     )
     precision = PrecisionReport(
@@ -89,8 +89,8 @@ def pages() -> dict[str, Page]:
     photos = [Photo(_jpeg(), LONG, "0.912", right=each) for each in right]
     matches = (Paragraph("hits"), Photos((photos, photos), "Queries with their best matches", "matches.png"))
     return {
-        "deploy": deployment_page(deployment, command=COMMAND),
-        "validate": parity_page(failed(), onnx, command=COMMAND),
+        "deploy": deployment_page(deployment, graph=graph, command=COMMAND),
+        "validate": parity_page(failed(), onnx, graph=graph, command=COMMAND),
         "bench": bench_page(latency(), (onnx, engine), command=COMMAND),
         "evaluate": evaluation_page(REPORT, (onnx,), matches, command=COMMAND),
         "precision": precision_page(precision, command=COMMAND),

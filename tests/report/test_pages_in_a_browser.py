@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.report.graph_figure import graph_block
 from netvlad_deploy.report.html_page import html_page
 from tests.report.results import pages
 
-pytestmark = [pytest.mark.browser]
+pytestmark = [pytest.mark.browser, pytest.mark.export]
 
 WIDTHS, SCHEMES = (390, 1440), ("light", "dark")
 
@@ -41,7 +43,9 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def test_every_page_is_readable_everywhere_and_asks_for_nothing(browser: Any, tmp_path: Path) -> None:
+def test_every_page_is_readable_everywhere_and_asks_for_nothing(
+    browser: Any, tmp_path: Path, tiny: OnnxArtifact
+) -> None:
     """One page of the browser for all: starting one is most of the time."""
     tab = browser.new_page()
     asked: list[str] = []
@@ -49,7 +53,7 @@ def test_every_page_is_readable_everywhere_and_asks_for_nothing(browser: Any, tm
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
-    for verb, page in pages().items():
+    for verb, page in pages(graph_block(tiny)).items():
         file = tmp_path / f"{verb}.html"
         file.write_text(html_page(page))
         asked.clear()

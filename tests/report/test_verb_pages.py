@@ -51,7 +51,7 @@ def test_a_failed_comparison_says_where_it_departs() -> None:
     assert "| soft_assignment | within its tolerance, or not shown by this file |" in text
     assert "| mean_residual | the first to depart |" in text
     assert "| descriptor | made of what departed |" in text
-    assert "not judged: long: a swap would not show." in text
+    assert "Not judged: long: a swap would not show." in text
 
 
 def test_each_verdict_has_its_sentence() -> None:
@@ -78,7 +78,7 @@ def test_a_ratio_says_no_more_than_its_interval() -> None:
 
 def test_what_makes_a_latency_doubtful_stands_beside_it() -> None:
     blocks = latency_section(latency()).blocks
-    assert Paragraph("the machine was busy: its load was 3 on 2 cores, stop other work") in blocks
+    assert Paragraph("The machine was busy: its load was 3 on 2 cores, stop other work.") in blocks
     assert Grid(("state of the machine", "before", "after"), [("load", "0.1", "3.0")]) in blocks
     (limit,) = (each for each in blocks if isinstance(each, Figure) and "over the limit" in each.alt)
     assert "The limit is its two matrix products alone." in limit.caption
