@@ -6,26 +6,32 @@ Results go to standard output, as text or as JSON; progress and errors go to sta
 import contextlib
 import io
 import logging
+import platform
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from netvlad_deploy.commands.as_command import VerbCommand, as_command
+from netvlad_deploy.commands.bars import bars_on_a_terminal
 from netvlad_deploy.commands.export import adopt, build, deploy, export, fit, precision
-from netvlad_deploy.commands.flags import as_command
 from netvlad_deploy.commands.measure import bench, doctor, embed, evaluate, inspect, validate
+from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages, open_messages
 from netvlad_deploy.commands.output import flush_errors, standard_streams
+from netvlad_deploy.commands.terminal import RED, has_colours, painted
 from netvlad_deploy.errors import NetVLADDeployError
 from netvlad_deploy.report.escape import printable
+from netvlad_deploy.support.require import DISTRIBUTION, installed_version
 from netvlad_deploy.support.scratch import sweep
+
+LOG = logging.getLogger(__name__)
 
 VERBS = (export, adopt, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
 
 app = typer.Typer(
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Export a trained NetVLAD to ONNX, build a TensorRT engine, prove parity, measure latency.",
     no_args_is_help=True,
@@ -33,7 +39,27 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in VERBS:
-    app.command()(as_command(verb))
+    app.command(cls=VerbCommand)(as_command(verb))
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"{DISTRIBUTION} {installed_version(DISTRIBUTION) or '(not installed: no version is known)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_verb(
+    version: Annotated[  # noqa: ARG001 - its callback has the answer
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say the version.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Do what holds for every verb."""
+    choose_messages(quiet=quiet, verbose=verbose)
+    LOG.debug("%s %s, Python %s", DISTRIBUTION, installed_version(DISTRIBUTION), platform.python_version())
+
 
 INTERNAL_ERROR = 70
 """Exit code for a fault of this package. Source: EX_SOFTWARE of sysexits.h."""
@@ -63,9 +89,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with _signals(), standard_streams():
-            _log_to_standard_error()
+            open_messages()
             sweep()
-            app()
+            with bars_on_a_terminal():
+                app(prog_name=DISTRIBUTION)
     except _Signalled as end:
         _fail(SIGNALS[signal.Signals(end.number)], 128 + end.number)
     except NetVLADDeployError as error:
@@ -73,21 +100,6 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a fault of this package: its trace is printed
         traceback.print_exc()
         _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)
-
-
-class _OneLineFormatter(logging.Formatter):
-    """Put a message on one line, even if a name in it has line breaks."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
-def _log_to_standard_error() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLineFormatter())
-    logger = logging.getLogger("netvlad_deploy")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
@@ -117,6 +129,7 @@ def _signals() -> Iterator[None]:
 def _fail(message: str, exit_code: int) -> NoReturn:
     """Print the message as one line on standard error, and exit."""
     with contextlib.suppress(OSError):
-        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+        word = painted("error:", RED) if has_colours(sys.stderr) else "error:"
+        print(f"{word} {printable(' '.join(message.split()))}", file=sys.stderr)
     flush_errors()
     raise SystemExit(exit_code)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netvlad_deploy.commands import flags
+from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.support.limits import check_limit
 
@@ -55,9 +56,7 @@ def adopt(
     no_head: Annotated[
         bool, typer.Option("--no-head", help="Take the file as it is, whatever it computes; --head names its output.")
     ] = False,
-    takes: Annotated[
-        str | None, typer.Option("--input", metavar="KIND", help="features to leave its backbone out.")
-    ] = None,
+    takes: Annotated[str | None, one_of(INPUT_KINDS, "--input", "features to leave its backbone out.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of pixels.  [default: ImageNet's]")] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Deviation of pixels.  [default: ImageNet's]")

@@ -1,20 +1,20 @@
-"""The options that several commands share, and how a command takes a group of them."""
+"""The options that several verbs share, and groups of them."""
 
-import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from copy import copy
-from dataclasses import Field, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
+from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.build_options import BuildOptions
-from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.backends import BACKENDS
+from netvlad_deploy.spec.build_options import FLAVORS, BuildOptions
+from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import (
     CHANNELS,
     USUAL_IMAGES,
@@ -26,11 +26,8 @@ from netvlad_deploy.spec.images import (
     parse_size,
 )
 from netvlad_deploy.spec.profiles import AxisRange, Profile
-from netvlad_deploy.support.limits import LIMITS, check_limit, check_path, range_words
 
-TIMED_BACKENDS = "onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-rtx, tensorrt, torch, oracle"
-
-Backend = Annotated[str | None, typer.Option(help=f"{TIMED_BACKENDS} or strict.  [default: the file's own]")]
+Backend = Annotated[str | None, one_of(BACKENDS, "--backend", "[default: the file's own]")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
@@ -121,7 +118,7 @@ class SourceFlags:
     ] = False
     takes: Annotated[
         str | None,
-        typer.Option("--input", metavar="KIND", help="images or features.  [default: images if there is a backbone]"),
+        one_of(INPUT_KINDS, "--input", "What the graph takes.  [default: images if there is a backbone]"),
     ] = None
     backbone: BackboneName = None
 
@@ -129,7 +126,10 @@ class SourceFlags:
 def _parameter(option: Field[Any]) -> inspect.Parameter:
     """Return the parameter of a graph or build option, as Typer reads it: a list where the option may be repeated."""
     table, several = option.metadata, option.default == ()
-    info = typer.Option(table["flag"], help=table["help"], metavar=table.get("metavar"))
+    if choices := table.get("choices"):
+        info = one_of(choices, table["flag"], table["help"])
+    else:
+        info = typer.Option(table["flag"], help=table["help"], metavar=table.get("metavar"))
     kind = list[str] | None if several else option.type
     default = None if several else option.default
     return inspect.Parameter(
@@ -153,7 +153,9 @@ class Tuning(dict[str, Any]):
 class EngineFlags:
     """The flavor of TensorRT that builds the engine, and the shapes that the engine is for."""
 
-    flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt-rtx (which builds without a GPU).")] = "tensorrt"
+    flavor: Annotated[
+        str, one_of(FLAVORS, "--flavor", "TensorRT of the engine; tensorrt-rtx builds without a GPU.")
+    ] = FLAVORS[0]
     batch: Annotated[
         str | None, typer.Option(metavar="MIN:OPT:MAX", help=f"Batch sizes.  [default: {Profile().batch}]")
     ] = None
@@ -225,61 +227,3 @@ def parse_triple(text: str, name: str) -> tuple[float, float, float]:
         raise UsageError(f"{name} {text[:40]!r} is not R,G,B from 0 to 255, for example 123.675,116.28,103.53")
     red, green, blue = values
     return red, green, blue
-
-
-def as_command(verb: Callable[..., None]) -> Callable[..., None]:
-    """Return a verb with a signature from which Typer reads the options, and its help the ranges of numbers.
-
-    Each parameter that is a dataclass, `GraphFlags` or `Tuning` becomes an option for each of its fields: Typer has no
-    groups. An option that was not given is left to the group's own default. `support/limits.py` checks every number and
-    path.
-    """
-    own = inspect.signature(verb).parameters
-    kinds = {name: each.annotation for name, each in own.items()}
-    groups: dict[str, Any] = {
-        name: kind for name, kind in kinds.items() if kind in (GraphFlags, Tuning) or is_dataclass(kind)
-    }
-    signatures = {name: inspect.signature(group).parameters for name, group in groups.items()}
-
-    @functools.wraps(verb)
-    def command(**values: Any) -> None:
-        for name, group in groups.items():
-            given = {key: values.pop(key) for key in signatures[name]}
-            values[name] = group(**{key: value for key, value in given.items() if value is not None})
-        verb(**values)
-
-    flat = [each for name in own for each in signatures.get(name, {name: own[name]}).values()]
-    options = [each.replace(kind=each.KEYWORD_ONLY, annotation=_checked(each.name, each.annotation)) for each in flat]
-    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    command.__annotations__ = {option.name: option.annotation for option in options}
-    return command
-
-
-def _checked(name: str, annotation: Any) -> Any:
-    """Return the annotation of an option with the check for its type and name."""
-    kind, info = get_args(annotation)
-    kinds = {kind, *get_args(kind)}
-    info = copy(info)
-    if Path in kinds:
-        info.parser = _path_parser(name)
-    elif name in LIMITS and kinds & {int, float}:
-        info.callback = _limiter(name)
-        info.help = f"{info.help}  [{range_words(name)}]"
-    return Annotated[kind, info]
-
-
-def _path_parser(name: str) -> Callable[[str | Path], Path]:
-    def path(text: str | Path) -> Path:  # Typer shows its name, and reads defaults by it, too
-        check_path(name, str(text))
-        return Path(text)
-
-    return path
-
-
-def _limiter(name: str) -> Callable[[Any], Any]:
-    def callback(value: float | None) -> float | None:
-        if value is not None:
-            check_limit(name, value)
-        return value
-
-    return callback

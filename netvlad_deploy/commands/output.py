@@ -4,11 +4,12 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TextIO, cast
 
 import typer
 
+from netvlad_deploy.commands.terminal import has_colours, with_verdict_painted
 from netvlad_deploy.errors import OutputError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.spec.verdict import Verdict
@@ -18,10 +19,14 @@ READER_GONE = 141
 
 
 def render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: bool) -> None:
-    """Print a result as lines or as JSON."""
+    """Print a result as lines, verdicts in colours on a terminal, or as JSON."""
     from netvlad_deploy.report.serialize import to_json
 
-    typer.echo(to_json(verb, result) if as_json else "\n".join(map(printable, lines(result))))
+    if as_json:
+        typer.echo(to_json(verb, result))
+        return
+    shown: Iterable[str] = map(printable, lines(result))
+    typer.echo("\n".join(map(with_verdict_painted, shown) if has_colours(sys.stdout) else shown))
 
 
 def command_line() -> str:

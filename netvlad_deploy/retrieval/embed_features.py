@@ -12,6 +12,7 @@ from netvlad_deploy.runner import Runner, check_features, check_finite
 from netvlad_deploy.spec.graph_options import COARSE_STEP
 from netvlad_deploy.spec.layer import FEATURES, MASK
 from netvlad_deploy.support.arrays import Array, Arrays, Float64, read_arrays
+from netvlad_deploy.support.progress import Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -44,12 +45,14 @@ def embed_array(runner: Runner, features: Array, *, batch: int) -> Array:
     """
     features = _readable(features, runner)
     parts, warned = [], False
+    progress = Progress("embedding", len(features), "items")
     for group in batches(enumerate(features), lambda shape: largest_batch(runner, batch, shape[:1], grows=2)):
         part, start = np.stack([item for _, item in group]), group[0][0]
         check_finite(part, first_item=start, limits=runner.range)
         warned = warned or _warn_of_coarse_logits(runner, part, start)
         items = [f"batch item {index}" for index, _ in group]
         parts.append(_run(runner, part, np.ones(part.shape[:2], dtype=np.bool_), items))
+        progress.advance(len(group))
     return np.concatenate(parts)
 
 
@@ -73,11 +76,13 @@ def embed_sequences(runner: Runner, sequences: Mapping[str, Array], *, batch: in
     _warn_of_coarse_logits(runner, sequences[longest][None], longest)
     by_length = sorted(sequences.items(), key=lambda item: len(item[1]), reverse=True)
     results: Arrays = {}
+    progress = Progress("embedding", len(sequences), "sequences")
     for group in batches(by_length, lambda shape: largest_batch(runner, batch, shape[:1], grows=2), padded=True):
         names, rows = [name for name, _ in group], [row for _, row in group]
         shape = len(rows), len(rows[0])
         padded, mask = pad(rows, shortest=(smallest_shape(runner.profiles, shape, grows=2) or shape)[1])
         results.update(zip(names, _run(runner, padded, mask, names), strict=True))
+        progress.advance(len(group))
     return {name: results[name] for name in sequences}
 
 

@@ -1,7 +1,5 @@
 """Turn images into descriptors: decoded in other threads while the runner computes, in batches of equal size."""
 
-import logging
-import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -15,12 +13,10 @@ from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reaso
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.images import IMAGES, ImageInput
 from netvlad_deploy.support.arrays import Array, Float32
-
-LOG = logging.getLogger(__name__)
+from netvlad_deploy.support.progress import Progress
 
 BATCH: Final = 8  # images at once
 OUTSIDE: Final = "of a size outside every profile"
-PROGRESS_S: Final = 10.0  # seconds between two lines of the log
 DESCRIPTORS_NOT_FINITE: Final = "descriptors of {runner} are not finite for {name}"
 
 
@@ -57,7 +53,7 @@ def embed_images(
     lost = list(skipped)
     names: list[str] = []
     descriptors = np.empty((0, 0), dtype=np.float32)
-    shown = time.monotonic()
+    progress = Progress("embedding", len(files), "images")
     with load_images(files, images, ahead=2 * batch) as loaded:
         fitting = ((file, _fitting(runner, file, image)) for file, image in loaded)
         for group in batches(usable(fitting, lost), lambda shape: largest_batch(runner, batch, shape[:2])):
@@ -67,9 +63,8 @@ def embed_images(
                 descriptors = np.empty((len(files), values.shape[1]), dtype=np.float32)
             descriptors[len(names) : len(names) + len(group)] = values
             names += [file.name for file, _ in group]
-            if time.monotonic() - shown > PROGRESS_S:
-                shown = time.monotonic()
-                LOG.info("%d of %d images", len(names) + len(lost) - len(skipped), len(files))
+            progress.reach(len(names) + len(lost) - len(skipped))
+    progress.finish()
     if not names:
         raise InputError(f"no image to embed: {count_reasons(lost) or 'none was found'}")
     return Described(names=tuple(names), descriptors=descriptors[: len(names)], skipped=tuple(lost))

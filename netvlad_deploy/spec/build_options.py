@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.spec.images import AnyProfile
-from netvlad_deploy.support.limits import check_limit
+from netvlad_deploy.support.limits import check_choice, check_limit
 
 TENSORRT: Final = "tensorrt"
 RTX: Final = "tensorrt-rtx"
@@ -19,15 +19,15 @@ LEVELS: Final = range(6)
 """TensorRT's optimization levels; without one it takes its own default, 3."""
 
 
-def option(default: Any, flag: str, text: str, **more: str) -> Any:
+def option(default: Any, flag: str, text: str, **more: Any) -> Any:
     """Return the field of an option that the command line takes, too.
 
     Args:
         default: the value that needs no word: False, None or ().
         flag: the option on the command line, which takes a value unless the default is False.
         text: its description in `--help`.
-        more: `metavar`, which stands for the value in the help; `trtexec`, the word of that tool, with {} for the
-            value; `price`, the warning of an engine that is built with it.
+        more: `choices`, the words that it takes; `metavar`, which stands for the value in the help; `trtexec`, the word
+            of that tool, with {} for the value; `price`, the warning of an engine that is built with it.
     """
     return field(default=default, metadata={"flag": flag, "help": text, **more})
 
@@ -89,8 +89,7 @@ class BuildOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.flavor not in FLAVORS:
-            raise UsageError(f"flavor {self.flavor!r} is unknown: choose {' or '.join(FLAVORS)}")
+        check_choice("flavor", self.flavor, FLAVORS)
         if self.workspace_mib is not None:
             check_limit("workspace_mib", self.workspace_mib)
         if self.optimization_level not in (None, *LEVELS):

@@ -10,13 +10,16 @@ from typing import Final
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.build_options import option
+from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES
+from netvlad_deploy.support.limits import check_choice
 
 COARSE_STEP: Final = 0.5
 """Logit step above which a warning is due: rounding by half a step then changes an assignment by e^0.25 - 1 = 28 %."""
 
 PRECISIONS: Final = ("fp32", "fp16")
 GRAPH_DTYPES: Final = ("float32", "float16")
+INPUT_KINDS: Final = (IMAGES, FEATURES)
 OLDEST_OPSET: Final = 17
 
 
@@ -43,20 +46,24 @@ class GraphOptions:
     {'features': 'float16', 'mask': 'bool', 'descriptor': 'float32'}
     """
 
-    precision: str = option("fp32", "--precision", "fp32 or fp16.")
+    precision: str = option(
+        "fp32", "--precision", "FP16 for both matrix products, or FP32 for all.", choices=PRECISIONS
+    )
     wide_logits: bool = option(False, "--wide-logits", "FP32 logits in an FP16 graph, for features of large norm.")
     feature_norm: float = option(1.0, "--feature-norm", "Norm of a usual local descriptor, to judge FP16 by.")
-    input_dtype: str | None = option(None, "--input-dtype", "float32 or float16.  [default: the precision's own]")
-    output_dtype: str = option("float32", "--output-dtype", "float32 or float16.")
+    input_dtype: str | None = option(
+        None, "--input-dtype", "Type of the features.  [default: the precision's own]", choices=GRAPH_DTYPES
+    )
+    output_dtype: str = option("float32", "--output-dtype", "Type of the descriptor.", choices=GRAPH_DTYPES)
     masked: bool = option(False, "--masked", "Take a mask, for padded features.")
     probe: bool = option(False, "--probe", "Also give soft_assignment and residual_sum.")
     opset: int = option(18, "--opset", "ONNX operator set, 17 or newer.")
 
     def __post_init__(self) -> None:
-        known = {"precision": PRECISIONS, "input_dtype": (None, *GRAPH_DTYPES), "output_dtype": GRAPH_DTYPES}
+        known = {"precision": PRECISIONS, "input_dtype": GRAPH_DTYPES, "output_dtype": GRAPH_DTYPES}
         for name, choices in known.items():
-            if (value := getattr(self, name)) not in choices:
-                raise UsageError(f"{name} {value!r} is unknown: choose {' or '.join(filter(None, choices))}")
+            if (value := getattr(self, name)) is not None:
+                check_choice(name, value, choices)
         if not 0 < self.feature_norm < math.inf:
             raise UsageError(f"feature_norm is {self.feature_norm}, expected a positive number")
         if not self.half and (self.wide_logits or "float16" in (self.input_dtype, self.output_dtype)):

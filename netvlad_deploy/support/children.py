@@ -1,9 +1,9 @@
 """Child processes that do one job for this process, and end with it.
 
-Parent and child exchange messages: a line of JSON, and as many bytes as the line says. The child's log records go to
-the log of the parent, an error of this package is raised in the parent as the same class, and the output of libraries
-goes to standard error. Ctrl-C reaches the parent alone, which kills its children. If the parent itself is killed, the
-kernel kills its children (on Linux), or they end at their next read.
+Parent and child exchange messages: a line of JSON, and as many bytes as the line says. The child's log records and how
+far its work is are said in the parent, an error of this package is raised there as the same class, and the output of
+libraries goes to standard error. Ctrl-C reaches the parent alone, which kills its children. If the parent itself is
+killed, the kernel kills its children (on Linux), or they end at their next read.
 """
 
 import contextlib
@@ -16,11 +16,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import IO, Any, Final
 
 from netvlad_deploy import errors
 from netvlad_deploy.errors import NetVLADDeployError, RunError
+from netvlad_deploy.support.progress import Progress, watched_by
+
+LOG = logging.getLogger(__name__)
+_PACKAGE_LOG = logging.getLogger("netvlad_deploy")
 
 PR_SET_PDEATHSIG: Final = 1
 """Option of prctl: the kernel sends a signal when the thread that started this process ends. Source: prctl(2)."""
@@ -28,10 +33,13 @@ PR_SET_PDEATHSIG: Final = 1
 EXIT_TIMEOUT_S: Final = 5
 """Seconds that a child has to end after it has closed its pipe; then it is killed."""
 
+SEND_S: Final = 0.1
+"""Least seconds between two messages about work that goes on."""
+
 # The parent's import path is passed on: the child must find the same modules, also those of the working folder.
 CHILD_PROGRAM: Final = (
-    "import sys; module, parent, sys.path[:] = sys.argv[1], int(sys.argv[2]), sys.argv[3:]; "
-    "from netvlad_deploy.support.children import run; run(module, parent)"
+    "import sys; module, parent, level, sys.path[:] = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]; "
+    "from netvlad_deploy.support.children import run; run(module, parent, level)"
 )
 
 
@@ -87,8 +95,12 @@ class Child:
         failure: type[NetVLADDeployError] = RunError,
     ) -> None:
         self.name, self.failure = name, failure
+        self._works: dict[str, Progress] = {}
         self._process = subprocess.Popen(
-            [sys.executable, f"-Xutf8={sys.flags.utf8_mode}", "-c", CHILD_PROGRAM, module, str(os.getpid()), *sys.path],
+            [
+                *(sys.executable, f"-Xutf8={sys.flags.utf8_mode}", "-c", CHILD_PROGRAM),
+                *(module, str(os.getpid()), str(_PACKAGE_LOG.getEffectiveLevel()), *sys.path),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
@@ -97,6 +109,7 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._channel = Channel(self._process.stdout, self._process.stdin)
+        LOG.debug("started %s of %s: %d", name, module, self._process.pid)
 
     def __enter__(self) -> "Child":
         return self
@@ -105,6 +118,11 @@ class Child:
         self._process.kill()
         with contextlib.suppress(OSError), self._process:  # its end closes the pipes, and waits
             pass  # closing flushes, which fails for a message that the dead child can no longer read
+
+    @property
+    def pid(self) -> int:
+        """Return the number of the process."""
+        return self._process.pid
 
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
         """Send the child a message and bytes.
@@ -129,10 +147,18 @@ class Child:
             if "log" in message:
                 name, level, text = message["log"]
                 logging.getLogger(name).log(level, "%s", text)
+            elif "progress" in message:
+                self._follow(*message["progress"])
             elif "error" in message:
                 raise getattr(errors, message["error"])(message["reason"])
             else:
                 return message, content
+
+    def _follow(self, what: str, done: int, total: int, unit: str, line_s: float) -> None:
+        """Say here how far a work of the child is."""
+        if not done or what not in self._works:
+            self._works[what] = Progress(what, total, unit, line_s=line_s)
+        self._works[what].reach(done)
 
     def _death(self) -> NetVLADDeployError:
         try:
@@ -169,8 +195,25 @@ class _ToParent(logging.Handler):
         self._channel.send({"log": [record.name, record.levelno, record.getMessage()]})
 
 
-def run(module: str, parent: int) -> None:
-    """Run `serve` of a module in this process, a child, until it returns or the parent ends."""
+class _ProgressToParent:
+    """A watcher that sends the parent how far each work is: its start, its end, and some of what is between."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._sent_s = 0.0
+
+    def __call__(self, work: Progress) -> None:
+        if 0 < work.done < work.total and time.monotonic() - self._sent_s < SEND_S:
+            return
+        self._sent_s = time.monotonic()
+        self._channel.send({"progress": [work.what, work.done, work.total, work.unit, work.line_s]})
+
+
+def run(module: str, parent: int, level: int) -> None:
+    """Run `serve` of a module in this process, a child, until it returns or the parent ends.
+
+    `level` is the least level of the records that go to the parent's log.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent ended before prctl was called: no signal will come
@@ -180,11 +223,11 @@ def run(module: str, parent: int) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     channel = Channel(sys.stdin.buffer, answers)
-    logger = logging.getLogger("netvlad_deploy")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(_ToParent(channel))
+    _PACKAGE_LOG.setLevel(level)
+    _PACKAGE_LOG.addHandler(_ToParent(channel))
     try:
-        importlib.import_module(module).serve(channel)
+        with watched_by(_ProgressToParent(channel)):
+            importlib.import_module(module).serve(channel)
     except NetVLADDeployError as error:
         channel.send({"error": type(error).__name__, "reason": str(error)})
     except (EOFError, BrokenPipeError):

@@ -6,6 +6,7 @@ complete: a killed process, a full disk or Ctrl-C leaves all the old files or al
 
 import contextlib
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
 from netvlad_deploy.support import journal
 from netvlad_deploy.support.locks import hold, lock
 from netvlad_deploy.support.scratch import scratch_folder
+
+LOG = logging.getLogger(__name__)
 
 HASH_BLOCK_BYTES: Final = 1 << 20
 
@@ -191,6 +194,7 @@ class Staging:
             journal.commit(next(iter(moves)).parent, names, force=self.force)
         except FileExistsError as error:
             raise UsageError(f"{error.filename} exists already: choose another name or pass --force") from error
+        LOG.debug("wrote %s", ", ".join(map(str, moves)))
 
     def discard(self) -> None:
         """Remove the files that were not renamed, and release the locks of all."""

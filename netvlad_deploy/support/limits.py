@@ -6,7 +6,7 @@ is imported, as in `errors`.
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,13 +35,16 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "budget_p99_ms": Limit(1e-6, 3_600_000, "one run takes no hour"),
     "bytes of input": Limit(1, 2**31, "it stands in memory once for each candidate"),
     "clusters": Limit(1, 65_536, "a descriptor has as many times D values"),
+    "concurrency": Limit(1, 64, "each request has a thread and memory of its own"),
     "depth": Limit(8, 32, "no file of images holds more bits of grey"),
     "duration": Limit(0.1, 3_600, "seconds for each candidate: an hour shows what a day does"),
+    "expect_cases": Limit(1, 10_000, "no artifact has as many cases"),
     "feature_norm": Limit(1e-12, 1e12, "FP32 squares of the values beyond overflow or vanish"),
     "feature_size": Limit(1, 65_536, "every cluster has as many values"),
     "ghost_clusters": Limit(0, 65_536, "they are clusters, too"),
     "height": Limit(1, 32_768, "no photo is larger"),
     "max_regression": Limit(0, 1_000, "in percent: what may be eleven times as slow needs no budget"),
+    "min_recall": Limit(0, 1, "a share of the queries: 0.86 for 86 %"),
     "num_features": Limit(1, 1_048_576, "positions of an image of 16,384 x 16,384 at stride 16"),
     "positions": Limit(1, 2**31 - 1, "TensorRT counts them in 31 bits"),
     "samples": Limit(1, 200_000, "k-means sees no more of all images together"),
@@ -79,6 +82,20 @@ def range_words(name: str) -> str:
     """
     limit = LIMITS[name]
     return f"{limit.least:.12g} to {limit.most:.12g}"
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a word that is none of the choices.
+
+    Raises: UsageError that lists them.
+
+    >>> check_choice("precision", "int8", ("fp32", "fp16"))
+    Traceback (most recent call last):
+    netvlad_deploy.errors.UsageError: precision 'int8' is unknown: choose fp32 or fp16
+    """
+    if value not in choices:
+        listed = f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
+        raise UsageError(f"{name} {value[:40]!r} is unknown: choose {listed}")
 
 
 def whole_number(text: str) -> int:

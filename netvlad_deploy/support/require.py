@@ -6,15 +6,19 @@ any folder.
 
 import functools
 import importlib
+import logging
 import re
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from netvlad_deploy.errors import MissingDependencyError
+
+LOG = logging.getLogger(__name__)
 
 DISTRIBUTION: Final = "netvlad-deploy"
 _OPTIONAL_REQUIREMENT = re.compile(r"""([\w.-]+)([^;]*);\s*extra\s*==\s*["']([\w-]+)["']""")
@@ -26,11 +30,15 @@ def require(module: str, *, extra: str) -> ModuleType:
 
     Raises: MissingDependencyError with the pip line that installs it.
     """
+    new, started = module not in sys.modules, time.perf_counter()
     try:
-        return importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
         missing = error.name or module
         raise MissingDependencyError(f"{missing} cannot be imported ({error}): {install_line(extra)}") from error
+    if new:
+        LOG.debug("imported %s in %.2f s", module, time.perf_counter() - started)
+    return imported
 
 
 def install_line(extra: str) -> str:

@@ -17,6 +17,7 @@ from netvlad_deploy.errors import BuildError, DeviceUnavailableError, OutputErro
 from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.support.files import write_hashed
 from netvlad_deploy.support.machine import peak_memory_bytes
+from netvlad_deploy.support.progress import Progress
 from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.tensorrt.api import EXTRAS, LogLine, TensorRT, members, open_tensorrt, parse_onnx
 from netvlad_deploy.tensorrt.cuda import Cuda
@@ -33,7 +34,7 @@ NO_TARGETS = frozenset(("NONE", "CURRENT"))
 MIB = 2**20
 
 PROGRESS_INTERVAL_S = 1.0
-"""Least seconds between two lines of progress: the builder reports hundreds of steps a second."""
+"""Least seconds between two lines about a phase: the builder reports hundreds of steps a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,28 +141,24 @@ def _make_monitor(binding: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self._lock = threading.Lock()  # the builder reports from several threads of its own
-            self._steps: dict[str, int] = {}  # the number of steps of every phase that the build is in
-            self._said_s = 0.0  # a step may be long after the last line, or a thousandth of a second
+            self._phases: dict[str, Progress] = {}  # every phase that the build is in
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with self._lock:
-                self._steps[phase_name] = num_steps
                 if parent_phase is None:  # the phase is no part of another
-                    self._say(phase_name)
+                    LOG.info("build: %s", phase_name)
+                self._phases[phase_name] = Progress(phase_name, num_steps, "steps", line_s=PROGRESS_INTERVAL_S)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             with self._lock:
-                if time.monotonic() - self._said_s >= PROGRESS_INTERVAL_S:
-                    self._say(f"{phase_name}, step {step + 1} of {self._steps.get(phase_name, '?')}")
+                if phase_name in self._phases:
+                    self._phases[phase_name].reach(step + 1)
             return True  # False would end the build, but Ctrl-C ends it sooner by killing its process
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:
-                self._steps.pop(phase_name, None)
-
-        def _say(self, text: str) -> None:
-            self._said_s = time.monotonic()
-            LOG.info("build: %s", text)
+                if phase := self._phases.pop(phase_name, None):
+                    phase.finish()
 
     return Monitor()
 

@@ -13,11 +13,12 @@ from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
-from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, NO_CHANGES, ImageChanges, ImageInput, Resize
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.support.files import check_apart, check_suffix, check_targets, stage_files
 from netvlad_deploy.support.formats import naming
+from netvlad_deploy.support.limits import check_choice
 from netvlad_deploy.support.require import require
 from netvlad_deploy.support.scratch import scratch_folder
 
@@ -57,8 +58,8 @@ class AdoptOptions:
     changes: ImageChanges = NO_CHANGES
 
     def __post_init__(self) -> None:
-        if self.takes not in (None, IMAGES, FEATURES):
-            raise UsageError(f"input {self.takes!r} is unknown: choose {IMAGES} or {FEATURES}")
+        if self.takes is not None:
+            check_choice("input", self.takes, INPUT_KINDS)
         if self.std is not None and min(self.std) <= 0:
             raise UsageError(f"the deviation of pixels is {self.std}, expected positive numbers")
 

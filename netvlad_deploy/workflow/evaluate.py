@@ -49,13 +49,14 @@ def evaluate(
     ground_truth: Path | None = None,
     within: int | None = None,
     batch: int | None = None,
+    min_recall: float | None = None,
     command: str = "",
     force: bool = False,
 ) -> EvaluationReport:
     """Measure how well artifacts find the right place again, into a folder with a report, which shows `command`.
 
-    An FP16 ONNX file is emulated strictly unless its backend was chosen. Queries that are the database are looked for
-    among the others. Right images stand in `ground_truth`, see `load_positives`, or are at most `within` places away.
+    An FP16 ONNX file is emulated strictly, unless its backend was chosen. Queries that are the database are looked for
+    among the others. Right is what `ground_truth` says or at most `within` away. Recall@1 below `min_recall` is a FAIL.
 
     >>> from PIL import Image
     >>> from netvlad_deploy import GraphOptions
@@ -71,9 +72,7 @@ def evaluate(
 
     Raises: UsageError if an artifact takes no images; InputError if nothing can be evaluated.
     """
-    if (ground_truth is None) == (within is None):
-        raise UsageError("the right images come from --ground-truth or from --within: give one of them")
-    inputs = [_require_images(candidate) for candidate in candidates]
+    inputs = _checked(candidates, ground_truth, within)
     make_folder(folder, (folder / name for name in (*REPORT_FILES, MATCHES_PICTURE)), force=force)
     alone = queries.resolve() == database.resolve()
     images, skipped = find_images([database])
@@ -85,10 +84,18 @@ def evaluate(
         database=database,
         ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
         alone=alone,
+        min_recall=min_recall,
         **_figures(sides, positives, (*skipped, *others), alone=alone),
     )
     _write(folder, report, candidates, Album(_paths(asked), _paths(images), inputs[0].depth), command, force=force)
     return report
+
+
+def _checked(candidates: Sequence[Candidate], ground_truth: Path | None, within: int | None) -> list[ImageInput]:
+    """Return how each artifact takes images; refuse right images that are said in two ways, or not at all."""
+    if (ground_truth is None) == (within is None):
+        raise UsageError("the right images come from --ground-truth or from --within: give one of them")
+    return [_require_images(candidate) for candidate in candidates]
 
 
 def _write(

@@ -19,6 +19,7 @@ from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays, Float32
 from netvlad_deploy.support.files import check_suffix, check_targets, stage_files
+from netvlad_deploy.support.progress import Progress
 from netvlad_deploy.support.require import installed_version, require
 
 if TYPE_CHECKING:
@@ -196,15 +197,15 @@ def _whitening(pipeline: "Pipeline", files: Sequence[ImageFile], size: int, seed
 def _by_batches(
     pipeline: "Pipeline", files: Sequence[ImageFile], compute: Compute, rows_name: str, skipped: list[Skipped]
 ) -> Iterator[tuple[list[ImageFile], Float32]]:
-    """Yield the files of neighbouring images of one shape and the rows computed from them, and log the progress.
+    """Yield the files of neighbouring images of one shape and the rows computed from them.
 
-    The log calls the rows `rows_name`.
+    The rows are called `rows_name` where the progress is said.
     """
-    done, said = 0, 0
+    progress = Progress(rows_name, len(files), "images")
+    done, before = 0, len(skipped)
     with load_images(files, pipeline.images, ahead=AHEAD) as loaded:
         for group in batches(usable(loaded, skipped), lambda shape: MAX_BATCH_PIXELS // (shape[0] * shape[1])):
             yield [file for file, _ in group], compute(pipeline, np.stack([image for _, image in group]))
             done += len(group)
-            if 10 * (done - said) >= len(files) or done + len(skipped) == len(files):
-                said = done
-                LOG.info("%s: %d of %d images", rows_name, done, len(files))
+            progress.reach(done + len(skipped) - before)
+    progress.finish()

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from netvlad_deploy.artifact import FileReference
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.spec.graph_options import INPUT_KINDS
 from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
 from netvlad_deploy.spec.layer import FEATURES, NetVLADSpec
 from netvlad_deploy.support.files import sha256_file
+from netvlad_deploy.support.limits import check_choice
 from netvlad_deploy.support.require import require
 
 if TYPE_CHECKING:
@@ -54,8 +56,8 @@ class Source:
     changes: ImageChanges = NO_CHANGES
 
     def __post_init__(self) -> None:
-        if self.takes not in (None, IMAGES, FEATURES):
-            raise UsageError(f"input {self.takes!r} is unknown: choose {IMAGES} or {FEATURES}")
+        if self.takes is not None:
+            check_choice("input", self.takes, INPUT_KINDS)
         if self.takes == FEATURES and (self.backbone is not None or self.changes):
             raise UsageError(
                 "a backbone, a resize, a crop, orient and depth are for images: leave them out with --input features"

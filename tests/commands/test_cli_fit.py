@@ -90,7 +90,7 @@ def test_a_vocabulary_is_a_checkpoint_of_backbone_and_head(command: Command, fol
     record = json.loads(outcome.out)
     assert (record["schema"], record["clusters"]) == ("netvlad-deploy/fit/1", 3)
     assert (record["record"]["num_images"], record["record"]["backbone"]) == (COUNT, COLOURS)
-    assert f"{COUNT} of {COUNT} images" in outcome.err
+    assert f"of {COUNT} images, 3 clusters" in outcome.err
     pipeline = read_pipeline(tmp_path / "vocabulary.safetensors", backbone=COLOURS)
     assert pipeline.images.resize == Resize(size=SIDES)
     images = pixels_of(folder)

@@ -188,7 +188,7 @@ def test_the_exit_code_is_ours_where_python_would_end_by_sigint(
     """As in a dataclass that is being made, whose methods are a text for `exec`, of `python -m`."""
     work = f"signal.raise_signal({int(number)})"
     (tmp_path / "verb.py").write_text(
-        f"import signal; from netvlad_deploy import cli; cli.app = lambda: exec({work!r}); cli.main()"
+        f"import signal; from netvlad_deploy import cli; cli.app = lambda **_: exec({work!r}); cli.main()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -109,8 +109,9 @@ def test_the_names_that_a_page_quotes_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_options_that_a_page_names_are_of_a_verb(page: Path) -> None:
-    verbs = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = {name for verb in verbs for option in verb.params for name in (*option.opts, *option.secondary_opts)}
+    group = typer.main.get_command(app)
+    commands = (group, *group.commands.values())  # type: ignore[attr-defined]
+    known = {name for each in commands for option in each.params for name in (*option.opts, *option.secondary_opts)}
     others = {"--help", "--strict", "--timingCacheFile"}  # click's, mypy's, and trtexec's own
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text(page))) - known - others == set()
 

@@ -14,10 +14,11 @@ from netvlad_deploy.report.deploy import Deployment, Step, deployment_page
 from netvlad_deploy.report.escape import markdown_text, printable, unicode_text
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_page
 from netvlad_deploy.report.html_page import html_page
+from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.markdown_page import markdown_page
 from netvlad_deploy.report.page import Photos
 from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_page
-from netvlad_deploy.report.serialize import parity_junit, to_json
+from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.report.text import markdown_table
 from netvlad_deploy.retrieval.image_files import Skipped
 from netvlad_deploy.retrieval.recall import Recall

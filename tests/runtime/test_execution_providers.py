@@ -15,7 +15,8 @@ from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.heads import compare
 from netvlad_deploy.runtime.execution_providers import PROBE, PROVIDERS, probe, provider_options
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from netvlad_deploy.runtime.open_runner import BACKENDS, open_runner
+from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.spec.backends import BACKENDS
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.spec.verdict import Verdict

@@ -18,6 +18,7 @@ from netvlad_deploy.spec.build_options import BuildOptions, Gpu
 from netvlad_deploy.spec.images import ImageInput, ImageProfile, Resize
 from netvlad_deploy.spec.layer import AggregatorSpec
 from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.support.progress import watched_by
 from netvlad_deploy.tensorrt import api as trt_api
 from netvlad_deploy.tensorrt import builder, engine
 from netvlad_deploy.tensorrt.api import TensorRT
@@ -253,7 +254,6 @@ def test_progress_is_logged_once_a_second_at_most(
     build(world)
     assert caplog.messages == ["build: Building engine"]
     caplog.clear()
-    monkeypatch.setattr(builder, "PROGRESS_INTERVAL_S", 0.0)
     make, kept = builder._make_monitor, []
 
     def keep(binding: Any) -> Any:
@@ -261,10 +261,13 @@ def test_progress_is_logged_once_a_second_at_most(
         return kept[-1]
 
     monkeypatch.setattr(builder, "_make_monitor", keep)
-    build(world, force=True)
-    steps = [f"build: {phase}, step {step} of 2" for phase in ("Timing tactics", "Building engine") for step in (1, 2)]
-    assert caplog.messages == ["build: Building engine", *steps]
-    assert [each._steps for each in kept] == [{}]
+    seen = []
+    with watched_by(lambda work: seen.append(str(work))):
+        build(world, force=True)
+    phases = ("Building engine", "Timing tactics")
+    started = [f"{phase}: 0 of 2 steps" for phase in phases]
+    assert seen == started + [f"{phase}: {step} of 2 steps" for phase in reversed(phases) for step in (1, 2)]
+    assert [each._phases for each in kept] == [{}]
 
 
 @pytest.mark.parametrize("version", STANDARD)

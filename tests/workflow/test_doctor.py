@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from netvlad_deploy.report.doctor import Check, Diagnosis, Extra, diagnosis_lines
-from netvlad_deploy.runtime.open_runner import BACKENDS
+from netvlad_deploy.spec.backends import BACKENDS
 from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.require import installed_version
