@@ -195,6 +195,15 @@ def departure_line(departure: Departure) -> str:
     )
 
 
+def sentence(line: str) -> str:
+    """Return a line of the terminal as a sentence of a page.
+
+    >>> sentence("batch 1, 2 threads")
+    'Batch 1, 2 threads.'
+    """
+    return line[:1].upper() + line[1:] + ("" if line.endswith(".") else ".")
+
+
 def listed(items: Sequence[object], most: int) -> str:
     """Return the first `most` items, separated by commas, and an ellipsis if there are more.
 

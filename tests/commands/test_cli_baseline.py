@@ -19,7 +19,7 @@ OPTIONS = ("--num-features", 5, "--threads", 1, "--duration", 0.2)
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 2 ms: what is decided here does not depend on the times."""
+    """As many rounds as in a long bench, each of 2 ms: what is decided here does not depend on the times."""
     measure = timing.measure
     short = {"block_ms": 2.0, "warmup_ms": 2.0}
     monkeypatch.setattr(
@@ -87,6 +87,7 @@ def test_saved_and_compared(command: Command, here: Path, masked: OnnxArtifact) 
         (("--baseline", "base.json", "--backend", "torch", "--backend", "oracle"), 2, "one file on one backend, 2 are"),
         (("--save-baseline", "new.txt"), 2, "does not end in .json"),
         (("--save-baseline", "m.onnx.json", "--force"), 2, "m.onnx.json is read or written here"),
+        (("--baseline", "base.json", "--concurrency", 2), 2, "concurrency 1, here 2"),
     ],
 )
 def test_refusals_come_before_the_measurement(
