@@ -7,7 +7,7 @@ would be timed, too. Padded rows are the exception: with a mask they must be fin
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,12 @@ FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class EventTimes:
-    """One run by the GPU's own clock: copies to the device, work on it, copies back."""
+    """One run by the GPU's own clock: copies to the device, work on it, copies back; by the host's starting the work."""
 
     h2d_ms: float
     compute_ms: float
     d2h_ms: float
+    enqueue_ms: float
 
 
 @dataclass(eq=False, repr=False)
@@ -44,6 +45,9 @@ class Runner(ABC):
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
     `dtype` is that of the features or images; `range` is the range of features for which the artifact is accurate.
     """
+
+    concurrent: ClassVar[bool] = False
+    """True where several threads may run it at once."""
 
     name: str
     spec: AnySpec

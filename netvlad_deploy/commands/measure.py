@@ -8,6 +8,7 @@ import typer
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.choices import one_of
+from netvlad_deploy.commands.junit import Junit, junit_file
 from netvlad_deploy.commands.output import leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
@@ -25,7 +26,8 @@ def validate(
     backend: flags.Backend = None,
     bank: Annotated[Path | None, typer.Option(help="Features of your images: how far the ranks agree.")] = None,
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    expect_cases: Annotated[int | None, typer.Option(help="Exit 1 if another number of cases is judged.")] = None,
+    junit: Junit = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     as_json: flags.Json = False,
@@ -34,14 +36,17 @@ def validate(
 
     Exit 1 if it does not or if nothing could be judged, 69 if it cannot run on this machine.
     """
+    from netvlad_deploy.report.junit import parity_junit
     from netvlad_deploy.report.text import parity_lines
     from netvlad_deploy.runtime.open_runner import Candidate
     from netvlad_deploy.workflow.source import Source
     from netvlad_deploy.workflow.validate import validate as run
 
-    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
-    read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
-    report = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, junit=junit)
+    with junit_file(junit, f"parity of {artifact.name}") as write:
+        candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
+        read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
+        report = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
+        write(parity_junit(report))
     render("validate", report, parity_lines, as_json)
     leave(report.verdict, allow_not_run)
 
@@ -59,7 +64,11 @@ def bench(
     ] = None,
     duration: flags.Duration = 3.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
+    concurrency: Annotated[
+        int, typer.Option(help="Requests in flight at once: 1 is for latency, more for throughput.")
+    ] = 1,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
+    junit: Junit = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     force: flags.Force = False,
@@ -69,21 +78,25 @@ def bench(
 
     All are compared round by round with the first.
     """
+    from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
     from netvlad_deploy.runtime.open_runner import candidates_of
     from netvlad_deploy.spec.images import parse_size
     from netvlad_deploy.workflow.bench import bench as run
 
-    report = run(
-        candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
-        batch=batch,
-        num_features=num_features,
-        image_size=None if image_size is None else parse_size(image_size),
-        duration_s=duration,
-        threads=threads,
-        budget_p99_ms=budget_p99_ms,
-        baselines=baselines.options(force=force),
-    )
+    with junit_file(junit, f"latency of {', '.join(path.name for path in artifacts)}") as write:
+        report = run(
+            candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
+            batch=batch,
+            num_features=num_features,
+            image_size=None if image_size is None else parse_size(image_size),
+            duration_s=duration,
+            threads=threads,
+            concurrency=concurrency,
+            budget_p99_ms=budget_p99_ms,
+            baselines=baselines.options(force=force),
+        )
+        write(latency_junit(report))
     render("bench", report, latency_lines, as_json)
     leave(report.verdict, allow_not_run)
 
@@ -150,13 +163,14 @@ def evaluate(
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
+    min_recall: Annotated[float | None, typer.Option(help="Exit 1 if recall@1 of a file is below this share.")] = None,
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped.
+    The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped, or --min-recall missed.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of
@@ -170,10 +184,11 @@ def evaluate(
         ground_truth=ground_truth,
         within=within,
         batch=batch,
+        min_recall=min_recall,
         force=force,
     )
     render("evaluate", report, evaluation_lines, as_json)
-    raise typer.Exit(1 if report.skipped else 0)
+    raise typer.Exit(1 if report.skipped or report.missed else 0)
 
 
 def inspect(

@@ -3,16 +3,30 @@
 It answers only when it is asked, so that one process is busy at a time: two that ran at once would time each other.
 """
 
+import contextlib
 import io
 import time
-from dataclasses import astuple
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from threading import Barrier
+from typing import Any, Final
 
 import numpy as np
 
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.latency.placement import place_threads
+from netvlad_deploy.latency.statistics import WARM_WINDOW, settled
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.children import Channel
+
+WARMUP_SLICES: Final = 5
+"""Parts of the shortest warm-up, whose medians are compared."""
+
+LONGEST_WARMUP: Final = 8
+"""A warm-up that does not settle ends after this many times its shortest length."""
 
 
 def serve(channel: Channel) -> None:
@@ -26,25 +40,78 @@ def serve(channel: Channel) -> None:
     )
     with np.load(io.BytesIO(content)) as archive:
         feeds = {name: archive[name] for name in archive.files}
-    with candidate.open(threads=request["threads"]) as runner:
-        taken = {*runner.inputs, *runner.optional_inputs}
-        feeds = {name: array for name, array in feeds.items() if name in taken}
-        feeds = {name: each.astype(runner.dtype) if each.dtype == np.float32 else each for name, each in feeds.items()}
-        runs = len(_run_for(runner, feeds, request["warmup_ms"]))
-        channel.send({"warmup_runs": runs, "conditions": runner.conditions})
+    with candidate.open(threads=request["threads"]) as runner, _Lanes(runner, feeds, request["concurrency"]) as lanes:
+        channel.send({**_warm_up(lanes, request["warmup_ms"]), "conditions": runner.conditions})
         while True:
             request, _ = channel.receive()
-            times = runner.time(feeds)  # by the device's clock; it also wakes the thread pool
-            samples = _run_for(runner, feeds, request["block_ms"])
-            channel.send({"samples_ms": samples, "times_ms": times and astuple(times)})
+            place_threads(request["place"])
+            times = runner.time(lanes.feeds) if request["clock"] else None  # it also wakes the thread pool
+            samples, completed = lanes.run_for(request["block_ms"])
+            channel.send({"samples_ms": samples, "completed": completed, "times_ms": times and asdict(times)})
 
 
-def _run_for(runner: Runner, feeds: Feeds, duration_ms: float) -> list[float]:
-    """Run for at least `duration_ms`; return each run's milliseconds, inputs checked and outputs owned."""
-    samples: list[float] = []
-    end = time.perf_counter() + duration_ms / 1e3
-    while not samples or time.perf_counter() < end:
-        started = time.perf_counter()
-        runner.run(feeds)
-        samples.append((time.perf_counter() - started) * 1e3)
-    return samples
+def _warm_up(lanes: "_Lanes", warmup_ms: float) -> dict[str, Any]:
+    """Run until it gets no faster, for `warmup_ms` at least and LONGEST_WARMUP times as long at most."""
+    medians: list[float] = []
+    runs, started = 0, time.perf_counter()
+    while True:
+        samples, _ = lanes.run_for(warmup_ms / WARMUP_SLICES)
+        medians.append(float(np.median(samples)))
+        runs += len(samples)
+        spent_ms = (time.perf_counter() - started) * 1e3
+        if spent_ms >= LONGEST_WARMUP * warmup_ms or (spent_ms >= warmup_ms and settled(medians)):
+            break
+    # of a few long runs nobody can say whether they settled
+    warm = settled(medians) or len(medians) < 2 * WARM_WINDOW
+    return {"warmup_runs": runs, "settled": warm, "run_ms": float(np.median(medians[-WARM_WINDOW:]))}
+
+
+class _Lanes(contextlib.AbstractContextManager["_Lanes"]):
+    """A runner and as many threads as there are requests in flight; one request runs in the thread of this process.
+
+    `feeds` are those of the given that the runner takes, in the dtype that it takes.
+
+    Raises: UsageError for several requests of a runner that takes one at a time.
+    """
+
+    def __init__(self, runner: Runner, feeds: Feeds, concurrency: int) -> None:
+        if concurrency > 1 and not runner.concurrent:
+            raise UsageError(f"{runner.name} takes one request at a time: leave --concurrency out")
+        taken = {*runner.inputs, *runner.optional_inputs}
+        self.feeds = {
+            name: each.astype(runner.dtype) if each.dtype == np.float32 else each
+            for name, each in feeds.items()
+            if name in taken
+        }
+        self._runner = runner
+        self._threads = ThreadPoolExecutor(concurrency) if concurrency > 1 else None
+        self._barrier = Barrier(concurrency)
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown()
+
+    def run_for(self, duration_ms: float) -> tuple[list[float], float]:
+        """Return the milliseconds of each run, inputs checked and outputs owned, and how many runs were completed.
+
+        A run that goes on beyond the duration is a sample, and counts as completed by its part within the duration:
+        so their number over the duration is the throughput, without the wait for the last of them.
+        """
+        if self._threads is None:
+            lanes = [list(self._lane(duration_ms))]
+        else:
+            jobs = [self._threads.submit(list, self._lane(duration_ms)) for _ in range(self._barrier.parties)]
+            lanes = [job.result() for job in jobs]
+        runs = [run for lane in lanes for run in lane]
+        return [run_ms for run_ms, _ in runs], sum(completed for _, completed in runs)
+
+    def _lane(self, duration_ms: float) -> Iterator[tuple[float, float]]:
+        """Yield the milliseconds of each run of one thread, and the part of it within the duration."""
+        self._barrier.wait()
+        now = time.perf_counter()
+        end = now + duration_ms / 1e3
+        while now < end:
+            started = now
+            self._runner.run(self.feeds)
+            now = time.perf_counter()
+            yield (now - started) * 1e3, min(1.0, (end - started) / (now - started))

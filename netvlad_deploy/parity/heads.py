@@ -84,6 +84,7 @@ class ParityReport:
 
     `unseen` says which fault no case would reveal, though it changes the descriptor of some: then nothing passes. It is
     empty after a projection, whose values each see a little of every cluster: there every case answers for itself.
+    `expected_cases` is how many cases the user expects to be judged, None for any number.
     """
 
     candidate: str
@@ -94,13 +95,16 @@ class ParityReport:
     retrieval: tuple[RetrievalParity, ...] = ()
     reason: str = ""
     unseen: str = ""
+    expected_cases: int | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """Return FAIL if any case failed, NOT_RUN if none ran, NOT_JUDGED if none proves anything.
+        """Return FAIL if any case failed or their number is unexpected, NOT_RUN if none ran, NOT_JUDGED if none proves.
 
         A part that passed does not pass for the whole.
         """
+        if self.miscounted:
+            return Verdict.FAIL
         verdict = Verdict.combine(case.verdict for case in self.cases)
         if verdict is not Verdict.PASS:
             return verdict
@@ -111,6 +115,14 @@ class ParityReport:
     def not_judged(self) -> int:
         """Return the number of cases that prove nothing."""
         return sum(case.verdict is Verdict.NOT_JUDGED for case in self.cases)
+
+    @property
+    def miscounted(self) -> str:
+        """Return in words that another number of cases was judged than expected; empty if not, or if nothing ran."""
+        judged = len(self.cases) - self.not_judged
+        if not self.cases or self.expected_cases in (None, judged):
+            return ""
+        return f"{judged} cases were judged, {self.expected_cases} are expected"
 
 
 def compare(

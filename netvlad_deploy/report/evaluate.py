@@ -7,6 +7,7 @@ from netvlad_deploy.report.escape import markdown_text
 from netvlad_deploy.report.text import Table, distance_text, listed, markdown_table, table
 from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
+from netvlad_deploy.spec.verdict import Verdict
 
 MOST_NAMES = 10
 """Most names of images that a line lists."""
@@ -34,6 +35,7 @@ class EvaluationReport:
         num_queries: number of queries, those without a right image included.
         without_right: names of the queries without a right image: misses in `recall`, left out of all other figures.
         agreements: agreement of each further artifact with the first.
+        min_recall: the least recall@1 that is asked for, None for any.
     """
 
     queries: Path
@@ -46,6 +48,18 @@ class EvaluationReport:
     candidates: tuple[CandidateRecall, ...]
     agreements: tuple[Agreement, ...]
     skipped: tuple[Skipped, ...]
+    min_recall: float | None = None
+
+    @property
+    def missed(self) -> list[CandidateRecall]:
+        """Return the artifacts whose recall@1, of all queries, is below what is asked for."""
+        least = 0.0 if self.min_recall is None else self.min_recall
+        return [one for one in self.candidates if one.found.recall[1] < least]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return FAIL if an artifact misses the recall that is asked for."""
+        return Verdict.FAIL if self.missed else Verdict.PASS
 
     @property
     def num_answerable(self) -> int:
@@ -110,6 +124,10 @@ def _facts(report: EvaluationReport) -> list[str]:
     """Return the conditions of the evaluation in sentences: folders, emulation, unanswerable queries, skipped files."""
     where = "each image among the others" if report.alone else f"in the {report.num_images} images of {report.database}"
     facts = [f"{report.num_queries} queries of {report.queries}, {where}; right images {report.ground_truth}"]
+    if report.min_recall is not None:
+        missed = ", ".join(f"{one.name} has {one.found.recall[1]:.6g}" for one in report.missed)
+        asked = f"recall@1 of at least {report.min_recall:.6g} is asked for"
+        facts.insert(0, f"{report.verdict.value}: {asked}, {missed or 'every artifact has it'}")
     if any(one.backend == "strict" for one in report.candidates):
         facts.append("FP16 by strict emulation on a CPU: every tensor rounded to its type; no GPU took part")
     if report.without_right:

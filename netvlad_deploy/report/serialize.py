@@ -1,4 +1,4 @@
-"""Results for programs: JSON under a versioned schema, and parity as JUnit XML for a CI that shows test results."""
+"""Results for programs: JSON under a versioned schema."""
 
 import json
 import math
@@ -7,12 +7,8 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
-from netvlad_deploy.parity.heads import OutputParity, ParityReport
-from netvlad_deploy.report.escape import unicode_text, xml_text
-from netvlad_deploy.report.text import departure_line
-from netvlad_deploy.spec.verdict import Verdict
+from netvlad_deploy.report.escape import unicode_text
 from netvlad_deploy.support.files import stage_files
 
 SCHEMA_VERSION = 1
@@ -60,37 +56,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def parity_junit(report: ParityReport) -> str:
-    """Return JUnit XML: a test case for each output of each case, and the tensor where a failure first departs.
-
-    Cases that are NOT_RUN or NOT_JUDGED are skipped, with their reasons.
-    """
-    suite = ET.Element("testsuite", name=f"parity of {report.candidate} against {report.reference}")
-    for case in report.cases:
-        for output in case.outputs:
-            element = ET.SubElement(suite, "testcase", classname=f"parity.{output.output}", name=case.name)
-            if output.verdict is Verdict.FAIL:
-                ET.SubElement(element, "failure", message=_failure(output))
-            elif output.verdict is Verdict.NOT_JUDGED:
-                ET.SubElement(element, "skipped", message=case.reason)
-        if not case.outputs:
-            element = ET.SubElement(suite, "testcase", classname="parity", name=case.name)
-            ET.SubElement(element, "skipped", message=case.reason)
-    if report.departure is not None:
-        ET.SubElement(suite, "system-out").text = departure_line(report.departure)
-    if reason := report.reason or report.unseen:
-        element = ET.SubElement(suite, "testcase", classname="parity", name="all cases")
-        ET.SubElement(element, "skipped", message=reason)
-    for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
-        suite.set(attribute, str(len(list(suite.iter(tag)))))
-    return xml_text(suite)
-
-
-def _failure(output: OutputParity) -> str:
-    where = "" if output.worst_cluster is None else f" in cluster {output.worst_cluster}"
-    return (
-        f"error {output.worst_error:.3e}{where}, tolerance {output.tolerance:.3e}; "
-        f"max abs {output.max_abs:.3e}, {output.non_finite} values not finite"
-    )

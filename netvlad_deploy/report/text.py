@@ -150,6 +150,7 @@ def parity_lines(report: ParityReport) -> list[str]:
         return [f"{title}: {report.reason}"]
     counted = f", {report.not_judged} not judged" if report.not_judged else ""
     lines = [f"{title}, {len(report.cases)} cases{counted}", *table(*parity_table(report))]
+    lines += [report.miscounted] if report.miscounted else []
     lines += not_judged_lines(report)
     lines += [departure_line(report.departure)] if report.departure else []
     return lines + (table(*retrieval_table(report)) if report.retrieval else [])

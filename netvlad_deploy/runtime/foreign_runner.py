@@ -12,7 +12,8 @@ from netvlad_deploy.export.foreign.read import ForeignModel
 from netvlad_deploy.export.foreign.wrap import fixed_lengths
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, errors_of, import_onnxruntime, open_session
-from netvlad_deploy.runtime.onnxruntime_runner import ANY_IMAGES, QUIET
+from netvlad_deploy.runtime.onnx_runner import ANY_IMAGES
+from netvlad_deploy.runtime.onnxruntime_runner import QUIET
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, AnySpec
 from netvlad_deploy.spec.profiles import AxisRange, Profile

@@ -4,10 +4,7 @@ One runner may be used by several threads at once: a session may, and the runner
 """
 
 import importlib.util
-from collections.abc import Mapping
 from typing import Any, ClassVar
-
-import numpy as np
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import RunError
@@ -22,7 +19,8 @@ from netvlad_deploy.runtime.execution_providers import (
     precision_on,
     provider_options,
 )
-from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS, AnyProfile, ImageProfile
+from netvlad_deploy.runtime.onnx_runner import OnnxRunner
+from netvlad_deploy.spec.images import AnyProfile, ImageProfile
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.support.require import install_line, require
 
@@ -33,18 +31,7 @@ QUIET = 3
 """ONNX Runtime's severity for errors only."""
 
 
-ANY_IMAGES = ImageProfile.parse("1x1x1,1x480x640,64x4096x4096")
-"""Shapes that a graph runs on without a profile, as far as none of them is fixed."""
-
-
-def _fixed(artifact: OnnxArtifact) -> tuple[AnyProfile, ...]:
-    """Return the shapes that a graph with fixed axes takes, none for a graph that takes any."""
-    fixed = artifact.spec.fixed_lengths
-    widest = artifact.usual_profile if artifact.images is None else ANY_IMAGES
-    return (widest.with_fixed(fixed),) if fixed else ()
-
-
-class OnnxRuntimeRunner(Runner):
+class OnnxRuntimeRunner(OnnxRunner):
     """Run an ONNX artifact.
 
     Args:
@@ -55,6 +42,7 @@ class OnnxRuntimeRunner(Runner):
         taps: also give the stages inside the graph; needs the package onnx.
     """
 
+    concurrent = True
     OPTIMIZED: ClassVar = True
 
     def __init__(
@@ -70,16 +58,12 @@ class OnnxRuntimeRunner(Runner):
         if artifact.images is not None and isinstance(profile, ImageProfile):
             artifact.images.check_taken(*((height, width) for _, height, width in profile.shapes))
         super().__init__(
-            artifact.path.name,
-            artifact.spec,
-            inputs=artifact.inputs,
-            outputs=artifact.outputs,
-            dtype=np.dtype(artifact.dtypes[artifact.inputs[0]]),
-            profiles=(profile,) if backend in PROFILED else _fixed(artifact),
+            artifact,
+            profiles=(profile,) if backend in PROFILED else None,
             precision=precision_on(backend, artifact),
-            range=artifact.range,
+            widened=backend == CPU and self.OPTIMIZED,
         )
-        self._artifact, self._taps = artifact, taps
+        self._taps = taps
         self._settings: dict[str, Any] = {"backend": backend, "profile": profile, "threads": threads}
         onnxruntime = import_onnxruntime(backend)
         options = onnxruntime.SessionOptions()
@@ -113,17 +97,6 @@ class OnnxRuntimeRunner(Runner):
             return self
         return type(self)(self._artifact, **self._settings, taps=True)
 
-    def check_feeds(self, feeds: Mapping[str, Any]) -> Arrays:
-        """Return the feeds after checking them.
-
-        Raises: InputError as the base class, or for images of another size than the only one that the graph takes.
-        """
-        checked = super().check_feeds(feeds)
-        if self._artifact.images is not None:
-            height, width = checked[IMAGES].shape[1:3]
-            self._artifact.images.check_taken((height, width))
-        return checked
-
     def close(self) -> None:
         """Release the session."""
         super().close()
@@ -138,7 +111,7 @@ class OnnxRuntimeRunner(Runner):
         onnx = require("onnx", extra="strict")
         model = onnx.load_from_string(content)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-        inside = [value for value in model.graph.value_info if value.name in (LOCAL_DESCRIPTORS, *self.spec.stages)]
+        inside = [value for value in model.graph.value_info if value.name in self.tappable]
         model.graph.output.extend(inside if self._taps else [])
         return model
 

@@ -19,6 +19,7 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
+from netvlad_deploy.runtime.openvino_runner import OPENVINO, OpenVinoRunner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.backends import BACKENDS
 from netvlad_deploy.spec.images import AnyProfile
@@ -127,9 +128,9 @@ def open_runner(
     Args:
         source: an artifact, its file, or a checkpoint file.
         backend: `onnxruntime` (ONNX files on the CPU), `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime-rtx`
-            (the same on a GPU), `strict` (on the CPU, every FP16 tensor rounded), `tensorrt` (engines), `torch`
-            (either's unfolded parameters, or a checkpoint) or `oracle` (either's unfolded parameters); by default the
-            first that fits the file. There is no fallback.
+            (the same on a GPU), `openvino` (ONNX files on the CPU, in FP32), `strict` (on the CPU, every FP16 tensor
+            rounded), `tensorrt` (engines), `torch` (either's unfolded parameters, or a checkpoint) or `oracle`
+            (either's unfolded parameters); by default the first that fits the file. There is no fallback.
         threads: CPU threads of one operator, by default all cores.
         prefix: the text before the layer's names in a checkpoint.
         profile: the shapes that `onnxruntime-tensorrt` and `onnxruntime-rtx` build for, by default the usual one.
@@ -187,6 +188,8 @@ def _open_onnx(
         from netvlad_deploy.runtime.strict_runner import StrictRunner
 
         return StrictRunner(artifact, threads=threads)
+    if backend == OPENVINO:
+        return OpenVinoRunner(artifact, threads=threads)
     if backend not in PROVIDERS:
         raise UsageError(f"{artifact.path} cannot run on {backend}: leave --backend out for {CPU}")
     from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner

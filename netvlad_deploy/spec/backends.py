@@ -10,6 +10,7 @@ BACKENDS: Final = (
     "onnxruntime-cuda",
     "onnxruntime-tensorrt",
     "onnxruntime-rtx",
+    "openvino",
     STRICT,
     "tensorrt",
     "torch",

@@ -119,6 +119,11 @@ class Child:
         with contextlib.suppress(OSError), self._process:  # its end closes the pipes, and waits
             pass  # closing flushes, which fails for a message that the dead child can no longer read
 
+    @property
+    def pid(self) -> int:
+        """Return the number of the process."""
+        return self._process.pid
+
     def send(self, message: Mapping[str, Any], content: bytes = b"") -> None:
         """Send the child a message and bytes.
 

@@ -8,6 +8,7 @@ TensorRT-RTX captures by itself, since it compiles kernels for a shape while it 
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -66,6 +67,7 @@ class ExecutionSlot:
         self._loaded, self._context, self.cuda = loaded, context, loaded.cuda
         self._cuda_graphs = cuda_graphs
         self.replays = 0
+        self._enqueue_s = 0.0
         # Profile, buffers and bindings outlive a run, since setting them up again costs more than a small run. They
         # depend on each other: a graph holds addresses of buffers and of the profile's memory, so when one of those
         # changes all bindings are dropped.
@@ -105,10 +107,11 @@ class ExecutionSlot:
         return {name: self._host(name, shape).copy() for name, shape in self._queue(inputs).items()}
 
     def time(self, inputs: Inputs) -> EventTimes:
-        """Run once and return the GPU's own times of the copies and the work."""
+        """Run once and return the GPU's own times of the copies and the work, and the host's of starting the work."""
         self._queue(inputs, timed=True)
         pairs = itertools.pairwise(self._events[:4])
-        return EventTimes(*(float(self.cuda.cudaEventElapsedTime(start, end)) for start, end in pairs))
+        by_gpu = (float(self.cuda.cudaEventElapsedTime(start, end)) for start, end in pairs)
+        return EventTimes(*by_gpu, enqueue_ms=self._enqueue_s * 1e3)
 
     def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
         """Copy in, compute, copy out, wait; return the shapes of the outputs, which are in pinned memory afterwards."""
@@ -121,7 +124,9 @@ class ExecutionSlot:
             if not isinstance(value, DeviceArray):
                 cuda.copy_to_device(self._buffers[name].address, self._host(name, value.shape), stream)
         self._mark(1, timed)
+        started = time.perf_counter()
         self._execute(binding)
+        self._enqueue_s = time.perf_counter() - started
         self._mark(2, timed)
         for name, shape in binding.outputs.items():
             cuda.copy_to_host(self._host(name, shape), self._buffers[name].address, stream)

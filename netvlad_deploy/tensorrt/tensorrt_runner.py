@@ -44,6 +44,8 @@ class TensorRTRunner(Runner):
         cannot be written.
     """
 
+    concurrent = True
+
     def __init__(
         self, artifact: EngineArtifact, *, cuda_graphs: bool = True, runtime_cache: Path | None = None
     ) -> None:

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.latency.feeds import random_feeds
 from netvlad_deploy.latency.results import LatencyReport
-from netvlad_deploy.latency.timing import measure, random_feeds
+from netvlad_deploy.latency.timing import BLOCK_MS, measure
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.machine import available_cores
 from netvlad_deploy.workflow.baseline import BaselineOptions, baseline_step
 
 NO_BASELINE = BaselineOptions()
 
-LEAST_ROUNDS, BLOCK_MS = 5, 300.0
-"""Fewest rounds, between which a ratio can vary, and the usual length of a block; it is shorter in a short bench."""
+FEWEST_ROUNDS, MOST_ROUNDS = 10, 1000
+"""Rounds of a bench; its blocks are shorter or longer than usual where its duration asks for it."""
 
 
 def bench(
@@ -23,6 +24,7 @@ def bench(
     image_size: tuple[int, int] | None = None,
     duration_s: float = 3.0,
     threads: int | None = None,
+    concurrency: int = 1,
     budget_p99_ms: float | None = None,
     baselines: BaselineOptions = NO_BASELINE,
     seed: int = 0,
@@ -46,12 +48,18 @@ def bench(
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
-    rounds = max(LEAST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS))
+    rounds = min(max(FEWEST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS)), MOST_ROUNDS)
     block_ms = duration_s * 1e3 / rounds
     threads = threads or available_cores()
     step = baseline_step(candidates, feeds, baselines, threads=threads, rounds=rounds)
-    measured = [step.rival, *candidates] if step and step.rival else candidates
     report = measure(
-        measured, feeds, rounds=rounds, block_ms=block_ms, threads=threads, budget_p99_ms=budget_p99_ms, seed=seed
+        [step.rival, *candidates] if step and step.rival else candidates,
+        feeds,
+        rounds=rounds,
+        block_ms=block_ms,
+        threads=threads,
+        concurrency=concurrency,
+        budget_p99_ms=budget_p99_ms,
+        seed=seed,
     )
     return step.finish(report) if step else report

@@ -10,6 +10,7 @@ from functools import partial
 from netvlad_deploy.errors import BuildError, DeviceUnavailableError, MissingDependencyError, RunError
 from netvlad_deploy.report.doctor import Check, Diagnosis, Extra
 from netvlad_deploy.runtime import execution_providers as providers
+from netvlad_deploy.runtime import openvino_runner
 from netvlad_deploy.runtime.execution_providers import DISTRIBUTIONS, ORT_RTX, RTX_PLUGIN, installed_distributions
 from netvlad_deploy.spec.build_options import FLAVORS, TENSORRT, Gpu
 from netvlad_deploy.spec.verdict import Verdict
@@ -79,6 +80,7 @@ def _backends() -> dict[str, list[Step]]:
         name: [(partial(providers.probe, name), RTX_PLUGINS if name == ORT_RTX else DISTRIBUTIONS)]
         for name in providers.PROVIDERS
     }
+    backends[openvino_runner.OPENVINO] = [(openvino_runner.probe, ("openvino",))]
     backends["strict"] = [*backends[providers.CPU], (partial(require, "onnx", extra="strict"), ("onnx",))]
     for flavor in FLAVORS:
         backends[f"tensorrt, {flavor} engines"] = [

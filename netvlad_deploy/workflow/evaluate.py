@@ -49,12 +49,13 @@ def evaluate(
     ground_truth: Path | None = None,
     within: int | None = None,
     batch: int | None = None,
+    min_recall: float | None = None,
     force: bool = False,
 ) -> EvaluationReport:
     """Measure how well artifacts find the right place again, into a folder with a report and a picture.
 
-    An FP16 ONNX file is emulated strictly unless its backend was chosen. Queries that are the database are looked for
-    among the others. Right images stand in `ground_truth`, see `load_positives`, or are at most `within` places away.
+    An FP16 ONNX file is emulated strictly, unless its backend was chosen. Queries that are the database are looked for
+    among the others. Right is what `ground_truth` says or at most `within` away. Recall@1 below `min_recall` is a FAIL.
 
     >>> from PIL import Image
     >>> from netvlad_deploy import GraphOptions
@@ -70,9 +71,7 @@ def evaluate(
 
     Raises: UsageError if an artifact takes no images; InputError if nothing can be evaluated.
     """
-    if (ground_truth is None) == (within is None):
-        raise UsageError("the right images come from --ground-truth or from --within: give one of them")
-    inputs = [_require_images(candidate) for candidate in candidates]
+    inputs = _checked(candidates, ground_truth, within)
     make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, MATCHES_PICTURE)), force=force)
     alone = queries.resolve() == database.resolve()
     images, skipped = find_images([database])
@@ -84,12 +83,20 @@ def evaluate(
         database=database,
         ground_truth=f"by {ground_truth}" if ground_truth else f"at most {within} away in order",
         alone=alone,
+        min_recall=min_recall,
         **_figures(sides, positives, (*skipped, *others), alone=alone),
     )
     picture = draw_matches(report, _paths(asked), _paths(images), depth=inputs[0].depth)
     files = {MATCHES_PICTURE: picture, REPORT_PAGE: evaluation_markdown(report, MATCHES_PICTURE).encode()}
     write_report(folder, "evaluate", report, files, force=force)
     return report
+
+
+def _checked(candidates: Sequence[Candidate], ground_truth: Path | None, within: int | None) -> list[ImageInput]:
+    """Return how each artifact takes images; refuse right images that are said in two ways, or not at all."""
+    if (ground_truth is None) == (within is None):
+        raise UsageError("the right images come from --ground-truth or from --within: give one of them")
+    return [_require_images(candidate) for candidate in candidates]
 
 
 def _figures(

@@ -15,13 +15,11 @@ from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.parity.ranks import Bank, near_ties
 from netvlad_deploy.parity.several_heads import compare_heads
-from netvlad_deploy.report.serialize import parity_junit
 from netvlad_deploy.retrieval.embed_features import load_features
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
 from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
 from netvlad_deploy.spec.layer import FEATURES, AggregatorSpec, HeadsSpec, NetVLADSpec
-from netvlad_deploy.support.files import check_targets, write_text
 from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.source import Source, load_module
 
@@ -35,13 +33,14 @@ def validate(
     read_as: Source | None = None,
     bank: Path | None = None,
     queries: Path | None = None,
-    junit: Path | None = None,
+    expect_cases: int | None = None,
 ) -> ParityReport:
     """Compare a head with the oracle, a pipeline or another aggregator with its golden inputs, or any with another.
 
     `against` is an artifact, or a checkpoint to run in torch; `read_as` gives the prefix, dialect and backbone with
     which that checkpoint was exported: all else stands in the artifact. `bank` and `queries` are feature files
-    of the user's own images to rank, beside a synthetic bank of near ties.
+    of the user's own images to rank, beside a synthetic bank of near ties. Another number of judged cases than
+    `expect_cases` is a FAIL.
 
     NOT_RUN, with its reason, where the artifact cannot run on this machine.
 
@@ -55,7 +54,6 @@ def validate(
     Raises: ArtifactError if a file is damaged or stale; ParityError if there is nothing to compare.
     """
     path = candidate.path
-    _check_junit(junit)
     artifact = candidate.artifact or load_artifact(path, hold=True)
     parameters, goldens = _read_reference(artifact)
     if (bank or queries) and (goldens or isinstance(parameters, dict)):
@@ -75,9 +73,7 @@ def validate(
         report = ParityReport(
             candidate=candidate.name, reference=reference, precision=artifact.precision, cases=(), reason=str(error)
         )
-    if junit is not None:
-        write_text(junit, parity_junit(report))
-    return report
+    return replace(report, expected_cases=expect_cases)
 
 
 def _compare(
@@ -104,14 +100,6 @@ def _compare(
         # a checkpoint brings no goldens: torch computes it in FP32
         their_goldens = _read_reference(other.artifact)[1] if other and other.artifact else ()
         return compare_goldens(runner, goldens, parameters, against=theirs, against_goldens=their_goldens)
-
-
-def _check_junit(junit: Path | None) -> None:
-    if junit is None:
-        return
-    if junit.suffix != ".xml":
-        raise UsageError(f"{junit} does not end in .xml: name the JUnit file so, that it overwrites no other")
-    check_targets(junit, force=True)
 
 
 def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:

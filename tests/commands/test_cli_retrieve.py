@@ -134,7 +134,8 @@ def test_evaluate_two_artifacts(command: Command, pipeline: OnnxArtifact, walk: 
     with Image.open("out/matches.png") as picture:
         assert picture.width > 1000
     assert command("evaluate", pipeline.path, *arguments, "--within", 0).code == 2, "the folder holds a report"
-    outcome = command("evaluate", pipeline.path, *arguments, "--within", 0, "--force")
+    outcome = command("evaluate", pipeline.path, *arguments, "--within", 0, "--force", "--min-recall", 1)
+    assert (outcome.code, json.loads(outcome.out)["verdict"]) == (0, "PASS")
     assert json.loads(outcome.out)["candidates"][0]["found"]["mean_average_precision"] == 1.0
     outcome = command("evaluate", pipeline.path, walk / "m.onnx", *arguments, "--within", 0, "--force")
     assert json.loads(outcome.out)["agreements"][0]["differing"] == []
@@ -144,8 +145,10 @@ def test_evaluate_notices_that_right_images_are_others(command: Command, pipelin
     positives = {f"q{index}.png": [f"sub/d{(index + 1) % PLACES}.png"] for index in range(PLACES)}
     (walk / "truth.json").write_text(json.dumps(positives))
     folders = ("--queries", walk / "asked", "--database", walk / "known", "-o", "out", "--json")
-    outcome = command("evaluate", pipeline.path, *folders, "--ground-truth", walk / "truth.json")
+    outcome = command("evaluate", pipeline.path, *folders, "--ground-truth", walk / "truth.json", "--min-recall", 0.001)
     assert json.loads(outcome.out)["candidates"][0]["found"]["recall"]["1"] == 0
+    assert (outcome.code, json.loads(outcome.out)["verdict"]) == (1, "FAIL")
+    assert "FAIL: recall@1" in Path("out/report.md").read_text()
 
 
 def test_evaluate_by_places_as_published(command: Command, pipeline: OnnxArtifact, walk: Path) -> None:

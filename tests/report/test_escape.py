@@ -13,8 +13,9 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
 from netvlad_deploy.report.escape import markdown_text, printable, unicode_text
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
+from netvlad_deploy.report.junit import parity_junit
 from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_markdown
-from netvlad_deploy.report.serialize import parity_junit, to_json
+from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.report.text import markdown_table
 from netvlad_deploy.retrieval.image_files import Skipped
 from netvlad_deploy.retrieval.recall import Recall

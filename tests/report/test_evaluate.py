@@ -19,6 +19,7 @@ from netvlad_deploy.report.matches import choose, draw_matches, section_caption
 from netvlad_deploy.retrieval.image_files import Skipped
 from netvlad_deploy.retrieval.recall import Agreement, Match, QueryResult, Recall
 from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.spec.verdict import Verdict
 
 
 def result(number: int, first_right: int) -> QueryResult:
@@ -61,6 +62,18 @@ def test_the_lines_say_all_figures() -> None:
     assert lines[0] == "2 queries of asked, in the 7 images of known; right images by truth.json"
     assert lines[-1].split() == ["a.onnx", "fp16", "4", "25.0%", "37.5%", "50.0%", "0.625", "12.3"]
     assert len(lines) == 3
+
+
+def test_a_recall_that_is_asked_for_and_missed_is_said() -> None:
+    assert (replace(REPORT, min_recall=0.25).verdict, REPORT.verdict) == (Verdict.PASS, Verdict.PASS)
+    assert evaluation_lines(replace(REPORT, min_recall=0.25))[0] == (
+        "PASS: recall@1 of at least 0.25 is asked for, every artifact has it"
+    )
+    missed = replace(REPORT, min_recall=0.2501)
+    assert missed.verdict is Verdict.FAIL
+    said = "FAIL: recall@1 of at least 0.2501 is asked for, a.onnx has 0.25"
+    assert evaluation_lines(missed)[0] == said
+    assert said in evaluation_markdown(missed, "matches.png")
 
 
 def test_queries_and_files_left_out_are_named() -> None:

@@ -7,11 +7,13 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport
 from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown, step_rows
-from netvlad_deploy.report.serialize import parity_junit, plain, to_json
+from netvlad_deploy.report.junit import error_junit, latency_junit, parity_junit
+from netvlad_deploy.report.serialize import plain, to_json
 from netvlad_deploy.report.text import artifact_lines, departure_line, latency_lines, parity_lines
 from netvlad_deploy.spec.verdict import Verdict
 from tests.test_artifact import engine_artifact, onnx_artifact
@@ -159,6 +161,31 @@ def test_junit_has_a_failure_and_a_skip_with_their_reasons() -> None:
     skipped = suite.find("testcase/skipped")
     assert skipped is not None
     assert skipped.get("message") == "no GPU"
+
+
+def test_junit_of_a_latency_and_of_an_error() -> None:
+    slow = CandidateLatency(name="s.onnx", verdict=Verdict.FAIL, reason="p99 is over")
+    suite = ET.fromstring(latency_junit(replace(LATENCY, candidates=(*LATENCY.candidates, slow))))
+    counts = [suite.get(name) for name in ("tests", "failures", "errors", "skipped")]
+    assert counts == ["4", "1", "0", "1"]
+    assert [case.get("message") for case in suite.findall("testcase/failure")] == ["p99 is over"]
+    suite = ET.fromstring(error_junit("parity of m.onnx", ArtifactError("m.onnx is stale")))
+    assert (suite.get("errors"), suite.get("tests"), suite.get("name")) == ("1", "1", "parity of m.onnx")
+    error = suite.find("testcase/error")
+    assert error is not None
+    assert (error.get("type"), error.get("message")) == ("ArtifactError", "m.onnx is stale")
+
+
+def test_another_number_of_judged_cases_fails() -> None:
+    report = replace(parity(OUTPUT, OUTPUT), expected_cases=2)
+    assert (report.verdict, report.miscounted) == (Verdict.PASS, "")
+    for cases, expected in ((report.cases[:1], 2), (report.cases, 1), ((*report.cases[:1], UNMADE), 2)):
+        shrunk = replace(report, cases=cases, expected_cases=expected)
+        assert shrunk.verdict is Verdict.FAIL
+        assert f"cases were judged, {expected} are expected" in "\n".join(parity_lines(shrunk))
+        suite = ET.fromstring(parity_junit(shrunk))
+        assert suite.get("failures") == "1"
+    assert replace(parity(reason="no GPU"), expected_cases=2).verdict is Verdict.NOT_RUN
 
 
 @pytest.fixture

@@ -28,15 +28,18 @@ from tests.modules import features
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
+HERE = ["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino), "torch", "oracle"]
+"""Backends that run on any machine that has their packages."""
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch", "oracle"])
+
+@pytest.mark.parametrize("backend", HERE)
 def test_every_backend_gives_the_same_descriptor(exported: OnnxArtifact, backend: str) -> None:
     x = features(3, 20, 16)
     with open_runner(exported, backend="oracle") as oracle, open_runner(exported, backend=backend) as runner:
         assert np.abs(runner.run({FEATURES: x})[DESCRIPTOR] - oracle.run({FEATURES: x})[DESCRIPTOR]).max() < 1e-6
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch", "oracle"])
+@pytest.mark.parametrize("backend", HERE)
 def test_padded_and_masked_equals_unpadded(masked: OnnxArtifact, backend: str) -> None:
     x = features(3, 20, 16)
     lengths = [20, 7, 0]
@@ -49,7 +52,7 @@ def test_padded_and_masked_equals_unpadded(masked: OnnxArtifact, backend: str) -
         assert not got[2].any()
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch", "oracle"])
+@pytest.mark.parametrize("backend", HERE)
 def test_results_are_owned_and_inputs_are_left_alone(exported: OnnxArtifact, backend: str) -> None:
     x = features(2, 5, 16)
     before = x.copy()
@@ -78,7 +81,7 @@ BAD_FEATURES: list[tuple[Array, str]] = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch", "oracle"])
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize(("array", "message"), BAD_FEATURES)
 def test_bad_features_are_refused(exported: OnnxArtifact, backend: str, array: Array, message: str) -> None:
     with open_runner(exported, backend=backend) as runner, pytest.raises(InputError, match=message):
@@ -120,7 +123,7 @@ def test_lengths_outside_the_profile_are_refused(exported: OnnxArtifact) -> None
             runner.run({FEATURES: features(2, 7, 16)})
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch", "oracle"])
+@pytest.mark.parametrize("backend", HERE)
 def test_a_closed_runner_says_so(exported: OnnxArtifact, backend: str) -> None:
     runner = open_runner(exported, backend=backend)
     runner.close()
@@ -140,12 +143,13 @@ def test_backends_that_cannot_run_a_file_are_refused(exported: OnnxArtifact) -> 
         open_runner(exported, profile=Profile())
 
 
-def test_threads_that_share_a_runner_get_their_own_results(masked: OnnxArtifact) -> None:
+@pytest.mark.parametrize("backend", HERE[:2])
+def test_threads_that_share_a_runner_get_their_own_results(masked: OnnxArtifact, backend: str) -> None:
     feeds = []
     for number in range(16):
         x = features(1 + number % 3, 5 + number, 16, seed=number)
         feeds.append({FEATURES: x, MASK: np.random.default_rng(number).random(x.shape[:2]) < 0.7})
-    with open_runner(masked, threads=1) as runner, ThreadPoolExecutor(16) as pool:
+    with open_runner(masked, backend=backend, threads=1) as runner, ThreadPoolExecutor(16) as pool:
         expected = [runner.run(each)[DESCRIPTOR] for each in feeds]
         for _ in range(10):
             for got, alone in zip(pool.map(runner.run, feeds), expected, strict=True):

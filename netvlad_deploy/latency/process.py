@@ -1,0 +1,168 @@
+"""One candidate and the process that times it, with what it has answered so far."""
+
+import logging
+from contextlib import ExitStack
+from typing import Any, Final
+
+import numpy as np
+
+from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, NetVLADDeployError
+from netvlad_deploy.latency import statistics
+from netvlad_deploy.latency.advice import candidate_advice
+from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, Estimate
+from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.spec.verdict import Verdict
+from netvlad_deploy.support.arrays import Float64
+from netvlad_deploy.support.children import Child
+
+LOG = logging.getLogger(__name__)
+
+PERCENTILES: Final = (50, 90, 95, 99)
+QUANTILES: Final = tuple(range(0, 101, 2))
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Read by NumPy's matrix products when the worker starts."""
+
+WORKER: Final = "netvlad_deploy.latency.worker"
+
+
+class CandidateProcess:
+    """The process of one candidate: it opens the runner, warms up, and runs a block when told to.
+
+    `reason` says why it cannot run here; `blocks` has the milliseconds of the runs of each round, so that rounds can be
+    compared one by one, and `completed` how many runs each block completed. `stack` ends the process.
+    """
+
+    def __init__(self, candidate: Candidate, threads: int, concurrency: int, stack: ExitStack) -> None:
+        if candidate.artifact is not None:
+            candidate.artifact.release()  # this process does not run it, and the other one reads it for itself
+        self.candidate = candidate
+        self.threads, self.concurrency = threads, concurrency
+        self.blocks: list[Float64] = []
+        self.completed: list[float] = []
+        self.times: list[dict[str, float | None]] = []
+        self.reason = self.conditions = ""
+        self.warmup_runs, self.run_ms, self.settled = 0, 0.0, True
+        environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+        self._child = stack.enter_context(Child(WORKER, "its process", environment=environment))
+
+    @property
+    def pid(self) -> int:
+        """Return the number of the process."""
+        return self._child.pid
+
+    @property
+    def medians_ms(self) -> list[float]:
+        """Return the median run of each round."""
+        return [float(np.median(block)) for block in self.blocks]
+
+    def warm_up(self, feeds: bytes, *, warmup_ms: float) -> None:
+        """Open the runner and run it until it is warm; `reason` says why it cannot run here, if it cannot.
+
+        `feeds` are those of an `.npz` file.
+        """
+        LOG.info("warming up %s", self.candidate.name)
+        request = {
+            "path": str(self.candidate.path),
+            "backend": self.candidate.backend,
+            "expect_sha256": None if self.candidate.artifact is None else self.candidate.artifact.sha256,
+            "threads": self.threads,
+            "concurrency": self.concurrency,
+            "warmup_ms": warmup_ms,
+        }
+        try:
+            answer = self._ask(request, feeds)
+        except (DeviceUnavailableError, MissingDependencyError) as error:
+            self.reason = str(error)
+        else:
+            self.warmup_runs, self.conditions = answer["warmup_runs"], answer["conditions"]
+            self.run_ms, self.settled = answer["run_ms"], answer["settled"]
+
+    def run_block(self, block_ms: float, place: int) -> None:
+        """Run for `block_ms`, at least once, from core number `place` on, and keep what that gives.
+
+        Before it the device's own clock times one run, which wakes the threads, too; a single run that is longer than
+        a block is no shorter for that, so it is left out where the device has no clock.
+        """
+        clock = self.run_ms < block_ms or not self.blocks or bool(self.times)
+        answer = self._ask({"block_ms": block_ms, "place": place, "clock": clock})
+        self.blocks.append(np.array(answer["samples_ms"]))
+        self.completed.append(answer["completed"])
+        self.times += [answer["times_ms"]] if answer["times_ms"] else []
+
+    def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
+        """Return the answer to a request.
+
+        Raises: the error that ended the worker, its message after the name of the candidate.
+        """
+        try:
+            self._child.send(request, content)
+            return self._child.receive()[0]
+        except (DeviceUnavailableError, MissingDependencyError):
+            raise
+        except NetVLADDeployError as error:
+            raise type(error)(f"{self.candidate.name}: {error}") from error
+
+
+def device_times(times: list[dict[str, float | None]]) -> DeviceTimes | None:
+    """Return the medians over the rounds, None where the device has no clock.
+
+    >>> device_times([{"h2d_ms": 1, "compute_ms": 2, "d2h_ms": 3, "enqueue_ms": None}])
+    DeviceTimes(h2d_ms=1.0, compute_ms=2.0, d2h_ms=3.0, enqueue_ms=None)
+    """
+    if not times:
+        return None
+    columns = {name: [each[name] for each in times] for name in times[0]}
+    return DeviceTimes(
+        **{name: None if None in column else float(np.median(column)) for name, column in columns.items()}
+    )
+
+
+def result_of(
+    process: CandidateProcess,
+    first: CandidateProcess,
+    limit: CandidateProcess | None,
+    *,
+    batch: int,
+    block_ms: float,
+    budget_p99_ms: float | None = None,
+) -> CandidateLatency:
+    """Return the statistics over all blocks, the ratios to the first candidate and to the limit, and the advice.
+
+    NOT_RUN if it could not run here, FAIL if the budget is broken.
+    """
+    name = process.candidate.name
+    if process.reason:
+        return CandidateLatency(name=name, verdict=Verdict.NOT_RUN, reason=process.reason)
+    samples = np.concatenate(process.blocks)
+    percentiles = {f"p{share}": statistics.percentile(process.blocks, share) for share in PERCENTILES}
+    p99 = percentiles["p99"].value
+    over = budget_p99_ms is not None and p99 > budget_p99_ms
+    drift, trend = statistics.drift(process.medians_ms)
+    ratio, over_limit = (_ratio(process, other) for other in (first, limit))
+    device = device_times(process.times)
+    return CandidateLatency(
+        name=name,
+        verdict=Verdict.FAIL if over else Verdict.PASS,
+        reason=f"p99 is {p99:.3f} ms, the budget is {budget_p99_ms:g} ms" if over else "",
+        warmup_runs=process.warmup_runs,
+        runs=len(samples),
+        mean_ms=float(samples.mean()),
+        variation=float(samples.std() / samples.mean()),
+        percentiles_ms=percentiles,
+        throughput=statistics.throughput(process.completed, block_ms / 1e3, batch),
+        ratio=ratio,
+        over_limit=over_limit,
+        quantiles_ms=tuple(np.percentile(samples, QUANTILES).tolist()),
+        block_medians_ms=tuple(process.medians_ms),
+        drift=drift,
+        device=device,
+        conditions=process.conditions,
+        advice=candidate_advice(settled=process.settled, drift=drift if trend else None, ratio=ratio, device=device),
+    )
+
+
+def _ratio(process: CandidateProcess, other: CandidateProcess | None) -> Estimate | None:
+    """Return the time of a candidate over that of another one, None if that is itself or did not run."""
+    if other is None or other is process or other.reason:
+        return None
+    return statistics.time_ratio(process.medians_ms, other.medians_ms)
