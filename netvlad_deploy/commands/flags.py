@@ -12,7 +12,7 @@ import typer
 
 from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.backends import BACKENDS
+from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 from netvlad_deploy.spec.build_options import FLAVORS, BuildOptions
 from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import (
@@ -28,6 +28,14 @@ from netvlad_deploy.spec.images import (
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 
 Backend = Annotated[str | None, one_of(BACKENDS, "--backend", "[default: the file's own]")]
+Backends = Annotated[
+    list[str] | None,
+    one_of(BACKENDS, "--backend", "Repeat for several.  [default: strict for FP16 ONNX, else the file's own]"),
+]
+TimedBackends = Annotated[
+    list[str] | None,
+    one_of(TIMED, "--backend", "Repeat for several.  [default: the file's own]", refused_later=[STRICT]),
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
