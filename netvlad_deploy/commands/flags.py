@@ -59,6 +59,11 @@ AllowNotRun = Annotated[
 Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate.")]
 
 
+Checkpoint = Annotated[
+    Path | None, typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed.")
+]
+
+
 @dataclass(frozen=True)
 class ImageFlags:
     """The preparation of images, where it differs from the checkpoint's or the backbone's own code."""
@@ -97,11 +102,8 @@ class ImageFlags:
 
 @dataclass(frozen=True)
 class SourceFlags:
-    """The source of the weights."""
+    """The weights: which of those in a checkpoint, or the sizes of untrained ones."""
 
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed.")
-    ] = None
     clusters: Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")] = (
         None
     )
@@ -140,6 +142,16 @@ def _parameter(option: Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )
+
+
+def given(context: typer.Context, *groups: Any) -> list[str]:
+    """Return the options of some groups that stand on the command line, whatever their values are."""
+    names = {name for group in groups for name in inspect.signature(group).parameters}
+    return [
+        max(each.opts, key=len)
+        for each in context.command.params
+        if each.name in names and getattr(context.get_parameter_source(each.name), "name", "") == "COMMANDLINE"
+    ]
 
 
 class GraphFlags(dict[str, Any]):
