@@ -8,7 +8,7 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
@@ -143,14 +143,16 @@ def deploy(
 ) -> None:
     """Export, build, validate and measure into one folder.
 
-    It gets report.json and report.md, too. An ONNX file is taken as it is, and needs no torch.
+    It gets report.html, report.md and report.json, too. An ONNX file is taken as it is, and needs no torch.
     """
     from netvlad_deploy.report.deploy import step_rows
     from netvlad_deploy.report.text import table
     from netvlad_deploy.workflow.deploy import deploy as deploy_all
     from netvlad_deploy.workflow.deploy import deploy_onnx
 
-    options: dict[str, Any] = {"engine_options": engine.options(), "duration_s": duration, "force": force}
+    options: dict[str, Any] = {
+        "engine_options": engine.options(), "duration_s": duration, "command": command_line(), "force": force
+    }  # fmt: skip
     if model is not None and model.suffix == ".onnx":
         of_export = flags.given(context, flags.SourceFlags, flags.ImageFlags, flags.GraphFlags)
         if of_export:
@@ -174,12 +176,12 @@ def precision(
 ) -> None:
     """Measure what FP16 costs your weights, without a GPU.
 
-    The folder gets report.json, report.md and a picture.
+    The folder gets report.html, report.md, report.json and a picture.
     """
     from netvlad_deploy.report.precision import precision_lines
     from netvlad_deploy.workflow.precision import precision as run
 
-    report = run(_source(checkpoint, source), output, feature_norm=feature_norm, force=force)
+    report = run(_source(checkpoint, source), output, feature_norm=feature_norm, command=command_line(), force=force)
     render("precision", report, precision_lines, as_json)
 
 

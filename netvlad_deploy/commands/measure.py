@@ -8,7 +8,7 @@ import typer
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.junit import Junit, junit_file
-from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.errors import UsageError
 
 
@@ -26,6 +26,7 @@ def validate(
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     expect_cases: Annotated[int | None, typer.Option(help="Exit 1 if another number of cases is judged.")] = None,
     junit: Junit = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     as_json: flags.Json = False,
@@ -36,17 +37,21 @@ def validate(
     """
     from netvlad_deploy.report.junit import parity_junit
     from netvlad_deploy.report.text import parity_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import Candidate
+    from netvlad_deploy.workflow.pages import write_parity_pages
     from netvlad_deploy.workflow.source import Source
     from netvlad_deploy.workflow.validate import validate as run
 
+    check_reports(pages := report or ())
     with junit_file(junit, f"parity of {artifact.name}") as write:
         candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
         read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
-        report = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
-        write(parity_junit(report))
-    render("validate", report, parity_lines, as_json)
-    leave(report.verdict, allow_not_run)
+        parity = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
+        write(parity_junit(parity))
+    write_parity_pages(pages, parity, artifact, command=command_line())
+    render("validate", parity, parity_lines, as_json)
+    leave(parity.verdict, allow_not_run)
 
 
 def bench(
@@ -65,6 +70,7 @@ def bench(
     ] = 1,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     junit: Junit = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     force: flags.Force = False,
@@ -76,12 +82,15 @@ def bench(
     """
     from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import candidates_of
     from netvlad_deploy.spec.images import parse_size
     from netvlad_deploy.workflow.bench import bench as run
+    from netvlad_deploy.workflow.pages import write_latency_pages
 
+    check_reports(pages := report or ())
     with junit_file(junit, f"latency of {', '.join(path.name for path in artifacts)}") as write:
-        report = run(
+        latency = run(
             candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
             batch=batch,
             num_features=num_features,
@@ -92,9 +101,10 @@ def bench(
             budget_p99_ms=budget_p99_ms,
             baselines=baselines.options(force=force),
         )
-        write(latency_junit(report))
-    render("bench", report, latency_lines, as_json)
-    leave(report.verdict, allow_not_run)
+        write(latency_junit(latency))
+    write_latency_pages(pages, latency, artifacts, command=command_line())
+    render("bench", latency, latency_lines, as_json)
+    leave(latency.verdict, allow_not_run)
 
 
 def embed(
@@ -159,7 +169,8 @@ def evaluate(
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets report.json, report.md and a picture. Exit 1 if a file was skipped, or --min-recall missed.
+    The folder gets report.html, report.md, report.json and a picture. Exit 1 if a file was skipped, or --min-recall
+    missed.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of
@@ -174,6 +185,7 @@ def evaluate(
         within=within,
         batch=batch,
         min_recall=min_recall,
+        command=command_line(),
         force=force,
     )
     render("evaluate", report, evaluation_lines, as_json)

@@ -33,8 +33,8 @@ class OutputParity:
     """Difference of one output of one case from the reference.
 
     `worst_ratio` is the largest error over its tolerance, found in `worst_cluster`; of a projected descriptor that is a
-    value, and there are no `cluster_errors`. `cosine_min` and `cosine_p1` are over the `cosine_rows` batch items whose
-    reference norm exceeds 0.5, None if there is none.
+    value, and there are no `cluster_errors`. `cluster_ratios` are these errors over their tolerances. `cosine_min` and
+    `cosine_p1` are over the `cosine_rows` batch items whose reference norm exceeds 0.5, None if there is none.
     """
 
     output: str
@@ -51,6 +51,7 @@ class OutputParity:
     tolerance: float
     worst_ratio: float
     cluster_errors: tuple[float, ...]
+    cluster_ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,11 +285,17 @@ def _judge(
     short_error = np.abs(difference[~counted & known]).max(initial=0.0) if name == DESCRIPTOR else 0.0
     projected = name == DESCRIPTOR and spec.projection is not None
     judged = judge(name, got, expected, errors, allowed, norms=norms, counted=counted)
-    return replace(
-        judged,
-        verdict=judged.verdict if short_error < short_limit else Verdict.FAIL,
-        cluster_errors=() if projected else tuple(errors.reshape(-1, spec.num_clusters).max(axis=0).tolist()),
-    )
+    judged = replace(judged, verdict=judged.verdict if short_error < short_limit else Verdict.FAIL)
+    if projected:
+        return judged
+    worst = [each.reshape(-1, spec.num_clusters).max(axis=0) for each in (errors, _over_tolerance(errors, allowed))]
+    return replace(judged, cluster_errors=tuple(worst[0].tolist()), cluster_ratios=tuple(worst[1].tolist()))
+
+
+def _over_tolerance(errors: Float64, allowed: Float64) -> Float64:
+    """Return each error over its tolerance; where nothing is tolerated, a vast number or 0."""
+    ratios: Float64 = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
+    return ratios
 
 
 def have_direction(name: str, norms: Float64, spec: NetVLADSpec) -> Array:
@@ -313,7 +320,7 @@ def judge(
     finite = np.isfinite(got)
     values = np.where(finite, got, 0).astype(np.float64)
     flat, reference = (array.reshape(len(array), -1) for array in (values, np.broadcast_to(expected, got.shape)))
-    ratios = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
+    ratios = _over_tolerance(errors, allowed)
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     similar = cosines(flat[counted], reference[counted])
     return OutputParity(

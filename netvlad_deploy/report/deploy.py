@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
 from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
-from netvlad_deploy.report import text
-from netvlad_deploy.report.escape import markdown_text, printable
+from netvlad_deploy.report.artifacts import artifact_section, repeat_section
+from netvlad_deploy.report.latency import latency_facts, latency_section
+from netvlad_deploy.report.page import Block, Grid, Page, Section
+from netvlad_deploy.report.parity import parity_facts, parity_headline, parity_sections
+from netvlad_deploy.report.text import mebibytes
 from netvlad_deploy.spec.verdict import Verdict
 
 
@@ -42,31 +45,50 @@ def step_rows(steps: Sequence[Step]) -> list[tuple[str, str, str]]:
     return [(step.verdict.value, step.name, step.reason) for step in ordered]
 
 
-def deployment_markdown(deployment: Deployment) -> str:
-    """Return the report page in Markdown: verdict, steps, artifacts, parity and latency."""
-    lines = [
-        f"# {deployment.verdict.value}: {markdown_text(deployment.onnx.path.name)}",
-        "",
-        *text.markdown_table(("verdict", "step", "reason"), step_rows(deployment.steps)),
-        "",
-        "## Artifacts",
-        "",
-        "```",
-        *(printable(line) for one in (deployment.onnx, deployment.engine) if one for line in text.artifact_lines(one)),
-        "```",
-    ]
-    for report in deployment.parity:
-        lines += ["", "## Parity: " + markdown_text(f"{report.candidate} against {report.reference}"), ""]
-        lines += (
-            [f"Not run: {markdown_text(report.reason)}"]
-            if report.reason
-            else text.markdown_table(*text.parity_table(report))
+def deployment_page(deployment: Deployment, *, graph: Block | None = None, command: str = "") -> Page:
+    """Return the page of a deployment; `graph` is the drawing of its graph, `command` the line that made it."""
+    artifacts = [each for each in (deployment.onnx, deployment.engine) if each is not None]
+    steps = Section("Steps", (Grid(("verdict", "step", "reason"), step_rows(deployment.steps)),))
+    return Page(
+        title=deployment.onnx.path.name,
+        verdict=deployment.verdict,
+        headline=_headline(deployment),
+        facts=_facts(deployment),
+        sections=(
+            steps,
+            *parity_sections(deployment.parity),
+            latency_section(deployment.latency),
+            *(artifact_section(each, graph if each is deployment.onnx else None) for each in artifacts),
+            repeat_section(artifacts, command=command),
+        ),
+    )
+
+
+def _headline(deployment: Deployment) -> str:
+    """Return the outcome in a sentence: what failed, else what did not run, and what is proven of the ONNX file."""
+    by_verdict = {
+        verdict: [step.name for step in deployment.steps if step.verdict is verdict]
+        for verdict in (Verdict.FAIL, Verdict.NOT_JUDGED, Verdict.NOT_RUN)
+    }
+    words = {
+        Verdict.FAIL: "Failed: {}.",
+        Verdict.NOT_JUDGED: "Nothing is proven by: {}.",
+        Verdict.NOT_RUN: "Not run on this machine: {}.",
+    }
+    said = [words[verdict].format(", ".join(names)) for verdict, names in by_verdict.items() if names]
+    first = [parity_headline(report) for report in deployment.parity if report.verdict is Verdict.PASS]
+    return " ".join((*first, *said))
+
+
+def _facts(deployment: Deployment) -> tuple[tuple[str, str], ...]:
+    engine = deployment.engine
+    built = (
+        ()
+        if engine is None
+        else (
+            ("activations of the engine", mebibytes(engine.figures.activation_bytes)),
+            ("kernels of the engine", str(len(engine.figures.kernels))),
         )
-        lines += [f"\n{markdown_text(line)}." for line in text.not_judged_lines(report)]
-        lines += ["", markdown_text(text.departure_line(report.departure)) + "."] if report.departure else []
-        lines += ["", *text.markdown_table(*text.retrieval_table(report))] if report.retrieval else []
-    lines += ["", "## Latency", "", markdown_text(text.latency_title(deployment.latency)) + ".", ""]
-    lines += text.markdown_table(*text.latency_table(deployment.latency))
-    lines += [f"\n{markdown_text(line)}." for line in text.device_lines(deployment.latency)]
-    lines += ["", "The time ratio is over the first row, with its 95 % bootstrap interval.", ""]
-    return "\n".join(lines)
+    )
+    size = ("size of the ONNX file", mebibytes(deployment.onnx.size_bytes))
+    return (*parity_facts(deployment.parity[0]), *latency_facts(deployment.latency), size, *built)

@@ -1,10 +1,13 @@
 """The result of `evaluate`: how well each artifact finds the right images, and how far the artifacts agree."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from netvlad_deploy.report.escape import markdown_text
-from netvlad_deploy.report.text import Table, distance_text, listed, markdown_table, table
+from netvlad_deploy.artifact import AnyArtifact
+from netvlad_deploy.report.artifacts import repeat_section
+from netvlad_deploy.report.page import Block, Grid, Page, Paragraph, Section
+from netvlad_deploy.report.text import Table, distance_text, listed, table
 from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
 from netvlad_deploy.spec.verdict import Verdict
@@ -95,29 +98,67 @@ def evaluation_lines(report: EvaluationReport) -> list[str]:
     return lines + (table(*agreement_table(report)) if report.agreements else [])
 
 
-def evaluation_markdown(report: EvaluationReport, picture: str) -> str:
-    """Return the report page in Markdown; `picture` is the name of the image file of the matches."""
-    lines = [
-        f"# Retrieval of {markdown_text(', '.join(one.name for one in report.candidates))}",
-        "",
-        *(f"- {markdown_text(fact)}" for fact in _facts(report)),
-        "",
-        *markdown_table(*recall_table(report)),
-        "",
-        "recall@N is the share of all queries with a right image among the first N, as published figures have it: a",
-        "query without a right image is a miss. mAP is the mean average precision over the whole ranking, of the",
-        "queries with a right image. Images are ranked by the Euclidean distance of their descriptors, exactly.",
+def evaluation_page(
+    report: EvaluationReport, artifacts: Sequence[AnyArtifact], matches: Sequence[Block], *, command: str = ""
+) -> Page:
+    """Return the page of an evaluation.
+
+    Args:
+        report: what was found.
+        artifacts: the files that were evaluated.
+        matches: the photos of the matches with their headings.
+        command: the line that made it.
+    """
+    return Page(
+        title=f"Retrieval of {', '.join(one.name for one in report.candidates)}",
+        headline=_headline(report),
+        facts=[
+            (f"{name} of {one.name}", value)
+            for one in report.candidates
+            for name, value in (
+                ("recall@1", f"{one.found.recall[1]:.1%}"),
+                ("mAP", f"{one.found.mean_average_precision:.3f}"),
+            )
+        ],
+        sections=(
+            Section("Recall", (*(Paragraph(f"{fact}.") for fact in _facts(report)), *_recall_blocks(report))),
+            *([Section("Agreement", _agreement_blocks(report))] if report.agreements else []),
+            Section("Best matches", matches),
+            *([Section("Skipped files", [_skipped_grid(report)])] if report.skipped else []),
+            repeat_section(artifacts, command=command),
+        ),
+    )
+
+
+def _headline(report: EvaluationReport) -> str:
+    shares = ", ".join(f"{one.name} for {one.found.recall[1]:.1%}" for one in report.candidates)
+    return f"A right image comes first: {shares} of {report.num_queries} queries."
+
+
+def _recall_blocks(report: EvaluationReport) -> tuple[Block, ...]:
+    text = (
+        "recall@N is the share of all queries with a right image among the first N, as published figures have it: a "
+        "query without a right image is a miss. mAP is the mean average precision over the whole ranking, of the "
+        "queries with a right image. Images are ranked by the Euclidean distance of their descriptors, exactly."
+    )
+    return Grid(*recall_table(report)), Paragraph(text)
+
+
+def _agreement_blocks(report: EvaluationReport) -> list[Block]:
+    return [
+        Grid(*agreement_table(report)),
+        *(
+            Paragraph(
+                f"Another best match than {one.reference} in {one.candidate}: {listed(one.differing, MOST_NAMES)}."
+            )
+            for one in report.agreements
+            if one.differing
+        ),
     ]
-    if report.agreements:
-        lines += ["", "## Agreement", "", *markdown_table(*agreement_table(report))]
-        for one in report.agreements:
-            if one.differing:
-                names = listed(one.differing, MOST_NAMES)
-                lines += ["", markdown_text(f"Another best match than {one.reference} in {one.candidate}: {names}.")]
-    lines += ["", "## Best matches", "", f"![Queries with their best matches, misses first]({picture})", ""]
-    if report.skipped:
-        lines += ["## Skipped files", "", *(f"- {markdown_text(str(one))}" for one in report.skipped), ""]
-    return "\n".join(lines)
+
+
+def _skipped_grid(report: EvaluationReport) -> Grid:
+    return Grid(("file", "reason", "detail"), [(one.path, one.reason, one.detail) for one in report.skipped])
 
 
 def _facts(report: EvaluationReport) -> list[str]:

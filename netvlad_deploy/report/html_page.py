@@ -19,8 +19,17 @@ SIGNS: Final = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.NOT_RUN: "○"
 TONES: Final = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.NOT_RUN: "doubt", Verdict.NOT_JUDGED: "doubt"}
 """Colours of the verdicts, by their names in PALETTE."""
 
+LONGEST_CELL: Final = 30
+"""Most characters of a cell that stays on one line; a table that is too wide then scrolls in its own box."""
+
 _NUMBER: Final = re.compile(r"[-+]?\d[\d.,e+-]*( ?(%|ms|MiB))?( \[.*\])?|-")
 """A number with its unit and its interval: its column stands at the right."""
+
+
+def check_packages() -> None:
+    """Raise MissingDependencyError unless all is there that writes a page as HTML."""
+    for package in ("jinja2", "matplotlib"):
+        require(package, extra="report")
 
 
 def html_page(page: Page) -> str:
@@ -28,6 +37,7 @@ def html_page(page: Page) -> str:
 
     Raises: MissingDependencyError without jinja2 or matplotlib.
     """
+    check_packages()
     jinja2 = require("jinja2", extra="report")
     drawn: list[Figure] = [block for section in page.sections for block in section.blocks if isinstance(block, Figure)]
     svgs = {id(figure): inline(draw(figure.plot), f"f{number}") for number, figure in enumerate(drawn, 1)}
@@ -42,7 +52,7 @@ def html_page(page: Page) -> str:
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     verdicts = {verdict.value: (SIGNS[verdict], TONES[verdict]) for verdict in Verdict}
-    text: str = template.render(page=page, palette=PALETTE, verdicts=verdicts)
+    text: str = template.render(page=page, palette=PALETTE, verdicts=verdicts, longest=LONGEST_CELL)
     return text
 
 

@@ -1,7 +1,7 @@
 """A page as Markdown, for the summary of a CI job and for a terminal; of a figure it has the words."""
 
 from netvlad_deploy.report.escape import markdown_text, printable
-from netvlad_deploy.report.page import Block, Code, Figure, Grid, Page, Paragraph
+from netvlad_deploy.report.page import Block, Code, Figure, Grid, Page, Paragraph, Photos
 from netvlad_deploy.report.text import markdown_table
 
 
@@ -34,6 +34,8 @@ def _block_lines(block: Block) -> list[str]:
         return markdown_table(block.header, block.rows)
     if isinstance(block, Code):
         return ["```", *(printable(line).replace("```", "` ` `") for line in block.lines), "```"]
+    if isinstance(block, Photos) and not block.file:
+        return []
     if not block.file:
         return [f"*{markdown_text(block.alt)}.*"]
     picture = [f"![{markdown_text(block.alt)}]({block.file})"]

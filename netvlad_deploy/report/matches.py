@@ -1,6 +1,7 @@
-"""The picture of an evaluation: queries with their best matches, right ones framed green, wrong ones red, misses first.
+"""The matches of an evaluation: queries with their best matches, misses first, for a page and as a picture beside it.
 
-It is laid out with Pillow, which `evaluate` needs for the photos anyway (docs/adr/0018-own-writer-and-own-picture.md).
+The picture frames right matches green and wrong ones red. It is laid out with Pillow, which `evaluate` needs for the
+photos anyway (docs/adr/0018-own-writer-and-own-picture.md).
 """
 
 import io
@@ -12,8 +13,9 @@ import numpy as np
 
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
+from netvlad_deploy.report.page import Block, Paragraph, Photo, Photos
 from netvlad_deploy.retrieval.image_files import ImageFile, load_images
-from netvlad_deploy.retrieval.recall import SHOWN, QueryResult
+from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 
@@ -27,17 +29,92 @@ PHOTO_WIDTH, PHOTO_HEIGHT, FRAME, GAP, MARGIN = 176, 132, 4, 12, 24
 CAPTION, TITLE = 14, 22
 """Lengths in pixels: a photo, its frame, the gaps between photos, the page's margin, and the two sizes of letters."""
 
+JPEG_QUALITY: Final = 75
+"""Quality of a small photo on a page."""
+
+MOST_JPEG_BYTES: Final = 32_000
+"""Most bytes of a small photo; noise has as many, usual photos a quarter. A row has six of them, an artifact MOST_ROWS
+rows, so a page takes at most 2.1 MB for each artifact, and usually half a megabyte."""
+
 PAPER, INK, PALE, RIGHT, WRONG = "#ffffff", "#222222", "#767676", "#228833", "#cc3311"
 """Colours of the page, of text, of captions and queries, and of the frames of right and wrong matches."""
 
 
-def draw_matches(
-    report: EvaluationReport, queries: Mapping[str, Path], database: Mapping[str, Path], *, depth: int | None
-) -> bytes:
-    """Return the picture as PNG: a section for each artifact, a row for each of its chosen queries.
+class Album:
+    """The photos of an evaluation, small, each loaded once.
 
     `queries` and `database` are the paths of images by their names. Of files of 16 or 32 bits `depth` bits of the grey
     values are shown, None for all 16.
+    """
+
+    def __init__(self, queries: Mapping[str, Path], database: Mapping[str, Path], depth: int | None) -> None:
+        self.queries, self.database = queries, database
+        self._prepared = ImageInput(depth=depth or 16)
+        self._small: dict[Path, Any] = {}
+
+    def small(self, path: Path) -> Any:
+        """Return an image of Pillow of PHOTO_WIDTH x PHOTO_HEIGHT, the photo whole; None if it cannot be read any more.
+
+        Raises: MissingDependencyError without Pillow.
+        """
+        if path not in self._small:
+            ops, pillow = require("PIL.ImageOps", extra="images"), require("PIL.Image", extra="images")
+            with load_images([ImageFile(path=path, name=path.name)], self._prepared) as loaded:
+                ((_, pixels),) = loaded
+            readable = isinstance(pixels, np.ndarray)
+            size = PHOTO_WIDTH, PHOTO_HEIGHT
+            self._small[path] = ops.pad(pillow.fromarray(pixels), size, color=PAPER) if readable else None
+        return self._small[path]
+
+    def jpeg(self, path: Path) -> bytes:
+        """Return a small photo as JPEG, a grey area if it cannot be read any more."""
+        stream = io.BytesIO()
+        pillow = require("PIL.Image", extra="images")
+        photo = self.small(path) or pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), PALE)
+        photo.convert("RGB").save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        return stream.getvalue()
+
+
+def match_blocks(report: EvaluationReport, album: Album, *, picture: str) -> list[Block]:
+    """Return the chosen matches of each artifact for a page; `picture` is the name of the file beside it.
+
+    Raises: MissingDependencyError without Pillow.
+    """
+    blocks: list[Block] = []
+    for one in report.candidates:
+        rows = choose(one.found.queries)
+        alt = f"Queries with their best matches by {one.name}, misses first"
+        blocks.append(Paragraph(f"{one.name}: {section_caption(one, rows)}."))
+        blocks.append(
+            Photos([_photos(row, album) for row in rows], alt, picture if one is report.candidates[0] else "")
+        )
+    return blocks
+
+
+def _photos(row: QueryResult, album: Album) -> list[Photo]:
+    query = Photo(album.jpeg(album.queries[row.query]), f"query {row.query}", _first_words(row))
+    return [query] + [
+        Photo(
+            album.jpeg(album.database[match.name]),
+            match.name,
+            f"{match.rank}, cosine {match.similarity:.3f}",
+            right=match.right,
+        )
+        for match in _shown(row)
+    ]
+
+
+def _first_words(row: QueryResult) -> str:
+    return "right image first" if row.first_right == 1 else f"right image at rank {row.first_right}"
+
+
+def _shown(row: QueryResult) -> list[Match]:
+    """Return the best matches of a query, the last replaced by the first right one if that ranks below them."""
+    return [*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:]]
+
+
+def draw_matches(report: EvaluationReport, album: Album) -> bytes:
+    """Return the picture as PNG: a section for each artifact, a row for each of its chosen queries.
 
     Raises: MissingDependencyError without Pillow.
     """
@@ -46,14 +123,14 @@ def draw_matches(
     height = MARGIN + sum(TITLE + CAPTION + 2 * GAP + len(rows) * row_height + MARGIN for _, rows in chosen)
     width = 2 * MARGIN + (SHOWN + 1) * (PHOTO_WIDTH + 2 * FRAME + GAP) + GAP
     sheet = require("PIL.Image", extra="images").new("RGB", (width, height), PAPER)
-    page = _Page(sheet, ImageInput(depth=depth or 16))
+    page = _Sheet(sheet, album)
     top = MARGIN
     for one, rows in chosen:
         page.text(MARGIN, top, one.name, TITLE, INK)
         page.text(MARGIN, top + TITLE + GAP // 2, section_caption(one, rows), CAPTION, PALE)
         top += TITLE + CAPTION + 2 * GAP
         for row in rows:
-            page.row(top, row, queries, database)
+            page.row(top, row)
             top += row_height
         top += MARGIN
     stream = io.BytesIO()
@@ -86,11 +163,11 @@ def _spread(results: Sequence[QueryResult], most: int) -> list[QueryResult]:
     return [results[round(place)] for place in np.linspace(0, len(results) - 1, most)]
 
 
-class _Page:
-    """A Pillow image to draw photos and captions on; photos are loaded as `prepared` says."""
+class _Sheet:
+    """A Pillow image to draw photos and captions on."""
 
-    def __init__(self, sheet: Any, prepared: ImageInput) -> None:
-        self._sheet, self._prepared = sheet, prepared
+    def __init__(self, sheet: Any, album: Album) -> None:
+        self._sheet, self._album = sheet, album
         self._draw = require("PIL.ImageDraw", extra="images").Draw(sheet)
         self._font = require("PIL.ImageFont", extra="images").load_default
 
@@ -102,24 +179,20 @@ class _Page:
             short = short[1:]
         self._draw.text((left, top), text if short == text else "…" + short, font=font, fill=colour)
 
-    def row(self, top: int, row: QueryResult, queries: Mapping[str, Path], database: Mapping[str, Path]) -> None:
-        """Draw a query and its best matches, the last replaced by the first right one if that ranks below them."""
+    def row(self, top: int, row: QueryResult) -> None:
+        """Draw a query and its best matches."""
         step = PHOTO_WIDTH + 2 * FRAME + GAP
-        first = "right image first" if row.first_right == 1 else f"right image at rank {row.first_right}"
-        self._photo(MARGIN, top, queries[row.query], PALE, (f"query {row.query}", first))
-        for place, match in enumerate((*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:])):
+        self._photo(MARGIN, top, self._album.queries[row.query], PALE, (f"query {row.query}", _first_words(row)))
+        for place, match in enumerate(_shown(row)):
             left = MARGIN + GAP + (place + 1) * step
             rank = f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"
-            self._photo(left, top, database[match.name], RIGHT if match.right else WRONG, (match.name, rank))
+            colour = RIGHT if match.right else WRONG
+            self._photo(left, top, self._album.database[match.name], colour, (match.name, rank))
 
     def _photo(self, left: int, top: int, path: Path, colour: str, captions: tuple[str, str]) -> None:
         """Draw a framed photo and its captions, or an area in the frame's colour if the file cannot be read."""
         ops, pillow = require("PIL.ImageOps", extra="images"), require("PIL.Image", extra="images")
-        with load_images([ImageFile(path=path, name=path.name)], self._prepared) as loaded:
-            ((_, pixels),) = loaded
-        photo = pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), colour)
-        if isinstance(pixels, np.ndarray):
-            photo = ops.pad(pillow.fromarray(pixels), photo.size, color=PAPER)
+        photo = self._album.small(path) or pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), colour)
         framed = ops.expand(photo, FRAME, fill=colour)
         self._sheet.paste(framed, (left, top))
         for line, (text, ink) in enumerate(zip(captions, (INK, PALE), strict=True)):

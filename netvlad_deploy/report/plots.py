@@ -37,6 +37,9 @@ SERIES: Final = (("first", "o"), ("second", "D"), ("third", "s"), ("fourth", "X"
 WIDTH_IN, ROW_IN, FRAME_IN = 5.0, 0.25, 1.0
 """Inches: the width of a figure, a row of it, and what stands above and below the rows."""
 
+POINTS, LETTER_POINTS = 72, 6.5
+"""Points of an inch, and of a letter."""
+
 LONGEST_LABEL: Final = 26
 MOST_COLUMNS: Final = 64
 """Most characters of a label, and most columns of a heat map: more are gathered."""
@@ -202,7 +205,9 @@ def _draw_dots(axes: Any, plot: Dots) -> None:
     if plot.line is not None:
         _line_at(axes, plot.line)
     if len(plot.series) > 1:
-        axes.figure.legend(loc="outside upper left", handletextpad=0.2)
+        room = axes.figure.get_figwidth() * POINTS
+        columns = max(1, int(room / (LETTER_POINTS * max(len(_label(name)) for name in plot.series) + 40)))
+        axes.figure.legend(loc="outside upper left", handletextpad=0.2, ncols=columns)
 
 
 def _draw_heat(axes: Any, plot: Heat) -> None:

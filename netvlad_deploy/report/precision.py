@@ -1,14 +1,15 @@
 """The result of `precision`: the types in an FP16 graph with their reasons, and the error of each precision."""
 
-import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from netvlad_deploy.report.escape import markdown_text, printable
-from netvlad_deploy.report.text import Table, distance_text, markdown_table, table
+from netvlad_deploy.report.artifacts import repeat_section
+from netvlad_deploy.report.page import Block, Figure, Grid, Page, Paragraph, Section
+from netvlad_deploy.report.plots import Dots, draw
+from netvlad_deploy.report.text import Table, distance_text, table
 from netvlad_deploy.spec.graph_options import OperatorTypes
-from netvlad_deploy.support.require import require
 
 REASONS: Mapping[str, str] = {
     "MatMul": "both products: columns of L1 norm at most 1, and weights that sum to 1, cannot overflow",
@@ -26,25 +27,14 @@ REASONS: Mapping[str, str] = {
 }
 """Reason for the type in which each operator computes, by operator."""
 
-LEAST_DRAWN, NOT_FINITE_AT = 1e-16, 100.0
-"""Places on the axis: the least one, where all smaller distances stand too, and that of a result that is not finite."""
+LEAST_DRAWN: Final = 1e-16
+"""Least distance on the axis, where all smaller ones stand, too."""
 
-STYLES: Mapping[str, tuple[str, str]] = {
-    "fp32": ("o", "#4477aa"),
-    "fp16": ("D", "#228833"),
-    "fp16-wide-logits": ("s", "#ccbb44"),
-    "plain fp16": ("X", "#ee6677"),
-}
-"""Marker and colour of each precision in the picture."""
+PICTURE_IN: Final = 9.0
+"""Width in inches of the picture beside the report."""
 
-SETTINGS: Final[Mapping[str, Any]] = {
-    "svg.hashsalt": "netvlad-deploy",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "text.parse_math": False,
-}
-"""Settings beside matplotlib's defaults: fixed ids and no math text, so that equal figures give equal bytes and a name
-may hold a dollar sign."""
+PLAIN_HALF: Final = "plain fp16"
+"""Name of the precision of `module.half()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,31 +83,57 @@ def precision_lines(report: PrecisionReport) -> list[str]:
     return [report.origin, *table(*precision_table(report)), *warnings]
 
 
-def precision_markdown(report: PrecisionReport, picture: str) -> str:
-    """Return the report page in Markdown; `picture` is the name of the image file of the errors."""
+def precision_page(report: PrecisionReport, *, picture: str = "", command: str = "") -> Page:
+    """Return the page of a comparison; `picture` is the name of the file of the errors, `command` the typed line."""
     types = [
         (row.operator, str(row.half or ""), str(row.single or ""), REASONS.get(row.operator, ""))
         for row in report.operators
     ]
-    return "\n".join(
-        [
-            f"# Precisions of {markdown_text(report.origin)}",
-            "",
-            f"![Worst 1 - cosine of each case and precision, on a logarithmic scale]({picture})",
-            "",
-            "Strict emulation on a CPU: every tensor is rounded to its type, and matrix products accumulate in FP32.",
-            "No GPU took part. `plain fp16` is the layer exported after `module.half()`, for comparison.",
-            "",
-            *markdown_table(*precision_table(report)),
-            "",
-            *(f"Warning: {markdown_text(warning)}." for warning in report.warnings),
-            "",
-            "## The types of the FP16 graph",
-            "",
-            *markdown_table(("operator", "FP16", "FP32", "why"), types),
-            "",
-        ]
+    method = (
+        "Strict emulation on a CPU: every tensor is rounded to its type, and matrix products accumulate in FP32. No "
+        f"GPU took part. {PLAIN_HALF} is the layer exported after module.half(), for comparison."
     )
+    blocks: list[Block] = [
+        Figure(
+            _dots(report),
+            alt=f"Worst 1 - cosine of each case and precision, on a logarithmic scale: {_worst_words(report)}",
+            caption="Left is better: a mark is the worst distance of a case from float64.",
+            file=picture,
+        ),
+        Paragraph(method),
+        Grid(*precision_table(report)),
+    ]
+    return Page(
+        title=f"Precisions of {report.origin}",
+        headline=f"Worst distance from float64, 1 - cosine: {_worst_words(report)}.",
+        sections=(
+            Section("Cases", (*blocks, *(Paragraph(f"Warning: {warning}.") for warning in report.warnings))),
+            Section("The types of the FP16 graph", (Grid(("operator", "FP16", "FP32", "why"), types),)),
+            repeat_section((), command=command),
+        ),
+    )
+
+
+def _worst_words(report: PrecisionReport) -> str:
+    """Return the worst of each precision, and in how many cases it is not finite."""
+    said = []
+    for precision in report.precisions:
+        cases = [case for case in report.cases if case.precision == precision]
+        lost = sum(case.non_finite > 0 for case in cases)
+        worst = max((case.distance for case in cases if case.distance is not None), default=None)
+        said.append(
+            f"{precision} " + (f"not finite in {lost} of {len(cases)} cases" if lost else distance_text(worst, "none"))
+        )
+    return ", ".join(said)
+
+
+def _dots(report: PrecisionReport) -> Dots:
+    cases = tuple(dict.fromkeys(figure.case for figure in report.cases))
+    found = {
+        (figure.case, figure.precision): math.inf if figure.non_finite else figure.distance for figure in report.cases
+    }
+    series = {name: tuple(found.get((case, name)) for case in cases) for name in report.precisions}
+    return Dots(rows=cases, series=series, label="worst 1 - cosine against float64 (left is better)", least=LEAST_DRAWN)
 
 
 def draw_precisions(report: PrecisionReport) -> bytes:
@@ -125,44 +141,4 @@ def draw_precisions(report: PrecisionReport) -> bytes:
 
     Raises: MissingDependencyError without matplotlib.
     """
-    cases = list(dict.fromkeys(figure.case for figure in report.cases))
-    matplotlib = require("matplotlib", extra="report")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a `matplotlibrc` in the working folder could make matplotlib run LaTeX, a program
-        matplotlib.rcParams.update(SETTINGS)
-        figure = require("matplotlib.figure", extra="report").Figure(
-            figsize=(9, 0.32 * len(cases) + 1.6), layout="constrained"
-        )
-        axes = figure.add_subplot()
-        for precision in report.precisions:
-            _draw_marks(axes, [each for each in report.cases if each.precision == precision], cases, precision)
-        _draw_scale(axes, cases)
-        axes.set_title(printable(f"Precisions of {report.origin}"), loc="left")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(report.precisions), frameon=False)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
-
-
-def _draw_scale(axes: Any, cases: Sequence[str]) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(LEAST_DRAWN / 3, NOT_FINITE_AT * 5)
-    axes.set_xticks([*(10.0**power for power in range(-16, 1, 2)), NOT_FINITE_AT])
-    axes.set_xticklabels([*(f"1e{power}" for power in range(-16, 1, 2)), "NaN"])
-    axes.axvspan(NOT_FINITE_AT / 4, NOT_FINITE_AT * 5, color="#ee6677", alpha=0.12, lw=0)
-    axes.set_yticks(range(len(cases)), cases)
-    axes.invert_yaxis()
-    axes.grid(axis="both", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("worst 1 - cosine against float64 (left is better)")
-
-
-def _draw_marks(axes: Any, figures: Sequence[CasePrecision], cases: Sequence[str], precision: str) -> None:
-    marks = [
-        (NOT_FINITE_AT if each.non_finite else max(LEAST_DRAWN, each.distance or 0), cases.index(each.case))
-        for each in figures
-        if each.non_finite or each.distance is not None
-    ]
-    marker, colour = STYLES[precision]
-    x, y = [x for x, _ in marks], [y for _, y in marks]
-    axes.scatter(x, y, s=34, zorder=3, linewidths=0, marker=marker, color=colour, label=precision)
+    return draw(_dots(report), width_in=PICTURE_IN, title=f"Precisions of {report.origin}").encode()

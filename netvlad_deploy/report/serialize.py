@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from netvlad_deploy.report.escape import unicode_text
-from netvlad_deploy.support.files import stage_files
 
 SCHEMA_VERSION = 1
 CHANGED_SCHEMAS = {"bench": 2, "deploy": 2}
@@ -18,22 +17,11 @@ CHANGED_SCHEMAS = {"bench": 2, "deploy": 2}
 DERIVED = ("verdict", "not_judged")
 """Properties of a result that stand in its JSON beside its fields."""
 
-REPORT_JSON, REPORT_PAGE = "report.json", "report.md"
-"""Names of the files that a report's folder holds."""
-
 
 def to_json(verb: str, result: Any) -> str:
     """Return a result dataclass as JSON text; `schema` names the verb and the version of the layout."""
     version = CHANGED_SCHEMAS.get(verb, SCHEMA_VERSION)
     return json.dumps({"schema": f"netvlad-deploy/{verb}/{version}", **plain(result)}, indent=2)
-
-
-def write_report(folder: Path, verb: str, result: Any, files: Mapping[str, bytes], *, force: bool) -> None:
-    """Write the result of a verb as JSON into a folder, with its page and picture by their names: all of it or none."""
-    with stage_files(force=force) as staging:
-        for name, content in files.items():
-            staging.write(folder / name, content)
-        staging.write(folder / REPORT_JSON, to_json(verb, result).encode())
 
 
 def plain(value: Any) -> Any:

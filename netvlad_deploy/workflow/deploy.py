@@ -15,8 +15,10 @@ from netvlad_deploy.artifact import (
 )
 from netvlad_deploy.errors import UNAVAILABLE, ArtifactError
 from netvlad_deploy.parity.heads import ParityReport
-from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
-from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, write_report
+from netvlad_deploy.report.deploy import Deployment, Step, deployment_page
+from netvlad_deploy.report.graph_figure import graph_block
+from netvlad_deploy.report.page import Page
+from netvlad_deploy.report.write import REPORT_FILES, write_report
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
@@ -39,11 +41,12 @@ def deploy(
     *,
     engine_options: BuildOptions,
     duration_s: float = 3.0,
+    command: str = "",
     force: bool = False,
 ) -> Deployment:
-    """Export, build, validate and measure into one folder, with `report.json` and `report.md`.
+    """Export, build, validate and measure into one folder, with a report as HTML, Markdown and JSON.
 
-    A step that cannot run on this machine is NOT_RUN with its reason; any other failure raises.
+    A step that cannot run on this machine is NOT_RUN with its reason; any other failure raises. `command` is shown.
 
     >>> source = Source(num_clusters=2, feature_size=4)
     >>> options = BuildOptions(flavor="tensorrt")  # its engines need the GPU that builds them
@@ -61,7 +64,7 @@ def deploy(
     onnx = export(source, onnx_path, options, force=force)
     step = Step(name="export", verdict=Verdict.PASS)
     peers = ("torch",) if onnx.images is None else ()
-    return _go_on(onnx, step, folder, engine_options, peers=peers, duration_s=duration_s, force=force)
+    return _go_on(onnx, step, folder, engine_options, peers=peers, duration_s=duration_s, command=command, force=force)
 
 
 def deploy_onnx(
@@ -71,6 +74,7 @@ def deploy_onnx(
     engine_options: BuildOptions,
     expect_sha256: str | None = None,
     duration_s: float = 3.0,
+    command: str = "",
     force: bool = False,
 ) -> Deployment:
     """Build, validate and measure an ONNX file that was exported, where it stands; no step needs torch.
@@ -84,7 +88,7 @@ def deploy_onnx(
         raise ArtifactError(f"{path} is an engine, expected an ONNX file")
     make_folder(folder, (*_engine_files(folder, path.stem), *_report_files(folder)), force=force)
     step = Step(name="export", verdict=Verdict.PASS, reason=f"{path} is taken as it is, its hash is the sidecar's")
-    return _go_on(onnx, step, folder, engine_options, duration_s=duration_s, force=force)
+    return _go_on(onnx, step, folder, engine_options, duration_s=duration_s, command=command, force=force)
 
 
 def _engine_files(folder: Path, stem: str) -> tuple[Path, Path, Path]:
@@ -92,8 +96,8 @@ def _engine_files(folder: Path, stem: str) -> tuple[Path, Path, Path]:
     return engine_path, sidecar_path(engine_path), log_path(engine_path)
 
 
-def _report_files(folder: Path) -> tuple[Path, Path]:
-    return folder / REPORT_JSON, folder / REPORT_PAGE
+def _report_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(folder / name for name in REPORT_FILES)
 
 
 def _go_on(
@@ -103,6 +107,7 @@ def _go_on(
     engine_options: BuildOptions,
     *,
     duration_s: float,
+    command: str,
     force: bool,
     peers: Sequence[str] = (),
 ) -> Deployment:
@@ -127,8 +132,12 @@ def _go_on(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
-    write_report(folder, "deploy", deployment, {REPORT_PAGE: deployment_markdown(deployment).encode()}, force=force)
+    write_report(folder, "deploy", deployment, _page(deployment, command), force=force)
     return deployment
+
+
+def _page(deployment: Deployment, command: str) -> Page:
+    return deployment_page(deployment, graph=graph_block(deployment.onnx), command=command)
 
 
 def _build_engine(

@@ -11,9 +11,9 @@ from typing import Any
 
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
-from netvlad_deploy.report.matches import draw_matches
-from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, write_report
+from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_page
+from netvlad_deploy.report.matches import Album, draw_matches, match_blocks
+from netvlad_deploy.report.write import REPORT_FILES, write_report
 from netvlad_deploy.retrieval.embed_images import BATCH, Described, embed_images
 from netvlad_deploy.retrieval.ground_truth import Positives, load_positives, positives_within
 from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, find_images
@@ -50,9 +50,10 @@ def evaluate(
     within: int | None = None,
     batch: int | None = None,
     min_recall: float | None = None,
+    command: str = "",
     force: bool = False,
 ) -> EvaluationReport:
-    """Measure how well artifacts find the right place again, into a folder with a report and a picture.
+    """Measure how well artifacts find the right place again, into a folder with a report, which shows `command`.
 
     An FP16 ONNX file is emulated strictly, unless its backend was chosen. Queries that are the database are looked for
     among the others. Right is what `ground_truth` says or at most `within` away. Recall@1 below `min_recall` is a FAIL.
@@ -72,7 +73,7 @@ def evaluate(
     Raises: UsageError if an artifact takes no images; InputError if nothing can be evaluated.
     """
     inputs = _checked(candidates, ground_truth, within)
-    make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, MATCHES_PICTURE)), force=force)
+    make_folder(folder, (folder / name for name in (*REPORT_FILES, MATCHES_PICTURE)), force=force)
     alone = queries.resolve() == database.resolve()
     images, skipped = find_images([database])
     asked, others = (images, []) if alone else find_images([queries])
@@ -86,9 +87,7 @@ def evaluate(
         min_recall=min_recall,
         **_figures(sides, positives, (*skipped, *others), alone=alone),
     )
-    picture = draw_matches(report, _paths(asked), _paths(images), depth=inputs[0].depth)
-    files = {MATCHES_PICTURE: picture, REPORT_PAGE: evaluation_markdown(report, MATCHES_PICTURE).encode()}
-    write_report(folder, "evaluate", report, files, force=force)
+    _write(folder, report, candidates, Album(_paths(asked), _paths(images), inputs[0].depth), command, force=force)
     return report
 
 
@@ -97,6 +96,16 @@ def _checked(candidates: Sequence[Candidate], ground_truth: Path | None, within:
     if (ground_truth is None) == (within is None):
         raise UsageError("the right images come from --ground-truth or from --within: give one of them")
     return [_require_images(candidate) for candidate in candidates]
+
+
+def _write(
+    folder: Path, report: EvaluationReport, candidates: Sequence[Candidate], album: Album, command: str, *, force: bool
+) -> None:
+    artifacts = [candidate.artifact or load_artifact(candidate.path) for candidate in candidates]
+    matches = match_blocks(report, album, picture=MATCHES_PICTURE)
+    page = evaluation_page(report, artifacts, matches, command=command)
+    pictures = {MATCHES_PICTURE: draw_matches(report, album)}
+    write_report(folder, "evaluate", report, page, pictures=pictures, force=force)
 
 
 def _figures(

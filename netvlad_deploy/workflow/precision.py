@@ -11,8 +11,8 @@ from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import default_cases, largest_norm, rounded_cases
 from netvlad_deploy.parity.heads import have_direction
-from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_markdown
-from netvlad_deploy.report.serialize import REPORT_JSON, REPORT_PAGE, write_report
+from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_page
+from netvlad_deploy.report.write import REPORT_FILES, write_report
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
@@ -29,10 +29,13 @@ LOG = logging.getLogger(__name__)
 PRECISION_PICTURE = "precision.svg"
 
 
-def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force: bool = False) -> PrecisionReport:
+def precision(
+    source: Source, folder: Path, *, feature_norm: float = 1.0, command: str = "", force: bool = False
+) -> PrecisionReport:
     """Measure how far each precision is from the oracle for these weights, into a folder with a report and a picture.
 
-    The layer exported after `module.half()` is measured beside them, to show the use of the typed graph.
+    The layer exported after `module.half()` is measured beside them, to show the use of the typed graph. The report
+    shows `command`, the line that was typed.
 
     >>> report = precision(Source(num_clusters=2, feature_size=4), Path("report"))
     >>> report.precisions
@@ -49,7 +52,7 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
     from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
     from netvlad_deploy.export.onnx_model import export_onnx, export_plain
 
-    make_folder(folder, (folder / name for name in (REPORT_JSON, REPORT_PAGE, PRECISION_PICTURE)), force=force)
+    make_folder(folder, (folder / name for name in (*REPORT_FILES, PRECISION_PICTURE)), force=force)
     with scratch_folder() as scratch, contextlib.ExitStack() as stack:
         artifacts = {}
         for name, wide in (("fp32", False), ("fp16", False), ("fp16", True)):
@@ -71,9 +74,9 @@ def precision(source: Source, folder: Path, *, feature_norm: float = 1.0, force:
             cases=tuple(_measure(runners, parameters, largest=LARGEST_FEATURE)),
             warnings=artifacts["fp16"].warnings,
         )
-    page = precision_markdown(report, PRECISION_PICTURE).encode()
-    files = {PRECISION_PICTURE: draw_precisions(report), REPORT_PAGE: page}
-    write_report(folder, "precision", report, files, force=force)
+    page = precision_page(report, picture=PRECISION_PICTURE, command=command)
+    pictures = {PRECISION_PICTURE: draw_precisions(report)}
+    write_report(folder, "precision", report, page, pictures=pictures, force=force)
     return report
 
 

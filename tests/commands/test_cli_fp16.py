@@ -187,7 +187,7 @@ class TestPrecision:
         assert outcome.out.splitlines()[1].split()[-4:] == ["fp16", "fp16-wide-logits", "plain", "fp16"]
         assert "not finite" in outcome.out
         names = sorted(path.name for path in (tmp_path / "report").iterdir())
-        assert names == ["precision.svg", "report.json", "report.md"]
+        assert names == ["precision.svg", "report.html", "report.json", "report.md"]
         assert command("precision", sharp, "-o", "report").code == 2
 
     def test_the_page_says_the_type_of_each_operator(self, report: Path) -> None:

@@ -10,11 +10,14 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown
+from netvlad_deploy.report.deploy import Deployment, Step, deployment_page
 from netvlad_deploy.report.escape import markdown_text, printable, unicode_text
-from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_markdown
+from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport, evaluation_page
+from netvlad_deploy.report.html_page import html_page
 from netvlad_deploy.report.junit import parity_junit
-from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_markdown
+from netvlad_deploy.report.markdown_page import markdown_page
+from netvlad_deploy.report.page import Photos
+from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_page
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.report.text import markdown_table
 from netvlad_deploy.retrieval.image_files import Skipped
@@ -115,13 +118,14 @@ def test_every_page_can_be_written_and_has_no_html() -> None:
         latency=LATENCY,
     )
     for page in (
-        precision_markdown(precision, "p.svg"),
-        evaluation_markdown(evaluation, "m.png"),
-        deployment_markdown(deployment),
+        precision_page(precision, picture="p.svg", command=EVIL),
+        evaluation_page(evaluation, (artifact,), (Photos((), EVIL, "m.png"),), command=EVIL),
+        deployment_page(deployment, command=EVIL),
     ):
-        outside_code = "".join(shown(page).split("```")[::2])
+        outside_code = "".join(shown(markdown_page(page)).split("```")[::2])
         assert "<img" not in outside_code.replace("\\<img", "")
         assert outside_code.count("](") - outside_code.count("\\](") == outside_code.count("![")
+        assert "<img" not in shown(html_page(page))
     picture = ET.fromstring(draw_precisions(precision))
     texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count(f"Precisions of {printable(EVIL)}") == 1

@@ -13,12 +13,13 @@ from netvlad_deploy.report.evaluate import (
     CandidateRecall,
     EvaluationReport,
     evaluation_lines,
-    evaluation_markdown,
+    evaluation_page,
 )
-from netvlad_deploy.report.matches import choose, draw_matches, section_caption
+from netvlad_deploy.report.markdown_page import markdown_page
+from netvlad_deploy.report.matches import Album, choose, draw_matches, match_blocks, section_caption
+from netvlad_deploy.report.page import Photos
 from netvlad_deploy.retrieval.image_files import Skipped
 from netvlad_deploy.retrieval.recall import Agreement, Match, QueryResult, Recall
-from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.verdict import Verdict
 
 
@@ -43,6 +44,7 @@ def candidate(name: str, *results: QueryResult, backend: str | None = None) -> C
     )
 
 
+MATCHES = (Photos((), "Queries with their best matches", "matches.png"),)
 REPORT = EvaluationReport(
     queries=Path("asked"),
     database=Path("known"),
@@ -73,7 +75,7 @@ def test_a_recall_that_is_asked_for_and_missed_is_said() -> None:
     assert missed.verdict is Verdict.FAIL
     said = "FAIL: recall@1 of at least 0.2501 is asked for, a.onnx has 0.25"
     assert evaluation_lines(missed)[0] == said
-    assert said in evaluation_markdown(missed, "matches.png")
+    assert said in markdown_page(evaluation_page(missed, (), MATCHES))
 
 
 def test_queries_and_files_left_out_are_named() -> None:
@@ -89,7 +91,7 @@ def test_queries_and_files_left_out_are_named() -> None:
             Agreement(candidate="b.onnx", reference="a.onnx", top1=0.5, differing=("q0",), distance=3e-5, image="d3"),
         ),
     )
-    lines, page = evaluation_lines(full), evaluation_markdown(full, "matches.png")
+    lines, page = evaluation_lines(full), markdown_page(evaluation_page(full, (), MATCHES))
     assert "each image among the others" in lines[0]
     assert "strict emulation on a CPU" in lines[1]
     assert lines[0].startswith("14 queries of asked")
@@ -106,8 +108,10 @@ def test_queries_and_files_left_out_are_named() -> None:
     assert lines[3] == "2 files skipped: 1 an empty file, 1 no image by its suffix"
     assert lines[-1].split() == ["b.onnx", "a.onnx", "50.0%", "3.0e-05", "d3"]
     assert all(line in page for line in lines[:4])
+    assert page.startswith("# Retrieval of a.onnx, b.onnx\n")
+    assert "A right image comes first: a.onnx for 25.0%, b.onnx for 50.0% of 14 queries." in page
     assert "Another best match than a.onnx in b.onnx: q0." in page
-    assert "- x.jpg: an empty file" in page
+    assert "| x.jpg | an empty file |" in page
     assert "(matches.png)" in page
     other = replace(full, agreements=(replace(full.agreements[0], distance=None, image=None),))
     assert "of another length" in evaluation_lines(other)[-1]
@@ -122,7 +126,7 @@ def test_the_picture_shows_grey_values_of_the_depth_that_was_embedded(
     paths = {name: tmp_path / f"{name}.png" for name in names}
     for path in paths.values():
         Image.fromarray(np.full((30, 40), 1023 if depth else 255, np.uint16)).save(path)
-    with Image.open(io.BytesIO(draw_matches(REPORT, paths, paths, depth=depth))) as image:
+    with Image.open(io.BytesIO(draw_matches(REPORT, Album(paths, paths, depth=depth)))) as image:
         left = picture.MARGIN + picture.FRAME + picture.PHOTO_WIDTH // 2
         first_row = picture.MARGIN + picture.TITLE + picture.CAPTION + 2 * picture.GAP
         top = first_row + picture.FRAME + picture.PHOTO_HEIGHT // 2
@@ -147,7 +151,7 @@ def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:
         paths[name] = tmp_path / f"{name}.png"
         Image.new("RGB", (40, 30), (index * 20, 100, 50)).save(paths[name])
     paths["d2"].write_bytes(b"")  # vanished since: an empty frame
-    content = draw_matches(REPORT, paths, paths, depth=None)
+    content = draw_matches(REPORT, Album(paths, paths, depth=None))
     with Image.open(io.BytesIO(content)) as image:
         assert image.format == "PNG"
         sheet = np.asarray(image.convert("RGB"))
@@ -171,7 +175,7 @@ def test_the_picture_frames_right_green_and_wrong_red(tmp_path: Path) -> None:
 def test_a_long_name_is_cut_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     draw = type("Draw", (), {"text": lambda self, at, text, **style: drawn.append(text)})()
-    page = picture._Page(Image.new("RGB", (8, 6)), ImageInput())
+    page = picture._Sheet(Image.new("RGB", (8, 6)), Album({}, {}, depth=None))
     monkeypatch.setattr(page, "_draw", draw)
     page.text(0, 0, "short", 14, "#000000", width=170)
     page.text(0, 0, "a/very/long/path/" * 5 + "end.jpg", 14, "#000000", width=170)
@@ -184,6 +188,26 @@ def test_a_long_name_is_cut_at_its_start(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_there_is_a_section_for_each_artifact(tmp_path: Path, count: int) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "x.png")
     paths = dict.fromkeys(("q0", "q1", *(f"d{n}" for n in range(1, 8))), tmp_path / "x.png")
-    content = draw_matches(replace(REPORT, candidates=REPORT.candidates * count), paths, paths, depth=None)
+    content = draw_matches(replace(REPORT, candidates=REPORT.candidates * count), Album(paths, paths, depth=None))
     with Image.open(io.BytesIO(content)) as image:
         assert 300 * count < image.height < 600 * count
+
+
+def test_a_page_has_the_photos_of_the_matches_as_small_jpegs(tmp_path: Path) -> None:
+    paths = {}
+    for name in ("q0", "q1", *(f"d{n}" for n in range(1, 8))):
+        paths[name] = tmp_path / f"{name}.png"
+        Image.effect_noise((800, 600), 90).save(paths[name])
+    paths["d2"].write_bytes(b"")  # vanished since
+    paragraph, photos = match_blocks(REPORT, Album(paths, paths, depth=None), picture="m.png")
+    assert "Shown: 1 of 1 misses, 1 of 1 hits" in str(paragraph)
+    assert isinstance(photos, Photos)
+    right = [[one.right for one in row] for row in photos.rows]
+    assert right == [[None, *[False] * 4, True], [None, True, *[False] * 4]]
+    assert photos.rows[0][5].name == "d7"
+    assert photos.rows[0][5].caption == "7, cosine 0.143"
+    for row in photos.rows:
+        for one in row:
+            with Image.open(io.BytesIO(one.jpeg)) as small:
+                assert (small.format, small.size) == ("JPEG", (picture.PHOTO_WIDTH, picture.PHOTO_HEIGHT))
+            assert len(one.jpeg) < picture.MOST_JPEG_BYTES, "even noise"

@@ -11,8 +11,9 @@ from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport
 from netvlad_deploy.parity.heads import CaseParity, OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
-from netvlad_deploy.report.deploy import Deployment, Step, deployment_markdown, step_rows
+from netvlad_deploy.report.deploy import Deployment, Step, deployment_page, step_rows
 from netvlad_deploy.report.junit import error_junit, latency_junit, parity_junit
+from netvlad_deploy.report.markdown_page import markdown_page
 from netvlad_deploy.report.serialize import plain, to_json
 from netvlad_deploy.report.text import artifact_lines, departure_line, latency_lines, parity_lines
 from netvlad_deploy.spec.verdict import Verdict
@@ -204,7 +205,7 @@ def test_steps_that_did_not_run_stand_last(deployment: Deployment) -> None:
 
 
 def test_markdown_page(deployment: Deployment) -> None:
-    page = deployment_markdown(deployment)
+    page = markdown_page(deployment_page(deployment))
     assert page.startswith("# NOT_RUN: m.onnx\n")
     assert "| NOT_RUN | build | no \\| driver |" in page
     assert "## Parity: m.onnx against oracle" in page
