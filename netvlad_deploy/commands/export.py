@@ -8,7 +8,8 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import command_line, leave, render
+from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.commands.pages import command_line
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges

@@ -32,9 +32,6 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET",
 Folder = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Report = Annotated[
-    list[Path] | None, typer.Option(metavar="FILE", help="Also write a page, .html or .md; repeat for both.")
-]
 Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")]
 Dialect = Annotated[
     str | None, typer.Option(metavar="NAME", help="Whose keys the checkpoint has.  [default: found by the keys]")

@@ -9,7 +9,8 @@ from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.junit import Junit, junit_file
-from netvlad_deploy.commands.output import command_line, leave, render
+from netvlad_deploy.commands.output import leave, render
+from netvlad_deploy.commands.pages import Report, check_pages, command_line, write_latency, write_parity
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 
@@ -28,7 +29,7 @@ def validate(
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     expect_cases: Annotated[int | None, typer.Option(help="Exit 1 if another number of cases is judged.")] = None,
     junit: Junit = None,
-    report: flags.Report = None,
+    report: Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     as_json: flags.Json = False,
@@ -39,19 +40,17 @@ def validate(
     """
     from netvlad_deploy.report.junit import parity_junit
     from netvlad_deploy.report.text import parity_lines
-    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import Candidate
-    from netvlad_deploy.workflow.pages import write_parity_pages
     from netvlad_deploy.workflow.source import Source
     from netvlad_deploy.workflow.validate import validate as run
 
-    check_reports(pages := report or ())
+    check_pages(report)
     with junit_file(junit, f"parity of {artifact.name}") as write:
         candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
         read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
         parity = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
         write(parity_junit(parity))
-    write_parity_pages(pages, parity, artifact, command=command_line())
+    write_parity(report, parity, artifact)
     render("validate", parity, parity_lines, as_json)
     leave(parity.verdict, allow_not_run)
 
@@ -69,12 +68,10 @@ def bench(
     ] = None,
     duration: flags.Duration = 3.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
-    concurrency: Annotated[
-        int, typer.Option(help="Requests in flight at once: 1 is for latency, more for throughput.")
-    ] = 1,
+    concurrency: Annotated[int, typer.Option(help="Requests in flight: 1 for latency, more for throughput.")] = 1,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     junit: Junit = None,
-    report: flags.Report = None,
+    report: Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     force: flags.Force = False,
@@ -86,13 +83,11 @@ def bench(
     """
     from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
-    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import candidates_of
     from netvlad_deploy.spec.images import parse_size
     from netvlad_deploy.workflow.bench import bench as run
-    from netvlad_deploy.workflow.pages import write_latency_pages
 
-    check_reports(pages := report or ())
+    check_pages(report)
     with junit_file(junit, f"latency of {', '.join(path.name for path in artifacts)}") as write:
         latency = run(
             candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
@@ -106,7 +101,7 @@ def bench(
             baselines=baselines.options(force=force),
         )
         write(latency_junit(latency))
-    write_latency_pages(pages, latency, artifacts, command=command_line())
+    write_latency(report, latency, artifacts)
     render("bench", latency, latency_lines, as_json)
     leave(latency.verdict, allow_not_run)
 
@@ -150,9 +145,7 @@ def embed(
 def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines of pipelines.")],
     queries: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to look for.")],
-    database: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Images to find; the same folder for each among the others.")
-    ],
+    database: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to find; or the same: each among others.")],
     output: flags.Folder,
     ground_truth: Annotated[
         Path | None,
@@ -180,8 +173,7 @@ def evaluate(
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets report.html, report.md, report.json and a picture. Exit 1 if a file was skipped, or --min-recall
-    missed.
+    The folder gets a report (html, md, json) and a picture. Exit 1 if a file was skipped, or --min-recall missed.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of

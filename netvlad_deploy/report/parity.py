@@ -43,6 +43,8 @@ def parity_headline(report: ParityReport) -> str:
         return f"{report.candidate} could not run here: {report.reason}."
     if report.verdict is Verdict.NOT_JUDGED:
         return f"No case could show a fault of {report.candidate}, so nothing is proven."
+    if report.miscounted:
+        return f"Too much or too little was proven of {report.candidate}: {report.miscounted}."
     if report.verdict is Verdict.FAIL:
         failed = [case.name for case in report.cases if case.verdict is Verdict.FAIL]
         names = listed(failed, MOST_FAILED)
