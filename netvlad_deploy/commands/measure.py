@@ -7,12 +7,10 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
-from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.junit import Junit, junit_file
-from netvlad_deploy.commands.output import leave, render
-from netvlad_deploy.commands.pages import Report, check_pages, command_line, write_latency, write_parity
+from netvlad_deploy.commands.output import command_line, leave, render
+from netvlad_deploy.commands.sweep import PlaceFlags, SweepFlags
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 
 
 def validate(
@@ -29,7 +27,7 @@ def validate(
     queries: Annotated[Path | None, typer.Option(help="Features to rank them for.  [default: each other]")] = None,
     expect_cases: Annotated[int | None, typer.Option(help="Exit 1 if another number of cases is judged.")] = None,
     junit: Junit = None,
-    report: Report = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     as_json: flags.Json = False,
@@ -40,38 +38,34 @@ def validate(
     """
     from netvlad_deploy.report.junit import parity_junit
     from netvlad_deploy.report.text import parity_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import Candidate
+    from netvlad_deploy.workflow.pages import write_parity_pages
     from netvlad_deploy.workflow.source import Source
     from netvlad_deploy.workflow.validate import validate as run
 
-    check_pages(report)
+    check_reports(pages := report or ())
     with junit_file(junit, f"parity of {artifact.name}") as write:
         candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
         read_as = Source(prefix=prefix, dialect=dialect, backbone=backbone)
         parity = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
         write(parity_junit(parity))
-    write_parity(report, parity, artifact)
+    write_parity_pages(pages, parity, artifact, command=command_line())
     render("validate", parity, parity_lines, as_json)
     leave(parity.verdict, allow_not_run)
 
 
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
+    place: PlaceFlags,
     baselines: BaselineFlags,
-    backend: Annotated[
-        list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
+    sweep: SweepFlags,
+    artifacts: Annotated[
+        list[Path] | None, typer.Argument(metavar="ARTIFACT", help="ONNX files and engines; none to sweep layers.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
-    num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Size of images.  [default: as they are resized, or 480x640]")
-    ] = None,
-    duration: flags.Duration = 3.0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests in flight: 1 for latency, more for throughput.")] = 1,
+    backend: flags.TimedBackends = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     junit: Junit = None,
-    report: Report = None,
+    report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     force: flags.Force = False,
@@ -79,29 +73,26 @@ def bench(
 ) -> None:
     """Measure latency, each file in a process of its own.
 
-    All are compared round by round with the first.
+    All are compared round by round with the first; --sweep measures over a grid.
     """
     from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
+    from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import candidates_of
-    from netvlad_deploy.spec.images import parse_size
     from netvlad_deploy.workflow.bench import bench as run
+    from netvlad_deploy.workflow.pages import write_latency_pages
 
-    check_pages(report)
-    with junit_file(junit, f"latency of {', '.join(path.name for path in artifacts)}") as write:
-        latency = run(
-            candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
-            batch=batch,
-            num_features=num_features,
-            image_size=None if image_size is None else parse_size(image_size),
-            duration_s=duration,
-            threads=threads,
-            concurrency=concurrency,
-            budget_p99_ms=budget_p99_ms,
-            baselines=baselines.options(force=force),
-        )
+    check_reports(pages := report or ())
+    paths, options = artifacts or [], baselines.options(force=force)
+    if sweep.asked(paths):
+        alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file}
+        fixed = {"backends": backend or (), "expect_sha256": expect_sha256, **place.arguments}
+        sweep.run(paths, fixed, alone, pages, allow_not_run=allow_not_run, as_json=as_json)
+    with junit_file(junit, f"latency of {', '.join(path.name for path in paths)}") as write:
+        candidates = candidates_of(paths, backend or [], expect_sha256=expect_sha256, hold=False)
+        latency = run(candidates, **place.arguments, budget_p99_ms=budget_p99_ms, baselines=options)
         write(latency_junit(latency))
-    write_latency(report, latency, artifacts)
+    write_latency_pages(pages, latency, paths, command=command_line())
     render("bench", latency, latency_lines, as_json)
     leave(latency.verdict, allow_not_run)
 
@@ -145,7 +136,9 @@ def embed(
 def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines of pipelines.")],
     queries: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to look for.")],
-    database: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to find; or the same: each among others.")],
+    database: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Images to find; the same folder for each among the others.")
+    ],
     output: flags.Folder,
     ground_truth: Annotated[
         Path | None,
@@ -157,14 +150,7 @@ def evaluate(
     within: Annotated[
         int | None, typer.Option(metavar="N", help="Or: right is what is at most N places away, by name.")
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        one_of(
-            BACKENDS,
-            "--backend",
-            "Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]",
-        ),
-    ] = None,
+    backend: flags.Backends = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
     min_recall: Annotated[float | None, typer.Option(help="Exit 1 if recall@1 of a file is below this share.")] = None,
     expect_sha256: flags.ExpectSha256 = None,
@@ -173,7 +159,7 @@ def evaluate(
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets a report (html, md, json) and a picture. Exit 1 if a file was skipped, or --min-recall missed.
+    The folder gets report.html, report.md, report.json and a picture. Exit 1 for a skipped file, or a missed recall.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TextIO, cast
@@ -26,6 +27,11 @@ def render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: b
         return
     shown: Iterable[str] = map(printable, lines(result))
     typer.echo("\n".join(map(with_verdict_painted, shown) if has_colours(sys.stdout) else shown))
+
+
+def command_line() -> str:
+    """Return the command as it was typed, quoted for a shell."""
+    return shlex.join(["netvlad-deploy", *sys.argv[1:]])
 
 
 def leave(verdict: Verdict, allow_not_run: bool) -> NoReturn:
