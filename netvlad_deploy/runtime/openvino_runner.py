@@ -59,6 +59,8 @@ class OpenVinoRunner(OnnxRunner):
         taps: also give the stages inside the graph.
     """
 
+    concurrent = True
+
     def __init__(self, artifact: OnnxArtifact, *, threads: int | None = None, taps: bool = False) -> None:
         super().__init__(artifact, widened=True)
         self._threads = threads

@@ -51,7 +51,7 @@ def bench(
     rounds = min(max(FEWEST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS)), MOST_ROUNDS)
     block_ms = duration_s * 1e3 / rounds
     threads = threads or available_cores()
-    step = baseline_step(candidates, feeds, baselines, threads=threads, rounds=rounds)
+    step = baseline_step(candidates, feeds, baselines, threads=threads, concurrency=concurrency)
     report = measure(
         [step.rival, *candidates] if step and step.rival else candidates,
         feeds,
