@@ -11,7 +11,7 @@ from typing import Any
 from netvlad_deploy.report.escape import unicode_text
 
 SCHEMA_VERSION = 1
-CHANGED_SCHEMAS = {"bench": 2, "deploy": 2}
+CHANGED_SCHEMAS = {"bench": 2, "deploy": 2, "doctor": 2}
 """Version of the layout of the JSON, which each result names in `schema`; and of the verbs whose layout has changed."""
 
 DERIVED = ("verdict", "not_judged")
