@@ -62,6 +62,16 @@ def bench(
     backend: Annotated[
         list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
     ] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also what you would pick instead: openvino, torch and all that runs here.")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the unfolded weights are.  [default: the parent beside the artifact]"),
+    ] = None,
+    prefix: flags.Prefix = "",
+    dialect: flags.Dialect = None,
+    backbone: flags.BackboneName = None,
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
     image_size: Annotated[
@@ -88,14 +98,17 @@ def bench(
     from netvlad_deploy.report.text import latency_lines
     from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import candidates_of
+    from netvlad_deploy.runtime.unfolded import Unfolded
     from netvlad_deploy.spec.images import parse_size
     from netvlad_deploy.workflow.bench import bench as run
     from netvlad_deploy.workflow.pages import write_latency_pages
 
     check_reports(pages := report or ())
+    unfolded = Unfolded(checkpoint=checkpoint, prefix=prefix, dialect=dialect, backbone=backbone)
     with junit_file(junit, f"latency of {', '.join(path.name for path in artifacts)}") as write:
         latency = run(
-            candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False),
+            candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False, unfolded=unfolded),
+            peers=peers,
             batch=batch,
             num_features=num_features,
             image_size=None if image_size is None else parse_size(image_size),

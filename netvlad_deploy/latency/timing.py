@@ -82,6 +82,8 @@ def measure(
         processes = [CandidateProcess(candidate, threads, concurrency, stack) for candidate in everyone]
         for process in processes:  # all of them before the first block: opening one would disturb a measurement
             process.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
+        for process in processes[: len(candidates)]:
+            process.compare_with(processes[0])
         running = [process for process in processes if not process.reason]
         slowest_ms = max((process.run_ms for process in running), default=0.0)
         rounds = max(int(rounds * min(1.0, block_ms / max(slowest_ms, block_ms))), min(rounds, LEAST_ROUNDS))

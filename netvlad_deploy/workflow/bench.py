@@ -9,6 +9,7 @@ from netvlad_deploy.latency.timing import BLOCK_MS, measure
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.machine import available_cores
 from netvlad_deploy.workflow.baseline import BaselineOptions, baseline_step
+from netvlad_deploy.workflow.peers import prepared, with_peers
 
 NO_BASELINE = BaselineOptions()
 
@@ -27,11 +28,14 @@ def bench(
     concurrency: int = 1,
     budget_p99_ms: float | None = None,
     baselines: BaselineOptions = NO_BASELINE,
+    peers: bool = False,
     seed: int = 0,
 ) -> LatencyReport:
     """Time artifacts against each other on the same random input: L2-normalised features, or images.
 
     `num_features` is 300 by default; `image_size`, height and width, is as the first pipeline's images are resized.
+    With `peers`, all that can run here of what a user would pick in place of the first candidate is measured, too; a
+    candidate on the backend `limit` is what the others are compared with.
 
     >>> from pathlib import Path
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
@@ -51,15 +55,18 @@ def bench(
     rounds = min(max(FEWEST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS)), MOST_ROUNDS)
     block_ms = duration_s * 1e3 / rounds
     threads = threads or available_cores()
-    step = baseline_step(candidates, feeds, baselines, threads=threads, rounds=rounds)
-    report = measure(
-        [step.rival, *candidates] if step and step.rival else candidates,
-        feeds,
-        rounds=rounds,
-        block_ms=block_ms,
-        threads=threads,
-        concurrency=concurrency,
-        budget_p99_ms=budget_p99_ms,
-        seed=seed,
-    )
+    everyone = with_peers(candidates) if peers else candidates
+    step = baseline_step(everyone, feeds, baselines, threads=threads, rounds=rounds)
+    with prepared(everyone, drop=everyone[len(candidates) :]) as ready:
+        report = measure(
+            [step.rival, *ready.candidates] if step and step.rival else ready.candidates,
+            feeds,
+            limit=ready.limit,
+            rounds=rounds,
+            block_ms=block_ms,
+            threads=threads,
+            concurrency=concurrency,
+            budget_p99_ms=budget_p99_ms,
+            seed=seed,
+        )
     return step.finish(report) if step else report
