@@ -27,7 +27,7 @@ FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class EventTimes:
-    """One run by the GPU's own clock: copies to the device, work on it, copies back; by the host's starting the work."""
+    """One run by the GPU's own clock: copies in, the work, copies out; `enqueue_ms` by the host's: its start."""
 
     h2d_ms: float
     compute_ms: float

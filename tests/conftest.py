@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
     "data": DATA.is_dir,
+    "browser": lambda: bool(importlib.util.find_spec("playwright") and shutil.which("chromium")),
     "gpu": _has_gpu,
 }
 ABSENT_IN_CI = frozenset({"gpu"})

@@ -152,7 +152,7 @@ def page_of(rows: Sequence[Row]) -> str:
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
             f"{machine['processor']}, {rows[0].report.threads} threads; {versions}. `ours` is this package's graph on "
-            "ONNX Runtime; the other columns are times over it, over 1 slower, each with its 95 % interval. "
+            "ONNX Runtime; the other columns are times over it, over 1 slower, each with its interval. "
             f"K + G clusters with G={GHOSTS} and BatchNorm (heads); batch 1, image to descriptor (pipelines).",
             *(f"\n{note}" for row in rows for note in row.notes),
         ]

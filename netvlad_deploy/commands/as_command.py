@@ -28,9 +28,15 @@ SECTIONS_BY_NAME = {
     "Weights": ("all_heads", "backbone", "checkpoint", "dialect", "prefix"),
     "Images": ("mean", "std"),
     "Engine": ("load", "timing_cache"),
-    "Run": ("backend", "batch", "duration", "image_size", "num_features", "runtime_cache", "threads"),
-    "Checks": ("allow_not_run", "baseline", "budget_p99_ms", "expect_sha256", "max_regression", "save_baseline"),
-    "Output": ("as_json", "force", "junit", "output"),
+    "Run": (
+        *("backend", "batch", "concurrency", "duration", "image_size", "num_features", "runtime_cache", "sweep"),
+        "threads",
+    ),
+    "Checks": (
+        *("allow_not_run", "baseline", "budget_p99_ms", "expect_cases", "expect_sha256", "max_regression"),
+        *("min_recall", "save_baseline"),
+    ),
+    "Output": ("as_json", "force", "junit", "output", "report"),
     "General": ("help", "quiet", "verbose"),
 }
 """The section of an option that stands in no group; of another it is "Options"."""

@@ -10,6 +10,8 @@ from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.junit import Junit, junit_file
 from netvlad_deploy.commands.output import command_line, leave, render
+from netvlad_deploy.commands.peers import PeerFlags
+from netvlad_deploy.commands.sweep import PlaceFlags, SweepFlags
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 
@@ -57,31 +59,16 @@ def validate(
 
 
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="ONNX files and engines.")],
+    place: PlaceFlags,
+    peers: PeerFlags,
     baselines: BaselineFlags,
+    sweep: SweepFlags,
+    artifacts: Annotated[
+        list[Path] | None, typer.Argument(metavar="ARTIFACT", help="ONNX files and engines; none to sweep layers.")
+    ] = None,
     backend: Annotated[
         list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
     ] = None,
-    peers: Annotated[
-        bool, typer.Option("--peers", help="Also what you would pick instead: openvino, torch and all that runs here.")
-    ] = False,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where the unfolded weights are.  [default: the parent beside the artifact]"),
-    ] = None,
-    prefix: flags.Prefix = "",
-    dialect: flags.Dialect = None,
-    backbone: flags.BackboneName = None,
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
-    num_features: Annotated[int | None, typer.Option(help="Local descriptors of an image.  [default: 300]")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Size of images.  [default: as they are resized, or 480x640]")
-    ] = None,
-    duration: flags.Duration = 3.0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")] = None,
-    concurrency: Annotated[
-        int, typer.Option(help="Requests in flight at once: 1 is for latency, more for throughput.")
-    ] = 1,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     junit: Junit = None,
     report: flags.Report = None,
@@ -92,34 +79,29 @@ def bench(
 ) -> None:
     """Measure latency, each file in a process of its own.
 
-    All are compared round by round with the first.
+    All are compared round by round with the first; --peers adds what you would pick instead, --sweep measures over a
+    grid.
     """
     from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
     from netvlad_deploy.report.write import check_reports
     from netvlad_deploy.runtime.open_runner import candidates_of
-    from netvlad_deploy.runtime.unfolded import Unfolded
-    from netvlad_deploy.spec.images import parse_size
     from netvlad_deploy.workflow.bench import bench as run
     from netvlad_deploy.workflow.pages import write_latency_pages
 
     check_reports(pages := report or ())
-    unfolded = Unfolded(checkpoint=checkpoint, prefix=prefix, dialect=dialect, backbone=backbone)
-    with junit_file(junit, f"latency of {', '.join(path.name for path in artifacts)}") as write:
-        latency = run(
-            candidates_of(artifacts, backend or [], expect_sha256=expect_sha256, hold=False, unfolded=unfolded),
-            peers=peers,
-            batch=batch,
-            num_features=num_features,
-            image_size=None if image_size is None else parse_size(image_size),
-            duration_s=duration,
-            threads=threads,
-            concurrency=concurrency,
-            budget_p99_ms=budget_p99_ms,
-            baselines=baselines.options(force=force),
-        )
+    paths, options = artifacts or [], baselines.options(force=force)
+    if sweep.asked(paths):
+        alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file, **peers.given}
+        fixed = {"backends": backend or (), "expect_sha256": expect_sha256, **place.arguments}
+        sweep.run(paths, fixed, alone, pages, allow_not_run=allow_not_run, as_json=as_json)
+    with junit_file(junit, f"latency of {', '.join(path.name for path in paths)}") as write:
+        known = peers.unfolded
+        candidates = candidates_of(paths, backend or [], expect_sha256=expect_sha256, hold=False, unfolded=known)
+        settings = {**place.arguments, "budget_p99_ms": budget_p99_ms, "baselines": options}
+        latency = run(candidates, **settings, peers=peers.peers)
         write(latency_junit(latency))
-    write_latency_pages(pages, latency, artifacts, command=command_line())
+    write_latency_pages(pages, latency, paths, command=command_line())
     render("bench", latency, latency_lines, as_json)
     leave(latency.verdict, allow_not_run)
 
@@ -179,11 +161,7 @@ def evaluate(
     ] = None,
     backend: Annotated[
         list[str] | None,
-        one_of(
-            BACKENDS,
-            "--backend",
-            "Of every artifact; repeat for several.  [default: strict for FP16 ONNX, else the file's own]",
-        ),
+        one_of(BACKENDS, "--backend", "Repeat for several.  [default: strict for FP16 ONNX, else the file's own]"),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
     min_recall: Annotated[float | None, typer.Option(help="Exit 1 if recall@1 of a file is below this share.")] = None,
@@ -193,8 +171,7 @@ def evaluate(
 ) -> None:
     """Measure recall@1/5/10 and mAP on folders of images.
 
-    The folder gets report.html, report.md, report.json and a picture. Exit 1 if a file was skipped, or --min-recall
-    missed.
+    The folder gets report.html, report.md, report.json and a picture. Exit 1 for a skipped file, or a missed recall.
     """
     from netvlad_deploy.report.evaluate import evaluation_lines
     from netvlad_deploy.runtime.open_runner import candidates_of

@@ -42,7 +42,7 @@ def machine_advice(before: MachineState, after: MachineState) -> tuple[str, ...]
         if gpu.slowdowns:
             advice.append(
                 f"GPU {number} is slowed by {', '.join(gpu.slowdowns)}: cool it or raise its limit, or lock its clocks "
-                "lower with nvidia-smi --lock-gpu-clocks."
+                "lower with nvidia-smi -lgc."
             )
     return tuple(advice)
 
@@ -50,12 +50,7 @@ def machine_advice(before: MachineState, after: MachineState) -> tuple[str, ...]
 def candidate_advice(
     *, settled: bool, drift: float | None, ratio: Estimate | None, device: DeviceTimes | None
 ) -> tuple[str, ...]:
-    """Return what makes the figures of one candidate doubtful or slow.
-
-    Args:
-        drift: None where it is no trend.
-        device: times by the GPU's clock, None without one.
-    """
+    """Return what makes the figures of one candidate doubtful or slow; `drift` is None where it is no trend."""
     advice: list[str] = []
     if not settled:
         advice.append("Runs still became faster when the warm-up ended: look at later rounds, or measure longer.")

@@ -6,16 +6,16 @@ machine. Where it is not, the stored figures are compared, on the machine they c
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from netvlad_deploy.artifact import FileReference
-from netvlad_deploy.errors import ArtifactError, UsageError
+from netvlad_deploy.errors import ArtifactError, ParityError, UsageError
+from netvlad_deploy.latency.gpu_state import read_gpus
 from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport, Regression
+from netvlad_deploy.latency.statistics import INTERVAL, LEAST_ROUNDS, median_interval
 from netvlad_deploy.runner import Feeds
 from netvlad_deploy.runtime.execution_providers import CPU
 from netvlad_deploy.runtime.open_runner import ENGINES, Candidate
@@ -23,7 +23,9 @@ from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.files import read_bounded, sha256_file
 from netvlad_deploy.support.limits import LIMITS
+from netvlad_deploy.support.machine import describe_machine, installed_versions
 from netvlad_deploy.support.records import from_record
+from netvlad_deploy.support.require import install_line
 from netvlad_deploy.support.sidecar import MAX_SIDECAR_BYTES, Form, seal, unseal
 
 FORM: Final = Form(
@@ -32,11 +34,17 @@ FORM: Final = Form(
     hash_name="baseline_sha256",
     remedy="save a new baseline with --save-baseline",
 )
-LEAST_BLOCKS: Final = 7
-"""Fewest blocks of which the interval of a median can be told: 1 - 2 * 0.5**7 is the first to reach EACH_LEVEL."""
+EACH_LEVEL: Final = 1 - (1 - INTERVAL) / 2
+"""Level of the interval of each of two medians: their quotient then has INTERVAL. Source: Bonferroni's inequality."""
 
-EACH_LEVEL: Final = 0.975
-"""Level of the interval of each of two medians: their quotient then has 95 %. Source: Bonferroni's inequality."""
+ON_CPU: Final = (CPU, "openvino", "torch", "oracle")
+"""Backends for which nothing about a GPU needs to be known."""
+
+
+def fingerprint() -> dict[str, str]:
+    """Return what a machine's latency depends on, by name: processor, memory, versions, and GPUs where NVML knows."""
+    gpus = ", ".join(gpu.name for gpu in read_gpus()[0])
+    return describe_machine() | installed_versions() | ({"gpus": gpus} if gpus else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +90,8 @@ class Baseline:
     block_medians_ms: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.block_medians_ms) < LEAST_BLOCKS:
-            raise ArtifactError(f"it has {len(self.block_medians_ms)} blocks, expected at least {LEAST_BLOCKS}")
+        if len(self.block_medians_ms) < LEAST_ROUNDS:
+            raise ArtifactError(f"it has {len(self.block_medians_ms)} blocks, expected at least {LEAST_ROUNDS}")
         if not all(0 < each < math.inf for each in self.block_medians_ms):
             raise ArtifactError("a block took no finite time above 0")
 
@@ -101,6 +109,10 @@ class Baseline:
             raise ArtifactError(
                 f"{path} has the figures of another machine ({'; '.join(differing)}): put {self.artifact.name} of "
                 f"SHA-256 {self.artifact.sha256[:12]} beside it, to be measured here, or save a new baseline"
+            )
+        if self.setup.backend not in ON_CPU and not {"gpus", "board"} & set(machine):
+            raise ArtifactError(
+                f"{path} has the figures of a GPU, and nothing says which is here: {install_line('nvml')}"
             )
 
     def artifact_at_hand(self, path: Path) -> Path | None:
@@ -129,13 +141,16 @@ def load_baseline(path: Path) -> Baseline:
 
 
 def new_baseline(path: Path, candidate: Candidate, setup: Setup, report: LatencyReport) -> Baseline:
-    """Return the baseline of a report's only candidate, for a file at `path`."""
+    """Return the baseline of a report's only candidate, for a file at `path`.
+
+    Raises: ArtifactError if it was measured for too few blocks.
+    """
     assert candidate.artifact is not None
     name = os.path.relpath(candidate.path.resolve(), path.parent.resolve())
     return Baseline(
         artifact=FileReference(name=name, sha256=candidate.artifact.sha256),
         setup=setup,
-        machine=report.machine,
+        machine=fingerprint(),
         block_medians_ms=report.candidates[0].block_medians_ms,
     )
 
@@ -144,10 +159,14 @@ def judge(report: LatencyReport, baseline: Baseline, sha256: str, *, paired: boo
     """Return a report whose candidate, of this hash, is compared with a baseline, and FAILs if it is too slow.
 
     The candidate is the first of the report, or the second where the baseline's artifact was measured as the first.
+
+    Raises: ParityError if both ran for too few rounds.
     """
     rows = list(report.candidates)
     own = rows[int(paired)]
     ratio = own.ratio if paired else _unpaired(own, baseline)
+    if ratio is None and all(row.verdict is not Verdict.NOT_RUN for row in rows):
+        raise ParityError(f"{report.rounds} rounds compare nothing: measure {LEAST_ROUNDS} at least")
     regression = Regression(
         baseline=f"{Path(baseline.artifact.name).name} on {baseline.setup.backend}",
         sha256=baseline.artifact.sha256,
@@ -171,29 +190,12 @@ def judge(report: LatencyReport, baseline: Baseline, sha256: str, *, paired: boo
 
 
 def _unpaired(own: CandidateLatency, baseline: Baseline) -> Estimate | None:
-    """Return the quotient of the medians of two runs of their own, with an interval of at least 95 %."""
-    if own.verdict is Verdict.NOT_RUN:
+    """Return the quotient of the medians of two runs, None where there are too few blocks for its interval."""
+    ours = median_interval(own.block_medians_ms, EACH_LEVEL)
+    theirs = median_interval(baseline.block_medians_ms, EACH_LEVEL)
+    if ours is None or theirs is None:
         return None
-    low, value, high = median_interval(own.block_medians_ms)
-    least, middle, most = median_interval(baseline.block_medians_ms)
-    return Estimate(value=value / middle, low=low / most, high=high / least)
-
-
-def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median of at least LEAST_BLOCKS samples between the ends of its interval of level EACH_LEVEL.
-
-    The ends are samples: the r-th from below and from above, for the largest r with 1 - 2 P(Binomial(n, 1/2) < r) of at
-    least the level. Source: the order statistics of a median, in David and Nagaraja, Order Statistics, section 7.1.
-
-    >>> median_interval([5, 1, 2, 3, 4, 6, 7, 8])
-    (1.0, 4.5, 8.0)
-    """
-    ordered, count = np.sort(np.asarray(samples, dtype=np.float64)), len(samples)
-    rank, term, tail = 0, 1, 1  # term: binomial(count, rank), tail: the sum of all terms so far
-    while 2 * tail / 2**count <= 1 - EACH_LEVEL:
-        rank, term = rank + 1, term * (count - rank) // (rank + 1)
-        tail += term
-    return float(ordered[rank - 1]), float(np.median(ordered)), float(ordered[-rank])
+    return Estimate(value=ours.value / theirs.value, low=ours.low / theirs.high, high=ours.high / theirs.low)
 
 
 def _advice(ratio: Estimate | None, report: LatencyReport, allowed: float, *, paired: bool, same: bool) -> list[str]:

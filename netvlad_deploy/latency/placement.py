@@ -20,7 +20,7 @@ def place_threads(shift: int) -> None:
     if not TASKS.is_dir():
         return
     cores = sorted(os.sched_getaffinity(0))
-    for number, task in enumerate(sorted(int(name) for name in os.listdir(TASKS))):
+    for number, task in enumerate(sorted(int(path.name) for path in TASKS.iterdir())):
         with contextlib.suppress(ProcessLookupError):  # a thread that has ended since
             allowed = os.sched_getaffinity(task)
             if len(allowed) > 1:

@@ -1,6 +1,7 @@
 """One candidate and the process that times it, with what it has answered so far."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -41,7 +42,7 @@ class CandidateProcess:
         self.threads, self.concurrency = threads, concurrency
         self.blocks: list[Float64] = []
         self.completed: list[float] = []
-        self.times: list[dict[str, float | None]] = []
+        self.times: list[dict[str, float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs, self.run_ms, self.settled = 0, 0.0, True
         self.descriptor: Array = np.empty(0, np.float32)
@@ -114,18 +115,15 @@ class CandidateProcess:
             raise type(error)(f"{self.candidate.name}: {error}") from error
 
 
-def device_times(times: list[dict[str, float | None]]) -> DeviceTimes | None:
+def device_times(times: Sequence[Mapping[str, float]]) -> DeviceTimes | None:
     """Return the medians over the rounds, None where the device has no clock.
 
-    >>> device_times([{"h2d_ms": 1, "compute_ms": 2, "d2h_ms": 3, "enqueue_ms": None}])
-    DeviceTimes(h2d_ms=1.0, compute_ms=2.0, d2h_ms=3.0, enqueue_ms=None)
+    >>> device_times([{"h2d_ms": 1, "compute_ms": 2, "d2h_ms": 3, "enqueue_ms": 0.5}])
+    DeviceTimes(h2d_ms=1.0, compute_ms=2.0, d2h_ms=3.0, enqueue_ms=0.5)
     """
     if not times:
         return None
-    columns = {name: [each[name] for each in times] for name in times[0]}
-    return DeviceTimes(
-        **{name: None if None in column else float(np.median(column)) for name, column in columns.items()}
-    )
+    return DeviceTimes(**{name: float(np.median([each[name] for each in times])) for name in times[0]})
 
 
 def result_of(

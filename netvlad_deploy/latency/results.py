@@ -8,7 +8,7 @@ from netvlad_deploy.spec.verdict import Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A measured value with the ends of its 95 % interval."""
+    """A measured value with the ends of its 95 % interval, of a time ratio its 99 % interval."""
 
     value: float
     low: float

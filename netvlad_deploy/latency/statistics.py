@@ -4,6 +4,7 @@ Nothing here takes neighbouring runs for independent. A ratio is of rounds, each
 within a fraction of a second; percentiles, throughput and drift are judged by GROUPS of neighbouring rounds.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -133,7 +134,7 @@ def grouped(blocks: Sequence[Float64]) -> list[Float64]:
     if len(blocks) == 1:
         return np.array_split(blocks[0], min(GROUPS, len(blocks[0])))
     ends = np.linspace(0, len(blocks), min(GROUPS, len(blocks)) + 1).astype(int)
-    return [np.concatenate(blocks[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [np.concatenate(blocks[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def _half_width(deviations: Float64, total: float) -> float:
@@ -160,7 +161,7 @@ def student_t(level: float, degrees: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return sum(term / degrees**power for power, term in enumerate(terms))
+    return float(sum(term / degrees**power for power, term in enumerate(terms)))
 
 
 def drift(medians_ms: Samples) -> tuple[float | None, bool]:
@@ -180,7 +181,7 @@ def drift(medians_ms: Samples) -> tuple[float | None, bool]:
     value = float(np.median(medians_ms[-third:]) / np.median(medians_ms[:third])) - 1
     groups = [float(np.median(group)) for group in grouped([np.array([each]) for each in medians_ms])]
     count = len(groups)
-    score = sum(np.sign(later - earlier) for index, earlier in enumerate(groups) for later in groups[index + 1 :])
+    score = sum((later > earlier) - (later < earlier) for earlier, later in itertools.combinations(groups, 2))
     deviation = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
     limit = NormalDist().inv_cdf(1 - DRIFT_LEVEL / 2)
     return value, count >= LEAST_ROUNDS and (abs(score) - 1) / deviation > limit

@@ -7,18 +7,17 @@ and what is not, with the figures behind it, is in docs/latency.md.
 """
 
 import io
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.latency.advice import machine_advice
-from netvlad_deploy.latency.machine_state import read_state
+from netvlad_deploy.latency.machine_state import MachineState, read_state
 from netvlad_deploy.latency.process import CandidateProcess, result_of
-from netvlad_deploy.latency.results import LatencyReport
+from netvlad_deploy.latency.results import CandidateLatency, LatencyReport
 from netvlad_deploy.latency.statistics import LEAST_ROUNDS
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -26,13 +25,10 @@ from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.layer import MASK, TOKEN
 from netvlad_deploy.support.limits import check_limit
 from netvlad_deploy.support.machine import available_cores, describe_machine, installed_versions
-
-LOG = logging.getLogger(__name__)
+from netvlad_deploy.support.progress import Progress
 
 BLOCK_MS: Final = 20.0
 """Long beside the change from one process to another, short beside what disturbs a machine."""
-
-PROGRESS_LINES: Final = 10
 
 
 def measure(
@@ -50,78 +46,91 @@ def measure(
 ) -> LatencyReport:
     """Time every candidate on the same feeds, of which each takes the inputs it has, and compare it with the first.
 
-    A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on.
-
-    Args:
-        limit: runs in the same rounds and gets a row of its own; `over_limit` of the others is relative to it.
-        rounds: blocks of each candidate. Where a single run is longer than a block there are so many fewer that the
-            time stays the same, but LEAST_ROUNDS at least, if so many are asked for: fewer give no ratio.
-        warmup_ms: the least warm-up of each candidate, which goes on until runs get no faster.
-        concurrency: requests in flight at once, each from a thread of its own; see `Runner.concurrent`.
+    A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on. The `limit` runs in the
+    same rounds and gets a row of its own. A round is one block of each. Where a run is longer than a block there are
+    fewer rounds in the same time, but LEAST_ROUNDS, if so many are asked for. A warm-up of `warmup_ms` goes on until
+    runs get no faster. `concurrency` requests are in flight at once, each from a thread: see `Runner.concurrent`.
 
     >>> from netvlad_deploy import export_onnx
     >>> from netvlad_deploy.models.netvlad import NetVLADSpec, initialize
     >>> exported = export_onnx(initialize(NetVLADSpec(num_clusters=2, feature_size=4), seed=0), "m.onnx")
-    >>> feeds = {"features": np.ones((1, 5, 4), np.float32)}
-    >>> report = measure([Candidate.of(exported)], feeds, rounds=1, block_ms=1, warmup_ms=1)
+    >>> report = measure([Candidate.of(exported)], {"features": np.ones((1, 5, 4), np.float32)}, rounds=1)
     >>> report.verdict.value, report.candidates[0].runs > 0
     ('PASS', True)
 
-    Raises: ParityError if there is no candidate; UsageError for several requests of a runner that takes one at a time;
-        RunError if a process fails.
+    Raises: ParityError if there is no candidate; UsageError for requests at once where one is taken; RunError if a
+        process fails.
     """
+    _check(candidates, feeds, rounds, concurrency)
+    threads = threads or available_cores()
+    everyone = [*candidates, *([] if limit is None else [limit])]
+    with ExitStack() as stack:
+        processes = [CandidateProcess(candidate, threads, concurrency, stack) for candidate in everyone]
+        running = _warmed_up(processes, feeds, warmup_ms)
+        rounds = _affordable(running, rounds, block_ms)
+        before, after = _run_rounds(running, rounds, block_ms, np.random.default_rng(seed))
+    rivals = processes[0], None if limit is None else processes[-1]
+    batch = len(next(iter(feeds.values())))
+    rows = [result_of(each, *rivals, batch=batch, block_ms=block_ms, budget_p99_ms=budget_p99_ms) for each in processes]
+    settings = {"threads": threads, "concurrency": concurrency, "block_ms": block_ms, "warmup_ms": warmup_ms}
+    name = "" if limit is None else limit.name
+    return _report(feeds, rows, before, after, rounds=rounds, limit=name, **settings)
+
+
+def _check(candidates: Sequence[Candidate], feeds: Feeds, rounds: int, concurrency: int) -> None:
     if not candidates or rounds < 1:
         raise ParityError("no candidate or no round to measure: a measurement of nothing is none")
     check_limit("concurrency", concurrency)
     for name in feeds.keys() - {IMAGES, MASK, TOKEN}:
         check_finite(feeds[name])
-    threads = threads or available_cores()
-    with ExitStack() as stack:
-        np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
-        everyone = [*candidates, *([] if limit is None else [limit])]
-        processes = [CandidateProcess(candidate, threads, concurrency, stack) for candidate in everyone]
-        for process in processes:  # all of them before the first block: opening one would disturb a measurement
-            process.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
-        for process in processes[: len(candidates)]:
-            process.compare_with(processes[0])
-        running = [process for process in processes if not process.reason]
-        slowest_ms = max((process.run_ms for process in running), default=0.0)
-        rounds = max(int(rounds * min(1.0, block_ms / max(slowest_ms, block_ms))), min(rounds, LEAST_ROUNDS))
-        pids = [process.pid for process in running]
-        before = read_state(pids)
-        _run_rounds(running, rounds, block_ms, np.random.default_rng(seed))
-        after = read_state(pids)
-        images, main = feeds.get(IMAGES), next(iter(feeds.values()))
-        last = None if limit is None else processes[-1]
-        results = [
-            result_of(each, processes[0], last, batch=len(main), block_ms=block_ms, budget_p99_ms=budget_p99_ms)
-            for each in processes
-        ]
+
+
+def _warmed_up(processes: Sequence[CandidateProcess], feeds: Feeds, warmup_ms: float) -> list[CandidateProcess]:
+    """Open and warm up all before the first block, since opening one would disturb another; return those to time."""
+    np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
+    for process in processes:
+        process.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
+        process.compare_with(processes[0])
+    return [process for process in processes if not process.reason]
+
+
+def _affordable(running: Sequence[CandidateProcess], rounds: int, block_ms: float) -> int:
+    """Return as many rounds as take the time that was asked for, where the slowest run is longer than a block."""
+    slowest_ms = max((process.run_ms for process in running), default=0.0)
+    return max(int(rounds * min(1.0, block_ms / max(slowest_ms, block_ms))), min(rounds, LEAST_ROUNDS))
+
+
+def _run_rounds(
+    running: Sequence[CandidateProcess], rounds: int, block_ms: float, random: np.random.Generator
+) -> tuple[MachineState, MachineState]:
+    """Run the rounds and return the state of the machine before and after them.
+
+    Each second round has the reverse order of the one before, so that all follow each other as often.
+    """
+    pids = [process.pid for process in running]
+    order, cores = list(range(len(running))), available_cores()
+    progress, before = Progress("measuring", rounds, "rounds"), read_state(pids)
+    for number in range(rounds if running else 0):
+        order = order[::-1] if number % 2 else random.permutation(len(running)).tolist()
+        place = int(random.integers(cores))
+        for index in order:
+            running[index].run_block(block_ms, place)
+        progress.advance()
+    return before, read_state(pids)
+
+
+def _report(
+    feeds: Feeds, rows: Sequence[CandidateLatency], before: MachineState, after: MachineState, **settings: Any
+) -> LatencyReport:
+    images, main = feeds.get(IMAGES), next(iter(feeds.values()))
     return LatencyReport(
         batch=len(main),
         num_features=main.shape[1] if images is None else None,
         image_size=None if images is None else (images.shape[1], images.shape[2]),
-        threads=threads,
-        concurrency=concurrency,
-        rounds=rounds,
-        block_ms=block_ms,
-        warmup_ms=warmup_ms,
         machine=describe_machine() | installed_versions(),
         before=before.facts(),
         after=after.facts(),
-        limit="" if limit is None else limit.name,
         advice=machine_advice(before, after),
-        candidates=tuple(results),
+        candidates=tuple(rows),
+        **settings,
     )
-
-
-def _run_rounds(running: Sequence[CandidateProcess], rounds: int, block_ms: float, random: np.random.Generator) -> None:
-    """Run the rounds: each second one in the reverse order of the first, so that all follow each other as often."""
-    order, cores = np.arange(len(running)), available_cores()
-    for number in range(rounds if running else 0):
-        if number % max(1, rounds // PROGRESS_LINES) == 0:
-            LOG.info("round %d of %d", number + 1, rounds)
-        order = order[::-1] if number % 2 else random.permutation(len(running))
-        place = int(random.integers(cores))
-        for index in order:
-            running[index].run_block(block_ms, place)

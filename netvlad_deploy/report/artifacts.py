@@ -46,29 +46,15 @@ def repeat_section(artifacts: Sequence[AnyArtifact], *, command: str, versions: 
 
     `command` is the line as it was typed; empty if the page was not made by a command.
     """
-    rows = [(str(artifact.path), artifact.sha256) for artifact in artifacts]
-    related = [
-        (artifact.path.parent, each)
-        for artifact in artifacts
-        for each in (artifact.parent, artifact.reference)
-        if each is not None
-    ]
-    rows += [(_beside(folder, each), each.sha256) for folder, each in related]
-    packages = [each for each in installed_versions().items() if versions]
-    built = [
-        (f"{name}, which built {artifact.path.name}", version)
-        for artifact in artifacts
-        if isinstance(artifact, EngineArtifact)
-        for name, version in artifact.versions.items()
-    ]
-    return Section(
-        "Repeat it",
-        (
-            *([Code([command])] if command else []),
-            *([Grid(("file", "SHA-256"), list(dict.fromkeys(rows)))] if rows else []),
-            Grid(("package", "version"), [*packages, *built]),
-        ),
-    )
+    files, packages = [], [each for each in installed_versions().items() if versions]
+    for artifact in artifacts:
+        files.append((str(artifact.path), artifact.sha256))
+        related = [each for each in (artifact.parent, artifact.reference) if each is not None]
+        files += [(_beside(artifact.path.parent, each), each.sha256) for each in related]
+        packages += [(f"{name}, which made {artifact.path.name}", text) for name, text in artifact.versions.items()]
+    tables = (("file", "SHA-256"), files), (("package", "version"), packages)
+    grids = [Grid(header, list(dict.fromkeys(rows))) for header, rows in tables if rows]
+    return Section("Repeat it", (*([Code([command])] if command else []), *grids))
 
 
 def _beside(folder: Path, reference: FileReference) -> str:

@@ -59,7 +59,7 @@ def deployment_page(deployment: Deployment, *, graph: Block | None = None, comma
             *parity_sections(deployment.parity),
             latency_section(deployment.latency),
             *(artifact_section(each, graph if each is deployment.onnx else None) for each in artifacts),
-            repeat_section(artifacts, command=command),
+            repeat_section(artifacts, command=command, versions=False),
         ),
     )
 

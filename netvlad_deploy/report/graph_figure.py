@@ -5,6 +5,7 @@ passes a layer has a place of its own there, in the order of what it comes from.
 Source: Sugiyama, Tagawa and Toda 1981, "Methods for visual understanding of hierarchical system structures".
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,21 +138,31 @@ def _layers(boxes: Iterable[Box]) -> list[list[Box]]:
                 above = passing[key]
             box.sources[place] = above
     for layer in layers:
-        layer.sort(key=lambda box: sum(each.x for each in box.sources) / max(1, len(box.sources)))
-        left = (LEAST_WIDTH - sum(box.width for box in layer) - BETWEEN * (len(layer) - 1)) / 2
-        for box in layer:
-            box.x = left + box.width / 2
-            left += box.width + BETWEEN
+        _spread(layer)
     return layers
+
+
+def _spread(layer: list[Box]) -> None:
+    """Place the boxes of a layer side by side, each as near as may be to the middle of what it takes lines from."""
+    wanted = {id(box): sum(each.x for each in box.sources) / max(1, len(box.sources)) for box in layer}
+    layer.sort(key=lambda box: wanted[id(box)])
+    left = -math.inf
+    for box in layer:
+        box.x = max(wanted[id(box)], left + box.width / 2)
+        left = box.x + box.width / 2 + BETWEEN
+    moved = sum(box.x - wanted[id(box)] for box in layer) / len(layer)
+    for box in layer:
+        box.x -= moved
 
 
 def _svg(layers: Sequence[Sequence[Box]]) -> str:
     """Return the drawing as an `<svg>`: lines first, boxes on them."""
-    widest = max(sum(box.width for box in layer) + BETWEEN * (len(layer) - 1) for layer in layers)
-    width = max(LEAST_WIDTH, widest + 2)
-    view = f"{(LEAST_WIDTH - width) / 2:g} 0 {width:g} {LAYER * len(layers):g}"
-    svg = ET.Element("svg", {"viewBox": view, "xmlns": "http://www.w3.org/2000/svg"})
     boxes = [box for layer in layers for box in layer]
+    left = min(box.x - box.width / 2 for box in boxes)
+    right = max(box.x + box.width / 2 for box in boxes)
+    width = max(LEAST_WIDTH, right - left + 2)
+    view = f"{(left + right - width) / 2:.1f} 0 {width:.1f} {LAYER * len(layers):g}"
+    svg = ET.Element("svg", {"viewBox": view, "xmlns": "http://www.w3.org/2000/svg"})
     for box in boxes:
         end = LAYER * box.layer + 2
         for source in box.sources:

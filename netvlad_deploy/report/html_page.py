@@ -22,7 +22,7 @@ TONES: Final = {Verdict.PASS: "pass", Verdict.FAIL: "fail", Verdict.NOT_RUN: "do
 LONGEST_CELL: Final = 30
 """Most characters of a cell that stays on one line; a table that is too wide then scrolls in its own box."""
 
-_NUMBER: Final = re.compile(r"[-+]?\d[\d.,e+-]*( ?(%|ms|MiB))?( \[.*\])?|-")
+_NUMBER: Final = re.compile(r"(over )?[-+]?\d[\d.,e+-]*( ?(%|ms|MiB))?( coarse| \[.*\])?|-( \(.*\))?")
 """A number with its unit and its interval: its column stands at the right."""
 
 

@@ -7,7 +7,14 @@ from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyRe
 from netvlad_deploy.report.artifacts import repeat_section
 from netvlad_deploy.report.page import Block, Figure, Grid, Page, Paragraph, Section
 from netvlad_deploy.report.plots import Boxes, Intervals
-from netvlad_deploy.report.text import device_lines, estimate_text, latency_table, latency_title, regression_lines
+from netvlad_deploy.report.text import (
+    device_lines,
+    estimate_text,
+    latency_table,
+    latency_title,
+    regression_lines,
+    sentence,
+)
 from netvlad_deploy.spec.verdict import Verdict
 
 
@@ -31,9 +38,7 @@ def latency_headline(report: LatencyReport) -> str:
     if not ran:
         return "Nothing could be timed here."
     fastest = min(ran, key=lambda one: one.p50_ms or 0.0)
-    said = (
-        f"{fastest.name} takes {_milliseconds(fastest, 'p50')} in the middle and {_milliseconds(fastest, 'p99')} at p99"
-    )
+    said = f"{fastest.name} takes {_milliseconds(fastest, 'p50')} at p50 and {_milliseconds(fastest, 'p99')} at p99"
     first = report.candidates[0]
     if fastest.ratio is None or fastest is first:
         return f"{said}."
@@ -62,9 +67,9 @@ def latency_section(report: LatencyReport) -> Section:
     """Return the section on latency: distributions, ratios, the table, what makes it doubtful, the machine."""
     notes = [f"{one.name}: {advice}" for one in report.candidates for advice in one.advice]
     conditions = [f"{one.name}: {one.conditions}." for one in report.candidates if one.conditions]
-    blocks: list[Block] = [Paragraph(f"{latency_title(report)}."), *_figures(report), Grid(*latency_table(report))]
+    blocks: list[Block] = [Paragraph(sentence(latency_title(report))), *_figures(report), Grid(*latency_table(report))]
     blocks += [Paragraph("Brackets are 95 % intervals. The time ratio is over the first row, round by round.")]
-    blocks += [Paragraph(line) for line in (*regression_lines(report), *report.advice, *notes)]
+    blocks += [Paragraph(line) for line in (*regression_lines(report), *map(sentence, report.advice), *notes)]
     blocks += [Paragraph(f"{line}.") for line in device_lines(report)] or [Paragraph(line) for line in conditions]
     blocks.append(Grid(("machine", "value"), sorted(report.machine.items())))
     if state := list(dict.fromkeys((*report.before, *report.after))):

@@ -8,7 +8,7 @@ from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.artifacts import artifact_section, repeat_section
 from netvlad_deploy.report.page import Block, Figure, Grid, Page, Paragraph, Section
 from netvlad_deploy.report.plots import Dots, Heat
-from netvlad_deploy.report.text import departure_line, listed, not_judged_lines, parity_table, retrieval_table
+from netvlad_deploy.report.text import departure_line, listed, not_judged_lines, parity_table, retrieval_table, sentence
 from netvlad_deploy.spec.layer import AGGREGATE, DESCRIPTOR, STAGES
 from netvlad_deploy.spec.verdict import Verdict
 
@@ -89,9 +89,9 @@ def _comparison(report: ParityReport) -> list[Block]:
     if report.reason:
         return [Paragraph(f"Not run: {report.reason}")]
     blocks: list[Block] = [*_heat_figure(report), Grid(*parity_table(report))]
-    blocks += [Paragraph(f"{line}.") for line in not_judged_lines(report)]
+    blocks += [Paragraph(sentence(line)) for line in not_judged_lines(report)]
     if report.departure:
-        blocks += [Paragraph(f"{departure_line(report.departure)}."), *_stages(report.departure)]
+        blocks += [Paragraph(sentence(departure_line(report.departure))), *_stages(report.departure)]
     return blocks + ([Grid(*retrieval_table(report))] if report.retrieval else [])
 
 

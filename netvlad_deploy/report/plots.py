@@ -193,7 +193,7 @@ def _draw_dots(axes: Any, plot: Dots) -> None:
         paint = PALETTE[colour][0]
         axes.scatter(x, y, s=30, zorder=3, lw=0, marker=marker, color=paint, label=_label(name), clip_on=False)
     _label_rows(axes, plot.rows, plot.label)
-    step = max(1, round((high - low) / 6))
+    step = max(1, math.ceil((high - low) / (1.4 * axes.figure.get_figwidth())))
     ticks = [10.0**power for power in range(high, low - 1, -step)]
     names = [f"1e{power}" if power else "1" for power in range(high, low - 1, -step)]
     beyond = any(not math.isfinite(value) for value in values)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from netvlad_deploy.artifact import Artifact, EngineArtifact, OnnxArtifact
-from netvlad_deploy.latency.results import Estimate, LatencyReport
+from netvlad_deploy.latency.results import DeviceTimes, Estimate, LatencyReport
+from netvlad_deploy.latency.statistics import comparison
 from netvlad_deploy.parity.heads import OutputParity, ParityReport
 from netvlad_deploy.parity.localise import Departure
 from netvlad_deploy.report.escape import markdown_text
@@ -194,6 +195,15 @@ def departure_line(departure: Departure) -> str:
     )
 
 
+def sentence(line: str) -> str:
+    """Return a line of the terminal as a sentence of a page.
+
+    >>> sentence("batch 1, 2 threads")
+    'Batch 1, 2 threads.'
+    """
+    return line[:1].upper() + line[1:] + ("" if line.endswith(".") else ".")
+
+
 def listed(items: Sequence[object], most: int) -> str:
     """Return the first `most` items, separated by commas, and an ellipsis if there are more.
 
@@ -204,15 +214,17 @@ def listed(items: Sequence[object], most: int) -> str:
 
 
 def latency_table(report: LatencyReport) -> Table:
-    """Return a row for each candidate; a time ratio is relative to the first of them."""
-    return LATENCY_HEADER, [
+    """Return a row for each candidate; a ratio is relative to the first of them, and to the limit if there is one."""
+    header = (*LATENCY_HEADER, "over limit") if report.limit else LATENCY_HEADER
+    return header, [
         (
             one.verdict.value,
             one.name + (f": {one.reason}" if one.reason else ""),
             *(estimate_text(one.percentiles_ms.get(name)) for name in ("p50", "p90", "p95", "p99")),
             "-" if one.variation is None else f"{one.variation:.1%}",
             estimate_text(one.throughput, ".0f"),
-            estimate_text(one.ratio),
+            " ".join(filter(None, (estimate_text(one.ratio), comparison(one.ratio)))),
+            *([estimate_text(one.over_limit)] if report.limit else []),
         )
         for one in report.candidates
     ]
@@ -233,15 +245,28 @@ def latency_title(report: LatencyReport) -> str:
     """Return in words the input, the schedule and the processor of a latency measurement."""
     size = report.image_size
     shape = f"num_features {report.num_features}" if size is None else f"images of {size[0]}x{size[1]}"
+    flight = f"{report.concurrency} requests in flight, " if report.concurrency > 1 else ""
     return (
-        f"batch {report.batch}, {shape}, {report.threads} threads, {report.rounds} rounds "
+        f"batch {report.batch}, {shape}, {report.threads} threads, {flight}{report.rounds} rounds "
         f"of {report.block_ms:g} ms after {report.warmup_ms:g} ms, {report.machine['processor']}"
     )
 
 
 def latency_lines(report: LatencyReport) -> list[str]:
-    """Return the conditions, a table of all candidates, and the comparison with a baseline."""
-    return [latency_title(report), *table(*latency_table(report)), *device_lines(report), *regression_lines(report)]
+    """Return the conditions, a table of all candidates, advice, and the comparison with a baseline."""
+    return [
+        latency_title(report),
+        *table(*latency_table(report)),
+        *device_lines(report),
+        *latency_advice(report),
+        *regression_lines(report),
+    ]
+
+
+def latency_advice(report: LatencyReport) -> list[str]:
+    """Return the advice on the machine, then that on each candidate with its name, a line each."""
+    own = [f"{one.name}: {advice}" for one in report.candidates for advice in one.advice]
+    return [f"advice: {advice}" for advice in (*report.advice, *own)]
 
 
 def regression_lines(report: LatencyReport) -> list[str]:
@@ -261,10 +286,14 @@ def device_lines(report: LatencyReport) -> list[str]:
     """Return a line for each candidate on a GPU: its times by the GPU's clock, and the state of the GPU."""
     return [
         f"{one.name} by the GPU's clock: copies in {one.device.h2d_ms:.3f} ms, work {one.device.compute_ms:.3f} ms, "
-        f"copies out {one.device.d2h_ms:.3f} ms; {one.conditions}"
+        f"copies out {one.device.d2h_ms:.3f} ms{_started(one.device)}; {one.conditions}"
         for one in report.candidates
         if one.device is not None
     ]
+
+
+def _started(device: DeviceTimes) -> str:
+    return "" if device.enqueue_ms is None else f", starting it {device.enqueue_ms:.3f} ms of the host's time"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

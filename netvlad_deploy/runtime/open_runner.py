@@ -213,12 +213,7 @@ def open_runner(
     ...     runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"].shape  # (B, D*K)
     (1, 8)
     """
-    if backend in PEERS:
-        raise UsageError(f"backend {backend} is for bench alone: choose one of {', '.join(BACKENDS)}")
-    if backend is not None:
-        check_choice("backend", backend, BACKENDS)
-    if profile is not None and backend not in PROFILED:
-        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
+    _check_backend(backend, profile)
     if isinstance(source, str | Path):
         source = _load(Path(source), expect_sha256, hold=True)
     if isinstance(source, Checkpoint):
@@ -228,6 +223,16 @@ def open_runner(
     if isinstance(source, OnnxArtifact):
         return _open_onnx(source, backend or CPU, threads, profile, runtime_cache)
     return _open_engine(source, backend or ENGINES, runtime_cache, lineage=lineage)
+
+
+def _check_backend(backend: str | None, profile: AnyProfile | None) -> None:
+    """Raise UsageError unless this backend opens files, and takes a profile if one is given."""
+    if backend in PEERS:
+        raise UsageError(f"backend {backend} is for bench alone: choose one of {', '.join(BACKENDS)}")
+    if backend is not None:
+        check_choice("backend", backend, BACKENDS)
+    if profile is not None and backend not in PROFILED:
+        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
 
 
 def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Runner:

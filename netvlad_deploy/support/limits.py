@@ -46,6 +46,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "max_regression": Limit(0, 1_000, "in percent: what may be eleven times as slow needs no budget"),
     "min_recall": Limit(0, 1, "a share of the queries: 0.86 for 86 %"),
     "num_features": Limit(1, 1_048_576, "positions of an image of 16,384 x 16,384 at stride 16"),
+    "points of a sweep": Limit(1, 1_000, "each takes as long as a bench"),
     "positions": Limit(1, 2**31 - 1, "TensorRT counts them in 31 bits"),
     "samples": Limit(1, 200_000, "k-means sees no more of all images together"),
     "seed": Limit(0, 2**32 - 1, "scikit-learn takes no larger one"),

@@ -110,8 +110,8 @@ class ExecutionSlot:
         """Run once and return the GPU's own times of the copies and the work, and the host's of starting the work."""
         self._queue(inputs, timed=True)
         pairs = itertools.pairwise(self._events[:4])
-        by_gpu = (float(self.cuda.cudaEventElapsedTime(start, end)) for start, end in pairs)
-        return EventTimes(*by_gpu, enqueue_ms=self._enqueue_s * 1e3)
+        h2d, compute, d2h = (float(self.cuda.cudaEventElapsedTime(start, end)) for start, end in pairs)
+        return EventTimes(h2d, compute, d2h, self._enqueue_s * 1e3)
 
     def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
         """Copy in, compute, copy out, wait; return the shapes of the outputs, which are in pinned memory afterwards."""

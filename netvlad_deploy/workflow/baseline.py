@@ -7,13 +7,12 @@ from pathlib import Path
 
 from netvlad_deploy.artifact import sidecar_path
 from netvlad_deploy.errors import DeviceUnavailableError, UsageError
-from netvlad_deploy.latency.baseline import LEAST_BLOCKS, Baseline, Setup, judge, load_baseline, new_baseline
+from netvlad_deploy.latency.baseline import Baseline, Setup, fingerprint, judge, load_baseline, new_baseline
 from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.runner import Feeds
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.files import check_apart, check_suffix, check_targets, stage_files
-from netvlad_deploy.support.machine import describe_machine, installed_versions
 
 LOG = logging.getLogger(__name__)
 
@@ -31,6 +30,11 @@ class BaselineOptions:
     saved: Path | None = None
     allowed: float = 0.05
     force: bool = False
+
+    @property
+    def file(self) -> Path | None:
+        """Return the file of the baseline, whether compared or saved; None for no baseline."""
+        return self.compared or self.saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +74,14 @@ class BaselineStep:
 
 
 def baseline_step(
-    candidates: Sequence[Candidate], feeds: Feeds, options: BaselineOptions, *, threads: int, rounds: int
+    candidates: Sequence[Candidate], feeds: Feeds, options: BaselineOptions, *, threads: int, concurrency: int
 ) -> BaselineStep | None:
     """Return what is to be done after the measurement of the only candidate, None where no baseline is asked for.
 
     Raises: UsageError if there are several candidates, or they are measured in another way than the baseline was;
         ArtifactError if the baseline is damaged, or its stored figures are of another machine.
     """
-    file = options.compared or options.saved
+    file = options.file
     if file is None:
         return None
     if options.compared and options.saved:
@@ -85,26 +89,19 @@ def baseline_step(
     if len(candidates) != 1:
         raise UsageError(f"a baseline is of one file on one backend, {len(candidates)} are given: measure them apart")
     candidate = candidates[0]
-    setup = Setup.of(candidate, feeds, threads)
+    setup = Setup.of(candidate, feeds, threads, concurrency)
     artifact = candidate.artifact
     assert artifact is not None
     step = BaselineStep(options=options, candidate=candidate, sha256=artifact.sha256, setup=setup)
     if options.saved:
         check_apart(check_suffix(file, BASELINE_SUFFIX), (candidate.path, sidecar_path(candidate.path)), "baseline")
         check_targets(file, force=options.force)
-        _check_rounds(rounds)
         return step
     baseline = load_baseline(file)
     baseline.check_setup(setup, file)
     path = baseline.artifact_at_hand(file)
     if path is None:
-        baseline.check_machine(describe_machine() | installed_versions(), file)
-        _check_rounds(rounds)
+        baseline.check_machine(fingerprint(), file)
         return replace(step, baseline=baseline)
     rival = Candidate(path=path, backend=candidate.backend, expect_sha256=baseline.artifact.sha256, hold=False)
     return replace(step, baseline=baseline, rival=rival)
-
-
-def _check_rounds(rounds: int) -> None:
-    if rounds < LEAST_BLOCKS:
-        raise UsageError(f"figures to be kept need {LEAST_BLOCKS} blocks, this is {rounds}: pass a longer --duration")

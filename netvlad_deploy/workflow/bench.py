@@ -34,8 +34,7 @@ def bench(
     """Time artifacts against each other on the same random input: L2-normalised features, or images.
 
     `num_features` is 300 by default; `image_size`, height and width, is as the first pipeline's images are resized.
-    With `peers`, all that can run here of what a user would pick in place of the first candidate is measured, too; a
-    candidate on the backend `limit` is what the others are compared with.
+    `peers` adds all of ALL_PEERS that can run here; a candidate on the backend `limit` is what `over_limit` is over.
 
     >>> from pathlib import Path
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
@@ -46,26 +45,24 @@ def bench(
     >>> [(result.name, result.verdict.value, result.ratio is not None) for result in report.candidates]
     [('m.onnx on oracle', 'PASS', False), ('m.onnx', 'PASS', True)]
 
-    Raises: UsageError if the candidates cannot be timed together, or one is an emulation, and as
-        `baseline_step` for a baseline; RunError if a process fails.
+    Raises: UsageError if the candidates cannot be timed together, or one is an emulation, and as `baseline_step` for a
+        baseline; RunError if a process fails.
     """
     if any(candidate.backend == "strict" for candidate in candidates):
         raise UsageError("backend strict emulates FP16 and says nothing about time: leave it out")
     feeds = random_feeds(candidates, batch, num_features, image_size, seed=seed)
     rounds = min(max(FEWEST_ROUNDS, round(duration_s * 1e3 / BLOCK_MS)), MOST_ROUNDS)
-    block_ms = duration_s * 1e3 / rounds
-    threads = threads or available_cores()
-    everyone = with_peers(candidates) if peers else candidates
-    step = baseline_step(everyone, feeds, baselines, threads=threads, rounds=rounds)
+    load = {"threads": threads or available_cores(), "concurrency": concurrency}
+    everyone = with_peers(candidates, concurrency) if peers else candidates
+    step = baseline_step(everyone, feeds, baselines, **load)
     with prepared(everyone, drop=everyone[len(candidates) :]) as ready:
         report = measure(
             [step.rival, *ready.candidates] if step and step.rival else ready.candidates,
             feeds,
             limit=ready.limit,
             rounds=rounds,
-            block_ms=block_ms,
-            threads=threads,
-            concurrency=concurrency,
+            block_ms=duration_s * 1e3 / rounds,
+            **load,
             budget_p99_ms=budget_p99_ms,
             seed=seed,
         )

@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 ALL_PEERS: Final = (OPENVINO, TORCH, TORCH_COMPILE, STRAIGHT, LIMIT)
 """What `bench --peers` measures beside the artifact's own backend, of those that can run here."""
 
-PACKAGES: Final = {
+PEER_PACKAGES: Final = {
     OPENVINO: (("openvino", "openvino"),),
     TORCH: (("torch", "export"),),
     TORCH_COMPILE: (("torch", "export"),),
@@ -46,11 +46,17 @@ class Prepared:
     limit: Candidate | None
 
 
-def with_peers(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates, and after them the peers of the first that are not among them."""
+def with_peers(candidates: Sequence[Candidate], concurrency: int = 1) -> list[Candidate]:
+    """Return the candidates, and after them the peers of the first that are not among them.
+
+    With several requests in flight what runs in torch is left out: it takes one at a time here.
+    """
     first = candidates[0]
-    known = {candidate.backend for candidate in candidates if candidate.source is first.source}
-    return [*candidates, *(first.on(backend) for backend in ALL_PEERS if backend not in known)]
+    out = {candidate.backend for candidate in candidates if candidate.source is first.source}
+    if concurrency > 1:
+        LOG.warning("left out: %s take one request at a time", " and ".join(UNFOLDED))
+        out |= {*UNFOLDED}
+    return [*candidates, *(first.on(backend) for backend in ALL_PEERS if backend not in out)]
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def _ready(candidate: Candidate, first: Candidate, target: Path) -> Candidate:
         return candidate
     label = _limit_name(candidate, first) if candidate.backend == LIMIT else candidate.name
     try:
-        for package, extra in PACKAGES.get(str(candidate.backend), ()):
+        for package, extra in PEER_PACKAGES.get(str(candidate.backend), ()):
             require(package, extra=extra)
         if candidate.backend == STRAIGHT:
             return Candidate.of(

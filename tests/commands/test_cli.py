@@ -171,6 +171,21 @@ class TestBench:
         assert outcome.code == 1
         assert "the budget is 1e-06 ms" in outcome.out
 
+    def test_a_sweep_is_kept_and_goes_on(self, command: Command, exported: OnnxArtifact) -> None:
+        sweep = ("bench", exported.path, "--num-features", 5, "--duration", 0.1, "-o", "s.jsonl", "--json")
+        assert json.loads(command(*sweep, "--sweep", "batch=1").out)["kept"] == 0
+        report = json.loads(command(*sweep, "--sweep", "batch=1,2").out)
+        assert (report["schema"], report["verdict"]) == ("netvlad-deploy/sweep/1", "PASS")
+        assert (report["kept"], [point["place"]["batch"] for point in report["points"]]) == (1, [1, 2])
+        for options, said in (
+            (("--sweep", "batch=1", "--budget-p99-ms", 1), "--budget-p99-ms is for one point, not for a sweep"),
+            (("--sweep", "batch=1", "--baseline", "b.json"), "--baseline is for one point, not for a sweep"),
+            ((), "--output keeps the points of a sweep: pass --sweep"),
+        ):
+            outcome = command(*sweep, *options)
+            assert (outcome.code, said in error_of(outcome.err)) == (2, True)
+        assert "there is nothing to measure" in error_of(command("bench").err)
+
 
 class TestEmbed:
     def test_array_and_sequences(

@@ -14,7 +14,7 @@ from tests.command import Command, error_of
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
-OPTIONS = ("--num-features", 5, "--threads", 1, "--duration", 2.1)
+OPTIONS = ("--num-features", 5, "--threads", 1, "--duration", 0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_saved_and_compared(command: Command, here: Path, masked: OnnxArtifact) 
         (("--baseline", "base.json", "--backend", "torch", "--backend", "oracle"), 2, "one file on one backend, 2 are"),
         (("--save-baseline", "new.txt"), 2, "does not end in .json"),
         (("--save-baseline", "m.onnx.json", "--force"), 2, "m.onnx.json is read or written here"),
-        (("--save-baseline", "new.json", "--duration", 0.3), 2, "need 7 blocks, this is 5"),
+        (("--baseline", "base.json", "--concurrency", 2), 2, "concurrency 1, here 2"),
     ],
 )
 def test_refusals_come_before_the_measurement(

@@ -18,6 +18,7 @@ from netvlad_deploy.report.evaluate import EvaluationReport
 from netvlad_deploy.report.inspect import CheckpointInspection, Inspection
 from netvlad_deploy.report.precision import PrecisionReport
 from netvlad_deploy.report.serialize import DERIVED
+from netvlad_deploy.report.sweep import SweepReport
 from netvlad_deploy.workflow.embed import EmbedResult
 from netvlad_deploy.workflow.fit import Vocabulary
 
@@ -26,6 +27,7 @@ PRINTED: Final[dict[str, type]] = {
     "build": EngineArtifact,
     "validate": ParityReport,
     "bench": LatencyReport,
+    "sweep": SweepReport,
     "precision": PrecisionReport,
     "embed": EmbedResult,
     "evaluate": EvaluationReport,

@@ -1,16 +1,21 @@
 from contextlib import ExitStack
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ArtifactError, InputError, ParityError, RunError, UsageError
-from netvlad_deploy.latency import timing as latency
-from netvlad_deploy.latency import worker
+from netvlad_deploy.latency import process as latency
+from netvlad_deploy.latency import timing, worker
+from netvlad_deploy.latency.process import CandidateProcess, result_of
 from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, LatencyReport
-from netvlad_deploy.latency.timing import _Worker, bootstrap_ratio, measure
+from netvlad_deploy.latency.timing import measure
 from netvlad_deploy.report.text import device_lines
 from netvlad_deploy.runtime.open_runner import Candidate, Checkpoint
 from netvlad_deploy.spec.layer import FEATURES, MASK
@@ -27,10 +32,11 @@ FEEDS = {FEATURES: features(2, 10, 16), MASK: np.ones((2, 10), dtype=np.bool_)}
 
 def test_candidates_are_timed_in_their_own_processes(exported: OnnxArtifact) -> None:
     candidates = [Candidate(path=exported.path, backend="oracle"), Candidate(path=exported.path)]
-    report = measure(candidates, FEEDS, rounds=3, block_ms=10, warmup_ms=10, threads=1)
+    report = measure(candidates, FEEDS, rounds=8, block_ms=10, warmup_ms=10, threads=1)
     assert report.verdict is Verdict.PASS
-    assert (report.batch, report.num_features, report.threads, report.rounds) == (2, 10, 1, 3)
+    assert (report.batch, report.num_features, report.threads, report.rounds) == (2, 10, 1, 8)
     assert report.machine["processor"]
+    assert {"load", "gpu"} <= report.before.keys() & report.after.keys()
     assert report.machine["numpy"] == np.__version__
     oracle, onnx = report.candidates
     assert (oracle.name, onnx.name) == ("m.onnx on oracle", "m.onnx")
@@ -38,7 +44,7 @@ def test_candidates_are_timed_in_their_own_processes(exported: OnnxArtifact) -> 
     assert onnx.ratio is not None
     assert 0 < onnx.ratio.low <= onnx.ratio.value <= onnx.ratio.high
     for result in report.candidates:
-        assert result.runs >= 3
+        assert result.runs >= 8
         assert result.warmup_runs >= 1
         assert result.p50_ms is not None
         assert result.mean_ms is not None
@@ -47,51 +53,103 @@ def test_candidates_are_timed_in_their_own_processes(exported: OnnxArtifact) -> 
         assert 0 < values[0] <= values[1] <= values[2] <= values[3]
         assert all(each.low <= each.value <= each.high for each in result.percentiles_ms.values())
         assert result.quantiles_ms[25] == pytest.approx(result.p50_ms)
-        assert len(result.block_medians_ms) == 3
-        assert result.throughput.value == pytest.approx(2e3 / result.mean_ms)
+        assert len(result.block_medians_ms) == 8
+        assert 0 < result.throughput.low <= result.throughput.value <= result.throughput.high
 
 
-def test_a_slower_candidate_is_seen_to_be_slower(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: a worker whose clock runs 1.5 times as fast."""
-    times = iter(range(1, 100))
+class Simulated(CandidateProcess):
+    """A process without a process: a run takes 1 to 1.02 ms, with a backend half as long again."""
 
-    class Planted(latency._Worker):
-        def __init__(self, candidate: Candidate, *_: object, **__: object) -> None:
-            self.candidate, self.reason, self.conditions, self.warmup_runs = candidate, "", "", 1
-            self.blocks, self.times = [], []
-            self.slow = 1.5 if candidate.backend else 1.0
+    journal: ClassVar[list[tuple[str, int]]] = []
 
-        def warm_up(self, *_: object, **__: object) -> None: ...
+    def __init__(self, candidate: Candidate, *_: object) -> None:
+        self.candidate, self.reason, self.conditions, self.warmup_runs = candidate, "", "", 1
+        self.blocks, self.completed, self.times, self.settled = [], [], [], True
+        self.slow = 1.5 if candidate.backend else 1.0
+        self.run_ms = self.slow
 
-        def run_block(self, block_ms: float) -> None:
-            self.blocks.append(np.array([self.slow * (1 + 0.01 * (next(times) % 3))]))
+    pid = property(lambda _: 0)
 
-    monkeypatch.setattr(latency, "_Worker", Planted)
+    def warm_up(self, *_: object, **__: object) -> None: ...
+
+    def compare_with(self, first: CandidateProcess) -> None: ...
+
+    def run_block(self, block_ms: float, place: int) -> None:
+        self.journal.append((self.candidate.name, place))
+        self.blocks.append(np.array([self.slow * (1 + 0.01 * (len(self.blocks) % 3))]))
+        self.completed.append(block_ms / self.slow)
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
+    monkeypatch.setattr(timing, "CandidateProcess", Simulated)
+    monkeypatch.setattr(Simulated, "journal", [])
+    monkeypatch.setattr(timing, "available_cores", lambda: 4)
+    return Simulated
+
+
+def test_rounds_are_drawn_balanced_and_compared(exported: OnnxArtifact, simulated: type[Simulated]) -> None:
     candidates = [Candidate(path=exported.path), Candidate(path=exported.path, backend="torch")]
-    report = measure(candidates, FEEDS, rounds=9, block_ms=1, warmup_ms=1)
-    ratio = report.candidates[1].ratio
-    assert ratio is not None
-    assert 1.45 < ratio.low <= 1.5 <= ratio.high < 1.55
+    limit = Candidate(path=exported.path, backend="oracle")
+    report = measure(candidates, FEEDS, limit=limit, rounds=20, block_ms=3)
+    first, second, last = report.candidates
+    assert (report.limit, last.name) == ("m.onnx on oracle", "m.onnx on oracle")
+    assert second.ratio is not None
+    assert (second.ratio.low, second.ratio.high) == pytest.approx((1.5, 1.5))
+    assert (first.ratio, last.over_limit) == (None, None)
+    assert first.over_limit is not None
+    assert first.over_limit.value == pytest.approx(1 / 1.5)
+    assert second.throughput is not None
+    assert second.throughput.value == pytest.approx(2e3 / 1.5)
+    rounds = [simulated.journal[start : start + 3] for start in range(0, 60, 3)]
+    assert all([name for name, _ in two] == [name for name, _ in one][::-1] for one, two in pairwise(rounds[:2]))
+    assert all(len({place for _, place in each}) == 1 for each in rounds), "one place for all of a round"
+    assert {place for each in rounds for _, place in each} == {0, 1, 2, 3}
+    assert len({tuple(name for name, _ in each) for each in rounds}) > 2
 
 
-def test_bootstrap_interval_covers_the_ratio_and_narrows() -> None:
-    random = np.random.default_rng(0)
-    widths = []
-    for rounds in (10, 1000):
-        baseline = [np.array([random.uniform(0.9, 1.1)]) for _ in range(rounds)]
-        blocks = [2 * block * random.uniform(0.9, 1.1) for block in baseline]
-        ratio = bootstrap_ratio(blocks, baseline, random)
-        assert ratio.low <= 2 <= ratio.high
-        widths.append(ratio.high - ratio.low)
-    assert widths[1] < widths[0] / 3
+@pytest.mark.parametrize(("block_ms", "asked", "run"), [(3.0, 40, 40), (0.75, 40, 20), (0.01, 40, 8), (0.01, 5, 5)])
+def test_long_runs_make_fewer_rounds(
+    exported: OnnxArtifact, simulated: type[Simulated], block_ms: float, asked: int, run: int
+) -> None:
+    report = measure([Candidate(path=exported.path, backend="torch")], FEEDS, rounds=asked, block_ms=block_ms)
+    assert (report.rounds, len(simulated.journal)) == (run, run)
 
 
-def test_drift_of_the_machine_cancels() -> None:
-    drift = np.linspace(1, 3, 20)
-    ratio = bootstrap_ratio(
-        [np.array([1.2 * speed]) for speed in drift], [np.array([speed]) for speed in drift], np.random.default_rng(0)
+def test_several_requests_in_flight(exported: OnnxArtifact) -> None:
+    candidates = [Candidate(path=exported.path)]
+    report = measure(candidates, FEEDS, rounds=8, block_ms=3, warmup_ms=3, threads=1, concurrency=3)
+    assert report.concurrency == 3
+    assert report.candidates[0].runs >= 3 * 8
+    with pytest.raises(UsageError, match=r"m.onnx on torch: .* takes one request at a time: leave --concurrency out"):
+        measure([Candidate(path=exported.path, backend="torch")], FEEDS, rounds=1, concurrency=2)
+    with pytest.raises(UsageError, match="concurrency is 65, expected 1 to 64"):
+        measure(candidates, FEEDS, concurrency=65)
+
+
+def test_requests_in_flight_are_at_once_and_the_last_counts_in_part() -> None:
+    """Each run waits for the other thread, so one thread alone would wait for ever."""
+    meeting = Barrier(2, timeout=10)
+    runner = SimpleNamespace(
+        inputs=("x",), optional_inputs=(), dtype=np.float32, concurrent=True, name="x", run=lambda _: meeting.wait()
     )
-    assert (ratio.low, ratio.high) == pytest.approx((1.2, 1.2))
+    with worker._Lanes(runner, {"x": np.ones(1)}, 2) as lanes:  # type: ignore[arg-type]
+        samples, completed = lanes.run_for(0.001)
+    assert (len(samples), 0 < completed <= 2) == (2, True)
+
+
+def test_a_warm_up_goes_on_until_runs_get_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(np.arange(0, 100, 0.1))
+    monkeypatch.setattr("netvlad_deploy.latency.worker.time.perf_counter", lambda: next(clock))
+
+    def warmed(medians: list[float]) -> dict[str, object]:
+        each = iter(medians)
+        return worker._warm_up(SimpleNamespace(run_for=lambda _: ([next(each)], 1.0)), 500)  # type: ignore[arg-type]
+
+    assert warmed([3.0] * 40) == {"warmup_runs": 6, "settled": True, "run_ms": 3.0}
+    assert warmed([9, 8, 7, 6, 5, 4, 3, 3, 3, 3, 3])["warmup_runs"] == 11
+    never = warmed([0.8**number for number in range(50)])
+    assert (never["settled"], never["warmup_runs"]) == (False, 40)
 
 
 @pytest.mark.parametrize(("budget_ms", "verdict"), [(1e4, Verdict.PASS), (1e-6, Verdict.FAIL)])
@@ -146,10 +204,10 @@ def test_an_error_in_a_block_is_named_by_its_candidate(exported: OnnxArtifact, m
         raise RunError("the GPU fell off")
 
     with ExitStack() as stack:
-        worker = latency._Worker(Candidate(path=exported.path), 1, stack)
-        monkeypatch.setattr(worker._child, "receive", gone)
+        process = CandidateProcess(Candidate(path=exported.path), 1, 1, stack)
+        monkeypatch.setattr(process._child, "receive", gone)
         with pytest.raises(RunError, match=r"^m.onnx: the GPU fell off$"):
-            worker.run_block(1.0)
+            process.run_block(1.0, 0)
 
 
 def test_a_folder_of_files_named_as_modules_does_no_harm(
@@ -170,17 +228,20 @@ def test_an_engines_report_has_the_gpus_own_times(
     monkeypatch.setattr(Candidate, "open", lambda *_, **__: runner)
     feeds, requests, answers = BytesIO(), BytesIO(), BytesIO()
     np.savez(feeds, features=np.ones((1, 3, 3), np.float32), mask=np.ones((1, 3), np.bool_))
-    asked = {"path": "m.pt", "backend": None, "expect_sha256": None, "threads": 1, "warmup_ms": 1}
+    candidate = Candidate.of(Checkpoint(path=Path("m.pt")))
+    asked = {"candidate": candidate.request, "threads": 1, "concurrency": 1, "warmup_ms": 1}
     Channel(BytesIO(), requests).send(asked, feeds.getvalue())
     for _ in range(2):
-        Channel(BytesIO(), requests).send({"block_ms": 1})
+        Channel(BytesIO(), requests).send({"block_ms": 1, "place": 1, "clock": True})
     requests.seek(0)
     with pytest.raises(EOFError):
         worker.serve(Channel(requests, answers))
     answers.seek(0)
     opened, *blocks = (Channel(answers, BytesIO()).receive()[0] for _ in range(3))
     assert opened["conditions"].startswith("CUDA graphs on, ")
-    assert [block["times_ms"] for block in blocks] == [[2, 2, 2]] * 2
+    for times in (block["times_ms"] for block in blocks):
+        assert (times["h2d_ms"], times["compute_ms"], times["d2h_ms"]) == (2, 2, 2)
+        assert times["enqueue_ms"] > 0
 
 
 def test_gpu_times_are_medians_over_the_rounds() -> None:
@@ -194,13 +255,10 @@ def test_gpu_times_are_medians_over_the_rounds() -> None:
     assert device_lines(report) == [
         "m.engine by the GPU's clock: copies in 0.500 ms, work 2.000 ms, copies out 0.250 ms; x"
     ]
-    process = _Worker.__new__(_Worker)
-    process.candidate, process.reason, process.conditions, process.warmup_runs = (
-        Candidate.of(Checkpoint(path=Path("m"))),
-        "",
-        "x",
-        1,
-    )
-    process.blocks, process.times = [np.ones(3)], [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [9.0, 9.0, 9.0]]
-    result = process.result(1, process, np.random.default_rng(0))
-    assert result.device == DeviceTimes(h2d_ms=2, compute_ms=4, d2h_ms=6)
+    process = Simulated(Candidate.of(Checkpoint(path=Path("m"))))
+    process.blocks, process.completed = [np.ones(3)], [3.0]
+    names = ("h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")
+    process.times = [dict(zip(names, row, strict=True)) for row in ((1, 2, 3, 5), (2, 4, 6, 5), (9, 9, 9, 5))]
+    result = result_of(process, process, None, batch=1, block_ms=3)
+    assert result.device == DeviceTimes(h2d_ms=2, compute_ms=4, d2h_ms=6, enqueue_ms=5)
+    assert [words.split(" ")[0] for words in result.advice] == ["Copies", "The"]

@@ -175,6 +175,8 @@ def test_all_peers_leave_out_what_cannot_run(
     asked = candidates_of([exported.path], [TORCH])
     everyone = with_peers(asked)
     assert [one.backend for one in everyone] == [TORCH, "openvino", TORCH_COMPILE, STRAIGHT, LIMIT]
+    at_once = with_peers(candidates_of([exported.path], []), concurrency=2)
+    assert [one.backend for one in at_once] == [None, "openvino", STRAIGHT, LIMIT]
     with prepared(everyone, drop=everyone[1:]) as found:
         assert found.candidates[0].backend == TORCH
         assert f"m.onnx on {STRAIGHT}" in [one.name for one in found.candidates]
