@@ -101,6 +101,8 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
 
 def _checked(name: str, annotation: Any, section: str | None) -> Any:
     """Return the annotation of an option with its section of the help, and the check for its type and name."""
+    if annotation is typer.Context:
+        return annotation
     kind, info = get_args(annotation)
     kinds = {kind, *get_args(kind)}
     info = copy(info)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ def export(
     source: flags.SourceFlags,
     images: flags.ImageFlags,
     graph: flags.GraphFlags,
+    checkpoint: flags.Checkpoint = None,
     all_heads: Annotated[
         bool, typer.Option("--all-heads", help="Every NetVLAD of the checkpoint in one graph, each with its own input.")
     ] = False,
@@ -40,8 +41,8 @@ def export(
     from netvlad_deploy.support.files import stem_of
     from netvlad_deploy.workflow.export import export as run
 
-    target = output or Path((stem_of(source.checkpoint) if source.checkpoint else "netvlad") + ".onnx")
-    given = replace(_source(source, images.changes), all_heads=all_heads)
+    target = output or Path((stem_of(checkpoint) if checkpoint else "netvlad") + ".onnx")
+    given = replace(_source(checkpoint, source, images.changes), all_heads=all_heads)
     artifact = run(given, target, GraphOptions(**graph), force=force)
     render("export", artifact, artifact_lines, as_json)
 
@@ -122,39 +123,52 @@ def build(
 
 
 def deploy(
+    context: typer.Context,
     source: flags.SourceFlags,
     images: flags.ImageFlags,
     graph: flags.GraphFlags,
     engine: flags.EngineFlags,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint, or an ONNX file that is exported; without it, untrained weights."
+        ),
+    ] = None,
     output: flags.Folder = Path("deployment"),
     duration: flags.Duration = 3.0,
+    expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
     """Export, build, validate and measure into one folder.
 
-    It gets report.html, report.md and report.json, too.
+    It gets report.html, report.md and report.json, too. An ONNX file is taken as it is, and needs no torch.
     """
     from netvlad_deploy.report.deploy import step_rows
     from netvlad_deploy.report.text import table
     from netvlad_deploy.workflow.deploy import deploy as deploy_all
+    from netvlad_deploy.workflow.deploy import deploy_onnx
 
-    deployment = deploy_all(
-        _source(source, images.changes),
-        output,
-        GraphOptions(**graph),
-        engine_options=engine.options(),
-        duration_s=duration,
-        command=command_line(),
-        force=force,
-    )
+    options: dict[str, Any] = {
+        "engine_options": engine.options(), "duration_s": duration, "command": command_line(), "force": force
+    }  # fmt: skip
+    if model is not None and model.suffix == ".onnx":
+        of_export = flags.given(context, flags.SourceFlags, flags.ImageFlags, flags.GraphFlags)
+        if of_export:
+            raise UsageError(f"{model} is exported already, leave out what is for an export: {', '.join(of_export)}")
+        deployment = deploy_onnx(model, output, expect_sha256=expect_sha256, **options)
+    elif expect_sha256 is not None:
+        raise UsageError("--expect-sha256 is for an ONNX file: leave it out, or name MODEL.onnx")
+    else:
+        deployment = deploy_all(_source(model, source, images.changes), output, GraphOptions(**graph), **options)
     render("deploy", deployment, lambda done: table(("verdict", "step", "reason"), step_rows(done.steps)), as_json)
     leave(deployment.verdict, allow_not_run)
 
 
 def precision(
     source: flags.SourceFlags,
+    checkpoint: flags.Checkpoint = None,
     output: flags.Folder = Path("precision"),
     feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0,
     force: flags.Force = False,
@@ -167,7 +181,7 @@ def precision(
     from netvlad_deploy.report.precision import precision_lines
     from netvlad_deploy.workflow.precision import precision as run
 
-    report = run(_source(source), output, feature_norm=feature_norm, command=command_line(), force=force)
+    report = run(_source(checkpoint, source), output, feature_norm=feature_norm, command=command_line(), force=force)
     render("precision", report, precision_lines, as_json)
 
 
@@ -210,7 +224,7 @@ def fit(
     raise typer.Exit(1 if vocabulary.skipped else 0)
 
 
-def _source(given: flags.SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
+def _source(checkpoint: Path | None, given: flags.SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":
     """Return the source of the weights as the workflow takes it.
 
     Raises: UsageError for an option that needs a checkpoint, or excludes one; or if the layer would be too large.
@@ -218,15 +232,15 @@ def _source(given: flags.SourceFlags, changes: ImageChanges = NO_CHANGES) -> "So
     from netvlad_deploy.workflow.source import DEFAULT_SPEC, Source
 
     for option, value in (("prefix", given.prefix), ("dialect", given.dialect), ("head-only", given.head_only)):
-        if given.checkpoint is None and value:
+        if checkpoint is None and value:
             raise UsageError(f"--{option} needs a checkpoint")
-    if given.checkpoint is None:
+    if checkpoint is None:
         clusters = (given.clusters or DEFAULT_SPEC.num_clusters) + (given.ghost_clusters or 0)
         check_limit("values of a layer", clusters * (given.feature_size or DEFAULT_SPEC.feature_size))
     elif given.seed is not None:
         raise UsageError("--seed is for untrained weights: leave it out with a checkpoint")
     return Source(
-        checkpoint=given.checkpoint,
+        checkpoint=checkpoint,
         prefix=given.prefix,
         dialect=given.dialect,
         head_only=given.head_only,

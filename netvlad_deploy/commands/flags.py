@@ -12,7 +12,7 @@ import typer
 
 from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.backends import BACKENDS
+from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 from netvlad_deploy.spec.build_options import FLAVORS, BuildOptions
 from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import (
@@ -28,6 +28,14 @@ from netvlad_deploy.spec.images import (
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 
 Backend = Annotated[str | None, one_of(BACKENDS, "--backend", "[default: the file's own]")]
+Backends = Annotated[
+    list[str] | None,
+    one_of(BACKENDS, "--backend", "Repeat for several.  [default: strict for FP16 ONNX, else the file's own]"),
+]
+TimedBackends = Annotated[
+    list[str] | None,
+    one_of(TIMED, "--backend", "Repeat for several.  [default: the file's own]", refused_later=[STRICT]),
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="TARGET", help="File to write.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
@@ -52,6 +60,11 @@ AllowNotRun = Annotated[
     bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")
 ]
 Duration = Annotated[float, typer.Option(help="Seconds to measure each candidate.")]
+
+
+Checkpoint = Annotated[
+    Path | None, typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed.")
+]
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,8 @@ class ImageFlags:
 
 @dataclass(frozen=True)
 class SourceFlags:
-    """The source of the weights."""
+    """The weights: which of those in a checkpoint, or the sizes of untrained ones."""
 
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="Trained weights; without it, untrained from the seed.")
-    ] = None
     clusters: Annotated[int | None, typer.Option(help="Number of clusters K.  [default: the checkpoint's, or 64]")] = (
         None
     )
@@ -135,6 +145,16 @@ def _parameter(option: Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )
+
+
+def given(context: typer.Context, *groups: Any) -> list[str]:
+    """Return the options of some groups that stand on the command line, whatever their values are."""
+    names = {name for group in groups for name in inspect.signature(group).parameters}
+    return [
+        max(each.opts, key=len)
+        for each in context.command.params
+        if each.name in names and getattr(context.get_parameter_source(each.name), "name", "") == "COMMANDLINE"
+    ]
 
 
 class GraphFlags(dict[str, Any]):

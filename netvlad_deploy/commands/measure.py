@@ -7,13 +7,11 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
-from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.junit import Junit, junit_file
 from netvlad_deploy.commands.output import command_line, leave, render
 from netvlad_deploy.commands.peers import PeerFlags
 from netvlad_deploy.commands.sweep import PlaceFlags, SweepFlags
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
 
 
 def validate(
@@ -66,9 +64,7 @@ def bench(
     artifacts: Annotated[
         list[Path] | None, typer.Argument(metavar="ARTIFACT", help="ONNX files and engines; none to sweep layers.")
     ] = None,
-    backend: Annotated[
-        list[str] | None, one_of(TIMED, "--backend", "Repeat for several.", refused_later=[STRICT])
-    ] = None,
+    backend: flags.TimedBackends = None,
     budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
     junit: Junit = None,
     report: flags.Report = None,
@@ -159,10 +155,7 @@ def evaluate(
     within: Annotated[
         int | None, typer.Option(metavar="N", help="Or: right is what is at most N places away, by name.")
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        one_of(BACKENDS, "--backend", "Repeat for several.  [default: strict for FP16 ONNX, else the file's own]"),
-    ] = None,
+    backend: flags.Backends = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8]")] = None,
     min_recall: Annotated[float | None, typer.Option(help="Exit 1 if recall@1 of a file is below this share.")] = None,
     expect_sha256: flags.ExpectSha256 = None,

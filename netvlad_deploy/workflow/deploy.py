@@ -5,8 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, log_path, reference_path, sidecar_path
-from netvlad_deploy.errors import UNAVAILABLE
+from netvlad_deploy.artifact import (
+    EngineArtifact,
+    OnnxArtifact,
+    load_artifact,
+    log_path,
+    reference_path,
+    sidecar_path,
+)
+from netvlad_deploy.errors import UNAVAILABLE, ArtifactError
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_page
 from netvlad_deploy.report.graph_figure import graph_block
@@ -50,21 +57,71 @@ def deploy(
     Raises: as the verbs that it calls.
     """
     stem = "netvlad" if source.checkpoint is None else stem_of(source.checkpoint)
-    onnx_path, engine_path = folder / f"{stem}.onnx", folder / f"{stem}.engine"
-    engine_files = engine_path, sidecar_path(engine_path), log_path(engine_path)
+    onnx_path = folder / f"{stem}.onnx"
     onnx_files = onnx_path, sidecar_path(onnx_path), reference_path(onnx_path)
-    make_folder(folder, (*onnx_files, *engine_files, *(folder / name for name in REPORT_FILES)), force=force)
+    make_folder(folder, (*onnx_files, *_engine_files(folder, stem), *_report_files(folder)), force=force)
     LOG.info("export %s", onnx_path)
     onnx = export(source, onnx_path, options, force=force)
-    LOG.info("validate %s", onnx_path)
+    step = Step(name="export", verdict=Verdict.PASS)
+    peers = ("torch",) if onnx.images is None else ()
+    return _go_on(onnx, step, folder, engine_options, peers=peers, duration_s=duration_s, command=command, force=force)
+
+
+def deploy_onnx(
+    path: Path,
+    folder: Path,
+    *,
+    engine_options: BuildOptions,
+    expect_sha256: str | None = None,
+    duration_s: float = 3.0,
+    command: str = "",
+    force: bool = False,
+) -> Deployment:
+    """Build, validate and measure an ONNX file that was exported, where it stands; no step needs torch.
+
+    The engine and the report go into the folder.
+
+    Raises: ArtifactError if the file differs from its sidecar or from the expected hash; as the verbs that it calls.
+    """
+    onnx = load_artifact(path, expect_sha256=expect_sha256)
+    if not isinstance(onnx, OnnxArtifact):
+        raise ArtifactError(f"{path} is an engine, expected an ONNX file")
+    make_folder(folder, (*_engine_files(folder, path.stem), *_report_files(folder)), force=force)
+    step = Step(name="export", verdict=Verdict.PASS, reason=f"{path} is taken as it is, its hash is the sidecar's")
+    return _go_on(onnx, step, folder, engine_options, duration_s=duration_s, command=command, force=force)
+
+
+def _engine_files(folder: Path, stem: str) -> tuple[Path, Path, Path]:
+    engine_path = folder / f"{stem}.engine"
+    return engine_path, sidecar_path(engine_path), log_path(engine_path)
+
+
+def _report_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(folder / name for name in REPORT_FILES)
+
+
+def _go_on(
+    onnx: OnnxArtifact,
+    export_step: Step,
+    folder: Path,
+    engine_options: BuildOptions,
+    *,
+    duration_s: float,
+    command: str,
+    force: bool,
+    peers: Sequence[str] = (),
+) -> Deployment:
+    """Do all that comes after the export; `peers` are backends that are timed before the ONNX file's own."""
     exported = Candidate.of(onnx)
+    engine_files = _engine_files(folder, onnx.path.stem)
+    LOG.info("validate %s", onnx.path)
     parity = [validate(exported)]
-    steps = [Step(name="export", verdict=Verdict.PASS), _parity_step("parity of the ONNX file", parity[0])]
-    candidates = [*([exported.on("torch")] if onnx.images is None else []), exported]
+    steps = [export_step, _parity_step("parity of the ONNX file", parity[0])]
+    candidates = [*map(exported.on, peers), exported]
     engine, step = _build_engine(onnx, engine_files, engine_options, force=force)
     steps.append(step)
     if engine is not None:
-        LOG.info("validate %s", engine_path)
+        LOG.info("validate %s", engine.path)
         candidates.append(Candidate.of(engine))
         parity.append(validate(candidates[-1]))
         steps.append(_parity_step("parity of the engine", parity[1]))

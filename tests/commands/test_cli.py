@@ -249,7 +249,7 @@ def test_ctrl_c_is_exit_130_and_leaves_nothing(tmp_path: Path, exported: OnnxArt
         start_new_session=True,
     )
     assert process.stderr is not None
-    while "round 1" not in process.stderr.readline():
+    while "rounds" not in process.stderr.readline():
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=HANG_S)

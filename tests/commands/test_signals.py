@@ -121,7 +121,7 @@ def test_a_signal_ends_bench_and_its_workers(
         env={**os.environ, "TMPDIR": str(tmp_path), "NETVLAD_TEST": str(tmp_path), "PYTHONPATH": str(ROOT)},
     )
     assert process.stderr is not None
-    while "round 2" not in process.stderr.readline():
+    while "rounds" not in process.stderr.readline():
         assert process.poll() is None
     assert len(alive("NETVLAD_TEST", str(tmp_path))) == 2
     process.send_signal(number)
@@ -143,7 +143,7 @@ def test_a_killed_bench_leaves_neither_workers_nor_files(tmp_path: Path, exporte
         env={**os.environ, "TMPDIR": str(tmp_path), "NETVLAD_TEST": str(tmp_path), "PYTHONPATH": str(ROOT)},
     )
     assert process.stderr is not None
-    while "round 1" not in process.stderr.readline():
+    while "rounds" not in process.stderr.readline():
         assert process.poll() is None
     process.kill()
     process.wait()
