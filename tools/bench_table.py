@@ -152,8 +152,9 @@ def page_of(rows: Sequence[Row]) -> str:
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
             f"{machine['processor']}, {rows[0].report.threads} threads; {versions}. `ours` is this package's graph on "
-            "ONNX Runtime; the other columns are times over it, over 1 slower, each with its interval. "
-            f"K + G clusters with G={GHOSTS} and BatchNorm (heads); batch 1, image to descriptor (pipelines).",
+            "ONNX Runtime; the other columns are times over it, over 1 slower, each with its interval: 99 % of a "
+            f"ratio, 95 % of milliseconds. Heads have G={GHOSTS} and BatchNorm; pipelines go from an image, batch 1, "
+            "to its descriptor.",
             *(f"\n{note}" for row in rows for note in row.notes),
         ]
     )
