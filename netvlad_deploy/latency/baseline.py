@@ -221,10 +221,14 @@ def _advice(ratio: Estimate | None, report: LatencyReport, allowed: float, *, pa
 
 
 def _longer(ratio: Estimate, report: LatencyReport, limit: float) -> str:
-    """Return in words how long to measure until the interval leaves the limit: its width falls with 1/sqrt(time)."""
+    """Return in words how long to measure until the interval leaves the limit: its width falls with 1/sqrt(rounds).
+
+    A round takes a block of each candidate, or a run where that is longer than a block.
+    """
     gap = limit - ratio.value
     side = ratio.high - ratio.value if gap > 0 else ratio.value - ratio.low
-    needed_s = report.rounds * report.block_ms / 1e3 * (side / gap) ** 2 if gap else math.inf
+    round_ms = max(report.block_ms, *(each for row in report.candidates for each in row.block_medians_ms))
+    needed_s = report.rounds * round_ms / 1e3 * (side / gap) ** 2 if gap else math.inf
     if needed_s > LIMITS["duration"].most:
         return "the ratio is too near to it for any duration"
     return f"about --duration {math.ceil(needed_s)} would decide it"

@@ -22,7 +22,10 @@ pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = (README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("verbs", "machines", "dialects", "ci")))
+PAGES = (
+    README,
+    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("verbs", "machines", "dialects", "latency", "ci")),
+)
 """Pages with commands, in the order in which somebody goes through them: each goes on with the files of the last."""
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", "".join(PAGES), re.DOTALL)
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
@@ -111,7 +114,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text(TIMM)
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 49
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 54
     printed = []
     for section, commands in sections().items():
         for command in commands:
@@ -185,6 +188,7 @@ def test_the_commands_in_a_checkout() -> None:
         ["python3", "-m", "venv", "--system-site-packages", ".venv"],
         [".venv/bin/python", "-m", "pip", "install", "-e", ".", "cuda-bindings>=12,<13"],
         ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
+        ["python3", "-m", "pip", "install", "-e", ".[cpu,openvino]"],
     ]
     assert "make test" in (ROOT / ".ci" / "run").read_text(), "the one command a test cannot run: it runs the tests"
     assert "netvlad_deploy-" + re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[

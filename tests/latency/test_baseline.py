@@ -71,6 +71,10 @@ def test_how_much_longer_to_measure_follows_from_the_width() -> None:
     judged = paired(1.0, 1.04, 1.08)
     assert judged.regression is not None
     assert judged.regression.advice[-1].endswith(f"about --duration {math.ceil(2.1 * 16)} would decide it")
+    slow = report(row(), row(Estimate(value=1.04, low=1.0, high=1.08), factor=1000))
+    longer = judge(slow, BASELINE, "b", paired=True, allowed=0.05).regression
+    assert longer is not None
+    assert longer.advice[-1].endswith(f"about --duration {math.ceil(21 * 1.1 * 16)} would decide it")
     close = paired(1.0, 1.05, 1.1).regression
     assert close is not None
     assert "too near" in close.advice[-1]
