@@ -11,7 +11,7 @@ CONSTRAINTS = constraints.txt
 
 .PHONY: demo test check lint bars bench mutation hostile gpu-check figure schemas wheel resolve-3.10 clean
 
-demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.md
+demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.html
 	$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(INSTALLED)  ## all tests that this machine can run

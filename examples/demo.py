@@ -2,7 +2,8 @@
 
 EfficientNet-Lite0 and a vocabulary fitted here become one graph from image to descriptor, an engine, a parity report
 and a latency report. Then photos that packages ship must be found again by mildly altered copies, and where the shared
-data is present, the places of a corridor and of a street. `report.md` leads to everything, with the pictures.
+data is present, the places of a corridor and of a street. `report.html` shows all of it, with the photos inside, and
+`report.md` the same in Markdown.
 """
 
 import argparse
@@ -14,19 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.photos import packaged, write_photos
+from netvlad_deploy.report.artifacts import artifact_section, repeat_section
 from netvlad_deploy.report.deploy import Deployment, step_rows
 from netvlad_deploy.report.evaluate import (
     EvaluationReport,
     agreement_table,
     recall_table,
 )
-from netvlad_deploy.report.text import markdown_table, table
+from netvlad_deploy.report.graph_figure import graph_block
+from netvlad_deploy.report.latency import latency_facts, latency_section
+from netvlad_deploy.report.matches import Album, match_blocks
+from netvlad_deploy.report.page import Block, Grid, Page, Paragraph, Section
+from netvlad_deploy.report.parity import parity_facts, parity_sections
+from netvlad_deploy.report.text import table
+from netvlad_deploy.report.write import write_pages
+from netvlad_deploy.retrieval.image_files import find_images
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import RTX, BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageChanges, Resize
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.files import write_text
 from netvlad_deploy.workflow.deploy import deploy
 from netvlad_deploy.workflow.evaluate import MATCHES_PICTURE, evaluate
 from netvlad_deploy.workflow.export import export
@@ -103,22 +111,35 @@ def retrieve(walk: Walk, checkpoint: Path, folder: Path) -> EvaluationReport:
     )
 
 
-def page(deployment: Deployment, found: Mapping[str, tuple[Walk, EvaluationReport]]) -> str:
-    """Return the report: what was deployed, and what each walk finds, with its picture."""
-    lines = [
-        "# Image to descriptor",
-        "",
-        f"{BACKBONE} and a vocabulary of {CLUSTERS} clusters, fitted on the photos, as one graph:",
-        "[the deployment](deployment/report.md).",
-        "",
-        *markdown_table(STEPS_HEADER, step_rows(deployment.steps)),
+def page(deployment: Deployment, found: Mapping[str, tuple[Walk, EvaluationReport]]) -> Page:
+    """Return the report: what each walk finds, with its photos, and what was deployed."""
+    about = f"{BACKBONE} and a vocabulary of {CLUSTERS} clusters, fitted on the photos, as one graph."
+    facts = [
+        (f"{name}: recall@1, {one.precision}", f"{one.found.recall[1]:.1%}")
+        for name, (_, report) in found.items()
+        for one in report.candidates
     ]
-    for name, (walk, report) in found.items():
-        lines += ["", f"## {name.capitalize()}", "", walk.about, ""]
-        lines += markdown_table(*recall_table(report))
-        lines += ["", *markdown_table(*agreement_table(report))]
-        lines += ["", f"![Queries and their best matches]({name}/{MATCHES_PICTURE})"]
-    return "\n".join(lines) + "\n"
+    return Page(
+        title="Image to descriptor",
+        verdict=deployment.verdict,
+        headline=about,
+        facts=[*facts, *parity_facts(deployment.parity[0]), *latency_facts(deployment.latency)],
+        sections=(
+            Section("Steps", (Grid(STEPS_HEADER, step_rows(deployment.steps)),)),
+            *(Section(name.capitalize(), walk_blocks(name, walk, report)) for name, (walk, report) in found.items()),
+            *parity_sections(deployment.parity),
+            latency_section(deployment.latency),
+            artifact_section(deployment.onnx, graph_block(deployment.onnx)),
+            repeat_section([deployment.onnx], command="make demo", versions=False),
+        ),
+    )
+
+
+def walk_blocks(name: str, walk: Walk, report: EvaluationReport) -> list[Block]:
+    """Return what one walk finds: its tables, and the photos of its matches."""
+    paths = [{file.name: file.path for file in find_images([each])[0]} for each in (walk.queries, walk.database)]
+    matches = match_blocks(report, Album(paths[0], paths[1], None), picture=f"{name}/{MATCHES_PICTURE}")
+    return [Paragraph(walk.about), Grid(*recall_table(report)), Grid(*agreement_table(report)), *matches]
 
 
 def main(folder: Path) -> int:
@@ -133,8 +154,9 @@ def main(folder: Path) -> int:
         found[walk.name] = walk, retrieve(walk, checkpoint, folder)
         report = found[walk.name][1]
         print("\n".join(["", walk.name, *table(*recall_table(report))]))
-    write_text(folder / "report.md", page(deployment, found))
-    print(f"\n{folder / 'report.md'}")
+    done = page(deployment, found)
+    write_pages([folder / "report.md", folder / "report.html"], done)
+    print(f"\n{folder / 'report.html'}")
     every_photo = all(one.found.recall[1] == 1 for one in found["photos"][1].candidates)
     return 0 if every_photo and deployment.verdict is not Verdict.FAIL else 1
 

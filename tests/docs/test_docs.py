@@ -21,7 +21,7 @@ SOURCES = [
     for path in (ROOT / top).rglob("*.py")
     if path.parent != Path(__file__).parent  # these tests quote what is gone
 ]
-FILES = (".py", ".md", ".json", ".onnx", ".npz", ".npy", ".engine", ".xml", ".svg", ".png", ".safetensors")
+FILES = (".py", ".md", ".html", ".json", ".onnx", ".npz", ".npy", ".engine", ".xml", ".svg", ".png", ".safetensors")
 OTHERS = {"INTER_LINEAR", "forward_features", "imread", "single_query", "_ms", "_s", "epsilon_add", "epsilon_rsqrt"}
 """Names of other projects, endings of names, and two keys that are put together from their mode."""
 NAMES = r"((?:`\w+`(?:, | and | or )?)+)"

@@ -160,6 +160,8 @@ def test_the_report_names_the_cluster(parameters: ReferenceParameters) -> None:
     output = report.cases[0].outputs[0]
     assert output.worst_cluster == 3
     assert int(np.argmax(output.cluster_errors)) == 3
+    assert int(np.argmax(output.cluster_ratios)) == 3
+    assert max(output.cluster_ratios) == output.worst_ratio, "each error over the tolerance of its own cluster"
     assert output.worst_error > output.tolerance
 
 
