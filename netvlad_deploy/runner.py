@@ -87,8 +87,12 @@ class Runner(ABC):
         """Return in words why `tapped` does not show the stages inside, where it does not."""
         return f"{self.name} gives its outputs alone"
 
-    def tapped(self) -> "Runner":
-        """Return a runner of the same thing that also gives the stages inside, as far as they can be seen."""
+    def tapped(self, *, instead: bool = False) -> "Runner":  # noqa: ARG002  # nothing to close here
+        """Return a runner of the same thing that also gives the stages inside, as far as they can be seen.
+
+        `instead` closes this one, where the runner returned is another, before that is opened: a large network would
+        stand in memory twice.
+        """
         return self
 
     def run(self, feeds: Feeds) -> Arrays:

@@ -217,7 +217,7 @@ def test_trap_g_a_batch_norm_left_behind_the_product_is_refused(planted: Plant) 
     assert norm is not None
     statistics = norm.running_mean, norm.running_var, norm.weight.detach(), norm.bias.detach()
 
-    def unfolded(_: FoldedNetVLAD, features: Tensor, __: Tensor) -> Tensor:
+    def unfolded(_: FoldedNetVLAD, features: Tensor, *__: Tensor | None) -> Tensor:
         logits = (features.float() @ clusters).transpose(1, 2)
         return functional.batch_norm(logits, *statistics, eps=norm.eps).transpose(1, 2)
 

@@ -139,6 +139,10 @@ def large_pipeline(folder: Path) -> Iterator[Bar]:
     yield Bar(f"{name}: builds with TensorRT-RTX in {BUILD_S:g} s", texts[1], seconds[1] <= BUILD_S * slower[1])
     text = f"{peaks[0] / 1e9:.2f} and {peaks[1] / 1e9:.2f} GB"
     yield Bar(f"{name}: host memory of both under {HOST_BYTES / 1e9:g} GB", text, max(peaks) < HOST_BYTES)
+    _, peak = measured(["validate", "large.onnx"], folder)
+    yield Bar(
+        f"{name}: host memory of validate under {HOST_BYTES / 1e9:g} GB", f"{peak / 1e9:.2f} GB", peak < HOST_BYTES
+    )
     figures = json.loads((folder / "large.engine.json").read_text())["figures"]
     text = f"{figures['build_ms']:.0f} ms, {(figures['activation_bytes'] or 0) / MIB:.0f} MiB of activations"
     yield Bar(f"{name}: figures in the sidecar", text, bool(figures["activation_bytes"]) and figures["host_bytes"] > 0)

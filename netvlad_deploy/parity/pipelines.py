@@ -135,7 +135,7 @@ def _heads(
     goldens: Sequence[Golden], candidate: Runner, parameters: ReferenceParameters
 ) -> tuple[list[CaseParity], Departure | None]:
     """Judge the head on the runner's own local descriptors, where it shows them, and find where it first departs."""
-    runner = candidate.tapped()
+    runner = candidate.tapped(instead=True)  # the last to read it
     cases, departure = [], None
     try:
         with OracleRunner(parameters) as oracle:

@@ -48,9 +48,9 @@ class OneHead(Runner):
         """Return in words why `tapped` does not show the stages inside, where it does not."""
         return self._runner.hidden
 
-    def tapped(self) -> Runner:
+    def tapped(self, *, instead: bool = False) -> Runner:
         """Return a runner of the same head that also gives the stages inside; itself where they do not show."""
-        runner = self._runner.tapped()
+        runner = self._runner.tapped(instead=instead)
         return self if runner is self._runner else OneHead(runner, self._head, owns=True)
 
     def close(self) -> None:

@@ -27,8 +27,21 @@ from netvlad_deploy.support.require import install_line, require
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's entry for where a model that is given as bytes has its external data."""
 
+LARGE_CONSTANT = 2**20
+"""Bytes from which the shapes of a model are inferred without the values of a constant: no shape depends on so many."""
+
 QUIET = 3
 """ONNX Runtime's severity for errors only."""
+
+
+def _take_large(model: Any) -> dict[str, bytes]:
+    """Return the bytes of the model's large constants by name, and remove them from it."""
+    apart = {}
+    for tensor in model.graph.initializer:
+        if tensor.HasField("raw_data") and tensor.ByteSize() >= LARGE_CONSTANT:
+            apart[tensor.name] = tensor.raw_data
+            tensor.ClearField("raw_data")
+    return apart
 
 
 class OnnxRuntimeRunner(OnnxRunner):
@@ -91,10 +104,12 @@ class OnnxRuntimeRunner(OnnxRunner):
             return f"the package onnx is missing, which shows what is inside a graph: {install_line('strict')}"
         return super().hidden
 
-    def tapped(self) -> Runner:
+    def tapped(self, *, instead: bool = False) -> Runner:
         """Return a runner that also gives the stages inside the graph; itself where onnx is not installed."""
         if importlib.util.find_spec("onnx") is None:
             return self
+        if instead:
+            self.close()
         return type(self)(self._artifact, **self._settings, taps=True)
 
     def close(self) -> None:
@@ -110,7 +125,11 @@ class OnnxRuntimeRunner(OnnxRunner):
         """Return the model with the type of every tensor, and its stages as outputs if they are tapped."""
         onnx = require("onnx", extra="strict")
         model = onnx.load_from_string(content)
+        apart = _take_large(model)  # shape inference copies a model three times
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        for tensor in model.graph.initializer:
+            if tensor.name in apart:
+                tensor.raw_data = apart.pop(tensor.name)
         inside = [value for value in model.graph.value_info if value.name in self.tappable]
         model.graph.output.extend(inside if self._taps else [])
         return model

@@ -91,8 +91,10 @@ class OpenVinoRunner(OnnxRunner):
             self.outputs = tuple(output.any_name for output in self._compiled.outputs)
         self._idle: list[Any] = []  # requests that no thread is using; a list takes and gives one at a time
 
-    def tapped(self) -> Runner:
-        """Return a runner that also gives the stages inside the graph."""
+    def tapped(self, *, instead: bool = False) -> Runner:
+        """Return a runner that also gives the stages inside the graph; `instead` closes this one first."""
+        if instead:
+            self.close()
         return type(self)(self._artifact, threads=self._threads, taps=True)
 
     def close(self) -> None:
