@@ -39,7 +39,7 @@ class CandidateLatency:
         ratio: time over the first candidate's, round by round.
         over_limit: time over that of the limit, the least that the backend could need, round by round.
         quantiles_ms: the distribution: the milliseconds below which 0 %, 2 %, ... 100 % of the runs lie.
-        block_medians_ms: the median of each round.
+        block_medians_ms: the median of each round, of requests at once its time over the runs that it completed.
         drift: how much slower the last third of the rounds was than the first, 0.05 for 5 %.
         device: medians of one run in each round, None where the device has no clock of its own.
         conditions: the runner's means of being fast, in words.

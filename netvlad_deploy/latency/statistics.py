@@ -109,23 +109,22 @@ def percentile(blocks: Sequence[Float64], share: float) -> Estimate:
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 
-def throughput(completed: Samples, block_s: float, batch: int) -> Estimate:
+def throughput(rates: Samples, batch: int) -> Estimate:
     """Return the descriptors a second over all blocks, with the 95 % interval of a mean of groups of rounds.
 
     Args:
-        completed: runs that each block completed, the last ones in part.
-        block_s: seconds of a block.
+        rates: runs that each block completed, the last ones in part, over its milliseconds.
         batch: descriptors of a run.
 
     Source: the variance of a mean from the means of batches, Law and Kelton, Simulation Modeling and Analysis, 9.5.3.
 
-    >>> throughput([10.0, 10.0, 10.0], 0.5, 2)
+    >>> throughput([0.02, 0.02, 0.02], 2)
     Estimate(value=40.0, low=40.0, high=40.0)
     """
-    groups = grouped([np.array([each]) for each in completed])
-    rate = float(np.mean(completed))
-    error = _half_width(np.array([(group - rate).sum() for group in groups]), len(completed))
-    scale = batch / block_s
+    groups = grouped([np.array([each]) for each in rates])
+    rate = float(np.mean(rates))
+    error = _half_width(np.array([(group - rate).sum() for group in groups]), len(rates))
+    scale = 1e3 * batch
     return Estimate(value=scale * rate, low=scale * max(rate - error, 0.0), high=scale * (rate + error))
 
 

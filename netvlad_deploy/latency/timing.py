@@ -73,7 +73,7 @@ def measure(
         before, after = _run_rounds(running, rounds, block_ms, np.random.default_rng(seed))
     rivals = processes[0], None if limit is None else processes[-1]
     batch = len(next(iter(feeds.values())))
-    rows = [result_of(each, *rivals, batch=batch, block_ms=block_ms, budget_p99_ms=budget_p99_ms) for each in processes]
+    rows = [result_of(each, *rivals, batch=batch, budget_p99_ms=budget_p99_ms) for each in processes]
     settings = {"threads": threads, "concurrency": concurrency, "block_ms": block_ms, "warmup_ms": warmup_ms}
     name = "" if limit is None else limit.name
     return _report(feeds, rows, before, after, rounds=rounds, limit=name, **settings)
@@ -88,10 +88,11 @@ def _check(candidates: Sequence[Candidate], feeds: Feeds, rounds: int, concurren
 
 
 def _warmed_up(processes: Sequence[CandidateProcess], feeds: Feeds, warmup_ms: float) -> list[CandidateProcess]:
-    """Open and warm up all before the first block, since opening one would disturb another; return those that run."""
+    """Open and warm up all before the first block, since opening one would disturb another; return those to time."""
     np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
     for process in processes:
         process.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
+        process.compare_with(processes[0])
     return [process for process in processes if not process.reason]
 
 

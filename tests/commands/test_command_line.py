@@ -15,7 +15,7 @@ from netvlad_deploy.report.doctor import Diagnosis
 from netvlad_deploy.runtime.execution_providers import PROVIDERS
 from netvlad_deploy.runtime.open_runner import ENGINES
 from netvlad_deploy.runtime.openvino_runner import OPENVINO
-from netvlad_deploy.spec.backends import BACKENDS, STRICT, TIMED
+from netvlad_deploy.spec.backends import BACKENDS, NO_GRAPHS, STRICT, TIMED
 from netvlad_deploy.support.files import write_text
 from netvlad_deploy.support.require import installed_version
 from netvlad_deploy.workflow import doctor
@@ -109,7 +109,7 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(
 
 
 def test_the_names_of_the_backends_are_of_those_that_there_are() -> None:
-    assert (*PROVIDERS, OPENVINO, STRICT, ENGINES, "torch", "oracle") == BACKENDS
+    assert (*PROVIDERS, OPENVINO, STRICT, ENGINES, NO_GRAPHS, "torch", "oracle") == BACKENDS
     assert set(BACKENDS) - set(TIMED) == {STRICT}
 
 

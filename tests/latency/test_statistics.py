@@ -72,8 +72,8 @@ def test_throughput_knows_that_neighbours_are_alike() -> None:
     random = np.random.default_rng(3)
     missed = 0
     for _ in range(200):
-        completed = np.repeat(40 + random.normal(0, 4, 30), 4)  # disturbances of four rounds each
-        found = statistics.throughput(completed, 0.02, 2)
+        rates = np.repeat(2 + random.normal(0, 0.2, 30), 4)  # disturbances of four rounds each
+        found = statistics.throughput(rates, 2)
         missed += not found.low <= 4000 <= found.high
     assert missed <= 22
 
@@ -82,7 +82,7 @@ def test_one_round_is_taken_in_pieces_and_one_run_as_it_is() -> None:
     single = statistics.percentile([np.arange(100.0)], 50)
     assert single.low < 49.5 < single.high
     assert statistics.percentile([np.array([2.0])], 99) == Estimate(value=2, low=2, high=2)
-    assert statistics.throughput([3.0], 0.5, 1) == Estimate(value=6, low=6, high=6)
+    assert statistics.throughput([3.0], 1) == Estimate(value=3000, low=3000, high=3000)
 
 
 def test_a_trend_is_called_and_noise_is_not() -> None:

@@ -14,7 +14,7 @@ from netvlad_deploy.errors import ArtifactError, InputError, ParityError, RunErr
 from netvlad_deploy.latency import process as latency
 from netvlad_deploy.latency import timing, worker
 from netvlad_deploy.latency.process import CandidateProcess, result_of
-from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, LatencyReport
+from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, Estimate, LatencyReport
 from netvlad_deploy.latency.timing import measure
 from netvlad_deploy.report.text import device_lines
 from netvlad_deploy.runtime.open_runner import Candidate, Checkpoint
@@ -64,7 +64,8 @@ class Simulated(CandidateProcess):
 
     def __init__(self, candidate: Candidate, *_: object) -> None:
         self.candidate, self.reason, self.conditions, self.warmup_runs = candidate, "", "", 1
-        self.blocks, self.completed, self.times, self.settled = [], [], [], True
+        self.blocks, self.rates, self.times, self.settled = [], [], [], True
+        self.concurrency = 1
         self.slow = 1.5 if candidate.backend else 1.0
         self.run_ms = self.slow
 
@@ -72,10 +73,12 @@ class Simulated(CandidateProcess):
 
     def warm_up(self, *_: object, **__: object) -> None: ...
 
+    def compare_with(self, first: CandidateProcess) -> None: ...
+
     def run_block(self, block_ms: float, place: int) -> None:
         self.journal.append((self.candidate.name, place))
         self.blocks.append(np.array([self.slow * (1 + 0.01 * (len(self.blocks) % 3))]))
-        self.completed.append(block_ms / self.slow)
+        self.rates.append(1 / self.slow)
 
 
 @pytest.fixture
@@ -134,6 +137,17 @@ def test_requests_in_flight_are_at_once_and_the_last_counts_in_part() -> None:
     with worker._Lanes(runner, {"x": np.ones(1)}, 2) as lanes:  # type: ignore[arg-type]
         samples, completed = lanes.run_for(0.001)
     assert (len(samples), 0 < completed <= 2) == (2, True)
+
+
+def test_requests_at_once_are_compared_by_what_is_completed(exported: OnnxArtifact) -> None:
+    """A run of the second takes twice as long, since it waits for the other, and as many are completed."""
+    one, other = (Simulated(Candidate(path=exported.path)) for _ in range(2))
+    for process, run_ms in ((one, 1.0), (other, 2.0)):
+        process.concurrency, process.blocks, process.rates = 2, [np.full(5, run_ms)] * 8, [1.25] * 8
+    result = result_of(other, one, None, batch=1)
+    assert result.ratio == Estimate(value=1, low=1, high=1)
+    assert result.block_medians_ms == (0.8,) * 8
+    assert result.p50_ms == 2
 
 
 def test_a_warm_up_goes_on_until_runs_get_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +240,8 @@ def test_an_engines_report_has_the_gpus_own_times(
     monkeypatch.setattr(Candidate, "open", lambda *_, **__: runner)
     feeds, requests, answers = BytesIO(), BytesIO(), BytesIO()
     np.savez(feeds, features=np.ones((1, 3, 3), np.float32), mask=np.ones((1, 3), np.bool_))
-    asked = {"path": "m.pt", "backend": None, "expect_sha256": None, "threads": 1, "concurrency": 1, "warmup_ms": 1}
+    candidate = Candidate.of(Checkpoint(path=Path("m.pt")))
+    asked = {"candidate": candidate.request, "threads": 1, "concurrency": 1, "warmup_ms": 1}
     Channel(BytesIO(), requests).send(asked, feeds.getvalue())
     for _ in range(2):
         Channel(BytesIO(), requests).send({"block_ms": 1, "place": 1, "clock": True})
@@ -253,9 +268,9 @@ def test_gpu_times_are_medians_over_the_rounds() -> None:
         "m.engine by the GPU's clock: copies in 0.500 ms, work 2.000 ms, copies out 0.250 ms; x"
     ]
     process = Simulated(Candidate.of(Checkpoint(path=Path("m"))))
-    process.blocks, process.completed = [np.ones(3)], [3.0]
+    process.blocks, process.rates = [np.ones(3)], [3.0]
     names = ("h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")
     process.times = [dict(zip(names, row, strict=True)) for row in ((1, 2, 3, 5), (2, 4, 6, 5), (9, 9, 9, 5))]
-    result = result_of(process, process, None, batch=1, block_ms=3)
+    result = result_of(process, process, None, batch=1)
     assert result.device == DeviceTimes(h2d_ms=2, compute_ms=4, d2h_ms=6, enqueue_ms=5)
     assert [words.split(" ")[0] for words in result.advice] == ["Copies", "The"]

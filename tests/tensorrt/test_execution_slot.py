@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
 from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 from tests.double.arrays import DlpackOnGpu, InterfaceOnGpu, OnGpu
@@ -77,6 +78,16 @@ def test_graphs_can_be_left_out(machine: Machine, tmp_path: Path) -> None:
             check(runner, values(2, 5, 3, seed=seed))
     assert "cudaStreamBeginCapture" not in machine.world.journal
     assert not machine.world.rtx or "RTX EAGER DISABLED False" in machine.world.journal
+
+
+@pytest.mark.parametrize(("backend", "replays"), [("tensorrt", 1), ("tensorrt-no-graphs", 0)])
+def test_a_backend_leaves_graphs_out(machine: Machine, tmp_path: Path, backend: str, replays: int) -> None:
+    with open_runner(machine.engine(tmp_path / "m.engine"), backend=backend, lineage=False) as runner:
+        assert isinstance(runner, TensorRTRunner)
+        for seed in range(3):
+            check(runner, values(2, 5, 3, seed=seed))
+        assert runner.replays == (0 if machine.world.rtx else replays)
+        assert f"CUDA graphs {'on' if replays else 'off'}" in runner.conditions
 
 
 def test_only_so_many_graphs_are_kept(machine: Machine, tmp_path: Path) -> None:
