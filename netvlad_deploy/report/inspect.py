@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from netvlad_deploy.artifact import Artifact, EngineArtifact
+from netvlad_deploy.artifact import AnyArtifact, EngineArtifact
 from netvlad_deploy.report.text import artifact_lines, mebibytes, shape_words
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.layer import CLAMP, AnySpec, NetVLADSpec, Projection
@@ -31,7 +31,7 @@ class Inspection:
         reason: why TensorRT reports neither here.
     """
 
-    artifact: Artifact
+    artifact: AnyArtifact
     relatives: tuple[Relative, ...]
     rebuild_command: str | None = None
     tensors: tuple[EngineTensor, ...] = ()
