@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars mutation hostile gpu-check figure wheel resolve-3.10 clean
+.PHONY: demo test check lint bars bench mutation hostile gpu-check figure wheel resolve-3.10 clean
 
 demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.md
 	$(BIN)/python -m examples.demo $(DEMO)
@@ -26,6 +26,9 @@ lint: $(INSTALLED)
 
 bars: $(INSTALLED)  ## every figure this project promises, measured
 	$(BIN)/python -m tools.bars
+
+bench: $(INSTALLED)  ## latency beside OpenVINO, torch and a straight export, into docs/latency.md: on an idle machine
+	$(BIN)/python -m tools.bench_table
 
 mutation: $(INSTALLED)  ## the GPU code under doubles: every line runs, and every CUDA or TensorRT call deleted is noticed
 	$(BIN)/python -m tools.mutation

@@ -9,6 +9,7 @@ from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.junit import Junit, junit_file
 from netvlad_deploy.commands.output import command_line, leave, render
+from netvlad_deploy.commands.peers import PeerFlags
 from netvlad_deploy.commands.sweep import PlaceFlags, SweepFlags
 from netvlad_deploy.errors import UsageError
 
@@ -57,6 +58,7 @@ def validate(
 
 def bench(
     place: PlaceFlags,
+    peers: PeerFlags,
     baselines: BaselineFlags,
     sweep: SweepFlags,
     artifacts: Annotated[
@@ -73,7 +75,8 @@ def bench(
 ) -> None:
     """Measure latency, each file in a process of its own.
 
-    All are compared round by round with the first; --sweep measures over a grid.
+    All are compared round by round with the first; --peers adds what you would pick instead, --sweep measures over a
+    grid.
     """
     from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
@@ -85,12 +88,14 @@ def bench(
     check_reports(pages := report or ())
     paths, options = artifacts or [], baselines.options(force=force)
     if sweep.asked(paths):
-        alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file}
+        alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file, **peers.given}
         fixed = {"backends": backend or (), "expect_sha256": expect_sha256, **place.arguments}
         sweep.run(paths, fixed, alone, pages, allow_not_run=allow_not_run, as_json=as_json)
     with junit_file(junit, f"latency of {', '.join(path.name for path in paths)}") as write:
-        candidates = candidates_of(paths, backend or [], expect_sha256=expect_sha256, hold=False)
-        latency = run(candidates, **place.arguments, budget_p99_ms=budget_p99_ms, baselines=options)
+        known = peers.unfolded
+        candidates = candidates_of(paths, backend or [], expect_sha256=expect_sha256, hold=False, unfolded=known)
+        settings = {**place.arguments, "budget_p99_ms": budget_p99_ms, "baselines": options}
+        latency = run(candidates, **settings, peers=peers.peers)
         write(latency_junit(latency))
     write_latency_pages(pages, latency, paths, command=command_line())
     render("bench", latency, latency_lines, as_json)

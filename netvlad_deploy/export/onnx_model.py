@@ -4,7 +4,6 @@ Requires: a torch module in eval mode. Ensures: the promises of `export.graph`; 
 shapes either. Weights are inside the file; if it would exceed LARGEST_INSIDE, large ones stand in `NAME.onnx.data`.
 """
 
-import copy
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -187,26 +186,6 @@ def _stage_reference(staging: Staging, subject: _Subject, target: Path) -> FileR
     with staging.open(path) as stream:
         write_npz(stream, reference_arrays(subject.arrays, subject.spec))
     return FileReference(name=path.name, sha256=staging.sha256(path))
-
-
-def export_plain(module: NetVLAD, like: OnnxArtifact, target: Path) -> OnnxArtifact:
-    """Export `module.half()` without fold and mean form, for comparison: its descriptors drift or are not finite.
-
-    The sidecar is that of the proper export `like`, with other inputs and outputs.
-    """
-    options = GraphOptions(precision="fp16", output_dtype="float16")
-    examples = _examples(options, module.spec.feature_size)
-    model = graph.trace(
-        copy.deepcopy(module).half(),
-        examples,
-        HEAD_AXES,
-        inputs=options.inputs,
-        outputs=(DESCRIPTOR,),
-        opset=options.opset,
-    )
-    with stage_files(force=False) as staging:
-        artifact = replace(like, path=target, inputs=options.inputs, outputs=options.outputs, dtypes=options.dtypes)
-        return stage_artifact(staging, artifact, graph.without_large(model).parts())
 
 
 def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subject:

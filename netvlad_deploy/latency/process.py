@@ -10,10 +10,11 @@ import numpy as np
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, NetVLADDeployError
 from netvlad_deploy.latency import statistics
 from netvlad_deploy.latency.advice import candidate_advice
+from netvlad_deploy.latency.agreement import disagreement
 from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, Estimate
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Float64
+from netvlad_deploy.support.arrays import Array, Float64
 from netvlad_deploy.support.children import Child
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ class CandidateProcess:
     """The process of one candidate: it opens the runner, warms up, and runs a block when told to.
 
     `reason` says why it cannot run here; `blocks` has the milliseconds of the runs of each round, so that rounds can be
-    compared one by one, and `rates` how many of them each block completed a millisecond. `stack` ends the process.
+    compared one by one, and `rates` how many of them each block completed a millisecond. `descriptor` is that of the
+    first image, after the warm-up. `stack` ends the process.
     """
 
     def __init__(self, candidate: Candidate, threads: int, concurrency: int, stack: ExitStack) -> None:
@@ -43,6 +45,7 @@ class CandidateProcess:
         self.times: list[dict[str, float]] = []
         self.reason = self.conditions = ""
         self.warmup_runs, self.run_ms, self.settled = 0, 0.0, True
+        self.descriptor: Array = np.empty(0, np.float32)
         environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
         self._child = stack.enter_context(Child(WORKER, "its process", environment=environment))
 
@@ -67,21 +70,29 @@ class CandidateProcess:
         `feeds` are those of an `.npz` file.
         """
         LOG.info("warming up %s", self.candidate.name)
+        if self.candidate.reason:
+            self.reason = self.candidate.reason
+            return
         request = {
-            "path": str(self.candidate.path),
-            "backend": self.candidate.backend,
-            "expect_sha256": None if self.candidate.artifact is None else self.candidate.artifact.sha256,
+            "candidate": self.candidate.request,
             "threads": self.threads,
             "concurrency": self.concurrency,
             "warmup_ms": warmup_ms,
         }
         try:
-            answer = self._ask(request, feeds)
+            answer, descriptor = self._ask(request, feeds)
         except (DeviceUnavailableError, MissingDependencyError) as error:
             self.reason = str(error)
         else:
             self.warmup_runs, self.conditions = answer["warmup_runs"], answer["conditions"]
             self.run_ms, self.settled = answer["run_ms"], answer["settled"]
+            self.descriptor = np.frombuffer(descriptor, np.float32)
+
+    def compare_with(self, first: "CandidateProcess") -> None:
+        """Refuse to time what stands for the same artifact as another candidate and computes something else."""
+        same = self is not first and self.candidate.origin == first.candidate.origin
+        if same and not self.reason and not first.reason:
+            self.reason = disagreement(self.descriptor, first.descriptor, first.candidate.name)
 
     def run_block(self, block_ms: float, place: int) -> None:
         """Run for `block_ms`, at least once, from core number `place` on, and keep what that gives.
@@ -90,19 +101,19 @@ class CandidateProcess:
         a block is no shorter for that, so it is left out where the device has no clock.
         """
         clock = self.run_ms < block_ms or not self.blocks or bool(self.times)
-        answer = self._ask({"block_ms": block_ms, "place": place, "clock": clock})
+        answer, _ = self._ask({"block_ms": block_ms, "place": place, "clock": clock})
         self.blocks.append(np.array(answer["samples_ms"]))
         self.rates.append(answer["completed"] / block_ms)
         self.times += [answer["times_ms"]] if answer["times_ms"] else []
 
-    def _ask(self, request: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
-        """Return the answer to a request.
+    def _ask(self, request: dict[str, Any], content: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Return the answer to a request, and the bytes with it.
 
         Raises: the error that ended the worker, its message after the name of the candidate.
         """
         try:
             self._child.send(request, content)
-            return self._child.receive()[0]
+            return self._child.receive()
         except (DeviceUnavailableError, MissingDependencyError):
             raise
         except NetVLADDeployError as error:

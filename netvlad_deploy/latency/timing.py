@@ -86,10 +86,11 @@ def _check(candidates: Sequence[Candidate], feeds: Feeds, rounds: int, concurren
 
 
 def _warmed_up(processes: Sequence[CandidateProcess], feeds: Feeds, warmup_ms: float) -> list[CandidateProcess]:
-    """Open and warm up all before the first block, since opening one would disturb another; return those that run."""
+    """Open and warm up all before the first block, since opening one would disturb another; return those to time."""
     np.savez(archive := io.BytesIO(), allow_pickle=False, **feeds)
     for process in processes:
         process.warm_up(archive.getvalue(), warmup_ms=warmup_ms)
+        process.compare_with(processes[0])
     return [process for process in processes if not process.reason]
 
 

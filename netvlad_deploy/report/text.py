@@ -214,8 +214,9 @@ def listed(items: Sequence[object], most: int) -> str:
 
 
 def latency_table(report: LatencyReport) -> Table:
-    """Return a row for each candidate; a time ratio is relative to the first of them."""
-    return LATENCY_HEADER, [
+    """Return a row for each candidate; a ratio is relative to the first of them, and to the limit if there is one."""
+    header = (*LATENCY_HEADER, "over limit") if report.limit else LATENCY_HEADER
+    return header, [
         (
             one.verdict.value,
             one.name + (f": {one.reason}" if one.reason else ""),
@@ -223,6 +224,7 @@ def latency_table(report: LatencyReport) -> Table:
             "-" if one.variation is None else f"{one.variation:.1%}",
             estimate_text(one.throughput, ".0f"),
             " ".join(filter(None, (estimate_text(one.ratio), comparison(one.ratio)))),
+            *([estimate_text(one.over_limit)] if report.limit else []),
         )
         for one in report.candidates
     ]

@@ -1,9 +1,9 @@
 """Open anything that can compute a descriptor, on the backend that was asked for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from netvlad_deploy.artifact import (
     REFERENCE_SUFFIX,
@@ -15,17 +15,19 @@ from netvlad_deploy.artifact import (
     copied,
     load_artifact,
 )
-from netvlad_deploy.errors import UsageError
+from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, UsageError
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
 from netvlad_deploy.runtime.openvino_runner import OPENVINO, OpenVinoRunner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.backends import BACKENDS, NO_GRAPHS
+from netvlad_deploy.runtime.unfolded import Unfolded, unfolded_module
+from netvlad_deploy.spec.backends import BACKENDS, NO_GRAPHS, PEERS, TORCH_COMPILE, UNFOLDED
 from netvlad_deploy.spec.images import AnyProfile
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.formats import is_checkpoint
 from netvlad_deploy.support.limits import check_choice
+from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.require import require
 
 ENGINES: Final = "tensorrt"
@@ -49,6 +51,11 @@ class Candidate:
         path: the file of the artifact or of the checkpoint.
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         hold: False where the candidate is not opened in this process.
+        unfolded: where the unfolded module of an artifact is read from, for the backends that run it.
+
+    `label` is its name in reports, where that is not the file's and the backend's; `stands_for` the artifact that a
+    file was made of to be compared with it; `reason` says why it cannot run here, where that is known before it is
+    opened.
 
     Raises: ArtifactError if the artifact differs from its sidecar or the expected hash; UsageError if a hash is
         expected of a checkpoint.
@@ -66,22 +73,61 @@ class Candidate:
     """
 
     def __init__(
-        self, *, path: Path | str, backend: str | None = None, expect_sha256: str | None = None, hold: bool = True
+        self,
+        *,
+        path: Path | str,
+        backend: str | None = None,
+        expect_sha256: str | None = None,
+        hold: bool = True,
+        unfolded: Unfolded | None = None,
     ) -> None:
         self.source = _load(Path(path), expect_sha256, hold=hold)
-        self.backend = backend
+        self.backend, self.unfolded = backend, unfolded or Unfolded()
+        self.label = self.reason = ""
+        self.stands_for: Path | None = None
 
     @classmethod
-    def of(cls, source: AnyArtifact | Checkpoint, *, backend: str | None = None) -> "Candidate":
+    def of(
+        cls,
+        source: AnyArtifact | Checkpoint,
+        *,
+        backend: str | None = None,
+        unfolded: Unfolded | None = None,
+        label: str = "",
+        stands_for: Path | None = None,
+        reason: str = "",
+    ) -> "Candidate":
         """Return the candidate of an artifact that is loaded already, or of a checkpoint."""
         candidate = cls.__new__(cls)
-        candidate.source, candidate.backend = source, backend
+        candidate.source, candidate.backend, candidate.unfolded = source, backend, unfolded or Unfolded()
+        candidate.label, candidate.stands_for, candidate.reason = label, stands_for, reason
         return candidate
+
+    @classmethod
+    def asked(cls, request: Mapping[str, Any]) -> "Candidate":
+        """Return the candidate of a `request`, its file read again and compared with its hash."""
+        unfolded = from_record(Unfolded, request["unfolded"])
+        return cls(**{name: request[name] for name in ("path", "backend", "expect_sha256")}, unfolded=unfolded)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Return all that another process needs to open it, as JSON has it."""
+        return {
+            "path": str(self.path),
+            "backend": self.backend,
+            "expect_sha256": None if self.artifact is None else self.artifact.sha256,
+            "unfolded": asdict(self.unfolded),
+        }
 
     @property
     def path(self) -> Path:
         """Return the path of the file."""
         return self.source.path
+
+    @property
+    def origin(self) -> Path:
+        """Return the path of the file whose weights it has: another candidate of the same must agree with it."""
+        return self.stands_for or self.path
 
     @property
     def artifact(self) -> AnyArtifact | None:
@@ -91,17 +137,35 @@ class Candidate:
     @property
     def name(self) -> str:
         """Return the file's name, with the backend if one was chosen, as reports have it."""
-        return self.path.name if self.backend is None else f"{self.path.name} on {self.backend}"
+        return self.label or (self.path.name if self.backend is None else f"{self.path.name} on {self.backend}")
 
     def on(self, backend: str | None) -> "Candidate":
         """Return the same artifact or checkpoint on another backend."""
-        return self.of(self.source, backend=backend)
+        return self.of(self.source, backend=backend, unfolded=self.unfolded)
 
     def open(self, *, threads: int | None = None, runtime_cache: Path | None = None, lineage: bool = True) -> Runner:
         """Open the runner; see `open_runner`."""
         return open_runner(
             self.source, backend=self.backend, threads=threads, runtime_cache=runtime_cache, lineage=lineage
         )
+
+    def open_timed(self, *, threads: int) -> Runner:
+        """Open the runner for `bench`, which also runs unfolded modules of pipelines in torch, and compiled ones.
+
+        Raises: DeviceUnavailableError if an unfolded module cannot be had, in the words of the error that says why; and
+            as `open_runner`.
+        """
+        if self.artifact is None or self.backend not in UNFOLDED:
+            return self.open(threads=threads)
+        require("torch", extra="export")
+        from netvlad_deploy.runtime.torch_runner import TorchRunner
+
+        self.artifact.release()
+        try:
+            module = unfolded_module(self.artifact, self.unfolded)
+        except (ArtifactError, InputError, UsageError) as error:
+            raise DeviceUnavailableError(str(error)) from error
+        return TorchRunner(module, threads=threads, compiled=self.backend == TORCH_COMPILE)
 
 
 def _load(path: Path, expect_sha256: str | None, *, hold: bool) -> AnyArtifact | Checkpoint:
@@ -149,10 +213,7 @@ def open_runner(
     ...     runner.run({"features": np.ones((1, 5, 4), np.float32)})["descriptor"].shape  # (B, D*K)
     (1, 8)
     """
-    if backend is not None:
-        check_choice("backend", backend, BACKENDS)
-    if profile is not None and backend not in PROFILED:
-        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
+    _check_backend(backend, profile)
     if isinstance(source, str | Path):
         source = _load(Path(source), expect_sha256, hold=True)
     if isinstance(source, Checkpoint):
@@ -162,6 +223,16 @@ def open_runner(
     if isinstance(source, OnnxArtifact):
         return _open_onnx(source, backend or CPU, threads, profile, runtime_cache)
     return _open_engine(source, backend or ENGINES, runtime_cache, lineage=lineage)
+
+
+def _check_backend(backend: str | None, profile: AnyProfile | None) -> None:
+    """Raise UsageError unless this backend opens files, and takes a profile if one is given."""
+    if backend in PEERS:
+        raise UsageError(f"backend {backend} is for bench alone: choose one of {', '.join(BACKENDS)}")
+    if backend is not None:
+        check_choice("backend", backend, BACKENDS)
+    if profile is not None and backend not in PROFILED:
+        raise UsageError(f"a profile is for {' and '.join(PROFILED)}, not for {backend}: leave it out")
 
 
 def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Runner:
@@ -243,7 +314,12 @@ def _open_parameters(path: Path, backend: str, threads: int | None, prefix: str)
 
 
 def candidates_of(
-    paths: Sequence[Path], backends: Sequence[str], *, expect_sha256: str | None = None, hold: bool = True
+    paths: Sequence[Path],
+    backends: Sequence[str],
+    *,
+    expect_sha256: str | None = None,
+    hold: bool = True,
+    unfolded: Unfolded | None = None,
 ) -> list[Candidate]:
     """Return every file on every backend that was asked for, or each on its own; each file is loaded once.
 
@@ -252,4 +328,8 @@ def candidates_of(
     if expect_sha256 is not None and len(paths) > 1:
         raise UsageError(f"one hash is expected of {len(paths)} files: name one of them")
     sources = {path: _load(path, expect_sha256, hold=hold) for path in dict.fromkeys(paths)}
-    return [Candidate.of(sources[path], backend=backend) for path in paths for backend in (backends or (None,))]
+    return [
+        Candidate.of(sources[path], backend=backend, unfolded=unfolded)
+        for path in paths
+        for backend in (backends or (None,))
+    ]

@@ -26,8 +26,11 @@ PROPERTIES: Final = {
     "INFERENCE_PRECISION_HINT": "f32",
     "PERFORMANCE_HINT": "LATENCY",
     "CPU_DENORMALS_OPTIMIZATION": False,
+    "ENABLE_CPU_PINNING": False,
 }
-"""FP32 throughout, one run on all threads, and numbers below FP32's normal ones kept."""
+"""FP32 throughout, one run on all threads, and numbers below FP32's normal ones kept. No thread is bound to a core:
+on a machine that also does something else, a run would wait for the core on which that runs.
+"""
 
 
 def import_openvino() -> Any:

@@ -8,6 +8,18 @@ STRICT: Final = "strict"
 NO_GRAPHS: Final = "tensorrt-no-graphs"
 """The backend of engines whose work is started anew in each run, and not replayed from a CUDA graph."""
 
+TORCH: Final = "torch"
+TORCH_COMPILE: Final = "torch-compile"
+STRAIGHT: Final = "straight"
+LIMIT: Final = "limit"
+UNFOLDED: Final = (TORCH, TORCH_COMPILE)
+"""Backends that run the unfolded module of an artifact."""
+
+PEERS: Final = (TORCH_COMPILE, STRAIGHT, LIMIT)
+"""What `bench` alone takes as a backend: the unfolded module compiled by torch, or exported by torch as it is, and what
+no export can leave out.
+"""
+
 BACKENDS: Final = (
     "onnxruntime",
     "onnxruntime-cuda",
@@ -17,9 +29,9 @@ BACKENDS: Final = (
     STRICT,
     "tensorrt",
     NO_GRAPHS,
-    "torch",
+    TORCH,
     "oracle",
 )
 
-TIMED: Final = tuple(name for name in BACKENDS if name != STRICT)
+TIMED: Final = (*(name for name in BACKENDS if name != STRICT), *PEERS)
 """Backends that `bench` takes."""

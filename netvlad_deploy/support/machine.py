@@ -17,6 +17,7 @@ PACKAGES: Final = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
 )

@@ -50,7 +50,8 @@ def precision(
         require(package, extra=extra)
     module, origin = load_head(source)
     from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
-    from netvlad_deploy.export.onnx_model import export_onnx, export_plain
+    from netvlad_deploy.export.onnx_model import export_onnx
+    from netvlad_deploy.export.straight import export_straight
 
     make_folder(folder, (folder / name for name in (*REPORT_FILES, PRECISION_PICTURE)), force=force)
     with scratch_folder() as scratch, contextlib.ExitStack() as stack:
@@ -61,7 +62,7 @@ def precision(
             target = scratch / f"{options.precision_name}.onnx"
             artifacts[options.precision_name] = export_onnx(module, target, options)
         LOG.info("export plain fp16")
-        artifacts["plain fp16"] = export_plain(module, artifacts["fp16"], scratch / "plain.onnx")
+        artifacts["plain fp16"] = export_straight(module, artifacts["fp16"], scratch / "plain.onnx", half=True)
         runners = {
             name: stack.enter_context(open_runner(artifact, backend="strict")) for name, artifact in artifacts.items()
         }

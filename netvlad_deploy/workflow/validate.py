@@ -18,10 +18,11 @@ from netvlad_deploy.parity.several_heads import compare_heads
 from netvlad_deploy.retrieval.embed_features import load_features
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
-from netvlad_deploy.spec.images import IMAGES, NO_CHANGES, ImageChanges
-from netvlad_deploy.spec.layer import FEATURES, AggregatorSpec, HeadsSpec, NetVLADSpec
+from netvlad_deploy.runtime.unfolded import Unfolded, unfolded_module
+from netvlad_deploy.spec.layer import HeadsSpec, NetVLADSpec
+from netvlad_deploy.support.files import sha256_file
 from netvlad_deploy.support.streams import stdout_to_stderr
-from netvlad_deploy.workflow.source import Source, load_module
+from netvlad_deploy.workflow.source import Source
 
 LOG = logging.getLogger(__name__)
 
@@ -113,23 +114,16 @@ def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | N
     """Open the other side of the comparison: another artifact, or the same part of a checkpoint, in torch."""
     if other.artifact is not None:
         return other.on(parity_backend(other.artifact)).open()
-    spec = artifact.spec
-    settings = spec.settings if isinstance(spec, AggregatorSpec) else {}
-    projected = spec.projection is not None or settings.get("projected")
-    source = replace(
-        read_as or Source(),
-        checkpoint=other.path,
-        all_heads=isinstance(spec, HeadsSpec),
-        head_only=not projected,
-        takes=FEATURES if artifact.images is None else IMAGES,
-        changes=NO_CHANGES if artifact.images is None else ImageChanges.to(artifact.images),
+    read_as = read_as or Source()
+    unfolded = Unfolded(
+        checkpoint=other.path, prefix=read_as.prefix, dialect=read_as.dialect, backbone=read_as.backbone
     )
-    module, _, file, _ = load_module(source)
+    module = unfolded_module(artifact, unfolded)
     from netvlad_deploy.runtime.torch_runner import TorchRunner
 
     exported_from = None if isinstance(artifact, EngineArtifact) else artifact.parent
-    if file is not None and exported_from is not None:
-        same = "the file" if file.sha256 == exported_from.sha256 else "another file than the one"
+    if exported_from is not None:
+        same = "the file" if sha256_file(other.path) == exported_from.sha256 else "another file than the one"
         LOG.info("%s is %s that %s was exported from", other.path, same, artifact.path)
     return TorchRunner(module)
 

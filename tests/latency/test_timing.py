@@ -73,6 +73,8 @@ class Simulated(CandidateProcess):
 
     def warm_up(self, *_: object, **__: object) -> None: ...
 
+    def compare_with(self, first: CandidateProcess) -> None: ...
+
     def run_block(self, block_ms: float, place: int) -> None:
         self.journal.append((self.candidate.name, place))
         self.blocks.append(np.array([self.slow * (1 + 0.01 * (len(self.blocks) % 3))]))
@@ -238,7 +240,8 @@ def test_an_engines_report_has_the_gpus_own_times(
     monkeypatch.setattr(Candidate, "open", lambda *_, **__: runner)
     feeds, requests, answers = BytesIO(), BytesIO(), BytesIO()
     np.savez(feeds, features=np.ones((1, 3, 3), np.float32), mask=np.ones((1, 3), np.bool_))
-    asked = {"path": "m.pt", "backend": None, "expect_sha256": None, "threads": 1, "concurrency": 1, "warmup_ms": 1}
+    candidate = Candidate.of(Checkpoint(path=Path("m.pt")))
+    asked = {"candidate": candidate.request, "threads": 1, "concurrency": 1, "warmup_ms": 1}
     Channel(BytesIO(), requests).send(asked, feeds.getvalue())
     for _ in range(2):
         Channel(BytesIO(), requests).send({"block_ms": 1, "place": 1, "clock": True})
