@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars bench mutation hostile gpu-check figure wheel resolve-3.10 clean
+.PHONY: demo test check lint bars bench mutation hostile gpu-check figure schemas wheel resolve-3.10 clean
 
 demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.md
 	$(BIN)/python -m examples.demo $(DEMO)
@@ -43,6 +43,9 @@ gpu-check: $(INSTALLED)  ## all that only a GPU can show, into gpu-check.json; M
 
 figure: $(INSTALLED)  ## the README's picture of what FP16 costs, plain and ours
 	$(BIN)/python -m tools.figure $(FIGURE)
+
+schemas: $(INSTALLED)  ## the JSON Schemas of what the verbs print, from the classes of their results
+	$(BIN)/python -m tools.schemas
 
 wheel:  ## a wheel of this package, in dist: it can be installed alone, and is made without the rest
 	rm -rf build/lib  # what an earlier build left there would be packed, too

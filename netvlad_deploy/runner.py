@@ -4,6 +4,7 @@ A runner does not check that features are finite: this is checked where they ent
 would be timed, too. Padded rows are the exception: with a mask they must be finite, since 0 * NaN is NaN.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -224,6 +225,9 @@ def check_finite(features: Array, *, first_item: int = 0, limits: FeatureRange |
         bad = (peaks > 0) & (peaks < smallest)  # a norm is no less than its largest value
         if bad.any():
             bad &= np.linalg.norm(features.astype(np.float64), axis=-1) < smallest
+    spread = limits.spread if limits is not None else None
+    if spread is not None and not bad.any():
+        _check_spread(features, peaks, spread, first_item)
     if not bad.any():
         return
     item, row = (int(index[0]) for index in np.nonzero(bad))
@@ -238,3 +242,23 @@ def check_finite(features: Array, *, first_item: int = 0, limits: FeatureRange |
         f"features are too small for this artifact: {where}, its norm {norm:.3g} is under {smallest:.3g}: scale them "
         "up, or set the row to zero"
     )
+
+
+def _check_spread(features: Array, peaks: Array, spread: float, first_item: int) -> None:
+    """Raise InputError if a local descriptor of (B,N,D) is over `spread` times shorter than the mean one of its image.
+
+    `peaks` (B,N) are the largest absolute values; a norm is no less, and no more than sqrt(D) times as much.
+    """
+    longest = math.sqrt(features.shape[-1]) * peaks.astype(np.float64).mean(axis=1, keepdims=True)
+    if not ((peaks > 0) & (peaks * spread < longest)).any():
+        return
+    norms = np.linalg.norm(features.astype(np.float64), axis=-1)
+    mean = norms.mean(axis=1, keepdims=True)
+    short = (norms > 0) & (norms * spread < mean)
+    if short.any():
+        item, row = (int(index[0]) for index in np.nonzero(short))
+        raise InputError(
+            f"features differ too much in length for this artifact: batch item {first_item + item}, row {row} has "
+            f"norm {norms[item, row]:.3g}, over {spread:g} times less than the mean {mean[item, 0]:.3g} of its image: "
+            "set the row to zero, or export in fp32"
+        )

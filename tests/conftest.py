@@ -89,6 +89,17 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def every_json_fits_its_schema() -> Iterator[None]:
+    """Check each JSON of a verb where it is made, whatever test it is made in."""
+    from netvlad_deploy.report import serialize
+    from tests.schemas import checked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serialize, "to_record", checked(serialize.to_record))
+        yield
+
+
 @pytest.fixture
 def traced_anew(traces: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch trace each module of this test, whatever it has traced before."""

@@ -153,7 +153,7 @@ def twice_normalised(residual_sum: Tensor, clamp: Callable[[Tensor], Tensor]) ->
 
 def without_mean_form(assignment_dtype: torch.dtype, product_dtype: torch.dtype) -> Any:
     def forward(folded: FoldedNetVLAD, features: Tensor) -> tuple[Tensor, ...]:
-        logits = folded._logits(features, features)
+        logits = folded._logits(features, features, None)
         assignment = folded._soft_assignment(logits, None).to(assignment_dtype).float()
         product = assignment.to(product_dtype).transpose(1, 2) @ features.to(product_dtype)
         total = assignment.sum(1, keepdim=True).transpose(1, 2)

@@ -31,6 +31,11 @@ SMALLEST_NORM = 1e-15
 MOST_SUBNORMAL_LOSS = 0.01
 """Largest part of a local descriptor's norm that rounding to subnormal FP16 numbers may take."""
 
+LEAST_VALUE = 2.0**-13
+"""Least root mean square of the values of a local descriptor that an FP16 graph L2-normalises. A product with it and
+a weighted mean of such are subnormal below 2^-14, and err by 2^-25; times 2, as a column's scale may be too large by 2,
+that is a part 2^-11, which rounding to FP16 takes anyway."""
+
 COPYING_OPS = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
 """Operators that convert or move values and compute none."""
 
@@ -87,12 +92,6 @@ def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, t
         findings.append("FP32 logits need the features in FP32: " + _cost(4 * folded.spec.feature_size, alone=alone))
     if options.half and options.dtypes[FEATURES] == "float32":
         findings.append("FP32 features are copied to FP16: " + _cost(2 * folded.spec.feature_size, alone=alone))
-    if folded.spec.normalize_input:
-        size_bytes = (2 if options.half else 4) * folded.spec.feature_size
-        findings.append(
-            "the L2-normalised features are a second copy in memory, smaller if built with a smaller --profile: "
-            + _cost(size_bytes, alone=alone)
-        )
     if lost := _columns(_lost_to_subnormals(folded)):
         findings.append(f"weights of {lost} are so small in FP16 that they lose bits: export with --wide-logits")
     if dead := _columns(_dead(weight, folded.assignment_bias, norm)[: folded.spec.num_clusters]):
@@ -127,14 +126,14 @@ def _limits(folded: FoldedNetVLAD, norm: float, slope: float) -> tuple[float, fl
             "overflow FP32: scale clusters and BatchNorm down"
         )
     _check_projection(folded)
-    longest = LARGEST_NORM if spec.normalize_input or not slope else min(LARGEST_NORM, LARGEST_SUM / slope)
+    longest = min(LARGEST_NORM, LARGEST_SUM / slope) if slope else LARGEST_NORM
     largest = 2.0 ** math.floor(math.log2(longest / math.sqrt(spec.feature_size)))
-    in_half = options.half and (not spec.normalize_input or options.dtypes[FEATURES] == "float16")
-    smallest = math.sqrt(spec.feature_size / 3) * 2.0**-25 / MOST_SUBNORMAL_LOSS if in_half else SMALLEST_NORM
-    if spec.normalize_input:  # the clamp of its norm covers squares that vanish in FP32
-        return (min(largest, LARGEST_FEATURE), smallest) if in_half else (largest, None)
+    largest = min(largest, LARGEST_FEATURE) if options.half else largest
+    if spec.normalize_input:  # in FP32 the clamp of its norm covers squares that vanish
+        return largest, math.sqrt(spec.feature_size) * LEAST_VALUE if options.half else None
+    smallest = math.sqrt(spec.feature_size / 3) * 2.0**-25 / MOST_SUBNORMAL_LOSS if options.half else SMALLEST_NORM
     hidden = float(centroids.min()) < smallest  # longer centroids outweigh the loss in such features
-    return min(largest, LARGEST_FEATURE) if in_half else largest, smallest if hidden else None
+    return largest, smallest if hidden else None
 
 
 def _check_projection(folded: FoldedNetVLAD) -> None:

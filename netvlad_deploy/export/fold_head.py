@@ -15,6 +15,13 @@ In an FP16 graph the matrix products alone are FP16 (docs/adr/0008-fp16-in-two-m
     W'_k, b'_k  less their mean over k      softmax ignores an offset that all clusters share; logits become smaller
     W'_k / 2^s_k, and 2^s_k times x W'_k    |W'_k|_1 <= 1, so |x W'_k| <= max|x|: no logit overflows
     V'_k = sum_n w_nk x_n - (sum_n w_nk) c_k    with the weights w as rounded: half the error near a centre
+
+A layer that L2-normalises its input divides logits and weights by the norms s_n, since a normalised copy of x would be
+the largest tensor of the graph (docs/adr/0023-norms-beside-the-products.md). FP16 weights are scaled, too:
+
+    l_nk = (x_n.W'_k) / s_n + b'_k,     V'_k = sum_n (w_nk / s_n) x_n - c_k
+    r_n = min(t / s_n, 2^15)            t, the mean norm of an image, 2^15 at most: no weight and no mean overflows
+    V'_k = (sum_n (w_nk r_n) x_n) / t - (sum_n (w_nk r_n) / r_n) c_k        each (w_nk r_n) as rounded
 """
 
 import torch
@@ -24,7 +31,7 @@ from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.fold_projection import FoldedMap, affine_of
 from netvlad_deploy.models.affine import is_finite
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.spec.graph_options import GraphOptions
+from netvlad_deploy.spec.graph_options import LARGEST_SCALE, GraphOptions
 from netvlad_deploy.spec.layer import ADD, CLUSTERS_LAST, NORM_FLOORS, NetVLADSpec
 
 ASSIGNMENT_FLOOR = 1e-37
@@ -121,6 +128,7 @@ class FoldedNetVLAD(nn.Module):
     norm_floor: Tensor
     added_square: Tensor | None
     assignment_floor: Tensor
+    largest_scale: Tensor | None
 
     def __init__(
         self,
@@ -149,6 +157,8 @@ class FoldedNetVLAD(nn.Module):
         floor = NORM_FLOORS[spec.epsilon]
         self._hold("norm_floor", torch.tensor([floor]))
         self._hold("added_square", torch.tensor([floor**2]) if spec.epsilon == ADD else None)
+        scaled = spec.normalize_input and self.options.half
+        self._hold("largest_scale", torch.tensor([LARGEST_SCALE]) if scaled else None)
         self._hold("assignment_floor", torch.tensor([ASSIGNMENT_FLOOR]))
 
     def _hold(self, name: str, value: Tensor | None) -> None:
@@ -163,14 +173,13 @@ class FoldedNetVLAD(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the stages: (B,N,K+G), (B,N,K), twice (B,K,D), the aggregate (B, D*K) and the projected descriptor."""
-        features = self._local_descriptors(features)
         rounded = features.half() if self.options.half else features
-        logits = self._logits(features, rounded)
+        norms = self._norms(features) if self.spec.normalize_input else None  # (B,N,1)
+        logits = self._logits(features, rounded, norms)
         assignment = self._soft_assignment(logits, mask)
         assignment_sum = assignment.sum(1, keepdim=True)  # (B,1,K)
-        weights = (assignment / torch.maximum(assignment_sum, self.assignment_floor)).to(rounded.dtype)
-        mean = (weights.transpose(1, 2) @ rounded).to(assignment.dtype)  # (B,K,N) x (B,N,D)
-        mean_residual = mean - self._centre(weights)  # (B,K,D)
+        weights = assignment / torch.maximum(assignment_sum, self.assignment_floor)
+        mean_residual = self._mean_residual(weights, rounded, norms, mask)
         assignment_sum = assignment_sum.transpose(1, 2)  # (B,K,1)
         aggregate = self._normalize(mean_residual, assignment_sum)
         stages = logits, assignment, mean_residual, mean_residual * assignment_sum
@@ -178,20 +187,49 @@ class FoldedNetVLAD(nn.Module):
             return *stages, self._stored(aggregate)
         return *stages, aggregate, self._stored(self._project(self.projection(aggregate)))
 
-    def _local_descriptors(self, features: Tensor) -> Tensor:
-        """Return features (B,N,D), L2-normalised in FP32 if the layer does that."""
-        if not self.spec.normalize_input:
-            return features
-        return self._l2_normalize(features.to(self.norm_floor.dtype))
+    def _norms(self, features: Tensor) -> Tensor:
+        """Return the norms (B,N,1) of the local descriptors in FP32, kept from 0 as in `spec.epsilon`."""
+        wide = features.to(self.norm_floor.dtype)
+        return self._divisor((wide * wide).sum(-1, keepdim=True))
 
-    def _logits(self, features: Tensor, rounded: Tensor) -> Tensor:
+    def _logits(self, features: Tensor, rounded: Tensor, norms: Tensor | None) -> Tensor:
         """Return logits (B,N,K+G) in FP32, of `rounded` features if the weights are FP16."""
         single = self.norm_floor.dtype
         if self.assignment_scale is None:
             logits = features.to(single) @ self.assignment_weight  # (B,N,D) x (D,K+G)
         else:
-            logits = (rounded @ self.assignment_weight).to(single) * self.assignment_scale
+            logits = (rounded @ self.assignment_weight).to(single)
+        logits = logits if norms is None else logits / norms  # before the scale: TensorRT-RTX then keeps FP16 products
+        logits = logits if self.assignment_scale is None else logits * self.assignment_scale
         return logits if self.assignment_bias is None else logits + self.assignment_bias
+
+    def _mean_residual(self, weights: Tensor, rounded: Tensor, norms: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Return V' (B,K,D) of `rounded` features (B,N,D), their norms (B,N,1) and FP32 weights (B,N,K)."""
+        if not self.options.half:
+            weights = weights if norms is None else weights / norms
+            return weights.transpose(1, 2) @ rounded - self._centre(weights)  # (B,K,N) x (B,N,D)
+        if norms is None:
+            weights = weights.half()
+            mean = (weights.transpose(1, 2) @ rounded).to(self.centroids.dtype)
+        else:
+            scale, factor = self._weight_scales(norms, mask)
+            weights = (weights * factor).half()
+            mean = (weights.transpose(1, 2) @ rounded).to(self.centroids.dtype) / scale
+            weights = weights.to(self.centroids.dtype) / factor
+        return mean - self._centre(weights)
+
+    def _centre(self, weights: Tensor) -> Tensor:
+        """Return the centroids (K,D), in an FP16 graph (B,K,D), each times the sum of its rounded weights."""
+        if not self.options.half:
+            return self.centroids  # (K,D)
+        return weights.to(self.centroids.dtype).sum(1, keepdim=True).transpose(1, 2) * self.centroids  # (B,K,1) * (K,D)
+
+    def _weight_scales(self, norms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return t (B,1,1) and r (B,N,1) of norms (B,N,1); rows outside the mask have norm 0 in the mean."""
+        assert self.largest_scale is not None
+        counted = norms if mask is None else norms * mask.unsqueeze(-1).to(norms.dtype)
+        scale = torch.minimum(torch.maximum(counted.mean(1, keepdim=True), self.norm_floor), self.largest_scale)
+        return scale, torch.minimum(scale / norms, self.largest_scale)
 
     def _soft_assignment(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         if self.options.half:  # written out, because TensorRT keeps a second copy of the logits for Softmax
@@ -202,12 +240,6 @@ class FoldedNetVLAD(nn.Module):
         if self.spec.num_ghost_clusters:
             assignment = assignment[..., : self.spec.num_clusters]
         return assignment if mask is None else assignment * mask.unsqueeze(-1).to(assignment.dtype)
-
-    def _centre(self, weights: Tensor) -> Tensor:
-        """Return the centroids (K,D), in an FP16 graph (B,K,D), each times the sum of its rounded weights."""
-        if not self.options.half:
-            return self.centroids  # (K,D)
-        return weights.to(self.centroids.dtype).sum(1, keepdim=True).transpose(1, 2) * self.centroids  # (B,K,1) * (K,D)
 
     def _normalize(self, mean_residual: Tensor, assignment_sum: Tensor) -> Tensor:
         """Return the aggregate (B, D*K): intra-normalised and L2-normalised in one division, flattened as in `spec`."""

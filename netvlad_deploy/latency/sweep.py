@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,10 @@ class PointLatency:
     reason: str = ""
     percentiles_ms: Mapping[str, Estimate] = field(default_factory=dict)
     throughput: Estimate | None = None
+
+    def __post_init__(self) -> None:
+        if not all(0 < each.value < math.inf for each in self.percentiles_ms.values()):
+            raise ArtifactError("a run took no finite time above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ from netvlad_deploy.support.progress import Progress
 BLOCK_MS: Final = 20.0
 """Long beside the change from one process to another, short beside what disturbs a machine."""
 
+PROGRESS_LINE_S: Final = 1.0
+
 
 def measure(
     candidates: Sequence[Candidate],
@@ -109,8 +111,9 @@ def _run_rounds(
     """
     pids = [process.pid for process in running]
     order, cores = list(range(len(running))), available_cores()
-    progress, before = Progress("measuring", rounds, "rounds"), read_state(pids)
-    for number in range(rounds if running else 0):
+    before = read_state(pids)
+    progress = Progress("measuring", rounds if running else 0, "rounds", line_s=PROGRESS_LINE_S)
+    for number in range(progress.total):
         order = order[::-1] if number % 2 else random.permutation(len(running)).tolist()
         place = int(random.integers(cores))
         for index in order:

@@ -16,6 +16,7 @@ from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.parity.projection_error import projection_error
 from netvlad_deploy.parity.rounding import FP32_UNIT, HALF, HALF_QUANTUM, LAMBDA, ROUNDINGS, TINY, Rounding
 from netvlad_deploy.spec import layer
+from netvlad_deploy.spec.graph_options import LARGEST_SCALE
 from netvlad_deploy.support.arrays import Array, Arrays, Float64
 
 SMALLEST_ASSIGNMENT = 1e-37  # a smaller one may be lost: FP32 is normal down to 1.2e-38
@@ -55,6 +56,18 @@ class _Means:
     unknown: Array
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Lengths:
+    """Norms s (B,N,1) by which the layer divides, t (B,1,1) and r (B,N,1), by which an FP16 graph scales weights.
+
+    All are 1 where the layer does not L2-normalise.
+    """
+
+    norms: Float64
+    mean: Float64
+    factors: Float64
+
+
 def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expected: Arrays, precision: str) -> Arrays:
     """Return the tolerated error of every stage against the oracle's `expected` outputs.
 
@@ -68,16 +81,14 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
         equations.local_descriptors(parameters, feeds[layer.FEATURES]),
         expected[layer.SOFT_ASSIGNMENT],
     )
-    narrow = features  # as the products of an FP16 graph see them
-    if parameters.normalize_input and rounding.half_mean:
-        narrow = features.astype(np.float16).astype(np.float64)
-    logits = _logit_errors(parameters, features, narrow, rounding)
+    lengths = _lengths(parameters, feeds)
+    logits = _logit_errors(parameters, features, lengths.norms, rounding)
     rho = _relative_errors(parameters, features, logits, 4 * error)
     growth = _growth(parameters, features, rho)
     if layer.MASK in feeds:
         rho = _Logits(**{name: values * feeds[layer.MASK][..., None] for name, values in vars(rho).items()})
         growth = growth * feeds[layer.MASK][..., None]
-    means = _mean_errors(parameters, features, narrow, assignment, rho, growth, rounding)
+    means = _mean_errors(parameters, features, lengths, assignment, rho, growth, rounding)
     rows = features.shape[1]
     centroid_norm = np.linalg.norm(parameters.centroids, axis=-1)
     residual_norm = np.linalg.norm(expected[layer.RESIDUAL_SUM], axis=-1)
@@ -130,8 +141,19 @@ def _input_error(parameters: ReferenceParameters, width: int) -> float:
     return LAMBDA * FP32_UNIT * (np.sqrt(width) / 2 + 2) if parameters.normalize_input else 0.0
 
 
-def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Float64, rounding: Rounding) -> _Logits:
-    """Return dl, dh and dv of local descriptors (B,N,D) and of the same as the products of an FP16 graph see them."""
+def _lengths(parameters: ReferenceParameters, feeds: Mapping[str, Array]) -> _Lengths:
+    features = feeds[layer.FEATURES].astype(np.float64)
+    if not parameters.normalize_input:
+        ones = np.ones((*features.shape[:2], 1))
+        return _Lengths(norms=ones, mean=ones[:, :1], factors=ones)
+    norms = equations.divisor((features**2).sum(axis=-1, keepdims=True), parameters.epsilon)
+    counted = norms * feeds[layer.MASK][..., None] if layer.MASK in feeds else norms
+    mean = np.clip(counted.mean(axis=1, keepdims=True), layer.NORM_FLOORS[parameters.epsilon], LARGEST_SCALE)
+    return _Lengths(norms=norms, mean=mean, factors=np.minimum(mean / norms, LARGEST_SCALE))
+
+
+def _logit_errors(parameters: ReferenceParameters, features: Float64, lengths: Float64, rounding: Rounding) -> _Logits:
+    """Return dl, dh and dv of local descriptors (B,N,D), of length `lengths` (B,N,1) in the graph's products."""
     weight, bias = equations.assignment_projection(parameters)
     logits = equations.assignment_logits(parameters, features)
     if rounding.half_mean and weight.shape[1] > 1:  # FP16 graphs are centred
@@ -141,17 +163,14 @@ def _logit_errors(parameters: ReferenceParameters, features: Float64, narrow: Fl
     wide = norms * np.linalg.norm(weight, axis=0) + drift + np.abs(bias) + np.abs(logits)
     wide = LAMBDA * rounding.unit * wide
     if parameters.normalize_input:
-        product = np.abs(logits - bias)
-        wide = wide + LAMBDA * FP32_UNIT * norms * np.linalg.norm(weight, axis=0)
-        wide = wide + _input_error(parameters, features.shape[-1]) * product
+        wide = wide + _input_error(parameters, features.shape[-1]) * np.abs(logits - bias)
     if not rounding.half_logits:
         return _Logits(wide=wide, half=np.zeros_like(wide), weights=np.zeros_like(wide))
     scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(weight).sum(axis=0), TINY))))
     rounded = (weight / scale).astype(np.float16) * scale
-    half = HALF * np.abs(narrow @ weight) + HALF_QUANTUM * 2 * scale
-    if parameters.normalize_input:  # FP32's own error may turn how one value is rounded
-        half = half + 2 * HALF * np.abs(narrow).max(axis=-1, keepdims=True) * np.abs(weight).max(axis=0)
-    return _Logits(wide=wide, half=half, weights=narrow @ rounded - features @ weight)
+    lost = HALF_QUANTUM * 2 * scale / lengths * (norms > 0)  # a row of zeros has products of exactly 0
+    half = HALF * np.abs(features @ weight) + lost
+    return _Logits(wide=wide, half=half, weights=features @ (rounded - weight))
 
 
 def _relative_errors(
@@ -181,7 +200,7 @@ def _relative_errors(
 def _mean_errors(
     parameters: ReferenceParameters,
     features: Float64,
-    narrow: Float64,
+    lengths: _Lengths,
     assignment: Float64,
     rho: _Logits,
     growth: Float64,
@@ -207,17 +226,13 @@ def _mean_errors(
     if rounding.half_mean:
         # Equal local descriptors round alike: their errors add up.
         repeated = weights * np.sqrt(_multiplicity(features))[..., None]
-        shifted = weights * rho.weights
-        known = shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * means
-        shifted = weights.astype(np.float16) - weights
-        known = known + shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * centroids
-        known = known + weights.swapaxes(1, 2) @ (narrow - features)
+        known = _known_errors(features, lengths, means, centroids, weights, rho)
         across = _across(known, means - centroids)
         along = np.linalg.norm(known, axis=-1) - across
         error = error + across + 2 * relative_error**2 * spread
         error = error + LAMBDA * np.linalg.norm(repeated * rho.half * deviation, axis=1)
-        error = error + _half_mean_error(_distances(features, centroids), weights, repeated)
-        error = error + HALF * mean_norm + HALF_QUANTUM * np.sqrt(features.shape[-1])
+        error = error + _half_mean_error(_distances(features, centroids), weights, repeated, lengths.factors)
+        error = error + HALF * mean_norm + HALF_QUANTUM * np.sqrt(features.shape[-1]) / lengths.mean[..., 0]
     error = np.where(unknown, np.maximum(error, deviation.max(axis=1)), error)
     # Error parallel to V' cancels in its direction, unless it exceeds half of the norm of V'.
     turned = along > np.linalg.norm(means - centroids, axis=-1) / 2
@@ -230,9 +245,22 @@ def _mean_errors(
     )
 
 
-def _half_mean_error(distances: Float64, weights: Float64, repeated: Float64) -> Float64:
+def _known_errors(
+    features: Float64, lengths: _Lengths, means: Float64, centroids: Float64, weights: Float64, rho: _Logits
+) -> Float64:
+    """Return the error B (B,K,D) of V' that FP16's rounding of both weights is known to make."""
+    shifted = weights * rho.weights
+    known: Float64 = shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * means
+    shifted = (weights * lengths.factors).astype(np.float16) / lengths.factors - weights
+    known += shifted.swapaxes(1, 2) @ features - shifted.sum(axis=1)[..., None] * centroids
+    shortened = np.minimum(lengths.factors * lengths.norms / lengths.mean, 1) - 1  # where LARGEST_SCALE ends r
+    known += (weights * shortened).swapaxes(1, 2) @ features
+    return known
+
+
+def _half_mean_error(distances: Float64, weights: Float64, repeated: Float64, factors: Float64) -> Float64:
     """Return the error of V' (B,K) from rounding the weights of the mean to FP16; tiny ones are lost altogether."""
-    lost = (np.minimum(weights, HALF_QUANTUM) * distances).sum(axis=1)
+    lost = (np.minimum(weights, HALF_QUANTUM / factors) * distances).sum(axis=1)
     error: Float64 = lost + LAMBDA * HALF * np.linalg.norm(repeated * distances, axis=1)
     return error
 

@@ -19,8 +19,9 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """An optional dependency group: its packages, the missing ones, and the command that installs them."""
+    """An optional dependency group: its purpose, its packages, the missing ones, and the command that installs them."""
 
+    purpose: str
     packages: tuple[str, ...]
     missing: tuple[str, ...]
     cure: str
@@ -50,7 +51,12 @@ def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
     optional = {name for extra in diagnosis.extras.values() for name in extra.packages}
     others = [_version(name, version) for name, version in diagnosis.packages.items() if name not in optional]
     extras = [
-        (name, ", ".join(_version(package, diagnosis.packages.get(package)) for package in extra.packages), extra.cure)
+        (
+            name,
+            extra.purpose,
+            ", ".join(_version(each, diagnosis.packages.get(each)) for each in extra.packages),
+            extra.cure,
+        )
         for name, extra in diagnosis.extras.items()
     ]
     order = (Verdict.FAIL, Verdict.PASS, Verdict.NOT_RUN)
@@ -58,7 +64,7 @@ def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
     return [
         *(f"{name.replace('_', ' ')}: {value}" for name, value in diagnosis.machine.items()),
         f"packages: {', '.join(others)}",
-        *table(("extra", "packages", "what to do if it is wanted"), extras),
+        *table(("extra", "for", "packages", "what to do if it is wanted"), extras),
         *table(("verdict", "check", "detail"), [(check.verdict.value, check.name, check.detail) for check in checks]),
     ]
 

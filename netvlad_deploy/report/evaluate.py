@@ -111,6 +111,7 @@ def evaluation_page(
     """
     return Page(
         title=f"Retrieval of {', '.join(one.name for one in report.candidates)}",
+        verdict=None if report.min_recall is None else report.verdict,
         headline=_headline(report),
         facts=[
             (f"{name} of {one.name}", value)

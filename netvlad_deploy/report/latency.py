@@ -69,7 +69,7 @@ def latency_section(report: LatencyReport) -> Section:
     conditions = [f"{one.name}: {one.conditions}." for one in report.candidates if one.conditions]
     blocks: list[Block] = [Paragraph(sentence(latency_title(report))), *_figures(report), Grid(*latency_table(report))]
     blocks += [Paragraph("Brackets are 95 % intervals. The time ratio is over the first row, round by round.")]
-    blocks += [Paragraph(line) for line in (*regression_lines(report), *map(sentence, report.advice), *notes)]
+    blocks += [Paragraph(line) for line in (*map(sentence, (*regression_lines(report), *report.advice)), *notes)]
     blocks += [Paragraph(f"{line}.") for line in device_lines(report)] or [Paragraph(line) for line in conditions]
     blocks.append(Grid(("machine", "value"), sorted(report.machine.items())))
     if state := list(dict.fromkeys((*report.before, *report.after))):

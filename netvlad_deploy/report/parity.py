@@ -43,6 +43,8 @@ def parity_headline(report: ParityReport) -> str:
         return f"{report.candidate} could not run here: {report.reason}."
     if report.verdict is Verdict.NOT_JUDGED:
         return f"No case could show a fault of {report.candidate}, so nothing is proven."
+    if report.miscounted and not any(case.verdict is Verdict.FAIL for case in report.cases):
+        return f"The number of cases is wrong: {report.miscounted}."
     if report.verdict is Verdict.FAIL:
         failed = [case.name for case in report.cases if case.verdict is Verdict.FAIL]
         names = listed(failed, MOST_FAILED)
@@ -89,6 +91,7 @@ def _comparison(report: ParityReport) -> list[Block]:
     if report.reason:
         return [Paragraph(f"Not run: {report.reason}")]
     blocks: list[Block] = [*_heat_figure(report), Grid(*parity_table(report))]
+    blocks += [Paragraph(sentence(report.miscounted))] if report.miscounted else []
     blocks += [Paragraph(sentence(line)) for line in not_judged_lines(report)]
     if report.departure:
         blocks += [Paragraph(sentence(departure_line(report.departure))), *_stages(report.departure)]

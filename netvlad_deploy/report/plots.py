@@ -94,13 +94,25 @@ class Boxes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Points (x, y) above 0 for each series, joined, on logarithmic axes: a power is a straight line.
+
+    `rows` are none: the figure is as high as that many rows.
+    """
+
+    series: Mapping[str, Sequence[tuple[float, float]]]
+    label: str
+    rows: Sequence[str] = ("",) * 9
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawn:
     """A drawing that was made elsewhere: an `<svg>` in the light colours of PALETTE."""
 
     svg: str
 
 
-Plot: TypeAlias = Dots | Heat | Intervals | Boxes | Drawn
+Plot: TypeAlias = Dots | Heat | Intervals | Boxes | Curves | Drawn
 
 
 def draw(plot: Plot, *, width_in: float = WIDTH_IN, title: str = "") -> str:
@@ -115,7 +127,7 @@ def draw(plot: Plot, *, width_in: float = WIDTH_IN, title: str = "") -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # text stays text: the reader's font has it
         matplotlib.rcdefaults()  # a `matplotlibrc` in the working folder could make matplotlib run LaTeX, a program
         matplotlib.rcParams.update({**RC, **_colours(), "svg.hashsalt": "netvlad-deploy"})
-        lines = len(plot.rows) + (len(plot.series) if isinstance(plot, Dots) else 0) + bool(title)
+        lines = len(plot.rows) + (len(plot.series) if isinstance(plot, Dots | Curves) else 0) + bool(title)
         size = width_in, ROW_IN * lines + FRAME_IN
         figure = require("matplotlib.figure", extra="report").Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
@@ -272,15 +284,30 @@ def _draw_boxes(axes: Any, plot: Boxes) -> None:
         _log_scale(axes, min(ends), max(ends))
 
 
-def _log_scale(axes: Any, low: float, high: float) -> None:
-    """Make the axis logarithmic, with ticks at 1, 2 and 5 of each decade, or at 1 alone where there are many."""
+def _draw_curves(axes: Any, plot: Curves) -> None:
+    for (name, points), (colour, marker) in zip(plot.series.items(), SERIES * len(plot.series), strict=False):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=PALETTE[colour][0], marker=marker, ms=5.5, mew=0, lw=1.5, label=_label(name))
+    places = sorted({x for points in plot.series.values() for x, _ in points})
+    times = [y for points in plot.series.values() for _, y in points]
+    _log_scale(axes, min(times), max(times), "y")
+    _log_scale(axes, places[0], places[-1])
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_xlabel(plot.label)
+    axes.grid()
+    if len(plot.series) > 1:
+        axes.figure.legend(loc="outside upper left", handletextpad=0.2)
+
+
+def _log_scale(axes: Any, low: float, high: float, axis: str = "x") -> None:
+    """Make an axis logarithmic, with ticks at 1, 2 and 5 of each decade, or at 1 alone where there are many."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     digits = (1, 2, 5) if math.log10(high / low) < 1.7 else (1,)
     ticks = [digit * 10.0**power for power in decades for digit in digits]
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set(**{f"{axis}scale": "log"})
+    getattr(axes, f"set_{axis}ticks")(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlim(low / 1.3, high * 1.3)
+    axes.set(**{f"{axis}lim": (low / 1.3, high * 1.3)})
 
 
 def quantile(quantiles: Sequence[float], share: float) -> float:
@@ -299,4 +326,5 @@ _DRAWERS: Final[Mapping[type, Any]] = {
     Heat: _draw_heat,
     Intervals: _draw_intervals,
     Boxes: _draw_boxes,
+    Curves: _draw_curves,
 }

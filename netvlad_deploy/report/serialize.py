@@ -11,17 +11,34 @@ from typing import Any
 from netvlad_deploy.report.escape import unicode_text
 
 SCHEMA_VERSION = 1
-CHANGED_SCHEMAS = {"bench": 2, "deploy": 2}
+CHANGED_SCHEMAS = {"bench": 2, "deploy": 2, "doctor": 2}
 """Version of the layout of the JSON, which each result names in `schema`; and of the verbs whose layout has changed."""
 
 DERIVED = ("verdict", "not_judged")
 """Properties of a result that stand in its JSON beside its fields."""
 
 
+SCHEMAS = Path(__file__).parent / "schemas"
+"""The folder of the JSON Schemas, `VERB-VERSION.json`, which `tools/schemas.py` makes of the results' classes."""
+
+
+def schema_name(verb: str) -> str:
+    """Return the name of the layout that a verb prints.
+
+    >>> schema_name("embed")
+    'netvlad-deploy/embed/1'
+    """
+    return f"netvlad-deploy/{verb}/{CHANGED_SCHEMAS.get(verb, SCHEMA_VERSION)}"
+
+
 def to_json(verb: str, result: Any) -> str:
     """Return a result dataclass as JSON text; `schema` names the verb and the version of the layout."""
-    version = CHANGED_SCHEMAS.get(verb, SCHEMA_VERSION)
-    return json.dumps({"schema": f"netvlad-deploy/{verb}/{version}", **plain(result)}, indent=2)
+    return json.dumps(to_record(verb, result), indent=2)
+
+
+def to_record(verb: str, result: Any) -> dict[str, Any]:
+    """Return what `to_json` writes, as a dictionary."""
+    return {"schema": schema_name(verb), **plain(result)}
 
 
 def plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The result of a sweep: latency over the axes of the input or of the layer, as lines and as a page."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from netvlad_deploy.latency.scaling import Exponent
 from netvlad_deploy.latency.sweep import Place, PointLatency, SweepPoint
 from netvlad_deploy.report.page import Block, Figure, Grid, Page, Paragraph, Section
-from netvlad_deploy.report.plots import Dots
+from netvlad_deploy.report.plots import Curves
 from netvlad_deploy.report.text import Table, estimate_text, table
 from netvlad_deploy.spec.verdict import Verdict
 
@@ -16,6 +17,9 @@ EXPLAINED = (
     "log(axis) over all points, with Student's 95 % interval of the residuals; a part of the time that does not grow "
     "lowers an exponent"
 )
+MOST_CURVES = 8
+"""Most curves of a figure: more could not be told apart."""
+
 UNFITTED = "No exponents: they need two points more than axes that vary, each apart from the others"
 
 
@@ -86,28 +90,59 @@ def sweep_lines(report: SweepReport) -> list[str]:
 
 def sweep_page(report: SweepReport) -> Page:
     """Return the page of a sweep."""
-    names = [" ".join(place_words(point.place, report.axes)) for point in report.points]
-    series: dict[str, list[float | None]] = {}
-    for point in report.points:
-        for number, each in enumerate(point.candidates):
-            p50 = each.percentiles_ms.get("p50")
-            series.setdefault(_numbered(report, number), []).append(None if p50 is None else p50.value)
-    figure = Figure(
-        Dots(rows=names, series=series, label="p50, ms", least=1e-6),
-        alt="The median latency at each point",
-        caption=f"Each row is a point: {', '.join(report.axes)}.",
-    )
     growth: list[Block] = [Paragraph(f"{UNFITTED}.")]
     if report.exponents:
         growth = [Grid(*exponent_table(report)), Paragraph(f"{EXPLAINED}.")]
     return Page(
         title=f"Latency of {report.subject} over {', '.join(report.axes)}",
         verdict=report.verdict,
-        headline=_title(report) + ".",
-        facts=[(f"{one.candidate}, {one.axis}", f"exponent {estimate_text(one.exponent, '.2f')}")
-               for one in report.exponents],
-        sections=[Section("Latency", [figure, Grid(*sweep_table(report))]), Section("Growth", growth)],
-    )  # fmt: skip
+        headline=f"{_title(report)}.",
+        facts=[
+            (f"exponent in {one.axis} of {one.candidate}", estimate_text(one.exponent, ".2f"))
+            for one in report.exponents
+        ],
+        sections=[
+            Section("Latency", [*_figures(report), Grid(*sweep_table(report))]),
+            Section("Growth", growth),
+        ],
+    )
+
+
+def _figures(report: SweepReport) -> list[Figure]:
+    """Return the curves over the axis of most values, one for each candidate and each place on the other axes."""
+    values = {name: {place_words(point.place, (name,)) for point in report.points} for name in report.axes}
+    along = max(report.axes, key=lambda name: len(values[name]))
+    others = [name for name in report.axes if name != along]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for point in report.points:
+        for number, each in enumerate(point.candidates):
+            if "p50" in each.percentiles_ms:
+                where = [f"{name} {word}" for name, word in zip(others, place_words(point.place, others), strict=True)]
+                curve = curves.setdefault(", ".join([_numbered(report, number), *where]), [])
+                curve.append((axis_value(point.place, along), each.percentiles_ms["p50"].value))
+    if not curves:
+        return []
+    shown = {name: sorted(curve) for name, curve in list(curves.items())[:MOST_CURVES]}
+    left_out = f" The first {MOST_CURVES} of {len(curves)} curves are drawn." if len(curves) > MOST_CURVES else ""
+    unit = "pixels of an image" if along == "image-size" else along
+    return [
+        Figure(
+            Curves(series=shown, label=unit),
+            alt=f"The median time of a run in milliseconds over {unit}, of {len(shown)} curves",
+            caption=f"The median time of a run in milliseconds, both axes logarithmic: a power is a straight line, and "
+            f"as steep as its exponent.{left_out}",
+        )
+    ]
+
+
+def axis_value(place: Place, axis: str) -> float:
+    """Return the value of a point on an axis as a number: of a size of images its pixels.
+
+    >>> axis_value(Place(batch=8, image_size=(480, 640), threads=2), "image-size")
+    307200.0
+    """
+    value = getattr(place, axis.replace("-", "_"))
+    return float(math.prod(value) if isinstance(value, tuple) else value)
 
 
 def _numbered(report: SweepReport, number: int) -> str:

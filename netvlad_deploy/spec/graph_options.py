@@ -17,6 +17,11 @@ from netvlad_deploy.support.limits import check_choice
 COARSE_STEP: Final = 0.5
 """Logit step above which a warning is due: rounding by half a step then changes an assignment by e^0.25 - 1 = 28 %."""
 
+LARGEST_SCALE: Final = 2.0**15
+"""Largest factor of an FP16 weight by which a layer L2-normalises: a local descriptor over this many times shorter than
+the mean one of its image counts for less. Also the largest mean norm that the weights are scaled by. Both are half of
+where FP16 ends."""
+
 PRECISIONS: Final = ("fp32", "fp16")
 GRAPH_DTYPES: Final = ("float32", "float16")
 INPUT_KINDS: Final = (IMAGES, FEATURES)
@@ -121,6 +126,14 @@ class FeatureRange:
     logit_step: float
     normalized: bool = False
     smallest: float | None = None
+
+    @property
+    def spread(self) -> float | None:
+        """Return how many times as long as a local descriptor the mean one of its image may be, None if any times.
+
+        An FP16 layer that L2-normalises has such a limit, which is also the only one of these with a `smallest`.
+        """
+        return LARGEST_SCALE if self.normalized and self.smallest is not None else None
 
     def step_at(self, norm: float) -> float:
         """Return the logit step for local descriptors of this norm."""

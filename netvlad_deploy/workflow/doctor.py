@@ -23,6 +23,25 @@ from netvlad_deploy.tensorrt.cuda import Cuda
 NEEDED = ("netvlad-deploy", "numpy", "typer")
 """Packages that every installation has."""
 
+PURPOSES = {
+    "export": "whatever reads a checkpoint",
+    "cpu": "running ONNX files on a CPU",
+    "gpu": "running ONNX files on a GPU",
+    "strict": "validate of an FP16 ONNX file on a CPU",
+    "tensorrt": "building and running engines on an NVIDIA GPU",
+    "rtx": "engines for RTX GPUs, which build without a GPU",
+    "openvino": "running ONNX files with OpenVINO, on a CPU",
+    "nvml": "clocks, power and throttling of a GPU in bench",
+    "report": "pages of reports in HTML, and their drawings",
+    "images": "embed and evaluate on images",
+    "fit": "a vocabulary of your own, beside export",
+    "transformers": "the backbones DINOv2 and ViT, and model folders of Hugging Face",
+    "timm": "the backbones of timm",
+    "keras": "Keras files of weights",
+    "demo": "make demo",
+}
+"""What each optional dependency group is for."""
+
 DEVELOPMENT = "dev"
 ONE_OF = ("cpu", "gpu")
 """Optional dependency groups of which one must be missing."""
@@ -133,5 +152,7 @@ def _extras() -> dict[str, Extra]:
         missing = tuple(name for name in names if installed_version(name) is None)
         instead = extra in ONE_OF and missing and installed_distributions()
         cure = f"in place of {', '.join(instead)}, never beside it" if instead else install_line(extra)
-        extras[extra] = Extra(packages=tuple(names), missing=missing, cure=cure if missing else "")
+        extras[extra] = Extra(
+            purpose=PURPOSES.get(extra, ""), packages=tuple(names), missing=missing, cure=cure if missing else ""
+        )
     return {extra: found for extra, found in extras.items() if extra != DEVELOPMENT}

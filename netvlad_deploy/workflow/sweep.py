@@ -16,7 +16,7 @@ from netvlad_deploy.latency.feeds import USUAL_FEATURES
 from netvlad_deploy.latency.scaling import Exponent, fit_exponents
 from netvlad_deploy.latency.sweep import Place, PointLatency, SweepFile, SweepPoint, open_sweep
 from netvlad_deploy.oracle.goldens import USUAL_PHOTO
-from netvlad_deploy.report.sweep import SweepReport, place_words
+from netvlad_deploy.report.sweep import SweepReport, axis_value, place_words
 from netvlad_deploy.runtime.open_runner import Candidate, candidates_of
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import parse_size
@@ -253,12 +253,6 @@ def _exponents(points: Sequence[SweepPoint], names: Iterable[str]) -> Iterator[E
     """Yield the exponents of each candidate, over the points at which it ran."""
     for number, first in enumerate(points[0].candidates):
         ran = [point for point in points if point.candidates[number].percentiles_ms]
-        axes = {name: [_size(point.place, name) for point in ran] for name in names}
+        axes = {name: [axis_value(point.place, name) for point in ran] for name in names}
         times = [point.candidates[number].percentiles_ms["p50"].value for point in ran]
         yield from fit_exponents(first.name, axes, times)
-
-
-def _size(place: Place, axis: str) -> float:
-    """Return the value of a point on an axis as a number: of a size of images its pixels."""
-    value = getattr(place, axis.replace("-", "_"))
-    return float(math.prod(value) if isinstance(value, tuple) else value)

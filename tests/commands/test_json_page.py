@@ -4,41 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_args
 
 import pytest
 
-from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
-from netvlad_deploy.latency.results import LatencyReport
-from netvlad_deploy.parity.heads import ParityReport
-from netvlad_deploy.report.adopt import Adoption
-from netvlad_deploy.report.deploy import Deployment
-from netvlad_deploy.report.doctor import Diagnosis
-from netvlad_deploy.report.evaluate import EvaluationReport
-from netvlad_deploy.report.inspect import CheckpointInspection, Inspection
-from netvlad_deploy.report.precision import PrecisionReport
+from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.report.serialize import DERIVED
-from netvlad_deploy.report.sweep import SweepReport
-from netvlad_deploy.workflow.embed import EmbedResult
-from netvlad_deploy.workflow.fit import Vocabulary
-
-PRINTED: Final[dict[str, type]] = {
-    "export": OnnxArtifact,
-    "build": EngineArtifact,
-    "validate": ParityReport,
-    "bench": LatencyReport,
-    "sweep": SweepReport,
-    "precision": PrecisionReport,
-    "embed": EmbedResult,
-    "evaluate": EvaluationReport,
-    "fit": Vocabulary,
-    "inspect of an artifact": Inspection,
-    "inspect of a checkpoint": CheckpointInspection,
-    "doctor": Diagnosis,
-    "deploy": Deployment,
-    "adopt": Adoption,
-}
-"""The class of the result that each verb prints."""
+from tools.schemas import PRINTED, hints
 
 OF_SEVERAL: Final = {
     "Profile": " for features",
@@ -68,12 +40,10 @@ def kinds(annotation: Any) -> Iterator[type]:
 
 def objects() -> dict[str, type]:
     """Return every object of the JSON, by its row: those inside by where they first stand."""
-    from netvlad_deploy.models.vocabulary import VocabularyRecord
-
     found = dict(PRINTED)
 
     def walk(kind: type, where: str) -> None:
-        for name, annotation in get_type_hints(kind, localns={"VocabularyRecord": VocabularyRecord}).items():
+        for name, annotation in hints(kind).items():
             inside = [each for each in kinds(annotation) if not issubclass(OnnxArtifact, each)]
             for each in inside:
                 if each not in found.values():

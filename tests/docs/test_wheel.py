@@ -44,7 +44,9 @@ def wheel(checkout: Path) -> Path:
 def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    package = {path for path in (ROOT / "netvlad_deploy").rglob("*") if path.suffix in (".py", ".typed", ".html")}
+    package = {
+        path for path in (ROOT / "netvlad_deploy").rglob("*") if path.suffix in (".py", ".typed", ".html", ".json")
+    }
     assert names == {str(path.relative_to(ROOT)) for path in package}
     assert {"netvlad_deploy/py.typed", "netvlad_deploy/report/page.html"} <= names
 

@@ -24,7 +24,6 @@ from netvlad_deploy.oracle.goldens import golden_image, golden_sizes, load_golde
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageInput, Resize
-from netvlad_deploy.spec.layer import NetVLADSpec
 from tests.pipelines import WIDTH, tiny_pipeline
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
@@ -241,13 +240,6 @@ def test_a_convolution_in_strips_is_the_convolution(options: dict[str, Any]) -> 
                 got = conv(x)
             assert got.shape == expected.shape
             assert (got - expected).abs().max() < 1e-13
-
-
-def test_a_cost_is_of_a_local_descriptor_and_not_of_a_head_s_profile(tiny: OnnxArtifact) -> None:
-    assert isinstance(tiny.spec, NetVLADSpec)
-    assert tiny.spec.normalize_input
-    (finding,) = (one for one in tiny.warnings if "are a second copy in memory" in one)
-    assert finding.endswith(f": {4 * tiny.spec.feature_size} bytes each")
 
 
 def test_large_constants_follow_the_graph_in_one_file(

@@ -1,7 +1,8 @@
 """The file of a sweep: points come back, half a line is dropped, and any other file stays as it is."""
 
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ POINT = SweepPoint(
     place=Place(batch=1, image_size=(480, 640), threads=2),
     candidates=(PointLatency(name="m.onnx", percentiles_ms={"p50": ONE}, throughput=ONE),),
 )
+LINE = json.dumps({"schema": sweep.POINT_SCHEMA, **asdict(POINT)}).encode() + b"\n"
 OTHER = replace(POINT, place=replace(POINT.place, batch=8))
 
 
@@ -58,6 +60,14 @@ def test_half_a_line_is_dropped_and_said(path: Path, caplog: pytest.LogCaptureFi
         (b'{"schema": "netvlad-deploy/bench/2"}\n', "its schema is netvlad-deploy/bench/2"),
         (b'{"schema": "netvlad-deploy/sweep-point/1"}\n', "has or lacks"),
         (b'{"schema": "netvlad-deploy/sweep', ""),
+        (
+            json.dumps({"schema": sweep.POINT_SCHEMA, **asdict(POINT)}).replace("1.0", "NaN").encode() + b"\n",
+            "no finite",
+        ),
+        (
+            json.dumps({"schema": sweep.POINT_SCHEMA, **asdict(POINT)}).replace("1.0", "-1.0").encode() + b"\n",
+            "no finite",
+        ),
         (b"[" * 100_000 + b"\n", "line 1 of"),
         (b"\n", "line 1 of"),
     ],

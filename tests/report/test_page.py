@@ -13,7 +13,7 @@ from netvlad_deploy.errors import MissingDependencyError
 from netvlad_deploy.report.html_page import SIGNS, html_page
 from netvlad_deploy.report.markdown_page import markdown_page
 from netvlad_deploy.report.page import Code, Figure, Grid, Page, Paragraph, Photo, Photos, Section
-from netvlad_deploy.report.plots import OVER, Boxes, Dots, Heat, Intervals, Plot, draw
+from netvlad_deploy.report.plots import OVER, Boxes, Curves, Dots, Heat, Intervals, Plot, draw
 from netvlad_deploy.spec.verdict import Verdict
 
 EVIL = "e\x1b[1m\"'<img src=x onerror=alert(1)>{{ 7 }}|`*\u202e\udcff&\n$x_1$"
@@ -25,6 +25,7 @@ PLOTS: tuple[Plot, ...] = (
     Heat(rows=("one", "two"), ratios=([0.0] * 100, [*[1e-3] * 99, math.inf]), label="cluster"),
     Intervals(rows=(("one", 2.0, 1.9, 2.2), ("two", 90.0, 80.0, 95.0)), label="ratio"),
     Boxes(rows=(("one", (1.0, 2.0, 3.0)), ("two", (30.0, 40.0, 90.0))), label="ms"),
+    Curves(series={EVIL: ((1.0, 0.3), (8.0, 2.5)), "one": ((1.0, 1.0),)}, label="batch"),
 )
 PAGE = Page(
     title=EVIL,

@@ -12,7 +12,7 @@ from netvlad_deploy.report.doctor import Check, Diagnosis, Extra, diagnosis_line
 from netvlad_deploy.spec.backends import BACKENDS, NO_GRAPHS
 from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.require import installed_version
+from netvlad_deploy.support.require import installed_version, optional_packages
 from netvlad_deploy.workflow import doctor
 from netvlad_deploy.workflow.doctor import diagnose
 from tests.command import Command
@@ -51,7 +51,7 @@ def test_this_machine(command: Command) -> None:
     outcome = command("doctor", "--json")
     assert outcome.code == 0
     record = json.loads(outcome.out)
-    assert record["schema"] == "netvlad-deploy/doctor/1"
+    assert record["schema"] == "netvlad-deploy/doctor/2"
     assert record["packages"]["onnxruntime"] == installed_version("onnxruntime")
     assert record["machine"]["python"] == sys.version.split()[0]
     assert record["broken"] == []
@@ -63,12 +63,23 @@ def test_this_machine(command: Command) -> None:
         assert any(name.split(",")[0] == f"backend {backend}" for name in verdicts), backend
 
 
+def test_every_extra_has_its_purpose_and_its_install_line() -> None:
+    assert set(doctor.PURPOSES) == set(optional_packages()) - {"dev"}
+    for name, extra in diagnose().extras.items():
+        assert extra.purpose == doctor.PURPOSES[name]
+        assert bool(extra.cure) == bool(extra.missing)
+
+
 def test_text_shows_broken_checks_first() -> None:
     checks = tuple(Check(name=each.value.lower(), verdict=each, detail=f"why {each.value}") for each in TRIED)
     diagnosis = Diagnosis(
         machine={"power_mode": "15W"},
         packages={"numpy": "2.4", "torch": None, "onnx": "1.23"},
-        extras={"export": Extra(packages=("torch", "onnx"), missing=("torch",), cure="pip install torch")},
+        extras={
+            "export": Extra(
+                purpose="checkpoints", packages=("torch", "onnx"), missing=("torch",), cure="pip install torch"
+            )
+        },
         gpu=ORIN,
         checks=checks,
         broken=("fail",),
@@ -76,8 +87,8 @@ def test_text_shows_broken_checks_first() -> None:
     assert diagnosis_lines(diagnosis) == [
         "power mode: 15W",
         "packages: numpy 2.4",
-        "extra   packages                  what to do if it is wanted",
-        "export  torch missing, onnx 1.23  pip install torch",
+        "extra   for          packages                  what to do if it is wanted",
+        "export  checkpoints  torch missing, onnx 1.23  pip install torch",
         "verdict  check    detail",
         "FAIL     fail     why FAIL",
         "PASS     pass     why PASS",

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact, load_artifact
+from netvlad_deploy.latency.baseline import FORM, load_baseline
+from netvlad_deploy.latency.sweep import open_sweep
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.retrieval.ground_truth import load_positives
 from netvlad_deploy.retrieval.image_files import find_images, load_images
@@ -163,6 +165,37 @@ def _sidecars() -> list[bytes]:
     return [_written(".onnx.json", partial(write_artifact, make)) for make in (onnx_artifact, engine_artifact)]
 
 
+def _baselines() -> list[bytes]:
+    from tests.latency.test_baseline import BASELINE
+
+    return [BASELINE.text()]
+
+
+def _baseline(path: Path) -> object:
+    """Read a baseline, to which its own hash is given anew where it is JSON still."""
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(path.read_bytes())
+        if isinstance(record, dict):
+            path.write_bytes(seal({name: record[name] for name in record if name != FORM.hash_name}, FORM))
+    return load_baseline(path)
+
+
+def _sweeps() -> list[bytes]:
+    from tests.latency.test_sweep import OTHER, POINT
+
+    def write(path: Path) -> None:
+        with open_sweep(path) as file:
+            file.append(POINT)
+            file.append(OTHER)
+
+    return [_written(".jsonl", write)]
+
+
+def _points(path: Path) -> object:
+    with open_sweep(path) as file:
+        return file.points
+
+
 def _artifact(sidecar: Path) -> object:
     """Read an artifact by its sidecar, to which its own hash is given anew where it is JSON still."""
     path = sidecar.with_suffix("")
@@ -207,6 +240,8 @@ PARSERS: dict[str, Parser] = {
     "npz": Parser(suffix=".npz", seeds=_npz, read=read_arrays),
     "reference": Parser(suffix=".reference.npz", seeds=_reference, read=load_reference),
     "sidecar": Parser(suffix=".onnx.json", seeds=_sidecars, read=_artifact),
+    "baseline": Parser(suffix=".json", seeds=_baselines, read=_baseline),
+    "sweep": Parser(suffix=".jsonl", seeds=_sweeps, read=_points),
     "image": Parser(suffix=".png", seeds=_pictures, read=_image, largest_mib=2048),
     "ground truth": Parser(
         suffix=".json",
