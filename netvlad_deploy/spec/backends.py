@@ -7,6 +7,7 @@ STRICT: Final = "strict"
 
 NO_GRAPHS: Final = "tensorrt-no-graphs"
 """The backend of engines whose work is started anew in each run, and not replayed from a CUDA graph."""
+
 TORCH: Final = "torch"
 TORCH_COMPILE: Final = "torch-compile"
 STRAIGHT: Final = "straight"
