@@ -17,6 +17,11 @@ from netvlad_deploy.report.text import (
 )
 from netvlad_deploy.spec.verdict import Verdict
 
+INTERVALS = (
+    "Brackets are 95 % intervals, those of time ratios 99 %. The time ratio is over the first row, round by round."
+)
+"""What the table's brackets hold, in words."""
+
 
 def bench_page(report: LatencyReport, artifacts: Sequence[AnyArtifact], *, command: str = "") -> Page:
     """Return the page of a latency measurement; `command` is the line that made it."""
@@ -68,7 +73,7 @@ def latency_section(report: LatencyReport) -> Section:
     notes = [f"{one.name}: {advice}" for one in report.candidates for advice in one.advice]
     conditions = [f"{one.name}: {one.conditions}." for one in report.candidates if one.conditions]
     blocks: list[Block] = [Paragraph(sentence(latency_title(report))), *_figures(report), Grid(*latency_table(report))]
-    blocks += [Paragraph("Brackets are 95 % intervals. The time ratio is over the first row, round by round.")]
+    blocks += [Paragraph(INTERVALS)]
     blocks += [Paragraph(line) for line in (*map(sentence, (*regression_lines(report), *report.advice)), *notes)]
     blocks += [Paragraph(f"{line}.") for line in device_lines(report)] or [Paragraph(line) for line in conditions]
     blocks.append(Grid(("machine", "value"), sorted(report.machine.items())))
@@ -109,7 +114,7 @@ def _ratio_figure(report: LatencyReport, field: str, label: str) -> list[Figure]
         Figure(
             Intervals(rows=[(name, each.value, each.low, each.high) for name, each in found.items()], label=label),
             alt=f"{label[0].upper()}{label[1:]}: {said}",
-            caption="Left of the line at 1 is faster. A bar is the 95 % interval of the ratio of rounds: one that "
+            caption="Left of the line at 1 is faster. A bar is the 99 % interval of the ratio of rounds: one that "
             f"touches the line shows no difference.{limit}",
         )
     ]
