@@ -120,9 +120,14 @@ def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def is_shared(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> bool:
-    """Return True if each floating-point constant of a graph is a tensor of its module, unchanged."""
+    """Return True if each floating-point constant of a graph is a tensor of its module, unchanged.
+
+    Torch joins the two bounds of a range into one operator, with constants of its own: those of a single value are
+    taken where the module has a tensor of that value, which counts in the hash.
+    """
+    single = {content(tensor) for tensor in weights.values() if tensor.numel() == 1}
     return all(
-        tensor.name in weights and tensor.raw_data == content(weights[tensor.name])
+        (tensor.name in weights and tensor.raw_data == content(weights[tensor.name])) or tensor.raw_data in single
         for tensor in model.graph.initializer
         if tensor.data_type in FLOATS
     )

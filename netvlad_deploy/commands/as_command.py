@@ -104,7 +104,7 @@ def _checked(name: str, annotation: Any, section: str | None) -> Any:
     if annotation is typer.Context:
         return annotation
     kind, info = get_args(annotation)
-    kinds = {kind, *get_args(kind)}
+    kinds = {kind, *get_args(kind), *(part for each in get_args(kind) for part in get_args(each))}
     info = copy(info)
     info.rich_help_panel = section or info.rich_help_panel
     if Path in kinds:

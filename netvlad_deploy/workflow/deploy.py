@@ -17,7 +17,6 @@ from netvlad_deploy.errors import UNAVAILABLE, ArtifactError
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.deploy import Deployment, Step, deployment_page
 from netvlad_deploy.report.graph_figure import graph_block
-from netvlad_deploy.report.page import Page
 from netvlad_deploy.report.write import REPORT_FILES, write_report
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.build_options import BuildOptions
@@ -115,7 +114,9 @@ def _go_on(
     exported = Candidate.of(onnx)
     engine_files = _engine_files(folder, onnx.path.stem)
     LOG.info("validate %s", onnx.path)
-    parity = [validate(exported)]
+    with onnx.keep():  # it is read once, for the drawing and for the proof
+        graph = graph_block(onnx)
+        parity = [validate(exported)]
     steps = [export_step, _parity_step("parity of the ONNX file", parity[0])]
     candidates = [*map(exported.on, peers), exported]
     engine, step = _build_engine(onnx, engine_files, engine_options, force=force)
@@ -132,12 +133,9 @@ def _go_on(
         for result in latency.candidates
     ]
     deployment = Deployment(steps=tuple(steps), onnx=onnx, engine=engine, parity=tuple(parity), latency=latency)
-    write_report(folder, "deploy", deployment, _page(deployment, command), force=force)
+    page = deployment_page(deployment, graph=graph, command=command)
+    write_report(folder, "deploy", deployment, page, force=force)
     return deployment
-
-
-def _page(deployment: Deployment, command: str) -> Page:
-    return deployment_page(deployment, graph=graph_block(deployment.onnx), command=command)
 
 
 def _build_engine(

@@ -74,7 +74,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
     Raises: UsageError if a text has another form, an axis stands twice or is unknown, or a value is out of range.
 
     >>> parse_axes(["batch=1,8", "image-size=240x320"])
-    {'image-size': [(240, 320)], 'batch': [1, 8]}
+    {'batch': [1, 8], 'image-size': [(240, 320)]}
     """
     axes: dict[str, list[Any]] = {}
     for text in texts:

@@ -164,7 +164,7 @@ def test_the_projection_alone_is_fp16_and_the_steps_after_it_fp32(loupe: OnnxArt
 def test_the_added_epsilon_survives_the_exporter(loupe: OnnxArtifact) -> None:
     values = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(loupe.path).graph.initializer]
     constants = {float(value[0]) for value in values if value.shape == (1,) and value.dtype == np.float32}
-    assert constants == {float(np.float32(value)) for value in (1e-12, 1e-6, 1e-37)}
+    assert constants == {float(np.float32(value)) for value in (1e-12, 1e-6, 1e-37, 2**15)}
 
 
 def test_a_graph_without_a_projection_has_no_such_stage(tmp_path: Path) -> None:

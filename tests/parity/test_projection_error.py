@@ -161,12 +161,12 @@ def test_a_projection_that_is_a_little_wrong_fails(fault: Fault, kind: str, prec
     assert report.verdict is (Verdict.FAIL if visible else Verdict.PASS)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_another_epsilon_mode_fails(precision: str) -> None:
+@pytest.mark.parametrize(("precision", "verdict"), [("fp32", Verdict.FAIL), ("fp16", Verdict.NOT_JUDGED)])
+def test_another_epsilon_mode_shows_in_rows_that_fp16_does_not_take(precision: str, verdict: Verdict) -> None:
     right = parameters("whitening", normalize_input=True, epsilon=ADD)
     rows = unit_rows(features(2, 20, 16)) * np.float32(2e-6)
     report = judged_as(replace(right, epsilon=CLAMP), right, precision, cases=[Case(name="tiny", features=rows)])
-    assert report.verdict is Verdict.FAIL
+    assert report.verdict is verdict
 
 
 def test_one_wrong_row_is_one_value(tmp_path: Path) -> None:
