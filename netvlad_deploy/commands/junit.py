@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from netvlad_deploy.errors import NetVLADDeployError, UsageError
-from netvlad_deploy.support.files import check_targets, write_text
 
 Junit = Annotated[
     Path | None, typer.Option("--junit", metavar="FILE.xml", help="Also write JUnit XML, of an error, too.")
@@ -28,6 +27,8 @@ def junit_file(path: Path | None, subject: str) -> Iterator[Callable[[str], None
         return
     if path.suffix != ".xml":
         raise UsageError(f"{path} does not end in .xml: name the JUnit file so, that it overwrites no other")
+    from netvlad_deploy.support.files import check_targets, write_text
+
     check_targets(path, force=True)
     try:
         yield lambda text: write_text(path, text)
