@@ -51,7 +51,8 @@ def test_what_changes_for_both_cancels() -> None:
 def test_the_ranks_are_those_of_the_table(count: int, level: float, rank: int) -> None:
     """Source of the ranks: the sign test's critical values, as in Conover, Practical Nonparametric Statistics."""
     found = statistics.median_interval(range(1, count + 1), level)
-    assert (0 if found is None else found.low) == rank
+    ends = None if found is None else (found.low, found.high)
+    assert ends == ((rank, count + 1 - rank) if rank else None)
 
 
 @pytest.mark.parametrize(("share", "truth"), [(50, 1.0), (95, 1 + 1.6449 * 0.1)])
