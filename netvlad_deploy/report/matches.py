@@ -14,8 +14,9 @@ import numpy as np
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
 from netvlad_deploy.report.page import Block, Paragraph, Photo, Photos
-from netvlad_deploy.retrieval.image_files import ImageFile, load_images
+from netvlad_deploy.retrieval.image_files import load_images
 from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
+from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval.batches import batches, largest_batch, run_batch, smallest_shape
-from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, load_images, printable, usable
+from netvlad_deploy.retrieval.image_files import load_images, usable
 from netvlad_deploy.runner import Runner
+from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import IMAGES, ImageInput
+from netvlad_deploy.spec.items import Skipped, count_reasons, printable
 from netvlad_deploy.support.arrays import Array, Float32
 from netvlad_deploy.support.progress import Progress
 

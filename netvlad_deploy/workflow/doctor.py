@@ -38,6 +38,11 @@ PURPOSES = {
     "transformers": "the backbones DINOv2 and ViT, and model folders of Hugging Face",
     "timm": "the backbones of timm",
     "keras": "Keras files of weights",
+    "hdf5": "feature files and descriptors in HDF5",
+    "parquet": "images and descriptors in Parquet files",
+    "bags": "images in ROS bags",
+    "index": "an index of descriptors, and its search",
+    "ray": "embed on the nodes of a Ray cluster",
     "demo": "make demo",
 }
 """What each optional dependency group is for."""

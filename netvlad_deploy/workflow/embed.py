@@ -10,11 +10,12 @@ import numpy as np
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.retrieval import embed_features as features
 from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
-from netvlad_deploy.retrieval.image_files import IMAGE_SUFFIXES, Skipped, find_images
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.one_head import OneHead
 from netvlad_deploy.runtime.open_runner import Candidate
+from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, find_images
 from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.spec.layer import FEATURES, MASK, HeadsSpec
 from netvlad_deploy.support.arrays import write_npz
 from netvlad_deploy.support.files import check_apart, check_suffix, stage_files

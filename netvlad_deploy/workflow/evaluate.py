@@ -16,10 +16,11 @@ from netvlad_deploy.report.matches import Album, draw_matches, match_blocks
 from netvlad_deploy.report.write import REPORT_FILES, write_report
 from netvlad_deploy.retrieval.embed_images import BATCH, Described, embed_images
 from netvlad_deploy.retrieval.ground_truth import Positives, load_positives, positives_within
-from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, find_images
 from netvlad_deploy.retrieval.recall import agree, check_answerable, measure_recall
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
+from netvlad_deploy.sources.image_folders import ImageFile, find_images
 from netvlad_deploy.spec.images import ImageInput
+from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.support.files import make_folder
 from netvlad_deploy.support.streams import stdout_to_stderr
 

@@ -14,8 +14,10 @@ import numpy as np
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.retrieval.batches import batches
-from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images, usable
+from netvlad_deploy.retrieval.image_files import load_images, usable
+from netvlad_deploy.sources.image_folders import ImageFile, find_images
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
+from netvlad_deploy.spec.items import Skipped, count_reasons
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays, Float32
 from netvlad_deploy.support.files import check_suffix, check_targets, stage_files

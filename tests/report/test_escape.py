@@ -20,8 +20,8 @@ from netvlad_deploy.report.page import Photos
 from netvlad_deploy.report.precision import CasePrecision, PrecisionReport, draw_precisions, precision_page
 from netvlad_deploy.report.serialize import to_json
 from netvlad_deploy.report.text import markdown_table
-from netvlad_deploy.retrieval.image_files import Skipped
 from netvlad_deploy.retrieval.recall import Recall
+from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.spec.verdict import Verdict
 from tests.command import Command, error_of
 from tests.report.test_reports import FAILED, LATENCY, OUTPUT, parity

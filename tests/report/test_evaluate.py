@@ -18,8 +18,8 @@ from netvlad_deploy.report.evaluate import (
 from netvlad_deploy.report.markdown_page import markdown_page
 from netvlad_deploy.report.matches import Album, choose, draw_matches, match_blocks, section_caption
 from netvlad_deploy.report.page import Photos
-from netvlad_deploy.retrieval.image_files import Skipped
 from netvlad_deploy.retrieval.recall import Agreement, Match, QueryResult, Recall
+from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.spec.verdict import Verdict
 
 

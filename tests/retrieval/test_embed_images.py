@@ -11,9 +11,11 @@ from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.retrieval import embed_images as module
 from netvlad_deploy.retrieval import image_files as images
 from netvlad_deploy.retrieval.embed_images import embed_images
-from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, find_images
 from netvlad_deploy.runner import Feeds, Runner
+from netvlad_deploy.sources import image_folders
+from netvlad_deploy.sources.image_folders import ImageFile, find_images
 from netvlad_deploy.spec.images import IMAGES, ImageInput, ImageProfile, Resize
+from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays
 from tests.colour_graphs import band_pipeline, bands
@@ -69,11 +71,11 @@ def test_a_bad_image_in_the_middle_moves_no_name(tmp_path: Path, caplog: pytest.
     files[1].path.write_bytes(b"")
     files[3].path.write_bytes(files[3].path.read_bytes()[:50])
     runner = Averages()
-    before = Skipped(path="notes.txt", reason=images.NO_SUFFIX)
+    before = Skipped(path="notes.txt", reason=image_folders.NO_SUFFIX)
     done = embed_images(runner, ImageInput(), files, batch=8, skipped=[before])
     assert runner.shapes == [(3, 4, 4)], "a bad image breaks no batch"
     assert numbers(done.descriptors) == [0, 2, 4] == [int(name[:2]) for name in done.names]
-    assert [one.reason for one in done.skipped] == [images.NO_SUFFIX, images.EMPTY, images.DAMAGED]
+    assert [one.reason for one in done.skipped] == [image_folders.NO_SUFFIX, images.EMPTY, images.DAMAGED]
     assert [record.getMessage().partition(": ")[0] for record in caplog.records] == [
         f"skipped {files[1].path}", f"skipped {files[3].path}",
     ]  # fmt: skip
@@ -100,8 +102,8 @@ def test_a_size_outside_every_profile_is_skipped_with_the_cure(tmp_path: Path) -
 def test_nothing_left_is_an_error_that_counts(tmp_path: Path) -> None:
     files = write(tmp_path, (4, 4))
     files[0].path.write_bytes(b"")
-    before = [Skipped(path=name, reason=images.NO_SUFFIX) for name in "ab"]
-    with pytest.raises(InputError, match=f"2 {images.NO_SUFFIX}, 1 {images.EMPTY}"):
+    before = [Skipped(path=name, reason=image_folders.NO_SUFFIX) for name in "ab"]
+    with pytest.raises(InputError, match=f"2 {image_folders.NO_SUFFIX}, 1 {images.EMPTY}"):
         embed_images(Averages(), ImageInput(), files, skipped=before)
     with pytest.raises(InputError, match="none was found"):
         embed_images(Averages(), ImageInput(), [])

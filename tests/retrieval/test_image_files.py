@@ -12,9 +12,13 @@ import pytest
 
 from netvlad_deploy.errors import InputError, MissingDependencyError, UsageError
 from netvlad_deploy.retrieval import image_files as images
-from netvlad_deploy.retrieval.image_files import ImageFile, Skipped, count_reasons, find_images, load_images
+from netvlad_deploy.retrieval.image_files import load_images
 from netvlad_deploy.retrieval.pixels import TOO_LARGE
+from netvlad_deploy.sources import image_folders
+from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.spec import items
 from netvlad_deploy.spec.images import ImageInput, Resize
+from netvlad_deploy.spec.items import Skipped, count_reasons
 from netvlad_deploy.support.arrays import Array
 
 pillow: Any = importlib.import_module("PIL.Image")
@@ -85,9 +89,9 @@ def test_a_photo_without_its_suffix_is_lost_and_anything_else_is_left_out(
     os.mkfifo(tmp_path / "pipe")
     files, others = find_images([tmp_path])
     assert files == []
-    assert [(one.path, one.reason) for one in others] == [(str(tmp_path / "IMG_0001"), images.NO_SUFFIX)] * lost
+    assert [(one.path, one.reason) for one in others] == [(str(tmp_path / "IMG_0001"), image_folders.NO_SUFFIX)] * lost
     (named,) = find_images([tmp_path / "IMG_0001"])[1]
-    assert named.reason == images.NO_SUFFIX
+    assert named.reason == image_folders.NO_SUFFIX
     assert named.detail.startswith("rename it or convert it: .jpg, ")
 
 
@@ -113,7 +117,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "near" / "gone.png").symlink_to(tmp_path / "nothing")
     files, others = find_images([tmp_path / "near"])
     assert [file.name for file in files] == ["far/x.png"]
-    assert [one.reason for one in others] == [images.UNREADABLE], "by a link that leads back nothing is lost"
+    assert [one.reason for one in others] == [items.UNREADABLE], "by a link that leads back nothing is lost"
 
 
 def test_links_between_siblings_end_and_no_image_comes_twice(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_links_between_siblings_end_and_no_image_comes_twice(tmp_path: Path) -> 
     (tmp_path / "a" / "0").symlink_to("0")
     files, others = find_images([tmp_path])
     assert [file.name for file in files] == [f"{name}/{name}.png" for name in "abcdefgh"]
-    assert [(one.path, one.reason) for one in others] == [(str(tmp_path / "a" / "out"), images.ABOVE)]
+    assert [(one.path, one.reason) for one in others] == [(str(tmp_path / "a" / "out"), image_folders.ABOVE)]
 
 
 def test_a_name_that_is_not_unicode_can_be_printed(tmp_path: Path) -> None:
@@ -148,7 +152,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", shut)
     assert find_images([tmp_path]) == (
         [],
-        [Skipped(path=str(tmp_path / "shut"), reason=images.UNREADABLE, detail="Permission denied")],
+        [Skipped(path=str(tmp_path / "shut"), reason=items.UNREADABLE, detail="Permission denied")],
     )
 
 

@@ -1,0 +1,1 @@
+"""Where items come from: folders, lists and files that hold many."""
