@@ -19,7 +19,7 @@ from netvlad_deploy.support.arrays import Array, Shape, npz_members, read_member
 from netvlad_deploy.support.formats import naming, reading
 
 NPY, NPZ = ".npy", ".npz"
-FEATURE_SUFFIXES: Final = (NPY, NPZ)
+FEATURE_FILES: Final = (NPY, NPZ)
 DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.sources.feature_files import FEATURE_SUFFIXES, NPY, NpyFile, NpzFile
+from netvlad_deploy.sources.feature_files import FEATURE_FILES, NPY, NpyFile, NpzFile
 from netvlad_deploy.sources.globs import expand, fixed_folder, is_pattern
 from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, Finder
 from netvlad_deploy.sources.path_lists import read_list
 from netvlad_deploy.sources.source import Source, read_encoded
 from netvlad_deploy.spec.items import Item, Load, Skipped
 
-CONTAINERS: Final[Mapping[bool, Sequence[str]]] = {False: (), True: FEATURE_SUFFIXES}
+CONTAINERS: Final[Mapping[bool, Sequence[str]]] = {False: (), True: FEATURE_FILES}
 """Suffixes of files that hold many items, of images and of local descriptors."""
 
 
@@ -125,7 +125,7 @@ class _Given(Source):
     def _found(self, finder: Finder, path: Path, root: Path | None) -> Iterator[Item | Skipped]:
         """Yield the items of a folder, of a file that is one, or of a file that holds many."""
         suffix = path.suffix.lower()
-        if suffix in FEATURE_SUFFIXES and not self.features and path.is_file():
+        if suffix in FEATURE_FILES and not self.features and path.is_file():
             raise UsageError(f"{path} holds local descriptors, not images: export the head with --input features")
         if suffix in IMAGE_SUFFIXES and self.features and path.is_file():
             raise UsageError(f"{path} is an image, where local descriptors are taken: export with --input images")
