@@ -4,6 +4,7 @@ The record is what counts: a shard without one is not there. Batches never cross
 depends on the plan alone, and not on who computed it, or when.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -96,15 +97,17 @@ def embed_shard(
         contents = plan.source().open(_unchanged(items, lost))
         kept: list[Item] = []
         rows: list[Float32] = []
-        for item, value in describe(runner, plan.images, contents, batch=plan.manifest.batch, decoders=decoders):
-            if isinstance(value, Skipped):
-                LOG.warning("skipped %s", value)
-                lost.append(value)
-            else:
-                kept.append(item)
-                rows.append(value)
-            if progress is not None:
-                progress.advance()
+        stream = describe(runner, plan.images, contents, batch=plan.manifest.batch, decoders=decoders)
+        with contextlib.closing(stream) as results:
+            for item, value in results:
+                if isinstance(value, Skipped):
+                    LOG.warning("skipped %s", value)
+                    lost.append(value)
+                else:
+                    kept.append(item)
+                    rows.append(value)
+                if progress is not None:
+                    progress.advance()
         if items and sum(one.reason == GONE for one in lost) == len(items):
             raise InputError(
                 f"none of the {len(items)} inputs of shard {number} is there, such as {printable(items[0].path)}: run "

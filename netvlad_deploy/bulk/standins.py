@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval import embed_features as features
 from netvlad_deploy.retrieval.embed_images import embed_images
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.items import Item, Load, Skipped
 from netvlad_deploy.support.arrays import Float32, write_npz
@@ -31,49 +31,6 @@ class DescriptorHeader:
     images: Mapping[str, Any] | None
 
 
-class Source:
-    def __init__(self, texts: Sequence[str], features: bool) -> None:
-        self.texts, self.features = texts, features
-
-    def items(self) -> Iterator[Item | Skipped]:
-        if self.features:
-            for text in self.texts:
-                loaded = features.load_features(Path(text))
-                names = list(loaded) if isinstance(loaded, dict) else [str(i) for i in range(len(loaded))]
-                status = Path(text).stat()
-                for name in names:
-                    yield Item(
-                        name=name, path=Path(text), part=name, size_bytes=status.st_size, modified_ns=status.st_mtime_ns
-                    )
-            return
-        files, skipped = find_images([Path(text) for text in self.texts])
-        yield from skipped
-        for file in files:
-            status = file.path.stat()
-            yield Item(name=file.name, path=file.path, size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
-
-    def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
-        for item in items:
-            if self.features:
-                loaded = features.load_features(item.path)
-                value = loaded[item.part] if isinstance(loaded, dict) else loaded[int(item.part)]
-                yield item, lambda value=value: value
-            else:
-                yield item, item.path.read_bytes
-
-
-def open_sources(
-    texts: Sequence[str],
-    *,
-    listing: str | None,
-    column: str | None,
-    topic: str | None,
-    features: bool,
-    feature_size: int | None,
-) -> Source:
-    return Source(texts, features)
-
-
 def describe(
     runner: Runner,
     images: ImageInput | None,
@@ -82,7 +39,7 @@ def describe(
     batch: int,
     decoders: int | None = None,
     lanes: int | None = None,
-) -> Iterator[tuple[Item, Float32 | Skipped]]:
+) -> Generator[tuple[Item, Float32 | Skipped], None, None]:
     if images is None:
         for item, load in contents:
             value = load()
