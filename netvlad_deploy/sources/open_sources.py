@@ -14,7 +14,7 @@ from netvlad_deploy.sources.path_lists import read_list
 from netvlad_deploy.sources.source import Source, read_encoded
 from netvlad_deploy.spec.items import Item, Load, Skipped
 
-CONTAINERS: Final[Mapping[bool, Sequence[str]]] = {False: (), True: FEATURE_FILES}
+HOLDERS: Final[Mapping[bool, Sequence[str]]] = {False: (), True: FEATURE_FILES}
 """Suffixes of files that hold many items, of images and of local descriptors."""
 
 
@@ -129,7 +129,7 @@ class _Given(Source):
             raise UsageError(f"{path} holds local descriptors, not images: export the head with --input features")
         if suffix in IMAGE_SUFFIXES and self.features and path.is_file():
             raise UsageError(f"{path} is an image, where local descriptors are taken: export with --input images")
-        if path.is_file() and suffix in CONTAINERS[self.features]:
+        if path.is_file() and suffix in HOLDERS[self.features]:
             yield from self._container(path).items()
         else:
             yield from finder.find(path, root)

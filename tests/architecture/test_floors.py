@@ -13,7 +13,7 @@ FLOORS = [
     {"errors"},
     {"support"},
     {"spec"},
-    {"artifact", "oracle", "runner", "sources"},
+    {"artifact", "descriptors", "oracle", "runner", "sources"},
     {"models"},
     {"export"},
     {"tensorrt"},
