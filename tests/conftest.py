@@ -36,6 +36,7 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "ort": lambda: importlib.util.find_spec("onnxruntime") is not None,
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
+    "ray": lambda: importlib.util.find_spec("ray") is not None,
     "data": DATA.is_dir,
     "browser": lambda: bool(importlib.util.find_spec("playwright") and shutil.which("chromium")),
     "gpu": _has_gpu,

@@ -51,6 +51,10 @@ def embed(
         typer.Option(metavar="I/N", help="Only part I of N, counted from 0, beside others; join them with --merge."),
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards that parts have made.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Compute on a Ray cluster: local, auto or HOST:PORT."),
+    ] = None,
     shard_size: Annotated[
         int | None, typer.Option(help="Items of a shard.  [default: 1024, or 64 MiB of descriptors]")
     ] = None,
@@ -81,6 +85,7 @@ def embed(
         options,
         part=part,
         merging=merge,
+        ray=ray,
         decoders=decoders,
         runtime_cache=runtime_cache,
         force=force,

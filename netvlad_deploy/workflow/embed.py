@@ -31,6 +31,7 @@ from netvlad_deploy.bulk.plan import (
 )
 from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.fleet.embed_on_ray import embed_on_ray
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.support.files import check_apart, check_targets, finish_writing
@@ -118,6 +119,7 @@ def embed(
     *,
     part: Part | None = None,
     merging: bool = False,
+    ray: str | None = None,
     decoders: int | None = None,
     runtime_cache: Path | None = None,
     force: bool = False,
@@ -134,6 +136,7 @@ def embed(
         options: what changes the result.
         part: compute these shards alone, beside other processes that compute the others.
         merging: compute nothing, join the shards that are there.
+        ray: compute on the Ray cluster at this address: see `embed_on_ray`.
         decoders: threads that read and decode, None for as many as fit.
         runtime_cache: where TensorRT-RTX keeps its kernels.
         force: make a target anew that exists, and a plan that is for something else.
@@ -154,6 +157,8 @@ def embed(
     started = time.perf_counter()
     texts = [str(each) for each in inputs]
     _check_target(target, texts, runtime_cache)
+    if ray is not None and (part is not None or merging or runtime_cache is not None):
+        raise UsageError("--ray computes all shards and joins them: leave --shard, --merge and --runtime-cache out")
     wanted = _wanted(candidate, texts, target, options)
     finish_writing(target.parent)
     if not force and (finished := _finished(target, wanted)) is not None:
@@ -172,7 +177,7 @@ def embed(
         plan = find_or_make_plan(folder, wanted, trusted=part is not None, force=force)
         numbers = range(plan.shards) if part is None else range(part.index, plan.shards, part.count)
         with _said_what_stays(plan, part):
-            kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache)
+            kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache, ray)
             if part is None:
                 return _result(merge(plan), target, started, kept=kept)
         done = summed(plan, numbers, proven=False)
@@ -219,12 +224,21 @@ def _finished(target: Path, wanted: Manifest) -> Finished | None:
 
 
 def _embed_shards(
-    plan: Plan, candidate: Candidate, numbers: Sequence[int], decoders: int | None, runtime_cache: Path | None
+    plan: Plan,
+    candidate: Candidate,
+    numbers: Sequence[int],
+    decoders: int | None,
+    runtime_cache: Path | None,
+    ray: str | None,
 ) -> int:
     """Compute the shards of these numbers that are not there; return how many were."""
+    progress = Progress("embedding", sum(map(plan.items_of, numbers)), "items" if plan.images is None else "images")
+    if ray is not None:  # its workers look at the shards that are there
+        kept = sum(record_path(plan.folder, number).exists() for number in numbers)
+        done = lambda number: progress.advance(plan.items_of(number))  # noqa: E731 - one line, said here
+        embed_on_ray(ray, plan, candidate, numbers, decoders=decoders, done=done)
+        return kept
     missing = [number for number in numbers if find_shard(plan, number) is None]
-    unit = "items" if plan.images is None else "images"
-    progress = Progress("embedding", sum(map(plan.items_of, numbers)), unit)
     progress.reach(progress.total - sum(map(plan.items_of, missing)))
     if missing:
         with open_plan_runner(plan, candidate, runtime_cache=runtime_cache) as runner:
