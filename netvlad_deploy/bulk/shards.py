@@ -16,8 +16,9 @@ import numpy as np
 
 from netvlad_deploy.bulk.listing import read_listing
 from netvlad_deploy.bulk.plan import Plan
-from netvlad_deploy.bulk.standins import describe, open_writer
+from netvlad_deploy.descriptors.open_files import open_writer
 from netvlad_deploy.errors import ArtifactError, InputError, OutputError
+from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.items import Item, Skipped, printable
 from netvlad_deploy.support.arrays import Float32
@@ -144,7 +145,7 @@ def _write(plan: Plan, number: int, kept: list[Item], rows: list[Float32], lost:
     header = plan.manifest.header
     values = np.stack(rows) if rows else np.empty((0, header.descriptor_size), np.float32)
     path = shard_path(plan.folder, number)
-    with open_writer(path, header, len(kept)) as writer:
+    with open_writer(path, header, len(kept), force=True) as writer:
         writer.write([item.name for item in kept], values, [item.time_ns for item in kept])
     done = ShardDone(
         manifest_sha256=plan.manifest.sha256,

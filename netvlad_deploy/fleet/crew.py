@@ -88,8 +88,8 @@ class Crew:
     def run(self) -> None:
         """Have all shards computed, each by the next worker that is free, and again where a worker has died.
 
-        Raises: DeviceUnavailableError if no node has what a worker needs; RunError if the cluster goes away; OutputError
-            if the disk is full; and what a worker says that cannot open the plan.
+        Raises: DeviceUnavailableError if no node has what a worker needs; RunError if the cluster goes away;
+            OutputError if the disk is full; and what a worker says that cannot open the plan.
         """
         while self._waiting or self._held or any(hand.shard is not None for hand in self._hands.values()):
             if time.monotonic() - self._looked_s >= LOOK_S:

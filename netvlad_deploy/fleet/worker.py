@@ -89,7 +89,9 @@ def _seen(request: Mapping[str, Any]) -> tuple[Plan, Candidate]:
         files than the driver.
     """
     if (here := package_identity()) != request["package"]:
-        raise UsageError(f"netvlad-deploy is {here}, the driver has {request['package']}: install the same on all nodes")
+        raise UsageError(
+            f"netvlad-deploy is {here}, the driver has {request['package']}: install the same on all nodes"
+        )
     _enter(Path(request["folder"]), request["inputs"])
     plan = load_plan(Path(request["plan"]))
     if plan.manifest.sha256 != request["manifest_sha256"]:
@@ -98,7 +100,7 @@ def _seen(request: Mapping[str, Any]) -> tuple[Plan, Candidate]:
 
 
 def _enter(folder: Path, inputs: list[str]) -> None:
-    """Go to the driver's folder if some inputs are relative to it, and look for the inputs that the driver has there."""
+    """Go to the driver's folder if inputs are relative to it, and look for all inputs that the driver has there."""
     if not all(Path(text).is_absolute() for text in inputs):
         try:
             os.chdir(folder)

@@ -27,7 +27,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     Path(os.environ["RAY_TMPDIR"], "ray").mkdir()  # where Ray keeps its files, and writes which cluster is there
-    cluster = Cluster()
+    cluster: Any = Cluster()
     settings: dict[str, Any] = {
         "node_ip_address": "127.0.0.1",
         "object_store_memory": STORE_BYTES,

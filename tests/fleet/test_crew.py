@@ -1,5 +1,6 @@
 """Who computes which shard, on a double of Ray: nodes with GPUs, other versions, workers that fail."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -95,15 +96,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Crew, list[int]]
     """Return a function that has ten shards computed, and returns the crew and the shards that are done."""
     clock = iter(range(10**6))
     monkeypatch.setattr(cluster_module, "listens", lambda _: True)
-    for module in (cluster_module, crew_module):
-        monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(crew_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda name, soft: name)
     monkeypatch.setattr(crew_module, "require", lambda *_, **__: strategies)
 
     def run(ray: Ray, *, on_gpu: bool = False, shards: int = 10) -> tuple[Crew, list[int]]:
         said: list[int] = []
-        crew = Crew(ray, Cluster(ray, on_gpu=on_gpu), range(shards), {}, say=lambda answer: said.append(answer["shard"]))
+        crew = Crew(
+            ray, Cluster(ray, on_gpu=on_gpu), range(shards), {}, say=lambda answer: said.append(answer["shard"])
+        )
         crew.run()
         return crew, sorted(said)
 
@@ -191,11 +193,13 @@ def test_a_shard_whose_workers_die_fails_in_the_end_and_one_whose_nodes_die_does
     assert said == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert crew.failed == {3: {"error": "RunError", "reason": "its workers die: worker exit type: SYSTEM_ERROR"}}
     assert ray.killed == 24
+
+
+def test_a_node_whose_workers_die_at_once_is_left_out(run: Run) -> None:
+    def cannot_begin(name: str, shard: int | None) -> Answer:
+        raise RayActorError("The actor died\nno module")
+
     with pytest.raises(RunError, match="node host-a: workers die before they begin: no module"):
-
-        def cannot_begin(name: str, shard: int | None) -> Answer:
-            raise RayActorError("The actor died\nno module")
-
         run(Ray([node("a", CPU=4)], cannot_begin))
 
 
@@ -215,9 +219,7 @@ def test_a_full_disk_and_many_failed_shards_end_the_work(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("answers", "words"), [(True, "has lost its last node"), (False, "does not answer any more")])
-def test_a_cluster_that_has_gone_is_said(
-    run: Run, monkeypatch: pytest.MonkeyPatch, answers: bool, words: str
-) -> None:
+def test_a_cluster_that_has_gone_is_said(run: Run, monkeypatch: pytest.MonkeyPatch, answers: bool, words: str) -> None:
     nodes = [node("a", CPU=4)]
 
     def say(name: str, shard: int | None) -> Answer:
@@ -240,5 +242,3 @@ def test_an_error_of_ray_itself_counts_against_the_shard(run: Run) -> None:
 
     crew, _ = run(Ray([node("a", CPU=4)], say))
     assert crew.failed[1]["reason"] == "node host-a: MemoryError: 3 GiB"
-
-

@@ -134,8 +134,9 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, output + said
 
 
-def parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+def state_and_parent(process: int) -> tuple[str, int]:
+    state, parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
+    return state, int(parent)
 
 
 def is_held(path: Path) -> bool:
@@ -148,19 +149,20 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def stop_within_a_shard(folder: Path, raylet: int) -> int:
-    """Stop a worker of a node while it is at a shard, and return its process."""
-    found: list[int] = []
+def stopped_within_a_shard(folder: Path, raylets: list[int]) -> tuple[int, int]:
+    """Stop a worker of one of some nodes while it is at a shard; return its process and its node's raylet."""
+    found: list[tuple[int, int]] = []
 
     def caught() -> bool:
         for path in folder.glob("shard-*.lock"):
             try:
                 process = int(json.loads(path.read_bytes())["pid"])
-                if parent(process) != raylet:
+                raylet = state_and_parent(process)[1]
+                if raylet not in raylets:
                     continue
                 os.kill(process, signal.SIGSTOP)
-                if is_held(path):
-                    found.append(process)
+                if is_held(path) and state_and_parent(process)[0] == "T":  # "Z" is one that was killed before
+                    found.append((process, raylet))
                     return True
                 os.kill(process, signal.SIGCONT)
             except (OSError, ValueError):  # the shard is done, and the file gone
@@ -180,16 +182,15 @@ def hold(stack: ExitStack, folder: Path, shards: Any) -> None:
 
 def test_a_killed_worker_and_a_killed_node_cost_nothing_but_time(nodes: Nodes) -> None:
     folder = nodes.folder / "hurt"
-    with ExitStack() as first, ExitStack() as second:
-        run = nodes.start("hurt")
-        hold(first, folder, range(4, 8))
-        hold(second, folder, range(8, SHARDS))
-        worker = stop_within_a_shard(folder, nodes.raylets[2])
-        os.kill(worker, signal.SIGKILL)
-        first.close()
-        worker = stop_within_a_shard(folder, nodes.raylets[2])  # another one, in its place
-        nodes.kill(2)
-        os.kill(worker, signal.SIGKILL)
+    run = nodes.start("hurt")
+    first, safe = stopped_within_a_shard(folder, nodes.raylets)  # until the end it leaves the work to the other node
+    others = [raylet for raylet in nodes.raylets if raylet != safe]
+    worker, _ = stopped_within_a_shard(folder, others)
+    os.kill(worker, signal.SIGKILL)
+    worker, hurt = stopped_within_a_shard(folder, others)  # another one, in its place
+    nodes.kill(nodes.raylets.index(hurt))
+    os.kill(worker, signal.SIGKILL)
+    os.kill(first, signal.SIGCONT)
     code, said = ended(run)
     assert code == 1, said
     assert "1 skipped: 1 not recognised as an image" in said
