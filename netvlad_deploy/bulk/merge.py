@@ -36,7 +36,7 @@ MAX_FINISHED_BYTES: Final = 16 * 2**20
 MOST_LISTED: Final = 100
 """Skipped inputs that a result lists; the file of skipped ones has all."""
 
-MOST_NAMED: Final = 10
+NAMED_SHARDS: Final = 10
 """Missing shards that an error names."""
 
 
@@ -81,7 +81,7 @@ def merge(plan: Plan) -> Finished:
     """
     missing = [number for number in range(plan.shards) if not record_path(plan.folder, number).exists()]
     if missing:
-        named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
+        named = ", ".join(map(str, missing[:NAMED_SHARDS])) + (", ..." if len(missing) > NAMED_SHARDS else "")
         raise ArtifactError(
             f"{plan.folder} lacks {len(missing)} of {plan.shards} shards ({named}): run the command without --merge, "
             "or the parts that make them, with --shard"
@@ -91,7 +91,7 @@ def merge(plan: Plan) -> Finished:
     finished = summed(plan, range(plan.shards))
     if not finished.descriptors:
         remove_plan(plan.folder)
-        raise InputError(f"nothing to embed: {reason_words(finished.reasons)}")
+        raise InputError(f"nothing to embed: {reason_words(finished.reasons)}, first {finished.skipped[0]}")
     joined = _join(plan, finished.descriptors) if plan.manifest.target else {}
     if joined:
         main = joined[plan.target]
