@@ -48,11 +48,11 @@ class ParquetWriter(Writer):
         self._names: list[str] = []
         self._times: list[int | None] = []
         self._values: list[Array] = []
-        self._open = contextlib.ExitStack()
-        stream = self._open.enter_context(staging.open(target))
-        self._file = self._open.enter_context(
-            parquet.ParquetWriter(stream, self._schema, compression="none", use_dictionary=False)
-        )
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(staging.open(target))
+            options = {"compression": "none", "use_dictionary": False}
+            self._file = stack.enter_context(parquet.ParquetWriter(stream, self._schema, **options))
+            self._open = stack.pop_all()
 
     def _write(self, names: list[str], values: Array, times: list[int | None]) -> None:
         start = 0

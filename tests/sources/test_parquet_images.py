@@ -27,7 +27,7 @@ def listed(path: Path, column: str | None = None) -> tuple[list[Item], list[str]
 
 def read(path: Path, items: list[Item], column: str | None = None) -> list[bytes]:
     """Return what the items load, after the source is done."""
-    return [bytes(load()) for _, load in list(open_sources([str(path)], column=column).open(items))]  # type: ignore[arg-type]
+    return [bytes(load()) for _, load in list(open_sources([str(path)], column=column).open(items))]
 
 
 IMAGES = [b"one", b"two", b"three", b"four", b"five"]
