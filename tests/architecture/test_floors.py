@@ -19,7 +19,7 @@ FLOORS = [
     {"tensorrt"},
     {"runtime"},
     {"latency", "retrieval"},
-    {"parity"},
+    {"bulk", "parity"},
     {"report"},
     {"workflow"},
     {"commands"},
