@@ -29,8 +29,8 @@ SECTIONS_BY_NAME = {
     "Images": ("mean", "std"),
     "Engine": ("load", "timing_cache"),
     "Run": (
-        *("backend", "batch", "concurrency", "duration", "image_size", "num_features", "runtime_cache", "sweep"),
-        "threads",
+        *("backend", "batch", "concurrency", "duration", "image_size", "memory", "num_features", "runtime_cache"),
+        *("sweep", "threads"),
     ),
     "Checks": (
         *("allow_not_run", "baseline", "budget_p99_ms", "expect_cases", "expect_sha256", "max_regression"),

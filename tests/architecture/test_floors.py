@@ -19,7 +19,7 @@ FLOORS = [
     {"tensorrt"},
     {"runtime"},
     {"latency", "retrieval"},
-    {"parity"},
+    {"index", "parity"},
     {"report"},
     {"workflow"},
     {"commands"},
