@@ -19,7 +19,7 @@ FLOORS = [
     {"tensorrt"},
     {"runtime"},
     {"latency", "retrieval"},
-    {"index", "parity"},
+    {"bulk", "index", "parity"},
     {"report"},
     {"workflow"},
     {"commands"},
