@@ -29,7 +29,7 @@ SECTIONS_BY_NAME = {
     "Images": ("mean", "std"),
     "Engine": ("load", "timing_cache"),
     "Run": (
-        *("backend", "batch", "concurrency", "decoders", "duration", "image_size", "merge", "num_features"),
+        *("backend", "batch", "concurrency", "decoders", "duration", "image_size", "memory", "merge", "num_features"),
         *("runtime_cache", "shard", "shard_size", "sweep", "threads"),
     ),
     "Checks": (
