@@ -30,13 +30,13 @@ SECTIONS_BY_NAME = {
     "Engine": ("load", "timing_cache"),
     "Run": (
         *("backend", "batch", "concurrency", "duration", "image_size", "num_features", "runtime_cache", "sweep"),
-        "threads",
+        *("device", "instances", "server_backend", "threads"),
     ),
     "Checks": (
         *("allow_not_run", "baseline", "budget_p99_ms", "expect_cases", "expect_sha256", "max_regression"),
         *("min_recall", "save_baseline"),
     ),
-    "Output": ("as_json", "force", "junit", "output", "report"),
+    "Output": ("as_json", "force", "junit", "name", "output", "report"),
     "General": ("help", "quiet", "verbose"),
 }
 """The section of an option that stands in no group; of another it is "Options"."""
