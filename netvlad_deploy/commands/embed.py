@@ -1,45 +1,122 @@
 """The verb `embed`."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netvlad_deploy.commands import flags
+from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.output import render
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.support.limits import check_limit, whole_number
+
+if TYPE_CHECKING:
+    from netvlad_deploy.workflow.embed import EmbedResult, Part
 
 
 def embed(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file, an engine or a checkpoint.")],
     inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="INPUT", help="Folders and images; or, for a head alone, x.npy (B,N,D) or x.npz of sequences (N,D)."
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Images, or local descriptors for a head alone: folders, files, globs."),
+    ] = None,
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="TARGET", help=".npz, .npy, .h5 or .parquet; without a suffix a folder of shards."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
+    listing: Annotated[
+        str | None, typer.Option("--list", metavar="FILE", help="A file with one input a line; - is standard input.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of images in Parquet files.")] = None,
+    topic: Annotated[str | None, typer.Option(metavar="NAME", help="The topic of images in ROS bags.")] = None,
     backend: flags.Backend = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8, or 32 of local descriptors]")] = None,
+    decoders: Annotated[
+        int | None, typer.Option(help="Threads that read and decode.  [default: as many as keep up]")
+    ] = None,
     head: Annotated[str | None, typer.Option(metavar="NAME", help="Which head, of a graph of several.")] = None,
     runtime_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
+    ] = None,
+    dtype: Annotated[
+        str, one_of(("float32", "float16"), "--dtype", "The type in which descriptors are kept.")
+    ] = "float32",
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only part I of N, counted from 0, beside others; join them with --merge."),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join the shards that parts have made.")] = False,
+    shard_size: Annotated[
+        int | None, typer.Option(help="Items of a shard.  [default: 1024, or 64 MiB of descriptors]")
     ] = None,
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Turn images or feature files into descriptors.
+    """Turn images or local descriptors into descriptors.
 
-    Exit 1 if a file was skipped.
+    Killed at any moment, the same command goes on where it was. Exit 1 if an input was skipped.
     """
     from netvlad_deploy.runtime.open_runner import Candidate
-    from netvlad_deploy.spec.items import count_reasons
+    from netvlad_deploy.workflow.embed import EmbedOptions
     from netvlad_deploy.workflow.embed import embed as run
 
-    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
-    result = run(candidate, inputs, output, batch=batch, head=head, runtime_cache=runtime_cache, force=force)
+    if not inputs and listing is None:
+        raise UsageError("nothing to embed was named: name folders or files, or a list with --list")
+    part = None if shard is None else parse_part(shard)
+    if part is not None and merge:
+        raise UsageError("--shard makes a part, --merge joins all of them: leave one of them out")
+    options = EmbedOptions(
+        listing=listing, column=column, topic=topic, batch=batch, head=head, dtype=dtype, shard_size=shard_size
+    )
+    result = run(
+        Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256),
+        inputs or [],
+        output,
+        options,
+        part=part,
+        merging=merge,
+        decoders=decoders,
+        runtime_cache=runtime_cache,
+        force=force,
+    )
+    render("embed", result, lambda _: [embed_line(result)], as_json)
+    raise typer.Exit(1 if result.reasons and result.part is None else 0)
+
+
+def parse_part(text: str) -> "Part":
+    """Read `I/N`, part I of N, counted from 0.
+
+    Raises: UsageError if it has another form, or there is no such part.
+    """
+    from netvlad_deploy.workflow.embed import Part
+
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found is None:
+        raise UsageError(f"shard {text[:40]!r} is not I/N, part I of N counted from 0: for example 0/4")
+    index, count = map(whole_number, found.groups())
+    check_limit("parts", count)
+    if index >= count:
+        raise UsageError(f"shard {text[:40]} is counted from 0: the last of {count} parts is {count - 1}/{count}")
+    return Part(index=index, count=count)
+
+
+def embed_line(result: "EmbedResult") -> str:
+    """Return what was written as a line."""
+    from netvlad_deploy.bulk.merge import reason_words
+
     line = f"{result.output}  {result.descriptors} x {result.descriptor_size}"
-    if result.skipped:
-        line += f", {len(result.skipped)} skipped: {count_reasons(result.skipped)}"
-    render("embed", result, lambda _: [line], as_json)
-    raise typer.Exit(1 if result.skipped else 0)
+    if result.part is not None:
+        line += f", part {result.part}: {result.shards} shards"
+    if result.complete:
+        line += ", complete already"
+    elif result.kept:
+        line += f", {result.kept} of {result.shards} shards were there already"
+    if result.reasons:
+        line += f", {sum(result.reasons.values())} skipped: {reason_words(result.reasons)}"
+    return line

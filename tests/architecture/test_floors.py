@@ -19,7 +19,7 @@ FLOORS = [
     {"tensorrt"},
     {"runtime"},
     {"latency", "retrieval"},
-    {"parity", "serving"},
+    {"bulk", "parity", "serving"},
     {"report"},
     {"workflow"},
     {"commands"},
