@@ -23,7 +23,7 @@ CALLS = {
     "torch.load": {"weights_only": True},
     "torch.hub.load": {}, "torch.jit.load": {},
 }  # fmt: skip
-"""Calls that run what a file or a line of text holds, and the arguments that keep one from it; without any none may stand."""
+"""Calls that run what they read, and the arguments that keep one from it; without any, none may stand."""
 
 NETWORK = {"socket", "urllib.request", "http.client", "requests", "httpx", "aiohttp", "ftplib", "smtplib"}
 
