@@ -13,7 +13,7 @@ import numpy as np
 
 from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader, header_from_json
 from netvlad_deploy.descriptors.npy_rows import descriptor_rows, npy_header, read_rows, text_rows, texts
-from netvlad_deploy.descriptors.reader import READ_ROWS, Rows, DescriptorReader
+from netvlad_deploy.descriptors.reader import READ_ROWS, DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array, npz_members, open_member, read_member, read_npy_header

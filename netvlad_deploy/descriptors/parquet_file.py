@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.descriptors.header import DescriptorHeader, header_from_json
-from netvlad_deploy.descriptors.reader import Rows, DescriptorReader
+from netvlad_deploy.descriptors.reader import DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array

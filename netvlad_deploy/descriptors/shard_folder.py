@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.descriptors.reader import Rows, DescriptorReader
+from netvlad_deploy.descriptors.reader import DescriptorReader, Rows
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.support.files import read_bounded
 
