@@ -17,8 +17,7 @@ from netvlad_deploy.bulk.listing import line_of, listing_sha256
 from netvlad_deploy.bulk.manifest import Manifest, differences, manifest_of
 from netvlad_deploy.bulk.plan import Plan, remove_plan
 from netvlad_deploy.bulk.shards import ShardDone, read_shard, record_path, shard_path
-from netvlad_deploy.descriptors.npy_file import names_path
-from netvlad_deploy.descriptors.open_files import open_writer, read_descriptors
+from netvlad_deploy.descriptors.open_files import files_of, open_writer, read_descriptors
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
 from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.files import Staging, read_bounded, sha256_file, stage_files
@@ -158,11 +157,6 @@ def _join(plan: Plan, count: int) -> dict[Path, Path]:
                 progress.advance(len(names))
     progress.finish()
     return dict(zip(files_of(plan.target), files_of(joined), strict=True))
-
-
-def files_of(target: Path) -> tuple[Path, ...]:
-    """Return the files that hold the descriptors of a target: a `.npy` file has its names beside it."""
-    return (target, names_path(target)) if target.suffix == ".npy" else (target,)
 
 
 def _stage_skipped(staging: Staging, plan: Plan, finished: Finished) -> None:

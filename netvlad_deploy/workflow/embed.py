@@ -12,7 +12,6 @@ from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import (
     Finished,
     check_finished,
-    files_of,
     finished_path,
     merge,
     read_finished,
@@ -33,7 +32,7 @@ from netvlad_deploy.bulk.plan import (
 )
 from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
 from netvlad_deploy.descriptors.header import StoredDtype
-from netvlad_deploy.descriptors.open_files import WRITERS
+from netvlad_deploy.descriptors.open_files import DESCRIPTOR_WRITERS, files_of
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.items import Skipped
@@ -180,8 +179,8 @@ def _planned(wanted: Manifest, target: Path, *, trusted: bool, force: bool) -> P
 
 def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None) -> None:
     """Refuse a target of another format, or one that the same command reads."""
-    if target.suffix and target.suffix not in WRITERS:
-        known = ", ".join(WRITERS)
+    if target.suffix and target.suffix not in DESCRIPTOR_WRITERS:
+        known = ", ".join(DESCRIPTOR_WRITERS)
         raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
     inputs = [Path(text) for text in texts]
     if same := next((each for each in inputs if each.exists() and target.exists() and each.samefile(target)), None):
