@@ -8,12 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from netvlad_deploy.errors import InputError, RunError
+from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.spec.build_options import fitting_profile
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile
@@ -34,6 +34,19 @@ class EventTimes:
     compute_ms: float
     d2h_ms: float
     enqueue_ms: float
+
+
+class OnDevice(Protocol):
+    """An output that stays on a GPU: DLPack hands it to torch, CuPy and JAX without a copy."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return DLPack's kind of the device, and its number."""
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        """Return a capsule that shares the memory and keeps it."""
 
 
 @dataclass(eq=False, repr=False)
@@ -96,11 +109,20 @@ class Runner(ABC):
         """
         return self
 
-    def run(self, feeds: Feeds) -> Arrays:
-        """Return a fresh array for each output.
+    @overload
+    def run(self, feeds: Feeds, *, on_device: Literal[False] = False) -> Arrays: ...
+    @overload
+    def run(self, feeds: Feeds, *, on_device: Literal[True]) -> Mapping[str, OnDevice]: ...
+    def run(self, feeds: Feeds, *, on_device: bool = False) -> Arrays | Mapping[str, OnDevice]:
+        """Return a fresh array for each output, on the host, or with `on_device` left on the GPU of an engine.
 
-        Raises: InputError if the runner does not take these feeds; RunError if it was closed or failed.
+        Raises: InputError if the runner does not take these feeds; UsageError for `on_device` where outputs are on the
+            host; RunError if it was closed or failed.
         """
+        if on_device:
+            raise UsageError(
+                f"{self.name} has its outputs on the host, only an engine's stay on a GPU: leave on_device out"
+            )
         if not self._open:
             raise RunError(f"{self.name} is closed: open it again before running it")
         return self._run(self.check_feeds(feeds))

@@ -96,17 +96,34 @@ def same_from_graphs(runner: TensorRTRunner) -> str:
 
 def same_from_the_gpu(runner: TensorRTRunner) -> str:
     """Return the fault in the result of a torch tensor on the GPU, compared with that of the host array."""
+    torch = torch_on_gpu()
+    feeds = features(runner, 0, 2, 300)
+    on_gpu = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
+    if not np.array_equal(runner.run(feeds)[DESCRIPTOR], runner.run(on_gpu)[DESCRIPTOR]):
+        return "a tensor on the GPU gives another descriptor"
+    return ""
+
+
+def same_left_on_the_gpu(runner: TensorRTRunner) -> str:
+    """Return the fault in an output that stays on the GPU, taken by torch while other runs go on."""
+    torch = torch_on_gpu()
+    feeds = features(runner, 0, 2, 300)
+    output = torch.utils.dlpack.from_dlpack(runner.run(feeds, on_device=True)[DESCRIPTOR])
+    expected = runner.run(feeds)[DESCRIPTOR]
+    for seed in range(20):
+        runner.run(features(runner, seed, 2, 300), on_device=True)
+    return "" if np.array_equal(output.cpu().numpy(), expected) else "an output on the GPU is another, or changes"
+
+
+def torch_on_gpu() -> Any:
+    """Return torch, which sees a GPU."""
     try:
         import torch
     except ImportError as error:
         raise SkippedError(str(error)) from error
     if not torch.cuda.is_available():
         raise SkippedError("torch sees no GPU")
-    feeds = features(runner, 0, 2, 300)
-    on_gpu = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
-    if not np.array_equal(runner.run(feeds)[DESCRIPTOR], runner.run(on_gpu)[DESCRIPTOR]):
-        return "a tensor on the GPU gives another descriptor"
-    return ""
+    return torch
 
 
 def keeps_no_memory(runner: TensorRTRunner, *, runs: int = LEAK_RUNS) -> str:
@@ -132,6 +149,7 @@ CHECKS: Final[dict[str, Callable[[TensorRTRunner], str]]] = {
     "16 threads at once": same_in_threads,
     "replay from CUDA graphs": same_from_graphs,
     "arrays on the GPU": same_from_the_gpu,
+    "outputs on the GPU": same_left_on_the_gpu,
     "memory over 10,000 runs": keeps_no_memory,
 }
 

@@ -29,19 +29,20 @@ SECTIONS_BY_NAME = {
     "Images": ("mean", "std"),
     "Engine": ("load", "timing_cache"),
     "Run": (
-        *("backend", "batch", "concurrency", "duration", "image_size", "num_features", "runtime_cache", "sweep"),
-        "threads",
+        *("backend", "batch", "concurrency", "decoders", "device", "duration", "image_size", "instances", "memory"),
+        *("merge", "num_features", "runtime_cache", "server_backend", "shard", "shard_size", "sweep", "threads"),
     ),
     "Checks": (
         *("allow_not_run", "baseline", "budget_p99_ms", "expect_cases", "expect_sha256", "max_regression"),
         *("min_recall", "save_baseline"),
     ),
-    "Output": ("as_json", "force", "junit", "output", "report"),
+    "Inputs": ("column", "listing", "topic"),
+    "Output": ("as_json", "dtype", "force", "junit", "name", "output", "report"),
     "General": ("help", "quiet", "verbose"),
 }
 """The section of an option that stands in no group; of another it is "Options"."""
 
-ORDER = ("Arguments", "Weights", "Images", "Graph", "Engine", "Options", "Run", "Checks", "Output", "General")
+ORDER = ("Arguments", "Inputs", "Weights", "Images", "Graph", "Engine", "Options", "Run", "Checks", "Output", "General")
 
 _SECTION_OF = {name: section for section, names in SECTIONS_BY_NAME.items() for name in names}
 _GENERAL = tuple(

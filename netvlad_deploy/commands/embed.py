@@ -1,45 +1,136 @@
 """The verb `embed`."""
 
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from netvlad_deploy.commands import flags
+from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.output import render
+from netvlad_deploy.errors import UsageError
+from netvlad_deploy.support.limits import check_limit, whole_number
+
+if TYPE_CHECKING:
+    from netvlad_deploy.workflow.embed import EmbedResult, Part
+
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class InputFlags:
+    """Inputs that stand in a list, or in files that hold many."""
+
+    listing: Annotated[
+        str | None, typer.Option("--list", metavar="FILE", help="A file with one input a line; - is standard input.")
+    ] = None
+    column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of images in Parquet files.")] = None
+    topic: Annotated[str | None, typer.Option(metavar="NAME", help="The topic of images in ROS bags.")] = None
+
+
+@dataclass(frozen=True)
+class ShardFlags:
+    """How the work is divided."""
+
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I of N, counted from 0; --merge joins the parts.")
+    ] = None
+    merge: Annotated[bool, typer.Option("--merge", help="Join the shards that parts have made.")] = False
+    shard_size: Annotated[
+        int | None, typer.Option(help="Items of a shard.  [default: 1024, or 64 MiB of descriptors]")
+    ] = None
+
+    @property
+    def part(self) -> "Part | None":
+        """Return the part that is asked for, None for all.
+
+        Raises: UsageError if there is no such part.
+        """
+        if self.shard is not None and self.merge:
+            raise UsageError("--shard makes a part, --merge joins all of them: leave one of them out")
+        return None if self.shard is None else parse_part(self.shard)
 
 
 def embed(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file, an engine or a checkpoint.")],
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="INPUT", help="Folders and images; or, for a head alone, x.npy (B,N,D) or x.npz of sequences (N,D)."
-        ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors; without a suffix a folder of shards.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors, .npy or .npz.")],
+    given: InputFlags,
+    shards: ShardFlags,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="INPUT", help="Images, or local descriptors for a head: folders, files, patterns."),
+    ] = None,
     backend: flags.Backend = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8, or 32 of local descriptors]")] = None,
+    decoders: Annotated[
+        int | None, typer.Option(help="Threads that read and decode.  [default: as many as keep up]")
+    ] = None,
     head: Annotated[str | None, typer.Option(metavar="NAME", help="Which head, of a graph of several.")] = None,
     runtime_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
     ] = None,
+    dtype: Annotated[str, one_of(DTYPES, "--dtype", "The type in which descriptors are kept.")] = DTYPES[0],
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Turn images or feature files into descriptors.
+    """Turn images or local descriptors into descriptors; killed, the same command goes on.
 
-    Exit 1 if a file was skipped.
+    Exit 1 if an input was skipped; a part of --shard exits 0 then.
     """
     from netvlad_deploy.runtime.open_runner import Candidate
-    from netvlad_deploy.spec.items import count_reasons
+    from netvlad_deploy.workflow.embed import EmbedOptions
     from netvlad_deploy.workflow.embed import embed as run
 
-    candidate = Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256)
-    result = run(candidate, inputs, output, batch=batch, head=head, runtime_cache=runtime_cache, force=force)
+    part = shards.part
+    options = EmbedOptions(**asdict(given), batch=batch, head=head, dtype=dtype, shard_size=shards.shard_size)  # type: ignore[arg-type]
+    result = run(
+        Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256),
+        inputs or [],
+        output,
+        options,
+        part=part,
+        merging=shards.merge,
+        decoders=decoders,
+        runtime_cache=runtime_cache,
+        force=force,
+    )
+    render("embed", result, lambda _: [embed_line(result)], as_json)
+    raise typer.Exit(1 if result.reasons and result.part is None else 0)
+
+
+def parse_part(text: str) -> "Part":
+    """Read `I/N`, part I of N, counted from 0.
+
+    Raises: UsageError if it has another form, or there is no such part.
+    """
+    from netvlad_deploy.workflow.embed import Part
+
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found is None:
+        raise UsageError(f"shard {text[:40]!r} is not I/N, part I of N counted from 0: for example 0/4")
+    index, count = map(whole_number, found.groups())
+    check_limit("parts", count)
+    if index >= count:
+        raise UsageError(f"shard {text[:40]} is counted from 0: the last of {count} parts is {count - 1}/{count}")
+    return Part(index=index, count=count)
+
+
+def embed_line(result: "EmbedResult") -> str:
+    """Return what was written as a line."""
+    from netvlad_deploy.bulk.merge import reason_words
+
     line = f"{result.output}  {result.descriptors} x {result.descriptor_size}"
-    if result.skipped:
-        line += f", {len(result.skipped)} skipped: {count_reasons(result.skipped)}"
-    render("embed", result, lambda _: [line], as_json)
-    raise typer.Exit(1 if result.skipped else 0)
+    if result.part is not None:
+        line += f", part {result.part}: {result.shards} shards"
+    if result.complete:
+        line += ", complete already"
+    elif result.kept:
+        line += f", {result.kept} of {result.shards} shards were there already"
+    if result.reasons:
+        line += f", {sum(result.reasons.values())} skipped: {reason_words(result.reasons)}"
+    return line

@@ -41,6 +41,12 @@ class Pipeline(nn.Module):
     The backbone, of this name, makes a feature map (B,D,h,w) of normalised images (B,3,H,W); the head aggregates every
     position of that map. A class token, where the backbone gives one, goes to a head that takes it. This module applies
     the mean and standard deviation of the image input.
+
+    >>> backbone = nn.Conv2d(3, 8, 16, stride=16)
+    >>> head = NetVLAD(cluster_size=4, feature_size=8)
+    >>> pipeline = Pipeline(backbone, head, ImageInput(), name="mine").eval()
+    >>> pipeline(torch.zeros(2, 48, 64, 3, dtype=torch.uint8)).shape  # (B, D*K)
+    torch.Size([2, 32])
     """
 
     mean: Tensor

@@ -1,15 +1,15 @@
-"""Image files, found in folders and among the files that were named."""
+"""Files of items, found in folders and among the files that were named: images, or local descriptors."""
 
 import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
-from netvlad_deploy.spec.items import UNREADABLE, Skipped, printable
+from netvlad_deploy.spec.items import UNREADABLE, Item, Skipped, printable
 from netvlad_deploy.support.files import open_regular
 
 LOG = logging.getLogger(__name__)
@@ -53,47 +53,94 @@ class ImageFile:
     name: str
 
 
+@dataclass(kw_only=True)
+class Finder:
+    """Looks at files and folders; `suffixes` are those of the files that are taken.
+
+    A file of a folder that plainly is none of them is left out, since nothing is lost by it: `others` counts those, and
+    `log_others` says in the log how many they were.
+    """
+
+    suffixes: Sequence[str] = IMAGE_SUFFIXES
+    others: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def find(self, path: Path, root: Path | None = None) -> Iterator[Item | Skipped]:
+        """Yield the items below a folder, sorted by name, or the one item of a file.
+
+        Names are paths from `root`, by default from the folder itself, or a file's own name; from `Path()` they are
+        the paths as they are written. Of a folder, hidden files and folders are left out without a word. Folders behind
+        links come last. No more is held than the names in the folders that are open, and a number for every folder.
+
+        Raises: InputError if there is nothing at the path.
+        """
+        if not path.exists():
+            raise InputError(f"{path} does not exist: name folders or images")
+        if not path.is_dir():
+            yield from self._look(path, path.parent if root is None else root, named=True)
+            return
+        for found in _walk(path):
+            if isinstance(found, Skipped):
+                yield found
+            else:
+                yield from self._look(found, path if root is None else root, named=False)
+
+    def log_others(self) -> None:
+        """Say in the log how many files were left out, and which the first ones were."""
+        if self.others:
+            more = ", ..." if self.others > len(self.shown) else ""
+            what = "image" if self.suffixes == IMAGE_SUFFIXES else "file of local descriptors"
+            LOG.info("left out as no %s (%d): %s", what, self.others, ", ".join(self.shown) + more)
+        self.others, self.shown = 0, []
+
+    def _look(self, path: Path, root: Path, *, named: bool) -> Iterator[Item | Skipped]:
+        """Yield the item of a file, or why there is none; nothing if it plainly is none and was not `named`."""
+        if path.suffix.lower() not in self.suffixes:
+            if named or (self.suffixes == IMAGE_SUFFIXES and _starts_as_image(path)):
+                cure = f"rename it or convert it: {', '.join(self.suffixes)} are read"
+                yield Skipped(path=printable(path), reason=NO_SUFFIX, detail=cure)
+                return
+            self.others += 1
+            self.shown += [printable(path)] * (len(self.shown) < MOST_NAMED)
+        elif path.is_file():
+            yield item_of_file(path, printable(path if root == Path() else path.relative_to(root)))
+        else:
+            yield Skipped(path=printable(path), reason=UNREADABLE, detail="not a file")
+
+
+def item_of_file(path: Path, name: str) -> Item:
+    """Return the item that is a whole file.
+
+    Raises: InputError if the file vanished.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return Item(name=name, path=path, size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+
+
 def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
     """Return the images of folders, searched to the bottom, and of files; and the files that could not be taken.
 
-    Each folder's images are sorted by name. Hidden files and folders are left out without a word. A file in a folder
-    that is no image, by its suffix and by how it starts, is left out and counted in the log: nothing is lost by it.
+    Each folder's images are sorted by name. What `Finder` leaves out is counted in the log: nothing is lost by it.
 
     Raises: InputError if a source does not exist; UsageError if two images have the same name.
     """
     found: dict[str, ImageFile] = {}
     skipped: list[Skipped] = []
-    others: list[str] = []
+    finder = Finder()
     for source in sources:
-        if not source.exists():
-            raise InputError(f"{source} does not exist: name folders or images")
-        named = not source.is_dir()
-        root, paths = (source.parent, iter([source])) if named else (source, _walk(source, skipped))
-        looked = [_look(path, root, named=named) for path in paths]
-        others += [one for one in looked if isinstance(one, str)]
-        skipped += [one for one in looked if isinstance(one, Skipped)]
-        images = [one for one in looked if isinstance(one, ImageFile)]
-        for image in sorted(images, key=lambda image: image.name):
-            if image.name in found:
-                raise UsageError(f"{found[image.name].path} and {image.path} have the same name: embed them apart")
-            found[image.name] = image
-    for lost in skipped:
-        LOG.warning("skipped %s", lost)
-    if others:
-        shown = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
-        LOG.info("left out as no image (%d): %s", len(others), shown)
+        for one in finder.find(source):
+            if isinstance(one, Skipped):
+                LOG.warning("skipped %s", one)
+                skipped.append(one)
+                continue
+            if one.name in found:
+                raise UsageError(f"{found[one.name].path} and {one.path} have the same name: embed them apart")
+            found[one.name] = ImageFile(path=one.path, name=one.name)
+    finder.log_others()
     return list(found.values()), skipped
-
-
-def _look(path: Path, root: Path, *, named: bool) -> ImageFile | Skipped | str:
-    """Return an image, a file that is skipped, or the path of one that plainly is no image and was not `named`."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        lost = named or _starts_as_image(path)
-        cure = f"rename it or convert it: {', '.join(IMAGE_SUFFIXES)} are read"
-        return Skipped(path=printable(path), reason=NO_SUFFIX, detail=cure) if lost else printable(path)
-    if not path.is_file():
-        return Skipped(path=printable(path), reason=UNREADABLE, detail="not a file")
-    return ImageFile(path=path, name=printable(path.relative_to(root)))
 
 
 def _starts_as_image(path: Path) -> bool:
@@ -106,30 +153,56 @@ def _starts_as_image(path: Path) -> bool:
     return start.startswith(SIGNATURES) or bool(CONTAINERS & {start[8:12], start[4:12]})
 
 
-def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Yield all files below a folder, links followed; a folder that cannot be searched joins `skipped`.
+def _walk(folder: Path) -> Iterator[Path | Skipped]:
+    """Yield all files below a folder in the order of their names, links followed; and folders that cannot be searched.
 
     Each folder is searched once, however many links lead to it. Links wait until the folders proper are done, so that a
     folder goes by its own name where it has one.
     """
-
-    def refuse(error: OSError) -> None:
-        skipped.append(Skipped(path=printable(error.filename), reason=UNREADABLE, detail=error.strerror or ""))
-
-    seen: set[Path] = set()
-    waiting = deque([folder])
-    while waiting:
-        start = waiting.popleft()
-        for root, folders, files in os.walk(start, onerror=refuse):
-            here = Path(root)
-            real = here.resolve()
-            above = real not in seen and start != folder and folder.resolve().is_relative_to(real)
-            if above:
-                skipped.append(Skipped(path=printable(here), reason=ABOVE))
-            if above or real in seen:
-                folders.clear()
+    seen: set[tuple[int, int]] = set()
+    links = deque([f"{folder}/"])
+    while links:
+        start = links.popleft()
+        waiting = [start]  # files and folders that are still to come, the next one last
+        while waiting:
+            here = waiting.pop()
+            if not here.endswith("/"):
+                yield Path(here)
                 continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            waiting += [here / name for name in folders if (here / name).is_symlink()]
-            yield from (here / name for name in sorted(files) if not name.startswith("."))
+            try:
+                status = Path(here).stat()
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                if seen and here == start and folder.resolve().is_relative_to(Path(here).resolve()):
+                    yield Skipped(path=printable(here), reason=ABOVE)
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                waiting += [here + name for name in reversed(_listed(here, links))]
+            except OSError as error:
+                yield Skipped(path=printable(here), reason=UNREADABLE, detail=error.strerror or "")
+
+
+def _listed(folder: str, links: deque[str]) -> list[str]:
+    """Return the names in a folder, those of folders with a slash behind them; links to folders join `links`.
+
+    Sorted with the slash, they come in the order of the paths of the whole tree.
+    """
+    names: list[str] = []
+    linked: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and _leads_to_folder(entry):
+                linked.append(entry.name)
+            else:
+                names.append(entry.name + "/" * entry.is_dir(follow_symlinks=False))
+    links += [f"{folder}{name}/" for name in sorted(linked)]
+    return sorted(names, key=lambda name: os.fsencode(name).decode(errors="backslashreplace"))
+
+
+def _leads_to_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # it leads to itself
+        return False

@@ -203,6 +203,9 @@ class ImageInput:
         fixed: the backbone takes images of the one `size` alone.
 
     Raises: InputError if the crop is larger than the size, or the depth is unknown.
+
+    >>> ImageInput(resize=Resize.parse("240x320"), crop=(224, 224)).target(480, 640)
+    (224, 224)
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -256,10 +259,7 @@ class ImageInput:
         return ImageProfile(batch=USUAL_IMAGES.batch, height=height, width=width)
 
     def check_taken(self, *sizes: Size) -> None:
-        """Check that the graph takes these heights and widths: the one size alone if it is fixed, else any.
-
-        Raises: InputError.
-        """
+        """Raise InputError unless the graph takes these heights and widths: the one size alone if fixed, else any."""
         for size in sizes:
             if self.fixed and size != self.size:
                 alone = f"images of {_text(size)} are not taken, the backbone is for {_text(self.size)} alone"

@@ -16,7 +16,11 @@ Content: TypeAlias = bytes | Array
 """An encoded image; or the pixels of one, uint8 (H,W,3) RGB; or local descriptors (N,D), float32 or float16."""
 
 Load: TypeAlias = Callable[[], Content]
-"""Reads an item. It may be called in any thread, once."""
+"""Reads an item. It may be called in any thread, once.
+
+It raises InputError where the item cannot be read, in one line that names its file: this item is skipped, and the
+others go on.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

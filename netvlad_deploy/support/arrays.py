@@ -16,6 +16,7 @@ from netvlad_deploy.support.formats import reading
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
+Shape = tuple[int, ...]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 MAX_DEFLATE_RATIO = 1032
@@ -43,28 +44,59 @@ def read_arrays(path: Path, prefix: str | tuple[str, ...] = "") -> Array | Array
         if start != b"PK":
             return _read_array(stream, size)
         with zipfile.ZipFile(stream) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            wanted = {name: info for name, info in members.items() if name.startswith(prefix)}
-            if other := next((info.filename for info in wanted.values() if not info.filename.endswith(".npy")), None):
-                raise InputError(f"{path} holds {other}, which is no array: keep arrays alone in it")
-            if len(wanted) > MAX_ARRAYS:
-                raise InputError(f"{path} holds {len(wanted)} arrays, expected {MAX_ARRAYS} at most")
+            wanted = npz_members(path, archive, prefix)
             claimed = sum(info.file_size for info in wanted.values())
             if claimed > max(MAX_INFLATED_BYTES, MAX_INFLATED_RATIO * size):
                 raise InputError(f"{path} has {size} bytes and would inflate to {claimed}: write it with numpy.savez")
-            return {name: _read_member(archive, info) for name, info in wanted.items()}
+            return {name: read_member(archive, info) for name, info in wanted.items()}
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+def npz_members(path: Path, archive: zipfile.ZipFile, prefix: str | tuple[str, ...] = "") -> dict[str, zipfile.ZipInfo]:
+    """Return the arrays of an open `.npz` file whose names start with the prefix, by name; none of them is read.
+
+    Raises: InputError if one is no array, two have the same name, or they are too many.
+    """
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    wanted = {name: info for name, info in members.items() if name.startswith(prefix)}
+    if other := next((info.filename for info in wanted.values() if not info.filename.endswith(".npy")), None):
+        raise InputError(f"{path} holds {other}, which is no array: keep arrays alone in it")
+    if len(wanted) > MAX_ARRAYS:
+        raise InputError(f"{path} holds {len(wanted)} arrays, expected {MAX_ARRAYS} at most")
+    return wanted
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    """Return an array of an open `.npz` file; for damage it raises `formats.READER_ERRORS`."""
+    with open_member(archive, info) as stream:
+        return _read_array(stream, info.file_size)
+
+
+def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    """Open an array of an open `.npz` file after comparing the size that it claims with that of the file.
+
+    Raises: ValueError if deflate cannot make so much of so little.
+    """
     ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_DEFLATE_RATIO}.get(info.compress_type, 0)
     if info.file_size > ratio * info.compress_size:
         raise ValueError(f"{info.filename} claims {info.file_size} bytes of {info.compress_size} compressed ones")
-    with archive.open(info) as stream:
-        return _read_array(stream, info.file_size)
+    return archive.open(info)
 
 
 def _read_array(stream: IO[bytes], size: int) -> Array:
     """Return the array of a `.npy` stream that has `size` bytes."""
+    read_npy_header(stream, size)
+    stream.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
+
+
+def read_npy_header(stream: IO[bytes], size: int) -> tuple[Shape, bool, np.dtype[Any]]:
+    """Return shape, Fortran order and dtype of a `.npy` stream of `size` bytes, and leave the stream at its values.
+
+    Raises: errors of `formats.READER_ERRORS` if it is none, holds objects, or claims more than there is.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy warns of headers that Python 2 wrote, or that are damaged
         version = np.lib.format.read_magic(stream)
@@ -72,15 +104,13 @@ def _read_array(stream: IO[bytes], size: int) -> Array:
             raise ValueError(f"version {version} of the format is for records, which are no plain array")
         first = version == (1, 0)
         read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
+        shape, fortran, dtype = read_header(stream)
         if dtype.hasobject or not dtype.itemsize:
             raise ValueError(f"an array of {dtype} holds no numbers")
         claimed, left = math.prod(shape) * dtype.itemsize, size - stream.tell()
         if min(shape, default=0) < 0 or claimed > left:
             raise EOFError(f"an array of {dtype} {shape} has {claimed} bytes, {left} are left")
-        stream.seek(0)
-        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
-        return array
+        return shape, fortran, dtype
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:

@@ -96,6 +96,11 @@ class Cuda:
         kind = self._binding.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, stream)
 
+    def copy_on_device(self, target: int, source: int, size_bytes: int, stream: Any) -> None:
+        """Copy device memory to device memory, in stream order."""
+        kind = self._binding.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.cudaMemcpyAsync(target, source, size_bytes, kind, stream)
+
     def capture(self, stream: Any, queue: Callable[[], None]) -> Any:
         """Record the work that `queue` queues on a stream, without running it; return a graph for `cudaGraphLaunch`."""
         self.cudaStreamBeginCapture(stream, self._binding.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)

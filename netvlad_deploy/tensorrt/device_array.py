@@ -110,6 +110,13 @@ def _from_interface(value: Any, interface: dict[str, Any]) -> DeviceArray:
     )
 
 
+def dlpack_tensor(capsule: Any) -> Any:
+    """Return the tensor that a DLPack capsule holds, where it stands: what is written to it, the capsule has."""
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return _Tensor.from_address(pointer_of(capsule, b"dltensor"))
+
+
 def from_dlpack(capsule: Any) -> DeviceArray:
     """Return a view of the tensor in a DLPack capsule.
 
@@ -117,9 +124,7 @@ def from_dlpack(capsule: Any) -> DeviceArray:
 
     Raises: InputError if it is not contiguous or of a type that no input has.
     """
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    tensor = _Tensor.from_address(pointer_of(capsule, b"dltensor"))
+    tensor = dlpack_tensor(capsule)
     if tensor.type.code not in DLPACK_KINDS or tensor.type.lanes != 1:
         kind = f"type code {tensor.type.code} with {tensor.type.lanes} lanes"
         raise InputError(f"DLPack {kind} fits no input: convert to float32, float16 or bool")

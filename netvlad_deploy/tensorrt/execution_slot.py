@@ -20,6 +20,7 @@ from netvlad_deploy.runner import EventTimes, profiled_shapes
 from netvlad_deploy.spec.build_options import fitting_profile
 from netvlad_deploy.support.arrays import Array, Arrays
 from netvlad_deploy.tensorrt.device_array import DeviceArray
+from netvlad_deploy.tensorrt.device_output import DeviceOutput
 from netvlad_deploy.tensorrt.loader import LoadedEngine
 
 LOG = logging.getLogger(__name__)
@@ -104,17 +105,31 @@ class ExecutionSlot:
 
     def run(self, inputs: Inputs) -> Arrays:
         """Return a fresh array for each output."""
-        return {name: self._host(name, shape).copy() for name, shape in self._queue(inputs).items()}
+        return {name: self._host(name, shape).copy() for name, shape in self._queue(inputs, self._to_host).items()}
+
+    def run_on_device(self, inputs: Inputs) -> dict[str, DeviceOutput]:
+        """Return each output in memory of its own on the GPU, its values complete."""
+        outputs: dict[str, DeviceOutput] = {}
+
+        def keep(name: str, shape: tuple[int, ...]) -> None:
+            outputs[name] = self._loaded.output_memory.allocate(shape, self._dtype(name))
+            source, size_bytes = self._buffers[name].address, self._size_bytes(name, shape)
+            self.cuda.copy_on_device(outputs[name].address, source, size_bytes, self._stream)
+
+        self._queue(inputs, keep)
+        return outputs
 
     def time(self, inputs: Inputs) -> EventTimes:
         """Run once and return the GPU's own times of the copies and the work, and the host's of starting the work."""
-        self._queue(inputs, timed=True)
+        self._queue(inputs, self._to_host, timed=True)
         pairs = itertools.pairwise(self._events[:4])
         h2d, compute, d2h = (float(self.cuda.cudaEventElapsedTime(start, end)) for start, end in pairs)
         return EventTimes(h2d, compute, d2h, self._enqueue_s * 1e3)
 
-    def _queue(self, inputs: Inputs, *, timed: bool = False) -> dict[str, tuple[int, ...]]:
-        """Copy in, compute, copy out, wait; return the shapes of the outputs, which are in pinned memory afterwards."""
+    def _queue(
+        self, inputs: Inputs, take: Callable[[str, tuple[int, ...]], None], *, timed: bool = False
+    ) -> dict[str, tuple[int, ...]]:
+        """Copy in, compute, let `take` queue the copy of each output of a name and shape, wait; return the shapes."""
         cuda, stream = self.cuda, self._stream
         self._select_profile(*profiled_shapes(inputs, self._loaded.artifact.inputs, self._loaded.artifact.spec))
         self._wait_for_producers(inputs)
@@ -129,12 +144,16 @@ class ExecutionSlot:
         self._enqueue_s = time.perf_counter() - started
         self._mark(2, timed)
         for name, shape in binding.outputs.items():
-            cuda.copy_to_host(self._host(name, shape), self._buffers[name].address, stream)
+            take(name, shape)
         self._mark(3, timed)
         cuda.cudaStreamSynchronize(stream)
         if self._cuda_graphs and binding.graph is None and binding.runs >= RUNS_BEFORE_CAPTURE:
             self._capture(binding)
         return binding.outputs
+
+    def _to_host(self, name: str, shape: tuple[int, ...]) -> None:
+        """Copy an output to its pinned memory."""
+        self.cuda.copy_to_host(self._host(name, shape), self._buffers[name].address, self._stream)
 
     def _select_profile(self, shape: tuple[int, ...], *others: tuple[int, ...]) -> None:
         """Switch to the profile for the shapes of the inputs, and drop graphs.
@@ -225,7 +244,7 @@ class ExecutionSlot:
         or contexts may wait so.
         """
         try:
-            with self._loaded.capture_lock:
+            with self._loaded.output_memory.capturing():
                 binding.graph = self.cuda.capture(self._stream, self._enqueue)
         except RunError as error:
             self._cuda_graphs = False

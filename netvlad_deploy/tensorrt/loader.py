@@ -17,6 +17,7 @@ from netvlad_deploy.errors import ArtifactError, RunError
 from netvlad_deploy.spec.build_options import Gpu
 from netvlad_deploy.tensorrt.api import EXTRAS, TensorRT, open_tensorrt
 from netvlad_deploy.tensorrt.cuda import Cuda
+from netvlad_deploy.tensorrt.device_output import OutputMemory
 
 LOG = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class LoadedEngine:
         self.cuda = Cuda(extra=EXTRAS[artifact.flavor])
         self.device = self.cuda.device()
         self.capture_lock = threading.RLock()
+        self.output_memory = OutputMemory(self.cuda, self.device, self.capture_lock)
         self.tensorrt = open_tensorrt(artifact.flavor, errors_only=True)
         content = artifact.content()
         _check_machine(artifact, self.tensorrt, self.cuda.gpu())

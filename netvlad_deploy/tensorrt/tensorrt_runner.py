@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from netvlad_deploy.spec.build_options import RTX
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.support.files import Staging, check_apart, locked, read_private, stage_files
 from netvlad_deploy.tensorrt.device_array import device_array
+from netvlad_deploy.tensorrt.device_output import DeviceOutput
 from netvlad_deploy.tensorrt.execution_slot import ExecutionSlot
 from netvlad_deploy.tensorrt.loader import LoadedEngine
 
@@ -31,7 +32,7 @@ class TensorRTRunner(Runner):
 
     Feeds may lie on the GPU already: anything with `__dlpack__` or `__cuda_array_interface__`, such as tensors of torch
     and arrays of CuPy, is read without a copy, and must stay as it is until the run returns. Padded rows there are not
-    looked at: they must be finite.
+    looked at: they must be finite. With `run(..., on_device=True)` the outputs stay on the GPU, see `DeviceOutput`.
 
     Args:
         artifact: the engine.
@@ -94,11 +95,18 @@ class TensorRTRunner(Runner):
         with self._lock:
             return sum(slot.replays for slot in self._idle)
 
-    def run(self, feeds: Mapping[str, Any]) -> Arrays:
-        """Return a fresh array for each output, on the host.
+    @overload
+    def run(self, feeds: Mapping[str, Any], *, on_device: Literal[False] = False) -> Arrays: ...
+    @overload
+    def run(self, feeds: Mapping[str, Any], *, on_device: Literal[True]) -> dict[str, DeviceOutput]: ...
+    def run(self, feeds: Mapping[str, Any], *, on_device: bool = False) -> Arrays | dict[str, DeviceOutput]:
+        """Return a fresh array for each output, on the host, or with `on_device` on the GPU.
 
         Raises: InputError if the engine does not take these feeds; RunError if it was closed or failed.
         """
+        if on_device:
+            with self._slot() as slot:
+                return slot.run_on_device(self._views(feeds, slot))
         return self._run(feeds)  # it checks the feeds, once it has the stream that must wait for arrays on the GPU
 
     def time(self, feeds: Mapping[str, Any]) -> EventTimes:

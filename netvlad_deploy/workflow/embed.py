@@ -1,149 +1,273 @@
-"""The verb `embed`: descriptors of feature files or images."""
+"""The verb `embed`: descriptors of images or of local descriptors, in shards, so that a run can go on."""
 
+import contextlib
+import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
-import numpy as np
-
+from netvlad_deploy.bulk.manifest import Given, Manifest
+from netvlad_deploy.bulk.merge import (
+    Finished,
+    check_finished,
+    files_of,
+    finished_path,
+    merge,
+    read_finished,
+    skipped_path,
+    summed,
+)
+from netvlad_deploy.bulk.open_plan import header_for, open_plan_runner
+from netvlad_deploy.bulk.plan import (
+    Plan,
+    at_work,
+    check_same,
+    find_or_make_plan,
+    load_plan,
+    plan_folder,
+    remove_plan,
+    shard_size_for,
+    source_of,
+)
+from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
+from netvlad_deploy.descriptors.header import StoredDtype
+from netvlad_deploy.descriptors.open_files import WRITERS
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.retrieval import embed_features as features
-from netvlad_deploy.retrieval.embed_images import BATCH, embed_images
-from netvlad_deploy.runner import Runner
-from netvlad_deploy.runtime.one_head import OneHead
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, find_images
-from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.items import Skipped
-from netvlad_deploy.spec.layer import FEATURES, MASK, HeadsSpec
-from netvlad_deploy.support.arrays import write_npz
-from netvlad_deploy.support.files import check_apart, check_suffix, stage_files
-from netvlad_deploy.support.streams import stdout_to_stderr
+from netvlad_deploy.support.files import check_apart, check_targets, finish_writing
+from netvlad_deploy.support.limits import check_choice
+from netvlad_deploy.support.progress import Progress
+from netvlad_deploy.support.require import DISTRIBUTION, installed_version
 
-FEATURE_BATCH = 32  # items of local descriptors at once
+LOG = logging.getLogger(__name__)
+
+IMAGE_BATCH, FEATURE_BATCH = 8, 32
+"""Items that run at once where the user does not say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """What changes the result of `embed`, beside the artifact and its inputs.
+
+    Args:
+        listing: a file with one input a line, `-` for standard input.
+        column: the column of a Parquet file that has the images.
+        topic: the topic of a bag that has the images.
+        batch: items that run at once, by default 8 images or 32 items of local descriptors.
+        head: which head, of several.
+        dtype: `float32` or `float16`, in which descriptors are kept.
+        shard_size: items of a shard, by default 1,024, or fewer where their descriptors would take over 64 MiB.
+    """
+
+    listing: str | None = None
+    column: str | None = None
+    topic: str | None = None
+    batch: int | None = None
+    head: str | None = None
+    dtype: StoredDtype = "float32"
+    shard_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which part of how many of a run: every `count`-th shard, from number `index` on, counted from 0."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedResult:
-    """The file that `embed` wrote, its descriptors, and the files that gave none."""
+    """What `embed` has written: all of it, or one part of it.
+
+    Args:
+        output: the target, or the folder of the plan for a part.
+        descriptors: how many there are.
+        descriptor_size: values of one.
+        duration_ms: of this call.
+        shards: how many the run, or the part, has.
+        kept: how many of these were there already.
+        complete: the target was there already, and nothing was done.
+        part: `I/N`, None for all.
+        reasons: how many inputs were skipped, by reason.
+        skipped: the first of them, 100 at most.
+    """
 
     output: Path
     descriptors: int
     descriptor_size: int
     duration_ms: float
+    shards: int
+    kept: int = 0
+    complete: bool = False
+    part: str | None = None
+    reasons: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
 
 
 def embed(
     candidate: Candidate,
-    sources: Sequence[Path],
+    inputs: Sequence[Path | str],
     target: Path,
+    options: EmbedOptions = EmbedOptions(),
     *,
-    batch: int | None = None,
-    head: str | None = None,
+    part: Part | None = None,
+    merging: bool = False,
+    decoders: int | None = None,
     runtime_cache: Path | None = None,
     force: bool = False,
 ) -> EmbedResult:
-    """Write the descriptors of one feature file, or of folders and images for a pipeline.
+    """Write the descriptors of images, or of local descriptors for a head alone, with their names.
 
-    The target is complete or not there. For images it is an `.npz` file with `names` (N,), each the image's path from
-    the folder that was given, and `descriptors` (N,P) float32. `batch` items run at once, by default 32 of features or
-    8 images. `head` is the name of one of several heads.
+    The work is done in shards, in the folder `TARGET.parts` while it lasts. Whatever ends it, the same call goes on
+    where it was, and the target becomes the same in every byte. If that is complete, a call does nothing.
 
+    `part` computes some shards alone, beside other processes; `merging` computes nothing and joins what is there;
+    `decoders` are threads that read and decode; `force` makes a target anew that exists, or a plan for something else.
+
+    >>> import numpy as np
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
     >>> from netvlad_deploy.workflow.export import export
     >>> from netvlad_deploy.workflow.source import Source
     >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
     >>> np.save("x.npy", np.ones((3, 5, 4), np.float32))
-    >>> result = embed(Candidate(path=artifact.path), [Path("x.npy")], Path("y.npy"))
+    >>> result = embed(Candidate(path=artifact.path), ["x.npy"], Path("y.npy"))
     >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
     (3, (3, 8))
 
-    Raises: UsageError if artifact, sources and target do not belong together; InputError if no image is left.
+    Raises: UsageError if artifact, inputs and target do not belong together, or a plan or target is of something else;
+        InputError if nothing could be embedded.
     """
+    started = time.perf_counter()
+    _check_target(target, [str(each) for each in inputs], runtime_cache)
+    wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
+    finish_writing(target.parent)
+    result = _finished(target, wanted, started, force=force)
+    if result is not None:
+        return result
+    check_targets(*_files(target), force=force)
+    with at_work(plan_folder(target), shared=part is not None):
+        result = _finished(target, wanted, started, force=force)  # of a run that ended just now
+        if result is not None:
+            return result
+        if merging:
+            return _merged(wanted, target, started)
+        plan = _planned(wanted, target, trusted=part is not None, force=force)
+        numbers = range(plan.shards) if part is None else range(part.index, plan.shards, part.count)
+        with _what_stays(plan, part):
+            kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache)
+            if part is None:
+                return _result(merge(plan), target, started, kept=kept)
+        return _part_result(plan, numbers, part, started, kept=kept)
+
+
+def _merged(wanted: Manifest, target: Path, started_s: float) -> EmbedResult:
+    """Join the shards that are there."""
+    plan = load_plan(plan_folder(target))
+    check_same(plan, wanted)
+    return _result(merge(plan), target, started_s, kept=plan.shards)
+
+
+def _planned(wanted: Manifest, target: Path, *, trusted: bool, force: bool) -> Plan:
+    """Return the plan of a run; `force` gives up a folder of shards that is complete."""
+    folder = plan_folder(target)
+    if force and not target.suffix and finished_path(target).exists():
+        remove_plan(folder)
+    return find_or_make_plan(folder, wanted, trusted=trusted, force=force)
+
+
+def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None) -> None:
+    """Refuse a target of another format, or one that the same command reads."""
+    if target.suffix and target.suffix not in WRITERS:
+        known = ", ".join(WRITERS)
+        raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
+    check_apart(target, map(Path, texts), "target")
     if runtime_cache is not None:
-        check_apart(runtime_cache, (*sources, target), "runtime cache")
-    images = None if candidate.artifact is None else candidate.artifact.images
-    if images is None:
-        return _embed_features(candidate, sources, target, batch or FEATURE_BATCH, head, runtime_cache, force)
-    if head is not None:
-        raise UsageError(f"{candidate.name} takes images and has one head: leave --head out")
-    return _embed_images(candidate, images, sources, target, batch or BATCH, runtime_cache, force)
+        check_apart(runtime_cache, (*map(Path, texts), target), "runtime cache")
 
 
-def _embed_images(
-    candidate: Candidate,
-    images: ImageInput,
-    sources: Sequence[Path],
-    target: Path,
-    batch: int,
-    runtime_cache: Path | None,
-    force: bool,
-) -> EmbedResult:
-    """Write the names and the descriptors of the images in folders."""
-    if source := next((source for source in sources if source.suffix in features.FEATURE_SUFFIXES), None):
-        raise UsageError(f"{candidate.name} takes images, {source} holds features: export with --input features")
-    check_suffix(target, ".npz")
-    with stage_files(force=force) as staging:
-        staging.check(target)
-        files, skipped = find_images(sources)
-        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as runner:
-            started = time.perf_counter()
-            done = embed_images(runner, images, files, batch=batch, skipped=skipped)
-            duration_ms = (time.perf_counter() - started) * 1e3
-        with staging.open(target) as stream:
-            write_npz(stream, {"names": np.array(done.names), "descriptors": done.descriptors})
-    return EmbedResult(
-        output=target,
-        descriptors=len(done.names),
-        descriptor_size=done.descriptors.shape[1],
-        duration_ms=duration_ms,
-        skipped=done.skipped,
+def _files(target: Path) -> tuple[Path, ...]:
+    """Return the files that a target consists of; a folder of shards is looked at when it is held."""
+    return (*files_of(target), finished_path(target), skipped_path(target)) if target.suffix else ()
+
+
+def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: EmbedOptions) -> Manifest:
+    """Return what a run is for, before anything is listed."""
+    check_choice("dtype", options.dtype, get_args(StoredDtype))
+    header = header_for(candidate, head=options.head, dtype=options.dtype)
+    return Manifest(
+        version=installed_version(DISTRIBUTION) or "",
+        target=target.name if target.suffix else "",
+        header=header,
+        backend=candidate.backend,
+        head=options.head,
+        batch=options.batch or (FEATURE_BATCH if header.images is None else IMAGE_BATCH),
+        given=Given(inputs=tuple(texts), listing=options.listing, column=options.column, topic=options.topic),
+        shard_size=options.shard_size or shard_size_for(header.descriptor_size),
     )
 
 
-def _one_head(runner: Runner, head: str | None) -> Runner:
-    """Return the runner of one head where there are several, or the runner as it is.
-
-    Raises: UsageError if there are several and none is named, or none has this name.
-    """
-    if head is not None:
-        return OneHead(runner, head)
-    if isinstance(runner.spec, HeadsSpec):
-        raise UsageError(f"{runner.name} has the heads {', '.join(runner.spec.heads)}: choose one with --head")
-    return runner
+def _finished(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
+    """Return the result of a target that is complete and just what is wanted, None if there is nothing of the kind."""
+    finished = None if force else read_finished(target)
+    if finished is None:
+        return None
+    check_finished(finished, target, wanted, source_of(wanted).items())
+    return replace(_result(finished, target, started_s, kept=finished.manifest.shards), complete=True)
 
 
-def _embed_features(
-    candidate: Candidate,
-    sources: Sequence[Path],
-    target: Path,
-    batch: int,
-    head: str | None,
-    runtime_cache: Path | None,
-    force: bool,
-) -> EmbedResult:
-    """Write the descriptors of a feature file: array to array, sequences to sequences."""
-    if len(sources) != 1 or sources[0].is_dir() or sources[0].suffix.lower() in IMAGE_SUFFIXES:
-        raise UsageError(
-            f"{candidate.name} takes one file of local descriptors, got {' '.join(map(str, sources))}: "
-            "for images export with --input images"
-        )
-    features.check_target(sources[0], target)
-    with stage_files(force=force) as staging:
-        staging.check(target)
-        loaded = features.load_features(sources[0])
-        with stdout_to_stderr(), candidate.open(runtime_cache=runtime_cache) as opened:
-            runner = _one_head(opened, head)
-            if others := set(runner.inputs) - {FEATURES, MASK}:
-                raise UsageError(f"{candidate.name} takes {', '.join(others)} too, a feature file has none")
-            started = time.perf_counter()
-            with staging.open(target) as stream:
-                if isinstance(loaded, dict):
-                    write_npz(stream, features.embed_sequences(runner, loaded, batch=batch))
-                else:
-                    np.save(stream, features.embed_array(runner, loaded, batch=batch), allow_pickle=False)
-            duration_ms = (time.perf_counter() - started) * 1e3
-            size = runner.spec.descriptor_size
-    return EmbedResult(output=target, descriptors=len(loaded), descriptor_size=size, duration_ms=duration_ms)
+def _embed_shards(
+    plan: Plan, candidate: Candidate, numbers: Sequence[int], decoders: int | None, runtime_cache: Path | None
+) -> int:
+    """Compute the shards of these numbers that are not there; return how many were."""
+    missing = [number for number in numbers if find_shard(plan, number) is None]
+    unit = "items" if plan.images is None else "images"
+    progress = Progress("embedding", sum(map(plan.items_of, numbers)), unit)
+    progress.reach(progress.total - sum(map(plan.items_of, missing)))
+    if missing:
+        with open_plan_runner(plan, candidate, runtime_cache=runtime_cache) as runner:
+            for number in missing:
+                embed_shard(plan, number, runner, decoders=decoders, progress=progress)
+    progress.finish()
+    return len(numbers) - len(missing)
+
+
+@contextlib.contextmanager
+def _what_stays(plan: Plan, part: Part | None) -> Iterator[None]:
+    """On whatever ends the work too early, say how far it is; a plan of which no shard is done goes."""
+    with contextlib.ExitStack() as early:
+        early.callback(_say_what_stays, plan, part)
+        yield
+        early.pop_all()
+
+
+def _say_what_stays(plan: Plan, part: Part | None) -> None:
+    done = sum(record_path(plan.folder, number).exists() for number in range(plan.shards))
+    if done:
+        LOG.warning("%d of %d shards stay in %s: the same command goes on there", done, plan.shards, plan.folder)
+    elif part is None:
+        remove_plan(plan.folder)
+
+
+def _part_result(plan: Plan, numbers: Sequence[int], part: Part, started_s: float, *, kept: int) -> EmbedResult:
+    done = _result(summed(plan, numbers, proven=False), plan.folder, started_s, kept=kept)
+    return replace(done, shards=len(numbers), part=str(part))
+
+
+def _result(done: Finished, output: Path, started_s: float, *, kept: int) -> EmbedResult:
+    return EmbedResult(
+        output=output,
+        descriptors=done.descriptors,
+        descriptor_size=done.manifest.header.descriptor_size,
+        duration_ms=(time.perf_counter() - started_s) * 1e3,
+        shards=done.manifest.shards,
+        kept=kept,
+        reasons=done.reasons,
+        skipped=done.skipped,
+    )

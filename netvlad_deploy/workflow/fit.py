@@ -61,6 +61,9 @@ class FitOptions:
         changes: preparation of images that differs from that of the backbone's own code.
 
     Raises: UsageError if a number is out of range.
+
+    >>> FitOptions(backbone="dinov2-s", clusters=16).whitening is None  # the descriptor stays D*K long
+    True
     """
 
     backbone: str | None = None

@@ -13,6 +13,9 @@ from netvlad_deploy.artifact import OnnxArtifact
 
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "safetensors")
 
+OF_TORCH = ("NetVLAD", "Pipeline", "export_onnx", "load_checkpoint")
+"""Public names that nobody can use without torch."""
+
 BLOCKED = """
 import sys
 for name in ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors"):
@@ -29,8 +32,9 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_public_names() -> None:
     assert netvlad_deploy.__all__ == [
-        "BuildOptions", "Candidate", "GraphOptions", "NetVLAD", "Profile", "Verdict", "build_engine", "compare",
-        "export_onnx", "load_artifact", "load_checkpoint", "load_reference", "measure", "open_runner",
+        "BuildOptions", "Candidate", "FitOptions", "GraphOptions", "ImageInput", "NetVLAD", "Pipeline", "Profile",
+        "Verdict", "build_engine", "compare", "embed", "evaluate", "export_onnx", "fit", "load_artifact",
+        "load_checkpoint", "load_reference", "measure", "open_runner",
     ]  # fmt: skip
     assert dir(netvlad_deploy) == netvlad_deploy.__all__
 
@@ -47,6 +51,21 @@ def test_every_public_name_loads_and_is_documented() -> None:
         assert getattr(netvlad_deploy, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = netvlad_deploy.nothing
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_a_name_whose_package_is_missing_says_how_to_install_it(name: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None\nfrom netvlad_deploy import {name}"
+    last = python("-c", code).stderr.splitlines()[-1]
+    assert last.startswith(f"netvlad_deploy.errors.MissingDependencyError: {name} needs torch: ")
+    assert f"{sys.executable} -m pip install " in last
+
+
+def test_every_other_name_loads_without_any_of_the_heavy_packages() -> None:
+    names = sorted(set(netvlad_deploy.__all__) - set(OF_TORCH))
+    blocked = f"import sys; sys.modules.update(dict.fromkeys(({HEAVY!r} + ('PIL', 'matplotlib'))))"
+    outcome = python("-c", f"{blocked}\nfrom netvlad_deploy import {', '.join(names)}")
+    assert outcome.returncode == 0, outcome.stderr
 
 
 @pytest.mark.parametrize(

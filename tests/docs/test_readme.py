@@ -240,14 +240,6 @@ def test_an_environment_that_sees_the_systems_packages(tmp_path: Path) -> None:
     assert "include-system-site-packages = true" in (tmp_path / ".venv" / "pyvenv.cfg").read_text()
 
 
-def test_the_python_example(tmp_path: Path) -> None:
-    (example,) = (text for language, text in BLOCKS if language == "python" and "open_runner(" in text)
-    (tmp_path / "example.py").write_text(example)
-    outcome = run("python example.py", tmp_path)
-    assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stdout.startswith("(2, 32768) PASS\n")
-
-
 def test_links_lead_somewhere() -> None:
     """A link is to a file, or to one of the headings of a page, as GitHub names them."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):

@@ -167,6 +167,8 @@ class CudaDouble:
         return OK, self.new_memory(self.memory, size_bytes)
 
     def cudaFree(self, address: int) -> Any:  # noqa: N802
+        if self.capturing:
+            return (binding.cudaError_t.cudaErrorStreamCaptureUnsupported,)
         return (OK,) if self.memory.pop(address, None) is not None else (INVALID,)
 
     def cudaMallocHost(self, size_bytes: int) -> Any:  # noqa: N802
@@ -176,14 +178,20 @@ class CudaDouble:
         return (OK,) if self.pinned.pop(address, None) is not None else (INVALID,)
 
     def cudaMemcpyAsync(self, to: int, source: int, size_bytes: int, kind: Any, stream: Any) -> Any:  # noqa: N802
+        if kind == binding.cudaMemcpyKind.cudaMemcpyDeviceToDevice:
+            if not {to, source} <= set(self.memory) or int(stream) in self.capturing:
+                return (INVALID,)
+            self.copies.append("on")
+            return self.queue(stream, lambda: self._move(to, source, size_bytes))
         inwards = kind == binding.cudaMemcpyKind.cudaMemcpyHostToDevice
         host, device = (source, to) if inwards else (to, source)
         if host not in self.pinned or device not in self.memory or int(stream) in self.capturing:
             return (INVALID,)
         self.copies.append("in" if inwards else "out")
-        return self.queue(
-            stream, lambda: ctypes.memmove(self.view(to, size_bytes), self.view(source, size_bytes), size_bytes)
-        )
+        return self.queue(stream, lambda: self._move(to, source, size_bytes))
+
+    def _move(self, to: int, source: int, size_bytes: int) -> None:
+        ctypes.memmove(self.view(to, size_bytes), self.view(source, size_bytes), size_bytes)
 
     def cudaEventCreate(self) -> Any:  # noqa: N802
         handle = next(self._handles)

@@ -11,6 +11,7 @@ RUN_TESTS: Final = (
     "tests/tensorrt/test_loader.py",
     "tests/tensorrt/test_cuda.py",
     "tests/tensorrt/test_device_array.py",
+    "tests/tensorrt/test_device_output.py",
 )
 GPU_MODULES: Final = {
     "netvlad_deploy.tensorrt.builder": BUILD_TESTS,
@@ -18,6 +19,7 @@ GPU_MODULES: Final = {
     "netvlad_deploy.tensorrt.timing_cache": BUILD_TESTS,
     "netvlad_deploy.tensorrt.cuda": RUN_TESTS,
     "netvlad_deploy.tensorrt.device_array": RUN_TESTS,
+    "netvlad_deploy.tensorrt.device_output": RUN_TESTS,
     "netvlad_deploy.tensorrt.loader": RUN_TESTS,
     "netvlad_deploy.tensorrt.execution_slot": RUN_TESTS,
     "netvlad_deploy.tensorrt.tensorrt_runner": RUN_TESTS,

@@ -1,0 +1,169 @@
+"""The inputs of each shard, in a file of JSON lines that is written once.
+
+The first line says which shard it is, how many items it has, and the SHA-256 of the lines after it. A line is an item,
+as the list of its fields in the order of FIELDS, or an object with what was skipped while the inputs were listed.
+"""
+
+import hashlib
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.spec.items import Item, Skipped, printable
+from netvlad_deploy.support.files import read_bounded, write_hashed
+from netvlad_deploy.support.progress import Progress
+
+LOG = logging.getLogger(__name__)
+
+FIELDS: Final = ("name", "path", "part", "size_bytes", "modified_ns", "time_ns")
+MAX_LISTING_BYTES: Final = 1 << 30
+NAMES_AT_ONCE: Final = 10_000
+CACHE_KIB: Final = 16 << 10
+"""Memory in which names are compared; beyond it SQLite keeps them in a file of the temporary folder."""
+
+
+def listing_path(folder: Path, shard: int) -> Path:
+    """Return the path of the inputs of a shard."""
+    return folder / f"shard-{shard:06}.inputs.jsonl"
+
+
+def line_of(entry: Item | Skipped) -> str:
+    """Return an item, or what was skipped, as a line."""
+    if isinstance(entry, Skipped):
+        return json.dumps(asdict(entry))
+    return json.dumps([str(value) if isinstance(value, Path) else value for value in _values(entry)])
+
+
+def _values(item: Item) -> Iterator[Any]:
+    return (getattr(item, name) for name in FIELDS)
+
+
+def entry_of(line: str) -> Item | Skipped:
+    """Return the item, or what was skipped, of a line.
+
+    Raises: ValueError or TypeError if it is none.
+    """
+    value = json.loads(line)
+    if isinstance(value, dict):
+        return Skipped(**value)
+    fields = dict(zip(FIELDS, value, strict=True))
+    return Item(**{**fields, "path": Path(fields["path"])})
+
+
+def write_listings(folder: Path, entries: Iterable[Item | Skipped], shard_size: int) -> tuple[int, int, str]:
+    """Write the inputs of each shard into a folder; return how many items and shards there are, and their SHA-256.
+
+    What was skipped stands where it was met. The memory that this takes does not grow with the number of items.
+
+    Raises: UsageError if two items have the same name; OutputError if the disk refuses.
+    """
+    names, digest, counted = UniqueNames(), hashlib.sha256(), Progress("listing", 0, "inputs")
+    lines: list[str] = []
+    items = shards = inside = 0
+    try:
+        for entry in entries:
+            if isinstance(entry, Item):
+                if inside == shard_size:
+                    _write_listing(folder, shards, inside, lines)
+                    shards, inside, lines = shards + 1, 0, []
+                names.add(entry)
+                items, inside = items + 1, inside + 1
+            else:
+                LOG.warning("skipped %s", entry)
+            line = f"{line_of(entry)}\n"
+            digest.update(line.encode())
+            lines.append(line)
+            counted.total = items + 1  # how many there are is not known
+            counted.reach(items)
+        names.close()
+        counted.finish()
+        if lines:
+            _write_listing(folder, shards, inside, lines)
+            shards += 1
+    except OSError as error:
+        raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
+    return items, shards, digest.hexdigest()
+
+
+def _write_listing(folder: Path, shard: int, items: int, lines: list[str]) -> None:
+    content = "".join(lines).encode()
+    head = {"shard": shard, "items": items, "sha256": hashlib.sha256(content).hexdigest()}
+    write_hashed(listing_path(folder, shard), [f"{json.dumps(head)}\n".encode(), content])
+
+
+def read_listing(folder: Path, shard: int) -> list[Item | Skipped]:
+    """Return the inputs of a shard in their order.
+
+    Raises: ArtifactError if the file is missing, damaged, or that of another shard.
+    """
+    return [entry_of(line) for line in _lines(folder, shard)]
+
+
+def _lines(folder: Path, shard: int) -> list[str]:
+    path = listing_path(folder, shard)
+    content = read_bounded(path, MAX_LISTING_BYTES, missing="it is a part of the plan: begin again with --force")
+    first, _, rest = content.partition(b"\n")
+    try:
+        head = json.loads(first)
+        proven = (head["shard"], head["sha256"]) == (shard, hashlib.sha256(rest).hexdigest())
+    except (ValueError, KeyError, TypeError):
+        proven = False
+    if not proven:
+        raise ArtifactError(f"{path} was changed after it was written: begin again with --force")
+    return rest.decode().splitlines()
+
+
+def listing_sha256(folder: Path, shards: int) -> str:
+    """Return the SHA-256 of the inputs of all shards, which `write_listings` has returned.
+
+    Raises: ArtifactError if the file of a shard is missing or damaged.
+    """
+    digest = hashlib.sha256()
+    for shard in range(shards):
+        for line in _lines(folder, shard):
+            digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+class UniqueNames:
+    """The names of all items, compared in bounded memory."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Item] = []
+        self._database = sqlite3.connect("", isolation_level=None)  # a file without a name, once it outgrows its cache
+        for pragma in (f"cache_size=-{CACHE_KIB}", "journal_mode=OFF", "synchronous=OFF"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, item: Item) -> None:
+        """Remember the name of an item.
+
+        Raises: UsageError if an item had it before, at the latest when `close` is called.
+        """
+        self._waiting.append(item)
+        if len(self._waiting) >= NAMES_AT_ONCE:
+            self._flush()
+
+    def close(self) -> None:
+        """Compare the names that are left, and forget all of them."""
+        self._flush()
+        self._database.close()
+
+    def _flush(self) -> None:
+        item = None
+        try:
+            self._database.execute("BEGIN")
+            for item in self._waiting:
+                self._database.execute("INSERT INTO names VALUES (?)", (item.name.encode(errors="surrogateescape"),))
+            self._database.execute("COMMIT")
+        except sqlite3.IntegrityError:
+            where = "" if item is None else f"{item.name}, the second time in {printable(item.path)}"
+            raise UsageError(f"two inputs have the same name {where}: embed them apart") from None
+        except sqlite3.Error as error:
+            raise OutputError(f"the names cannot be compared in the temporary folder: {error}: set TMPDIR") from error
+        self._waiting.clear()

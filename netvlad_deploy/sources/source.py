@@ -1,0 +1,52 @@
+"""What every source of items can do: list them, and open a part of them in order."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from netvlad_deploy.errors import ArtifactError, InputError
+from netvlad_deploy.spec.items import Item, Load, Skipped
+from netvlad_deploy.support.files import open_regular
+
+MAX_ENCODED_BYTES: Final = 1 << 30
+"""Most bytes of one encoded image: 89 million pixels of 16 bit, the most that are decoded, take half of it raw."""
+
+
+class Source(ABC):
+    """Items to embed, from folders or from a file that holds many.
+
+    Only names and places are looked at until an item is loaded, and memory does not grow with the number of items. So
+    names are not compared either: whoever lists the items does that.
+    """
+
+    @abstractmethod
+    def items(self) -> Iterator[Item | Skipped]:
+        """Yield every item in the order of the run, and what was left out on the way with its reason.
+
+        Raises: InputError if the source is missing or damaged.
+        """
+
+    @abstractmethod
+    def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
+        """Yield these items with what loads each; they must be in the order in which `items` yields them.
+
+        A load holds what it needs: it may run after the next item was taken, or after the last one.
+
+        Raises: InputError if the source is missing, or another one now.
+        """
+
+
+def read_encoded(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises: InputError if it cannot be read, is no regular file, or has more than MAX_ENCODED_BYTES.
+    """
+    try:
+        with open_regular(path) as stream:
+            content = stream.read(MAX_ENCODED_BYTES + 1)
+    except ArtifactError as error:
+        raise InputError(str(error)) from error
+    if len(content) > MAX_ENCODED_BYTES:
+        raise InputError(f"{path} has more than {MAX_ENCODED_BYTES} bytes, which no photo has")
+    return content
