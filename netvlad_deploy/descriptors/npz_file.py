@@ -13,10 +13,10 @@ import numpy as np
 
 from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader, header_from_json
 from netvlad_deploy.descriptors.npy_rows import descriptor_rows, npy_header, read_rows, text_rows, texts
-from netvlad_deploy.descriptors.reader import BLOCK_ROWS, Block, DescriptorReader
+from netvlad_deploy.descriptors.reader import READ_ROWS, DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.support.arrays import Array, npz_members, open_member, read_member
+from netvlad_deploy.support.arrays import Array, npz_members, open_member, read_member, read_npy_header
 from netvlad_deploy.support.files import Staging
 from netvlad_deploy.support.formats import naming, reading
 
@@ -29,10 +29,12 @@ class NpzWriter(Writer):
 
     def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
         super().__init__(staging, target, header, count)
-        self._open = contextlib.ExitStack()
-        self._names = self._open.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - closed by the stack
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(staging.open(target))
+            self._names = stack.enter_context(tempfile.TemporaryFile("w+"))
+            self._archive = stack.enter_context(zipfile.ZipFile(stream, "w"))
+            self._open = stack.pop_all()
         self._longest, self._timed = 1, False
-        self._archive = self._open.enter_context(zipfile.ZipFile(self._open.enter_context(staging.open(target)), "w"))
         self._rows = self._member("descriptors")
         dtype = np.dtype(header.dtype).newbyteorder("<").str
         self._rows.write(npy_header((count, header.descriptor_size), dtype))
@@ -65,7 +67,7 @@ class NpzWriter(Writer):
     def _kept(self) -> Iterator[list[tuple[str, int | None]]]:
         """Yield the names and times that were put aside, in blocks."""
         self._names.seek(0)
-        while block := [tuple(json.loads(line)) for line in islice(self._names, BLOCK_ROWS)]:
+        while block := [tuple(json.loads(line)) for line in islice(self._names, READ_ROWS)]:
             yield block
 
     def close(self) -> None:
@@ -91,7 +93,7 @@ class NpzReader(DescriptorReader):
                 header = header_from_json(str(read_member(archive, info)))
         super().__init__(path, header, count, size)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         with _opened(self.path) as (archive, members), contextlib.ExitStack() as stack:
 
             def start(name: str) -> tuple[IO[bytes], int]:
@@ -116,9 +118,9 @@ def _stamps(values: Array | None, count: int) -> list[int | None]:
 
 
 def _times(stream: IO[bytes], size: int, count: int) -> np.dtype[Any]:
-    number, dtype = text_rows(stream, size)
-    if number != count or dtype.kind != "i":
-        raise InputError(f"times_ns are {dtype} ({number},), expected int64 ({count},)")
+    shape, _, dtype = read_npy_header(stream, size)
+    if shape != (count,) or dtype.kind != "i":
+        raise InputError(f"times_ns are {dtype} {shape}, expected int64 ({count},)")
     return dtype
 
 

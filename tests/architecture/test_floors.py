@@ -19,7 +19,7 @@ FLOORS = [
     {"tensorrt"},
     {"runtime"},
     {"latency", "retrieval"},
-    {"bulk", "parity"},
+    {"bulk", "index", "parity", "serving"},
     {"report"},
     {"workflow"},
     {"commands"},
