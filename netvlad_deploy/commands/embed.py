@@ -53,6 +53,8 @@ class ShardFlags:
         """
         if self.shard is not None and self.merge:
             raise UsageError("--shard makes a part, --merge joins all of them: leave one of them out")
+        if self.ray is not None and (self.shard is not None or self.merge):
+            raise UsageError("--ray computes all shards and joins them: leave --shard and --merge out")
         return None if self.shard is None else parse_part(self.shard)
 
 

@@ -146,9 +146,7 @@ def embed(
     """
     started = time.perf_counter()
     _check_target(target, [str(each) for each in inputs], runtime_cache)
-    _check_all(ray, part=part, merging=merging, runtime_cache=runtime_cache)
     wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
-    finish_writing(target.parent)
     if (result := _finished(target, wanted, started, force=force)) is not None:
         return result
     check_targets(*_files(target), force=force)
@@ -192,12 +190,6 @@ def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None
         check_apart(runtime_cache, (*inputs, target), "runtime cache")
 
 
-def _check_all(ray: str | None, *, part: Part | None, merging: bool, runtime_cache: Path | None) -> None:
-    """Refuse a cluster for less than the whole run, and one file of kernels for many nodes."""
-    if ray is not None and (part is not None or merging or runtime_cache is not None):
-        raise UsageError("--ray computes all shards and joins them: leave --shard, --merge and --runtime-cache out")
-
-
 def _files(target: Path) -> tuple[Path, ...]:
     """Return the files that a target consists of; a folder of shards is looked at when it is held."""
     return (*files_of(target), finished_path(target), skipped_path(target)) if target.suffix else ()
@@ -221,6 +213,7 @@ def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: E
 
 def _finished(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
     """Return the result of a target that is complete and just what is wanted, None if there is nothing of the kind."""
+    finish_writing(target.parent)
     finished = None if force else read_finished(target)
     if finished is None:
         return None
@@ -239,6 +232,8 @@ def _embed_shards(
     """Compute the shards of these numbers that are not there; return how many were."""
     progress = Progress("embedding", sum(map(plan.items_of, numbers)), "items" if plan.images is None else "images")
     if ray is not None:  # its workers look at the shards that are there
+        if runtime_cache is not None:
+            raise UsageError("--runtime-cache is a file of one machine's kernels: leave it out with --ray")
         kept = sum(record_path(plan.folder, number).exists() for number in numbers)
         done = lambda number: progress.advance(plan.items_of(number))  # noqa: E731 - one line, said here
         embed_on_ray(ray, plan, candidate, numbers, decoders=decoders, done=done)
