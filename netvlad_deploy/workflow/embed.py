@@ -26,6 +26,7 @@ from netvlad_deploy.bulk.plan import (
     find_or_make_plan,
     load_plan,
     plan_folder,
+    remove_parts,
     remove_plan,
     shard_size_for,
     source_of,
@@ -146,11 +147,12 @@ def embed(
     _check_target(target, [str(each) for each in inputs], runtime_cache)
     wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
     finish_writing(target.parent)
-    if (result := _finished(target, wanted, started, force=force)) is not None:
+    folder = plan_folder(target)
+    if (result := _ready(target, wanted, started, force=force)) is not None and not (target.suffix and folder.exists()):
         return result
-    check_targets(*_files(target), force=force)
-    with at_work(plan_folder(target), shared=part is not None):
-        if (result := _finished(target, wanted, started, force=force)) is not None:  # of a run that ended just now
+    with at_work(folder, shared=part is not None):
+        if (result := _ready(target, wanted, started, force=force)) is not None:  # of a run that ended just now
+            remove_parts(target)
             return result
         if merging:
             return _merged(wanted, target, started)
@@ -210,10 +212,14 @@ def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: E
     )
 
 
-def _finished(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
-    """Return the result of a target that is complete and just what is wanted, None if there is nothing of the kind."""
+def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
+    """Return the result of a target that is complete and just what is wanted, None if it is still to be made.
+
+    Raises: UsageError if another target stands there; OutputError if it cannot be written.
+    """
     finished = None if force else read_finished(target)
     if finished is None:
+        check_targets(*_files(target), force=force)
         return None
     check_finished(finished, target, wanted, source_of(wanted).items())
     return replace(_result(finished, target, started_s, kept=finished.manifest.shards), complete=True)
