@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from netvlad_deploy.descriptors.header import DescriptorHeader
+from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
@@ -31,6 +31,8 @@ class Writer(ABC):
         self.header = header
         self.count = count
         self.written = 0
+        if (size := len(header.to_json())) > MAX_HEADER_BYTES:
+            raise InputError(f"the header of {target} has {size} bytes, expected {MAX_HEADER_BYTES} at most")
 
     def write(self, names: Sequence[str], descriptors: Array, times_ns: Sequence[int | None] | None = None) -> None:
         """Write descriptors (n,P), float32 or float16, with their names and their time stamps in nanoseconds.
