@@ -38,6 +38,7 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "faiss": lambda: importlib.util.find_spec("faiss") is not None,
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
+    "ray": lambda: importlib.util.find_spec("ray") is not None,
     "bulk": lambda: all(importlib.util.find_spec(name) for name in ("pyarrow", "h5py", "rosbags")),
     "data": DATA.is_dir,
     "browser": lambda: bool(importlib.util.find_spec("playwright") and shutil.which("chromium")),
