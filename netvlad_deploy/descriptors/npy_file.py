@@ -40,9 +40,10 @@ class NpyWriter(Writer):
 
     def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
         super().__init__(staging, target, header, count)
-        self._open = contextlib.ExitStack()
-        self._rows = self._open.enter_context(staging.open(target))
-        self._names = self._open.enter_context(staging.open(names_path(target)))
+        with contextlib.ExitStack() as stack:
+            self._rows = stack.enter_context(staging.open(target))
+            self._names = stack.enter_context(staging.open(names_path(target)))
+            self._open = stack.pop_all()
         dtype = np.dtype(header.dtype).newbyteorder("<").str
         self._rows.write(npy_header((count, header.descriptor_size), dtype))
         self._names.write(header.to_json().encode() + b"\n")

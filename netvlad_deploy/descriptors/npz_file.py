@@ -16,7 +16,7 @@ from netvlad_deploy.descriptors.npy_rows import descriptor_rows, npy_header, rea
 from netvlad_deploy.descriptors.reader import BLOCK_ROWS, Block, DescriptorReader
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.support.arrays import Array, npz_members, open_member, read_member
+from netvlad_deploy.support.arrays import Array, npz_members, open_member, read_member, read_npy_header
 from netvlad_deploy.support.files import Staging
 from netvlad_deploy.support.formats import naming, reading
 
@@ -29,10 +29,12 @@ class NpzWriter(Writer):
 
     def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
         super().__init__(staging, target, header, count)
-        self._open = contextlib.ExitStack()
-        self._names = self._open.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - closed by the stack
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(staging.open(target))
+            self._names = stack.enter_context(tempfile.TemporaryFile("w+"))
+            self._archive = stack.enter_context(zipfile.ZipFile(stream, "w"))
+            self._open = stack.pop_all()
         self._longest, self._timed = 1, False
-        self._archive = self._open.enter_context(zipfile.ZipFile(self._open.enter_context(staging.open(target)), "w"))
         self._rows = self._member("descriptors")
         dtype = np.dtype(header.dtype).newbyteorder("<").str
         self._rows.write(npy_header((count, header.descriptor_size), dtype))
@@ -116,9 +118,9 @@ def _stamps(values: Array | None, count: int) -> list[int | None]:
 
 
 def _times(stream: IO[bytes], size: int, count: int) -> np.dtype[Any]:
-    number, dtype = text_rows(stream, size)
-    if number != count or dtype.kind != "i":
-        raise InputError(f"times_ns are {dtype} ({number},), expected int64 ({count},)")
+    shape, _, dtype = read_npy_header(stream, size)
+    if shape != (count,) or dtype.kind != "i":
+        raise InputError(f"times_ns are {dtype} {shape}, expected int64 ({count},)")
     return dtype
 
 

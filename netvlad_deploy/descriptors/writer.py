@@ -11,7 +11,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
 
-MAX_NAME_LENGTH = 4_095
+MAX_DESCRIPTOR_NAME = 4_095
 """Longest name of a descriptor, as of a path."""
 
 
@@ -85,8 +85,8 @@ class Writer(ABC):
 
 def check_name(name: str) -> None:
     """Raise InputError unless every format can hold a name."""
-    if not name or len(name) > MAX_NAME_LENGTH or "\0" in name or not _encodes(name):
-        raise InputError(f"{name[:40]!a} is no name: expected 1 to {MAX_NAME_LENGTH} characters of Unicode, no NUL")
+    if not name or len(name) > MAX_DESCRIPTOR_NAME or "\0" in name or not _encodes(name):
+        raise InputError(f"{name[:40]!a} is no name: expected 1 to {MAX_DESCRIPTOR_NAME} characters of Unicode, no NUL")
 
 
 def _encodes(name: str) -> bool:

@@ -11,12 +11,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from netvlad_deploy.errors import InputError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
 from netvlad_deploy.report.page import Block, Paragraph, Photo, Photos
-from netvlad_deploy.retrieval.image_files import load_images
+from netvlad_deploy.retrieval.decoding import decode_image, without_warnings
+from netvlad_deploy.retrieval.loading import read_image_file
 from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
-from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 
@@ -68,11 +69,13 @@ class Album:
         """
         if path not in self._small:
             ops, pillow = require("PIL.ImageOps", extra="images"), require("PIL.Image", extra="images")
-            with load_images([ImageFile(path=path, name=path.name)], self._prepared) as loaded:
-                ((_, pixels),) = loaded
-            readable = isinstance(pixels, np.ndarray)
-            size = PHOTO_WIDTH, PHOTO_HEIGHT
-            self._small[path] = ops.pad(pillow.fromarray(pixels), size, color=PAPER) if readable else None
+            try:
+                with without_warnings():
+                    pixels = decode_image(read_image_file(path), self._prepared, name=printable(str(path)))
+            except (OSError, InputError):
+                self._small[path] = None
+            else:
+                self._small[path] = ops.pad(pillow.fromarray(pixels), (PHOTO_WIDTH, PHOTO_HEIGHT), color=PAPER)
         return self._small[path]
 
     def jpeg(self, path: Path) -> bytes:

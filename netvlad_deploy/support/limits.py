@@ -44,6 +44,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "feature_size": Limit(1, 65_536, "every cluster has as many values"),
     "ghost_clusters": Limit(0, 65_536, "they are clusters, too"),
     "height": Limit(1, 32_768, "no photo is larger"),
+    "instances": Limit(1, 64, "each has the model in memory once more"),
     "max_regression": Limit(0, 1_000, "in percent: what may be eleven times as slow needs no budget"),
     "memory": Limit(1, 2**24, "in MiB: no machine has 16 TiB"),
     "min_recall": Limit(0, 1, "a share of the queries: 0.86 for 86 %"),
