@@ -37,7 +37,7 @@ mutation: $(INSTALLED)  ## the GPU code under doubles: every line runs, and ever
 	$(BIN)/python -m tools.mutation
 
 hostile: $(INSTALLED)  ## damaged files for every parser, verbs killed at random moments, heads with extreme weights
-	$(BIN)/python -m tools.fuzz
+	$(BIN)/python -m tools.fuzz --seconds 60
 	$(BIN)/python -m tools.kills
 	$(BIN)/python -m tools.random_heads
 
