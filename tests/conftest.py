@@ -13,6 +13,7 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.spec.graph_options import GraphOptions
 from tests.command import Command, run_command
+from tests.cpp.native import can_build
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.netvlad import NetVLAD  # torch is imported by the tests that need it
@@ -37,6 +38,7 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
     "data": DATA.is_dir,
+    "cpp": can_build,
     "browser": lambda: bool(importlib.util.find_spec("playwright") and shutil.which("chromium")),
     "gpu": _has_gpu,
 }
