@@ -19,9 +19,11 @@ from netvlad_deploy.commands.as_command import VerbCommand, as_command
 from netvlad_deploy.commands.bars import bars_on_a_terminal
 from netvlad_deploy.commands.embed import embed
 from netvlad_deploy.commands.export import adopt, build, deploy, export, fit, precision
+from netvlad_deploy.commands.index import index, search
 from netvlad_deploy.commands.measure import bench, doctor, evaluate, inspect, validate
 from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages, open_messages
 from netvlad_deploy.commands.output import flush_errors, standard_streams
+from netvlad_deploy.commands.package import package
 from netvlad_deploy.commands.terminal import RED, has_colours, painted
 from netvlad_deploy.errors import NetVLADDeployError
 from netvlad_deploy.report.escape import printable
@@ -30,7 +32,10 @@ from netvlad_deploy.support.scratch import sweep
 
 LOG = logging.getLogger(__name__)
 
-VERBS = (export, adopt, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, doctor)
+VERBS = (
+    *(export, adopt, build, validate, bench, embed, index, search, evaluate, fit, inspect, deploy, precision, package),
+    doctor,
+)
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},

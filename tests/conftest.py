@@ -14,6 +14,7 @@ from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.spec.graph_options import GraphOptions
 from tests.command import Command, run_command
 from tests.cpp.native import can_build
+from tests.serving import triton
 
 if TYPE_CHECKING:
     from netvlad_deploy.models.netvlad import NetVLAD  # torch is imported by the tests that need it
@@ -35,11 +36,14 @@ def _has_gpu() -> bool:
 CAPABILITIES: dict[str, Callable[[], bool]] = {
     "export": lambda: all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript")),
     "ort": lambda: importlib.util.find_spec("onnxruntime") is not None,
+    "faiss": lambda: importlib.util.find_spec("faiss") is not None,
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
+    "bulk": lambda: all(importlib.util.find_spec(name) for name in ("pyarrow", "h5py", "rosbags")),
     "data": DATA.is_dir,
     "cpp": can_build,
     "browser": lambda: bool(importlib.util.find_spec("playwright") and shutil.which("chromium")),
+    "triton": triton.installed,
     "gpu": _has_gpu,
 }
 ABSENT_IN_CI = frozenset({"gpu"})

@@ -33,7 +33,7 @@ def scratch_folder() -> Iterator[Path]:
     Raises: OutputError if there is no temporary folder, or it cannot be written.
     """
     sweep()
-    folder, handle = _held()
+    folder, handle = held_folder()
     try:
         yield folder
     finally:
@@ -51,8 +51,8 @@ def sweep() -> None:
                     _remove(temporary / name)
 
 
-def _held() -> tuple[Path, int]:
-    """Return a new folder, and the handle that holds its lock.
+def held_folder() -> tuple[Path, int]:
+    """Return a new folder, and the handle that holds its lock; a program that inherits the handle keeps the folder.
 
     Raises: OutputError if it cannot be made.
     """
