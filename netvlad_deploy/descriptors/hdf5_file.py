@@ -20,7 +20,7 @@ from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
-from netvlad_deploy.support.formats import naming, reading
+from netvlad_deploy.support.formats import naming, reading, shown
 from netvlad_deploy.support.hdf5 import read_bounded_dataset, walk
 from netvlad_deploy.support.require import require
 
@@ -46,7 +46,7 @@ class Hdf5Writer(Writer):
                 group = self._file.require_group(name)
                 group.create_dataset(GLOBAL, data=row, track_times=False)
             except (TypeError, ValueError) as error:
-                raise InputError(f"{name[:200]} stands in the way of another name in HDF5: write .parquet") from error
+                raise InputError(f"{shown(name)} stands in the way of another name in HDF5: write .parquet") from error
             if group.name != f"/{name}":
                 group.attrs[NAME] = np.bytes_(name.encode())  # HDF5 shortens a//b, ./a and /a
             if time is not None:
@@ -86,7 +86,7 @@ class Hdf5Reader(DescriptorReader):
             for name, dataset, group in _found(h5py, file):
                 if dataset.shape != (self.descriptor_size,) or dataset.dtype.kind != "f":
                     raise InputError(
-                        f"{name[:200]} has {dataset.dtype} {dataset.shape}, expected float ({self.descriptor_size},)"
+                        f"{shown(name)} has {dataset.dtype} {dataset.shape}, expected float ({self.descriptor_size},)"
                     )
                 names.append(bytes(_attribute(group, NAME, "S") or name.encode()).decode())
                 values.append(read_bounded_dataset(dataset, MAX_DESCRIPTOR_SIZE * 8))

@@ -10,6 +10,7 @@ from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
+from netvlad_deploy.support.formats import shown
 
 MAX_DESCRIPTOR_NAME = 4_095
 """Longest name of a descriptor, as of a path."""
@@ -59,7 +60,7 @@ class Writer(ABC):
                 if np.isfinite(descriptors[row]).all()
                 else "is not finite"
             )
-            raise InputError(f"the descriptor of {names[row]} {fault}: write float32, or look at its image")
+            raise InputError(f"the descriptor of {shown(names[row])} {fault}: write float32, or look at its image")
         self._write(list(names), values, times)
         self.written += len(names)
 

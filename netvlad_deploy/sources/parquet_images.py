@@ -17,7 +17,7 @@ from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, item_of_file
 from netvlad_deploy.sources.path_lists import MISSING
 from netvlad_deploy.sources.source import Source, read_encoded
 from netvlad_deploy.spec.items import Content, Item, Load, Skipped, printable
-from netvlad_deploy.support.formats import naming
+from netvlad_deploy.support.formats import naming, shown
 from netvlad_deploy.support.parquet import name_column, reading_parquet
 from netvlad_deploy.support.require import require
 
@@ -106,14 +106,14 @@ class ParquetImages(Source):
         texts = [
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
         ]
-        listed = ", ".join(map(str, schema.names[:12]))[:300]
+        listed = shown(", ".join(map(str, schema.names[:12])), 300)
         if self.column is not None:
             if self.column not in (*images, *texts):
                 raise UsageError(f"{self.path} has no images or paths in {self.column}; its columns are {listed}")
             return self.column, self.column in texts
         found = images or [name for name in texts if _first_is_path(file, name)]
         if len(found) != 1:
-            fault = f"images may be in {', '.join(found)[:300]}" if found else f"no images or paths, but {listed}"
+            fault = f"images may be in {shown(', '.join(found), 300)}" if found else f"no images or paths, but {listed}"
             raise UsageError(f"{self.path} has {fault}: choose with --column")
         return found[0], not images
 
@@ -141,8 +141,11 @@ class _Rows:
             self._group, self._first, self._values = group, self._starts[group], ()
             self._batches = self._file.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self._column])
         while row >= self._first + len(self._values):
+            batch = next(self._batches, None)
+            if batch is None:
+                raise InputError(f"lacks row {row}, which it says it has: fetch it again, or write it again")
             self._first += len(self._values)
-            self._values = next(self._batches).column(0)
+            self._values = batch.column(0)
         return self._values[row - self._first].as_py()
 
 
