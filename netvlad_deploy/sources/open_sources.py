@@ -14,7 +14,7 @@ from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, Finder
 from netvlad_deploy.sources.parquet_images import PARQUET_SUFFIX, ParquetImages
 from netvlad_deploy.sources.path_lists import read_list
 from netvlad_deploy.sources.ros_bags import BAG_SUFFIXES, RosBag, is_bag_folder
-from netvlad_deploy.sources.source import Source, read_encoded
+from netvlad_deploy.sources.source import Source, read_image_file
 from netvlad_deploy.spec.items import Item, Load, Skipped
 
 HOLDERS: Final[Mapping[bool, Sequence[str]]] = {
@@ -110,7 +110,7 @@ class _Given(Source):
             if inside:
                 yield from self._container(path).open(group)
             else:
-                load = NpyFile(path, self.feature_size).alone if self.features else partial(read_encoded, path)
+                load = NpyFile(path, self.feature_size).alone if self.features else partial(read_image_file, path)
                 yield from ((item, load) for item in group)
 
     def _found(self, finder: Finder, path: Path, root: Path | None) -> Iterator[Item | Skipped]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, item_of_file
 from netvlad_deploy.sources.path_lists import MISSING
-from netvlad_deploy.sources.source import Source, read_encoded
+from netvlad_deploy.sources.source import Source, read_image_file
 from netvlad_deploy.spec.items import Content, Item, Load, Skipped, printable
 from netvlad_deploy.support.formats import naming, shown
 from netvlad_deploy.support.parquet import name_column, reading_parquet
@@ -90,7 +90,7 @@ class ParquetImages(Source):
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return read_encoded(Path(value))
+            return read_image_file(Path(value))
         if not value:
             raise InputError(f"{self._row(row)} holds no image")
         return bytes(value)
