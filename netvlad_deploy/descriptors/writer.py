@@ -8,12 +8,10 @@ import numpy as np
 
 from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.spec.items import MOST_NAME_CHARACTERS, is_name
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
 from netvlad_deploy.support.formats import shown
-
-MAX_DESCRIPTOR_NAME = 4_095
-"""Longest name of a descriptor, as of a path."""
 
 
 class Writer(ABC):
@@ -48,8 +46,9 @@ class Writer(ABC):
             )
         if self.written + len(names) > self.count:
             raise InputError(f"{self.target} was announced with {self.count} descriptors, and gets more")
-        for name in names:
-            check_name(name)
+        if (wrong := next((name for name in names if not is_name(name)), None)) is not None:
+            most = f"1 to {MOST_NAME_CHARACTERS} characters of Unicode, no NUL"
+            raise InputError(f"{wrong[:40]!a} is no name: expected {most}")
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(descriptors, dtype=np.dtype(self.header.dtype).newbyteorder("<"))
         finite = np.isfinite(values).all(axis=1)
@@ -84,17 +83,3 @@ class Writer(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what is open, complete or not."""
-
-
-def check_name(name: str) -> None:
-    """Raise InputError unless every format can hold a name."""
-    if not name or len(name) > MAX_DESCRIPTOR_NAME or "\0" in name or not _encodes(name):
-        raise InputError(f"{name[:40]!a} is no name: expected 1 to {MAX_DESCRIPTOR_NAME} characters of Unicode, no NUL")
-
-
-def _encodes(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -22,7 +22,7 @@ from netvlad_deploy.support.parquet import name_column, reading_parquet
 from netvlad_deploy.support.require import require
 
 PARQUET_SUFFIX: Final = ".parquet"
-NO_NAME: Final = "without a name"
+NO_NAME: Final = "without a name that can be kept"
 ROWS_AT_ONCE: Final = 10_000
 IMAGES_AT_ONCE: Final = 16
 
@@ -58,10 +58,8 @@ class ParquetImages(Source):
                 name = str(values[0]) if named and values[0] is not None else None
                 if is_path:
                     yield self._file(values[-1], name if named else values[-1], row)
-                elif named and not name:
-                    yield Skipped(path=self._row(row), reason=NO_NAME)
                 else:
-                    yield replace(whole, name=name if name else f"{self.path.name}/{row}", part=str(row))
+                    yield replace(whole, name=name or "" if named else f"{self.path.name}/{row}", part=str(row))
 
     def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
         """Yield the items with what loads each; row groups without any of them are not read.
@@ -78,10 +76,10 @@ class ParquetImages(Source):
 
     def _file(self, text: str | None, name: str | None, row: int) -> Item | Skipped:
         """Return the item of a file whose path stands in a row."""
-        if not text or not name:
-            return Skipped(path=self._row(row), reason=NO_NAME if text else MISSING)
+        if not text:
+            return Skipped(path=self._row(row), reason=MISSING)
         try:
-            return item_of_file(Path(text), name)
+            return item_of_file(Path(text), name or "")
         except (InputError, ValueError):
             return Skipped(path=printable(text.replace("\0", "?")), reason=MISSING, detail=self._row(row))
 
