@@ -17,7 +17,7 @@ from netvlad_deploy.retrieval.batches import largest_batch, run_batch
 from netvlad_deploy.retrieval.image_files import decoders
 from netvlad_deploy.runtime.execution_providers import CPU as ONNXRUNTIME_CPU
 from netvlad_deploy.runtime.open_runner import ENGINES, open_runner
-from netvlad_deploy.serving.decode import decode_image
+from netvlad_deploy.retrieval.decoding import decode_image
 from netvlad_deploy.spec.images import IMAGES, MAX_PIXELS
 from netvlad_deploy.spec.items import Content
 from netvlad_deploy.support.arrays import Array, Float32

@@ -9,12 +9,16 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
+from netvlad_deploy.spec.images import Resize
 from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.support.files import stage_files
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(os.environ.get("NETVLAD_TRITON_VENV", ROOT / ".venv-triton"))
@@ -24,6 +28,16 @@ SHARED_MEMORY = Path("/dev/shm")
 
 Given: TypeAlias = "bytes | Sequence[bytes] | Array"
 """An encoded image, several of them, or pixels (B,H,W,3)."""
+
+
+def with_resize(artifact: OnnxArtifact, path: Path, resize: Resize) -> OnnxArtifact:
+    """Write the same graph as another artifact, whose images are resized by another rule."""
+    assert artifact.images is not None
+    other = replace(artifact, path=path, images=replace(artifact.images, resize=resize))
+    with stage_files(force=False) as staging:
+        other = stage_artifact(staging, other, artifact.path.read_bytes())
+        staging.write(other.reference_path, artifact.reference_path.read_bytes())
+    return other
 
 
 def installed() -> bool:
