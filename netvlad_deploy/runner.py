@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -58,10 +58,9 @@ class Runner(ABC):
     `features.NAME`; or, for a pipeline, `images` (B,H,W,3) uint8.
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
     `dtype` is that of the features or images; `range` is the range of features for which the artifact is accurate.
+    `concurrent` is True where several threads may run it at once; `lanes` is how many runs at once are of use: on a GPU
+    the next batch is copied there while one is computed.
     """
-
-    concurrent: ClassVar[bool] = False
-    """True where several threads may run it at once."""
 
     name: str
     spec: AnySpec
@@ -73,6 +72,8 @@ class Runner(ABC):
     profiles: tuple[AnyProfile, ...] = ()
     precision: str = "fp32"
     range: FeatureRange | None = None
+    concurrent: bool = field(default=False, init=False)
+    lanes: int = field(default=1, init=False)
     _open: bool = field(default=True, init=False)
 
     @property
@@ -238,10 +239,10 @@ def check_mask(mask: Any, features: Any) -> None:
             raise InputError(f"padded row {row} of batch item {batch} is not finite: pad with zeros (0 * NaN is NaN)")
 
 
-def check_finite(features: Array, *, first_item: int = 0, limits: FeatureRange | None = None) -> None:
+def check_finite(features: Array, *, first_item: int | None = 0, limits: FeatureRange | None = None) -> None:
     """Raise InputError naming the first local descriptor of (B,N,D) that is not finite or outside the limits.
 
-    A local descriptor of zeros is inside any.
+    A local descriptor of zeros is inside any. `first_item` is the number of the first item, None for a lone one.
     """
     peaks = np.abs(features).max(axis=-1)  # NaN stays NaN
     largest = limits.largest if limits is not None and limits.largest is not None else np.finfo(np.float32).max
@@ -257,7 +258,7 @@ def check_finite(features: Array, *, first_item: int = 0, limits: FeatureRange |
     if not bad.any():
         return
     item, row = (int(index[0]) for index in np.nonzero(bad))
-    where = f"first at batch item {first_item + item}, row {row}"
+    where = f"first at {_row_words(first_item, item, row)}"
     if not np.isfinite(peaks[item, row]):
         raise InputError(f"features are not finite: {where}")
     if peaks[item, row] > largest:
@@ -270,7 +271,11 @@ def check_finite(features: Array, *, first_item: int = 0, limits: FeatureRange |
     )
 
 
-def _check_spread(features: Array, peaks: Array, spread: float, first_item: int) -> None:
+def _row_words(first_item: int | None, item: int, row: int) -> str:
+    return f"row {row}" if first_item is None else f"batch item {first_item + item}, row {row}"
+
+
+def _check_spread(features: Array, peaks: Array, spread: float, first_item: int | None) -> None:
     """Raise InputError if a local descriptor of (B,N,D) is over `spread` times shorter than the mean one of its image.
 
     `peaks` (B,N) are the largest absolute values; a norm is no less, and no more than sqrt(D) times as much.
@@ -284,7 +289,7 @@ def _check_spread(features: Array, peaks: Array, spread: float, first_item: int)
     if short.any():
         item, row = (int(index[0]) for index in np.nonzero(short))
         raise InputError(
-            f"features differ too much in length for this artifact: batch item {first_item + item}, row {row} has "
+            f"features differ too much in length for this artifact: {_row_words(first_item, item, row)} has "
             f"norm {norms[item, row]:.3g}, over {spread:g} times less than the mean {mean[item, 0]:.3g} of its image: "
             "set the row to zero, or export in fp32"
         )

@@ -35,8 +35,10 @@ def _has_gpu() -> bool:
 CAPABILITIES: dict[str, Callable[[], bool]] = {
     "export": lambda: all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript")),
     "ort": lambda: importlib.util.find_spec("onnxruntime") is not None,
+    "faiss": lambda: importlib.util.find_spec("faiss") is not None,
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
+    "bulk": lambda: all(importlib.util.find_spec(name) for name in ("pyarrow", "h5py", "rosbags")),
     "data": DATA.is_dir,
     "browser": lambda: bool(importlib.util.find_spec("playwright") and shutil.which("chromium")),
     "triton": triton.installed,

@@ -16,7 +16,7 @@ from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.netvlad import initialize
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import golden_image
-from netvlad_deploy.retrieval.image_files import load_images
+from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.build_options import BuildOptions

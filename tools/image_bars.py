@@ -22,7 +22,7 @@ from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.models.vocabulary import local_descriptors
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
-from netvlad_deploy.retrieval.image_files import load_images
+from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.graph_options import GraphOptions

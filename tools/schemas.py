@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from netvlad_deploy.artifact import EngineArtifact, OnnxArtifact
+from netvlad_deploy.index.place_index import PlaceIndex
 from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.parity.heads import ParityReport
 from netvlad_deploy.report.adopt import Adoption
@@ -19,6 +20,7 @@ from netvlad_deploy.report.doctor import Diagnosis
 from netvlad_deploy.report.evaluate import EvaluationReport
 from netvlad_deploy.report.inspect import CheckpointInspection, Inspection
 from netvlad_deploy.report.precision import PrecisionReport
+from netvlad_deploy.report.search import SearchReport
 from netvlad_deploy.report.serialize import DERIVED, SCHEMAS, schema_name
 from netvlad_deploy.report.sweep import SweepReport
 from netvlad_deploy.workflow.embed import EmbedResult
@@ -34,6 +36,8 @@ PRINTED: Final[dict[str, type]] = {
     "sweep": SweepReport,
     "precision": PrecisionReport,
     "embed": EmbedResult,
+    "index": PlaceIndex,
+    "search": SearchReport,
     "evaluate": EvaluationReport,
     "fit": Vocabulary,
     "inspect of an artifact": Inspection,

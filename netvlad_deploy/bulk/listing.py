@@ -6,6 +6,7 @@ as the list of its fields in the order of FIELDS, or an object with what was ski
 
 import hashlib
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -16,6 +17,8 @@ from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
 from netvlad_deploy.spec.items import Item, Skipped, printable
 from netvlad_deploy.support.files import read_bounded, write_hashed
 from netvlad_deploy.support.progress import Progress
+
+LOG = logging.getLogger(__name__)
 
 FIELDS: Final = ("name", "path", "part", "size_bytes", "modified_ns", "time_ns")
 MAX_LISTING_BYTES: Final = 1 << 30
@@ -70,6 +73,8 @@ def write_listings(folder: Path, entries: Iterable[Item | Skipped], shard_size: 
                     shards, inside, lines = shards + 1, 0, []
                 names.add(entry)
                 items, inside = items + 1, inside + 1
+            else:
+                LOG.warning("skipped %s", entry)
             line = f"{line_of(entry)}\n"
             digest.update(line.encode())
             lines.append(line)

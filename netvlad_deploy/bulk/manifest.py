@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from netvlad_deploy.bulk.standins import DescriptorHeader
-from netvlad_deploy.errors import ArtifactError
+from netvlad_deploy.descriptors.header import DESCRIPTORS_SCHEMA, DescriptorHeader, header_from_json
+from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.sidecar import Form, record_hash, seal, unseal
 
@@ -97,9 +97,9 @@ def manifest_of(record: Mapping[str, Any], name: str) -> Manifest:
     """
     fields = dict(record)
     try:
-        header = DescriptorHeader(**fields.pop("header"))
+        header = header_from_json(json.dumps({**fields.pop("header"), "schema": DESCRIPTORS_SCHEMA}))
         return from_record(Manifest, fields, header=header)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, InputError) as error:
         raise ArtifactError(f"{name} has fields of another version ({error}): {MANIFEST.remedy}") from error
 
 

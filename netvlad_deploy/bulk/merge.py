@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from netvlad_deploy.bulk.listing import line_of, listing_sha256, read_listing
+from netvlad_deploy.bulk.listing import line_of, listing_sha256
 from netvlad_deploy.bulk.manifest import Manifest, differences, manifest_of
 from netvlad_deploy.bulk.plan import Plan, remove_plan
 from netvlad_deploy.bulk.shards import ShardDone, read_shard, record_path, shard_path
-from netvlad_deploy.bulk.standins import open_writer, read_descriptors
+from netvlad_deploy.descriptors.npy_file import names_path
+from netvlad_deploy.descriptors.open_files import open_writer, read_descriptors
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
 from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.files import Staging, read_bounded, sha256_file, stage_files
@@ -150,15 +151,18 @@ def _join(plan: Plan, count: int) -> dict[Path, Path]:
     """Write all descriptors into a file in the plan's folder; return where it, and what goes with it, shall stand."""
     joined = plan.folder / f"shard-joined{plan.target.suffix}"
     progress = Progress("joining", count, "descriptors")
-    with open_writer(joined, plan.manifest.header, count) as writer:
+    with open_writer(joined, plan.manifest.header, count, force=True) as writer:
         for number in range(plan.shards):
-            entries = read_listing(plan.folder, number)
-            times = {entry.name: entry.time_ns for entry in entries if isinstance(entry, Item)}
-            for names, descriptors in read_descriptors(shard_path(plan.folder, number)).blocks():
-                writer.write(names, descriptors, [times[name] for name in names])
+            for names, descriptors, times in read_descriptors(shard_path(plan.folder, number)).timed_blocks():
+                writer.write(names, descriptors, times)
                 progress.advance(len(names))
     progress.finish()
-    return {plan.target: joined}
+    return dict(zip(files_of(plan.target), files_of(joined), strict=True))
+
+
+def files_of(target: Path) -> tuple[Path, ...]:
+    """Return the files that hold the descriptors of a target: a `.npy` file has its names beside it."""
+    return (target, names_path(target)) if target.suffix == ".npy" else (target,)
 
 
 def _stage_skipped(staging: Staging, plan: Plan, finished: Finished) -> None:

@@ -1,12 +1,13 @@
 """The runner of a plan, and what a run is for, as its manifest says it."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from netvlad_deploy.bulk.plan import Plan
-from netvlad_deploy.bulk.standins import DescriptorHeader
+from netvlad_deploy.descriptors.header import DescriptorHeader, StoredDtype, header_of
 from netvlad_deploy.errors import ArtifactError, UsageError
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.one_head import OneHead
@@ -41,7 +42,7 @@ def candidate_sha256(candidate: Candidate) -> str:
     return sha256_file(candidate.path) if candidate.artifact is None else candidate.artifact.sha256
 
 
-def header_for(candidate: Candidate, *, head: str | None, dtype: str) -> DescriptorHeader:
+def header_for(candidate: Candidate, *, head: str | None, dtype: StoredDtype) -> DescriptorHeader:
     """Return what the descriptors of a candidate, and of one of its heads, say of themselves.
 
     A checkpoint is opened for that, since nothing else says what it holds.
@@ -49,23 +50,21 @@ def header_for(candidate: Candidate, *, head: str | None, dtype: str) -> Descrip
     Raises: UsageError if the head is not one of the candidate's, or there are several and none is named.
     """
     artifact = candidate.artifact
-    if artifact is not None:
-        spec, precision, images = artifact.spec, artifact.precision, artifact.images
-    else:
+    if artifact is None:
         with stdout_to_stderr(), candidate.open() as runner:
-            spec, precision, images = runner.spec, runner.precision, None
-    if images is not None and head is not None:
+            spec = _of_head(candidate.name, runner.spec, head)
+            return DescriptorHeader(
+                artifact=candidate.path.name,
+                sha256=candidate_sha256(candidate),
+                precision=runner.precision,
+                descriptor_size=spec.descriptor_size,
+                dtype=dtype,
+                spec=json.loads(json.dumps(asdict(spec))),
+                images=None,
+            )
+    if artifact.images is not None and head is not None:
         raise UsageError(f"{candidate.name} takes images and has one head: leave --head out")
-    spec = _of_head(candidate.name, spec, head)
-    return DescriptorHeader(
-        artifact=candidate.path.name,
-        sha256=candidate_sha256(candidate),
-        precision=precision,
-        descriptor_size=spec.descriptor_size,
-        dtype=dtype,
-        spec=asdict(spec),
-        images=None if images is None else asdict(images),
-    )
+    return header_of(artifact, _of_head(candidate.name, artifact.spec, head), dtype=dtype)
 
 
 def _of_head(name: str, spec: AnySpec, head: str | None) -> AnySpec:

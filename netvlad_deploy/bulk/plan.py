@@ -14,8 +14,9 @@ from typing import Final
 
 from netvlad_deploy.bulk.listing import line_of, read_listing, write_listings
 from netvlad_deploy.bulk.manifest import Manifest, differences, read_manifest
-from netvlad_deploy.bulk.standins import Source, open_sources
 from netvlad_deploy.errors import ArtifactError, InputError, OutputError, UsageError
+from netvlad_deploy.sources.open_sources import open_sources
+from netvlad_deploy.sources.source import Source
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.support.claims import claimed

@@ -4,6 +4,7 @@ The record is what counts: a shard without one is not there. Batches never cross
 depends on the plan alone, and not on who computed it, or when.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,9 @@ import numpy as np
 
 from netvlad_deploy.bulk.listing import read_listing
 from netvlad_deploy.bulk.plan import Plan
-from netvlad_deploy.bulk.standins import describe, open_writer
+from netvlad_deploy.descriptors.open_files import open_writer
 from netvlad_deploy.errors import ArtifactError, InputError, OutputError
+from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.items import Item, Skipped, printable
 from netvlad_deploy.support.arrays import Float32
@@ -96,15 +98,17 @@ def embed_shard(
         contents = plan.source().open(_unchanged(items, lost))
         kept: list[Item] = []
         rows: list[Float32] = []
-        for item, value in describe(runner, plan.images, contents, batch=plan.manifest.batch, decoders=decoders):
-            if isinstance(value, Skipped):
-                LOG.warning("skipped %s", value)
-                lost.append(value)
-            else:
-                kept.append(item)
-                rows.append(value)
-            if progress is not None:
-                progress.advance()
+        stream = describe(runner, plan.images, contents, batch=plan.manifest.batch, decoders=decoders)
+        with contextlib.closing(stream) as results:
+            for item, value in results:
+                if isinstance(value, Skipped):
+                    LOG.warning("skipped %s", value)
+                    lost.append(value)
+                else:
+                    kept.append(item)
+                    rows.append(value)
+                if progress is not None:
+                    progress.advance()
         if items and sum(one.reason == GONE for one in lost) == len(items):
             raise InputError(
                 f"none of the {len(items)} inputs of shard {number} is there, such as {printable(items[0].path)}: run "
@@ -141,7 +145,7 @@ def _write(plan: Plan, number: int, kept: list[Item], rows: list[Float32], lost:
     header = plan.manifest.header
     values = np.stack(rows) if rows else np.empty((0, header.descriptor_size), np.float32)
     path = shard_path(plan.folder, number)
-    with open_writer(path, header, len(kept)) as writer:
+    with open_writer(path, header, len(kept), force=True) as writer:
         writer.write([item.name for item in kept], values, [item.time_ns for item in kept])
     done = ShardDone(
         manifest_sha256=plan.manifest.sha256,

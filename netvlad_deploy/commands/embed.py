@@ -1,6 +1,7 @@
 """The verb `embed`."""
 
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,25 +16,54 @@ from netvlad_deploy.support.limits import check_limit, whole_number
 if TYPE_CHECKING:
     from netvlad_deploy.workflow.embed import EmbedResult, Part
 
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class InputFlags:
+    """Inputs that stand in a list, or in files that hold many."""
+
+    listing: Annotated[
+        str | None, typer.Option("--list", metavar="FILE", help="A file with one input a line; - is standard input.")
+    ] = None
+    column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of images in Parquet files.")] = None
+    topic: Annotated[str | None, typer.Option(metavar="NAME", help="The topic of images in ROS bags.")] = None
+
+
+@dataclass(frozen=True)
+class ShardFlags:
+    """How the work is divided."""
+
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I of N, counted from 0; --merge joins the parts.")
+    ] = None
+    merge: Annotated[bool, typer.Option("--merge", help="Join the shards that parts have made.")] = False
+    shard_size: Annotated[
+        int | None, typer.Option(help="Items of a shard.  [default: 1024, or 64 MiB of descriptors]")
+    ] = None
+
+    @property
+    def part(self) -> "Part | None":
+        """Return the part that is asked for, None for all.
+
+        Raises: UsageError if there is no such part.
+        """
+        if self.shard is not None and self.merge:
+            raise UsageError("--shard makes a part, --merge joins all of them: leave one of them out")
+        return None if self.shard is None else parse_part(self.shard)
+
 
 def embed(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file, an engine or a checkpoint.")],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="INPUT", help="Images, or local descriptors for a head alone: folders, files, globs."),
-    ] = None,
-    *,
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="TARGET", help=".npz, .npy, .h5 or .parquet; without a suffix a folder of shards."
-        ),
+        Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors; without a suffix a folder of shards.")
     ],
-    listing: Annotated[
-        str | None, typer.Option("--list", metavar="FILE", help="A file with one input a line; - is standard input.")
+    given: InputFlags,
+    shards: ShardFlags,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="INPUT", help="Images, or local descriptors for a head: folders, files, patterns."),
     ] = None,
-    column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of images in Parquet files.")] = None,
-    topic: Annotated[str | None, typer.Option(metavar="NAME", help="The topic of images in ROS bags.")] = None,
     backend: flags.Backend = None,
     batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8, or 32 of local descriptors]")] = None,
     decoders: Annotated[
@@ -43,44 +73,28 @@ def embed(
     runtime_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
     ] = None,
-    dtype: Annotated[
-        str, one_of(("float32", "float16"), "--dtype", "The type in which descriptors are kept.")
-    ] = "float32",
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Only part I of N, counted from 0, beside others; join them with --merge."),
-    ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Join the shards that parts have made.")] = False,
-    shard_size: Annotated[
-        int | None, typer.Option(help="Items of a shard.  [default: 1024, or 64 MiB of descriptors]")
-    ] = None,
+    dtype: Annotated[str, one_of(DTYPES, "--dtype", "The type in which descriptors are kept.")] = DTYPES[0],
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Turn images or local descriptors into descriptors.
+    """Turn images or local descriptors into descriptors; killed, the same command goes on.
 
-    Killed at any moment, the same command goes on where it was. Exit 1 if an input was skipped.
+    Exit 1 if an input was skipped; a part of --shard exits 0 then.
     """
     from netvlad_deploy.runtime.open_runner import Candidate
     from netvlad_deploy.workflow.embed import EmbedOptions
     from netvlad_deploy.workflow.embed import embed as run
 
-    if not inputs and listing is None:
-        raise UsageError("nothing to embed was named: name folders or files, or a list with --list")
-    part = None if shard is None else parse_part(shard)
-    if part is not None and merge:
-        raise UsageError("--shard makes a part, --merge joins all of them: leave one of them out")
-    options = EmbedOptions(
-        listing=listing, column=column, topic=topic, batch=batch, head=head, dtype=dtype, shard_size=shard_size
-    )
+    part = shards.part
+    options = EmbedOptions(**asdict(given), batch=batch, head=head, dtype=dtype, shard_size=shards.shard_size)  # type: ignore[arg-type]
     result = run(
         Candidate(path=artifact, backend=backend, expect_sha256=expect_sha256),
         inputs or [],
         output,
         options,
         part=part,
-        merging=merge,
+        merging=shards.merge,
         decoders=decoders,
         runtime_cache=runtime_cache,
         force=force,

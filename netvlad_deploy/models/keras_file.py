@@ -16,14 +16,14 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.formats import KERAS_WITHOUT_NAMES
+from netvlad_deploy.support.hdf5 import member
 from netvlad_deploy.support.require import require
 
 WEIGHTS_GROUP: Final = "model_weights"
 LISTED: Final = ("layer_names", "layer_names0")
 """Names of the attribute by which Keras marks a list of layers."""
 
-MAX_ENTRIES, MAX_DEPTH = 50_000, 16
-MAX_NAME_LENGTH: Final = 512
+MAX_ENTRIES, MAX_LAYER_DEPTH = 50_000, 16
 MAX_NUMBER_DIGITS: Final = 10
 MAX_RATIO: Final = 32
 """Most bytes of arrays for each byte of the file: a compressed array of zeros would otherwise fill the memory."""
@@ -41,7 +41,7 @@ def read_keras(path: Path) -> dict[str, Tensor]:
     left = MAX_RATIO * path.stat().st_size
     tensors: dict[str, Tensor] = {}
     with h5py.File(path, "r") as file:
-        root = _member(h5py, file, WEIGHTS_GROUP) if WEIGHTS_GROUP in file else file
+        root = member(h5py, file, WEIGHTS_GROUP) if WEIGHTS_GROUP in file else file
         if not any(mark in root.attrs for mark in LISTED):
             if "layers" in root or "_layer_checkpoint_dependencies" in root:
                 raise InputError(f"is {KERAS_WITHOUT_NAMES}")
@@ -63,32 +63,19 @@ def _arrays(h5py: Any, root: Any) -> Iterator[tuple[str, str, Any]]:
 
     Raises: InputError if there are too many, or one is no array of real numbers.
     """
-    waiting = [(layer, "", _member(h5py, root, layer)) for layer in sorted(root, key=_numbered, reverse=True)]
+    waiting = [(layer, "", member(h5py, root, layer)) for layer in sorted(root, key=_numbered, reverse=True)]
     for _ in range(MAX_ENTRIES):
         if not waiting:
             return
         layer, name, found = waiting.pop()
-        if isinstance(found, h5py.Group) and name.count("/") < MAX_DEPTH:
-            below = [(layer, f"{name}/{each}", _member(h5py, found, each)) for each in found]
+        if isinstance(found, h5py.Group) and name.count("/") < MAX_LAYER_DEPTH:
+            below = [(layer, f"{name}/{each}", member(h5py, found, each)) for each in found]
             waiting += reversed(below)
         elif isinstance(found, h5py.Dataset) and found.dtype.kind in "fiub" and name:
             yield layer, name, found
         else:
             raise InputError(f"holds {layer}{name}, which is no array of real numbers")
     raise InputError(f"holds more than {MAX_ENTRIES} groups and arrays")
-
-
-def _member(h5py: Any, group: Any, name: str) -> Any:
-    """Return what a link within the file points at.
-
-    Raises: InputError if it points elsewhere, or its values stand elsewhere.
-    """
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or len(name) > MAX_NAME_LENGTH:
-        raise InputError(f"has a link in place of {name[:40]}: save the model again into one file")
-    found = group[name]
-    if getattr(found, "external", None) or getattr(found, "is_virtual", False):
-        raise InputError(f"keeps the values of {name} in another file: save the model again into one file")
-    return found
 
 
 def _numbered(layer: str) -> tuple[str, int]:

@@ -7,16 +7,17 @@ photos anyway (docs/adr/0018-own-writer-and-own-picture.md).
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from netvlad_deploy.errors import InputError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
 from netvlad_deploy.report.page import Block, Paragraph, Photo, Photos
-from netvlad_deploy.retrieval.image_files import load_images
+from netvlad_deploy.retrieval.decoding import decode_image, without_warnings
+from netvlad_deploy.retrieval.loading import read_image_file
 from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
-from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 
@@ -41,6 +42,14 @@ PAPER, INK, PALE, RIGHT, WRONG = "#ffffff", "#222222", "#767676", "#228833", "#c
 """Colours of the page, of text, of captions and queries, and of the frames of right and wrong matches."""
 
 
+class Cell(NamedTuple):
+    """A photo of a picture: its file, the colour of its frame, and the two lines below it."""
+
+    path: Path
+    colour: str
+    captions: tuple[str, str]
+
+
 class Album:
     """The photos of an evaluation, small, each loaded once.
 
@@ -60,11 +69,13 @@ class Album:
         """
         if path not in self._small:
             ops, pillow = require("PIL.ImageOps", extra="images"), require("PIL.Image", extra="images")
-            with load_images([ImageFile(path=path, name=path.name)], self._prepared) as loaded:
-                ((_, pixels),) = loaded
-            readable = isinstance(pixels, np.ndarray)
-            size = PHOTO_WIDTH, PHOTO_HEIGHT
-            self._small[path] = ops.pad(pillow.fromarray(pixels), size, color=PAPER) if readable else None
+            try:
+                with without_warnings():
+                    pixels = decode_image(read_image_file(path), self._prepared, name=printable(str(path)))
+            except (OSError, InputError):
+                self._small[path] = None
+            else:
+                self._small[path] = ops.pad(pillow.fromarray(pixels), (PHOTO_WIDTH, PHOTO_HEIGHT), color=PAPER)
         return self._small[path]
 
     def jpeg(self, path: Path) -> bytes:
@@ -120,15 +131,25 @@ def draw_matches(report: EvaluationReport, album: Album) -> bytes:
     Raises: MissingDependencyError without Pillow.
     """
     chosen = [(one, choose(one.found.queries)) for one in report.candidates]
+    return draw(
+        [(one.name, section_caption(one, rows), [_cells(row, album) for row in rows]) for one, rows in chosen], album
+    )
+
+
+def draw(sections: Sequence[tuple[str, str, Sequence[Sequence[Cell]]]], album: Album) -> bytes:
+    """Return a picture as PNG: sections, each with a title, a line below it, and rows of at most SHOWN + 1 photos.
+
+    Raises: MissingDependencyError without Pillow.
+    """
     row_height = PHOTO_HEIGHT + 2 * FRAME + CAPTION * 3 + GAP
-    height = MARGIN + sum(TITLE + CAPTION + 2 * GAP + len(rows) * row_height + MARGIN for _, rows in chosen)
+    height = MARGIN + sum(TITLE + CAPTION + 2 * GAP + len(rows) * row_height + MARGIN for _, _, rows in sections)
     width = 2 * MARGIN + (SHOWN + 1) * (PHOTO_WIDTH + 2 * FRAME + GAP) + GAP
     sheet = require("PIL.Image", extra="images").new("RGB", (width, height), PAPER)
     page = _Sheet(sheet, album)
     top = MARGIN
-    for one, rows in chosen:
-        page.text(MARGIN, top, one.name, TITLE, INK)
-        page.text(MARGIN, top + TITLE + GAP // 2, section_caption(one, rows), CAPTION, PALE)
+    for title, caption, rows in sections:
+        page.text(MARGIN, top, title, TITLE, INK)
+        page.text(MARGIN, top + TITLE + GAP // 2, caption, CAPTION, PALE)
         top += TITLE + CAPTION + 2 * GAP
         for row in rows:
             page.row(top, row)
@@ -137,6 +158,19 @@ def draw_matches(report: EvaluationReport, album: Album) -> bytes:
     stream = io.BytesIO()
     sheet.save(stream, "PNG")
     return stream.getvalue()
+
+
+def _cells(row: QueryResult, album: Album) -> list[Cell]:
+    """Return a query and its best matches as a row of a picture."""
+    asked = Cell(album.queries[row.query], PALE, (f"query {row.query}", _first_words(row)))
+    return [asked] + [
+        Cell(
+            album.database[match.name],
+            RIGHT if match.right else WRONG,
+            (match.name, f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"),
+        )
+        for match in _shown(row)
+    ]
 
 
 def choose(results: Sequence[QueryResult]) -> list[QueryResult]:
@@ -180,22 +214,18 @@ class _Sheet:
             short = short[1:]
         self._draw.text((left, top), text if short == text else "…" + short, font=font, fill=colour)
 
-    def row(self, top: int, row: QueryResult) -> None:
-        """Draw a query and its best matches."""
+    def row(self, top: int, row: Sequence[Cell]) -> None:
+        """Draw a query, and with a gap after it its best matches."""
         step = PHOTO_WIDTH + 2 * FRAME + GAP
-        self._photo(MARGIN, top, self._album.queries[row.query], PALE, (f"query {row.query}", _first_words(row)))
-        for place, match in enumerate(_shown(row)):
-            left = MARGIN + GAP + (place + 1) * step
-            rank = f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"
-            colour = RIGHT if match.right else WRONG
-            self._photo(left, top, self._album.database[match.name], colour, (match.name, rank))
+        for place, cell in enumerate(row):
+            self._photo(MARGIN + place * step + (GAP if place else 0), top, cell)
 
-    def _photo(self, left: int, top: int, path: Path, colour: str, captions: tuple[str, str]) -> None:
+    def _photo(self, left: int, top: int, cell: Cell) -> None:
         """Draw a framed photo and its captions, or an area in the frame's colour if the file cannot be read."""
         ops, pillow = require("PIL.ImageOps", extra="images"), require("PIL.Image", extra="images")
-        photo = self._album.small(path) or pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), colour)
-        framed = ops.expand(photo, FRAME, fill=colour)
+        photo = self._album.small(cell.path) or pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), cell.colour)
+        framed = ops.expand(photo, FRAME, fill=cell.colour)
         self._sheet.paste(framed, (left, top))
-        for line, (text, ink) in enumerate(zip(captions, (INK, PALE), strict=True)):
+        for line, (text, ink) in enumerate(zip(cell.captions, (INK, PALE), strict=True)):
             below = top + framed.height + 4 + line * (CAPTION + 3)
             self.text(left, below, text, CAPTION, ink, width=framed.width)

@@ -58,6 +58,16 @@ def largest_batch(runner: Runner, asked: int, size: Shape, *, grows: int = 1) ->
     return min(asked, max((profile.batch.max for profile in fitting), default=asked))
 
 
+def pad(sequences: Sequence[Array], *, shortest: int = 1) -> tuple[Array, Array]:
+    """Return sequences (N_i,D) as one zero-padded array (B,N,D) and its mask (B,N), N at least `shortest`."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    longest = max(int(lengths.max()), shortest)
+    padded = np.zeros((len(sequences), longest, sequences[0].shape[1]), dtype=sequences[0].dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded, np.arange(longest) < lengths[:, None]
+
+
 def run_batch(runner: Runner, feeds: Feeds, names: Sequence[str], not_finite: str) -> Array:
     """Return the descriptor of each name (B,P); where every profile wants more items, the last one comes again.
 

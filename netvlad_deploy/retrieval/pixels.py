@@ -10,6 +10,7 @@ import numpy as np
 
 from netvlad_deploy.retrieval.resample import resample, to_bytes
 from netvlad_deploy.spec.images import MAX_PIXELS, PILLOW_FILTERS, ImageInput, Size
+from netvlad_deploy.spec.items import UnfitError
 from netvlad_deploy.support.arrays import Array
 
 LOG = logging.getLogger(__name__)
@@ -42,17 +43,6 @@ USUAL_BITS: Final = 15
 UNKNOWN_DEPTH, TOO_LARGE, TOO_SMALL = "of an unknown depth", "too large", "smaller than the crop"
 
 
-class UnfitError(ValueError):
-    """An image that was decoded, but cannot be prepared: `reason` is one of few, the message is about this image.
-
-    It never leaves `load_images`, which turns it into a `Skipped`.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 def pixels_of(pillow: Any, image: Any, prepared: ImageInput, name: str) -> Array:
     """Return an opened image as uint8 RGB (H,W,3); the log calls it `name`.
 
@@ -65,6 +55,14 @@ def pixels_of(pillow: Any, image: Any, prepared: ImageInput, name: str) -> Array
     image = image if image.mode == "RGB" else image.convert("RGB")
     if cut_to_8_bits:
         _check_colours(image, prepared.depth, name)
+    return fitted(pillow, image, prepared)
+
+
+def fitted(pillow: Any, image: Any, prepared: ImageInput) -> Array:
+    """Return an RGB image of Pillow as uint8 (H,W,3), resized and cut out by the rule.
+
+    Raises: UnfitError if the rule does not take its size.
+    """
     return _cut(_resized(pillow, image, prepared), prepared.crop)
 
 

@@ -41,6 +41,7 @@ class OneHead(Runner):
             range=limits.heads[head] if isinstance(limits, HeadsRange) else limits,
         )
         self._runner, self._head, self._owns = runner, head, owns
+        self.concurrent, self.lanes = runner.concurrent, runner.lanes
         self._others = {name: each.feature_size for name, each in spec.heads.items() if name != head}
 
     @property

@@ -76,6 +76,7 @@ class OnnxRuntimeRunner(OnnxRunner):
             precision=precision_on(backend, artifact),
             widened=backend == CPU and self.OPTIMIZED,
         )
+        self.lanes = 1 if backend == CPU else 2  # one run takes all cores by itself
         self._taps = taps
         self._settings: dict[str, Any] = {"backend": backend, "profile": profile, "threads": threads}
         onnxruntime = import_onnxruntime(backend)

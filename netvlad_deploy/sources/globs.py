@@ -51,12 +51,12 @@ def expand(pattern: str) -> Iterator[Path]:
 
 def _fitting(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
     """Yield what fits the rest of a pattern below a folder."""
-    if not parts:
+    if not parts or list(parts) == ["**"]:
         yield folder
         return
     first, *rest = parts
     if first == "**":
-        yield from _fitting(folder, rest or ["*"])
+        yield from _fitting(folder, rest)
     elif not any(sign in first for sign in WILD):
         if os.path.lexists(folder / first):
             yield from _fitting(folder / first, rest)

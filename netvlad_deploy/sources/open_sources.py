@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.sources.feature_files import FEATURE_FILES, NPY, NpyFile, NpzFile
+from netvlad_deploy.sources.feature_files import FEATURE_FILES, NPY, NPZ, NpyFile, NpzFile
 from netvlad_deploy.sources.globs import expand, fixed_folder, is_pattern
+from netvlad_deploy.sources.hdf5_features import HDF5_SUFFIXES, Hdf5Features
 from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, Finder
+from netvlad_deploy.sources.parquet_images import PARQUET_SUFFIX, ParquetImages
 from netvlad_deploy.sources.path_lists import read_list
+from netvlad_deploy.sources.ros_bags import BAG_SUFFIXES, RosBag, is_bag_folder
 from netvlad_deploy.sources.source import Source, read_encoded
 from netvlad_deploy.spec.items import Item, Load, Skipped
 
-CONTAINERS: Final[Mapping[bool, Sequence[str]]] = {False: (), True: FEATURE_FILES}
+HOLDERS: Final[Mapping[bool, Sequence[str]]] = {
+    False: (PARQUET_SUFFIX, *BAG_SUFFIXES),
+    True: (*FEATURE_FILES, *HDF5_SUFFIXES),
+}
 """Suffixes of files that hold many items, of images and of local descriptors."""
 
 
@@ -78,34 +84,10 @@ class _Given(Source):
         self.feature_size = feature_size
 
     def items(self) -> Iterator[Item | Skipped]:
-        """Yield the items of everything that was given, each name once.
+        """Yield the items of everything that was given, one after another; names are not compared.
 
-        Names are held to find two that are equal, about 150 bytes each, unless all there is is one folder, in which no
-        two can be.
-
-        Raises: InputError if something is missing or damaged; UsageError if two items have the same name.
+        Raises: InputError if something is missing or damaged; UsageError if it is not what is taken.
         """
-        names: dict[str, Path] = {}
-        one_folder = self.listing is None and len(self.texts) == 1 and Path(self.texts[0]).is_dir()
-        for one in self._all():
-            if isinstance(one, Item) and not one_folder:
-                if one.name in names:
-                    raise UsageError(
-                        f"{names[one.name]} and {one.path} have the same name, {one.name}: embed them apart"
-                    )
-                names[one.name] = one.path
-            yield one
-
-    def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
-        """Yield the items with what loads each; a file that holds many is opened once for those side by side."""
-        for (path, inside), group in itertools.groupby(items, key=lambda item: (item.path, bool(item.part))):
-            if inside:
-                yield from self._container(path).open(group)
-            else:
-                load = NpyFile(path, self.feature_size).alone if self.features else partial(read_encoded, path)
-                yield from ((item, load) for item in group)
-
-    def _all(self) -> Iterator[Item | Skipped]:
         finder = Finder(suffixes=(NPY,) if self.features else IMAGE_SUFFIXES)
         for text in self.texts:
             if is_pattern(text):
@@ -122,20 +104,36 @@ class _Given(Source):
                     yield from self._found(finder, entry, Path())
         finder.log_others()
 
+    def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
+        """Yield the items with what loads each; a file that holds many is opened once for those side by side."""
+        for (path, inside), group in itertools.groupby(items, key=lambda item: (item.path, bool(item.part))):
+            if inside:
+                yield from self._container(path).open(group)
+            else:
+                load = NpyFile(path, self.feature_size).alone if self.features else partial(read_encoded, path)
+                yield from ((item, load) for item in group)
+
     def _found(self, finder: Finder, path: Path, root: Path | None) -> Iterator[Item | Skipped]:
         """Yield the items of a folder, of a file that is one, or of a file that holds many."""
         suffix = path.suffix.lower()
-        if suffix in FEATURE_FILES and not self.features and path.is_file():
+        if not self.features and suffix in HOLDERS[True] and path.is_file():
             raise UsageError(f"{path} holds local descriptors, not images: export the head with --input features")
-        if suffix in IMAGE_SUFFIXES and self.features and path.is_file():
-            raise UsageError(f"{path} is an image, where local descriptors are taken: export with --input images")
-        if path.is_file() and suffix in CONTAINERS[self.features]:
+        if self.features and suffix in (*IMAGE_SUFFIXES, *HOLDERS[False]) and path.is_file():
+            raise UsageError(f"{path} holds images, not local descriptors: export with --input images")
+        if (path.is_file() and suffix in HOLDERS[self.features]) or (not self.features and is_bag_folder(path)):
             yield from self._container(path).items()
         else:
             yield from finder.find(path, root)
 
     def _container(self, path: Path) -> Source:
         """Return the source of the items in a file."""
-        if path.suffix.lower() == NPY:
+        suffix = path.suffix.lower()
+        if suffix == NPY:
             return NpyFile(path, self.feature_size)
-        return NpzFile(path, self.feature_size)
+        if suffix == NPZ:
+            return NpzFile(path, self.feature_size)
+        if suffix in HDF5_SUFFIXES:
+            return Hdf5Features(path, self.feature_size)
+        if suffix == PARQUET_SUFFIX:
+            return ParquetImages(path, self.column)
+        return RosBag(path, self.topic)

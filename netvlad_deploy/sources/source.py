@@ -16,15 +16,15 @@ MAX_ENCODED_BYTES: Final = 1 << 30
 class Source(ABC):
     """Items to embed, from folders or from a file that holds many.
 
-    Only names and places are looked at until an item is loaded, and memory does not grow with the number of items
-    (apart from names that must be unique, where `items` says so).
+    Only names and places are looked at until an item is loaded, and memory does not grow with the number of items. So
+    names are not compared either: whoever lists the items does that.
     """
 
     @abstractmethod
     def items(self) -> Iterator[Item | Skipped]:
         """Yield every item in the order of the run, and what was left out on the way with its reason.
 
-        Raises: InputError if the source is missing or damaged; UsageError if two items have the same name.
+        Raises: InputError if the source is missing or damaged.
         """
 
     @abstractmethod

@@ -48,6 +48,11 @@ def installed_versions() -> dict[str, str]:
     return {name: version for name in PACKAGES if (version := installed_version(name)) is not None}
 
 
+def memory_bytes() -> int:
+    """Return the memory of this machine, in bytes. Source: sysconf(3)."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory_bytes() -> int:
     """Return the largest host memory of this process so far, in bytes.
 

@@ -46,6 +46,7 @@ class TensorRTRunner(Runner):
     """
 
     concurrent = True
+    lanes = 2
 
     def __init__(
         self, artifact: EngineArtifact, *, cuda_graphs: bool = True, runtime_cache: Path | None = None

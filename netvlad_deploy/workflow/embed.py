@@ -4,13 +4,15 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import (
     Finished,
     check_finished,
+    files_of,
     finished_path,
     merge,
     read_finished,
@@ -30,6 +32,8 @@ from netvlad_deploy.bulk.plan import (
     source_of,
 )
 from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
+from netvlad_deploy.descriptors.header import StoredDtype
+from netvlad_deploy.descriptors.open_files import WRITERS
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.items import Skipped
@@ -42,9 +46,6 @@ LOG = logging.getLogger(__name__)
 
 IMAGE_BATCH, FEATURE_BATCH = 8, 32
 """Items that run at once where the user does not say it."""
-
-TARGET_SUFFIXES = (".npz", ".npy", ".h5", ".parquet", "")
-DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class EmbedOptions:
     topic: str | None = None
     batch: int | None = None
     head: str | None = None
-    dtype: str = "float32"
+    dtype: StoredDtype = "float32"
     shard_size: int | None = None
 
 
@@ -125,18 +126,10 @@ def embed(
     """Write the descriptors of images, or of local descriptors for a head alone, with their names.
 
     The work is done in shards, in the folder `TARGET.parts` while it lasts. Whatever ends it, the same call goes on
-    where it was, and the target becomes the same in every byte. A call for a target that is complete does nothing.
+    where it was, and the target becomes the same in every byte. If that is complete, a call does nothing.
 
-    Args:
-        candidate: what computes the descriptors.
-        inputs: folders, files and globs: see `open_sources`.
-        target: an `.npz`, `.npy`, `.h5` or `.parquet` file; a folder of shards if its name has no suffix.
-        options: what changes the result.
-        part: compute these shards alone, beside other processes that compute the others.
-        merging: compute nothing, join the shards that are there.
-        decoders: threads that read and decode, None for as many as fit.
-        runtime_cache: where TensorRT-RTX keeps its kernels.
-        force: make a target anew that exists, and a plan that is for something else.
+    `part` computes some shards alone, beside other processes; `merging` computes nothing and joins what is there;
+    `decoders` are threads that read and decode; `force` makes a target anew that exists, or a plan for something else.
 
     >>> import numpy as np
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
@@ -152,37 +145,47 @@ def embed(
         InputError if nothing could be embedded.
     """
     started = time.perf_counter()
-    texts = [str(each) for each in inputs]
-    _check_target(target, texts, runtime_cache)
-    wanted = _wanted(candidate, texts, target, options)
+    _check_target(target, [str(each) for each in inputs], runtime_cache)
+    wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
     finish_writing(target.parent)
-    if not force and (finished := _finished(target, wanted)) is not None:
-        return _result(finished, target, started, complete=True)
+    result = _finished(target, wanted, started, force=force)
+    if result is not None:
+        return result
     check_targets(*_files(target), force=force)
-    folder = plan_folder(target)
-    with at_work(folder, shared=part is not None):
-        if not force and (finished := _finished(target, wanted)) is not None:  # by a run that ended just now
-            return _result(finished, target, started, complete=True)
-        if force and not target.suffix and finished_path(target).exists():
-            remove_plan(folder)
+    with at_work(plan_folder(target), shared=part is not None):
+        result = _finished(target, wanted, started, force=force)  # of a run that ended just now
+        if result is not None:
+            return result
         if merging:
-            plan = load_plan(folder)
-            check_same(plan, wanted)
-            return _result(merge(plan), target, started, kept=plan.shards)
-        plan = find_or_make_plan(folder, wanted, trusted=part is not None, force=force)
+            return _merged(wanted, target, started)
+        plan = _planned(wanted, target, trusted=part is not None, force=force)
         numbers = range(plan.shards) if part is None else range(part.index, plan.shards, part.count)
-        with _said_what_stays(plan, part):
+        with _what_stays(plan, part):
             kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache)
             if part is None:
                 return _result(merge(plan), target, started, kept=kept)
-        done = summed(plan, numbers, proven=False)
-        return _result(done, folder, started, kept=kept, shards=len(numbers), part=str(part))
+        return _part_result(plan, numbers, part, started, kept=kept)
+
+
+def _merged(wanted: Manifest, target: Path, started_s: float) -> EmbedResult:
+    """Join the shards that are there."""
+    plan = load_plan(plan_folder(target))
+    check_same(plan, wanted)
+    return _result(merge(plan), target, started_s, kept=plan.shards)
+
+
+def _planned(wanted: Manifest, target: Path, *, trusted: bool, force: bool) -> Plan:
+    """Return the plan of a run; `force` gives up a folder of shards that is complete."""
+    folder = plan_folder(target)
+    if force and not target.suffix and finished_path(target).exists():
+        remove_plan(folder)
+    return find_or_make_plan(folder, wanted, trusted=trusted, force=force)
 
 
 def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None) -> None:
     """Refuse a target of another format, or one that the same command reads."""
-    if target.suffix not in TARGET_SUFFIXES:
-        known = ", ".join(suffix for suffix in TARGET_SUFFIXES if suffix)
+    if target.suffix and target.suffix not in WRITERS:
+        known = ", ".join(WRITERS)
         raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
     check_apart(target, map(Path, texts), "target")
     if runtime_cache is not None:
@@ -191,12 +194,12 @@ def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None
 
 def _files(target: Path) -> tuple[Path, ...]:
     """Return the files that a target consists of; a folder of shards is looked at when it is held."""
-    return (target, finished_path(target), skipped_path(target)) if target.suffix else ()
+    return (*files_of(target), finished_path(target), skipped_path(target)) if target.suffix else ()
 
 
 def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: EmbedOptions) -> Manifest:
     """Return what a run is for, before anything is listed."""
-    check_choice("dtype", options.dtype, DTYPES)
+    check_choice("dtype", options.dtype, get_args(StoredDtype))
     header = header_for(candidate, head=options.head, dtype=options.dtype)
     return Manifest(
         version=installed_version(DISTRIBUTION) or "",
@@ -210,12 +213,13 @@ def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: E
     )
 
 
-def _finished(target: Path, wanted: Manifest) -> Finished | None:
-    """Return the record of the target if it is complete and just what is wanted, None if there is no such record."""
-    finished = read_finished(target)
-    if finished is not None:
-        check_finished(finished, target, wanted, source_of(wanted).items())
-    return finished
+def _finished(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
+    """Return the result of a target that is complete and just what is wanted, None if there is nothing of the kind."""
+    finished = None if force else read_finished(target)
+    if finished is None:
+        return None
+    check_finished(finished, target, wanted, source_of(wanted).items())
+    return replace(_result(finished, target, started_s, kept=finished.manifest.shards), complete=True)
 
 
 def _embed_shards(
@@ -235,38 +239,35 @@ def _embed_shards(
 
 
 @contextlib.contextmanager
-def _said_what_stays(plan: Plan, part: Part | None) -> Iterator[None]:
+def _what_stays(plan: Plan, part: Part | None) -> Iterator[None]:
     """On whatever ends the work too early, say how far it is; a plan of which no shard is done goes."""
-    try:
+    with contextlib.ExitStack() as early:
+        early.callback(_say_what_stays, plan, part)
         yield
-    except BaseException:
-        done = sum(record_path(plan.folder, number).exists() for number in range(plan.shards))
-        if done:
-            LOG.warning("%d of %d shards stay in %s: the same command goes on there", done, plan.shards, plan.folder)
-        elif part is None:
-            remove_plan(plan.folder)
-        raise
+        early.pop_all()
 
 
-def _result(
-    done: Finished,
-    output: Path,
-    started_s: float,
-    *,
-    kept: int = 0,
-    shards: int | None = None,
-    complete: bool = False,
-    part: str | None = None,
-) -> EmbedResult:
+def _say_what_stays(plan: Plan, part: Part | None) -> None:
+    done = sum(record_path(plan.folder, number).exists() for number in range(plan.shards))
+    if done:
+        LOG.warning("%d of %d shards stay in %s: the same command goes on there", done, plan.shards, plan.folder)
+    elif part is None:
+        remove_plan(plan.folder)
+
+
+def _part_result(plan: Plan, numbers: Sequence[int], part: Part, started_s: float, *, kept: int) -> EmbedResult:
+    done = _result(summed(plan, numbers, proven=False), plan.folder, started_s, kept=kept)
+    return replace(done, shards=len(numbers), part=str(part))
+
+
+def _result(done: Finished, output: Path, started_s: float, *, kept: int) -> EmbedResult:
     return EmbedResult(
         output=output,
         descriptors=done.descriptors,
         descriptor_size=done.manifest.header.descriptor_size,
         duration_ms=(time.perf_counter() - started_s) * 1e3,
-        shards=done.manifest.shards if shards is None else shards,
-        kept=done.manifest.shards if complete else kept,
-        complete=complete,
-        part=part,
+        shards=done.manifest.shards,
+        kept=kept,
         reasons=done.reasons,
         skipped=done.skipped,
     )

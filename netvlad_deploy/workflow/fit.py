@@ -14,7 +14,7 @@ import numpy as np
 
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.retrieval.batches import batches
-from netvlad_deploy.retrieval.image_files import load_images, usable
+from netvlad_deploy.retrieval.loading import load_images, usable
 from netvlad_deploy.sources.image_folders import ImageFile, find_images
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
 from netvlad_deploy.spec.items import Skipped, count_reasons
@@ -43,9 +43,6 @@ MOST_DESCRIPTORS = 200_000
 
 MOST_WHITENED = 8192
 """Images that whitening is fitted on: of more, as many are drawn."""
-
-AHEAD = 16
-"""Images that are decoded while others are in use."""
 
 MAX_BATCH_PIXELS = 1 << 20
 """Pixels of all the images that a backbone sees at once; one larger image goes alone."""
@@ -208,7 +205,7 @@ def _by_batches(
     """
     progress = Progress(rows_name, len(files), "images")
     done, before = 0, len(skipped)
-    with load_images(files, pipeline.images, ahead=AHEAD) as loaded:
+    with load_images(files, pipeline.images) as loaded:
         for group in batches(usable(loaded, skipped), lambda shape: MAX_BATCH_PIXELS // (shape[0] * shape[1])):
             yield [file for file, _ in group], compute(pipeline, np.stack([image for _, image in group]))
             done += len(group)

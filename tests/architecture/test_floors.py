@@ -13,13 +13,13 @@ FLOORS = [
     {"errors"},
     {"support"},
     {"spec"},
-    {"artifact", "oracle", "runner", "sources"},
+    {"artifact", "descriptors", "oracle", "runner", "sources"},
     {"models"},
     {"export"},
     {"tensorrt"},
     {"runtime"},
     {"latency", "retrieval"},
-    {"bulk", "parity", "serving"},
+    {"bulk", "index", "parity", "serving"},
     {"report"},
     {"workflow"},
     {"commands"},
@@ -109,7 +109,7 @@ def test_only_the_command_line_catches_everything_and_prints() -> None:
     for path in SOURCES:
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
-            if isinstance(node, ast.ExceptHandler) and path.name != "cli.py":
+            if isinstance(node, ast.ExceptHandler) and path.name not in ("cli.py", "in_order.py"):
                 caught = ast.unparse(node.type) if node.type else "everything"
                 assert caught not in ("Exception", "BaseException", "everything"), path.name
             if isinstance(node, ast.Tuple) and str(path.relative_to(ROOT)) != "models/backbones/__init__.py":

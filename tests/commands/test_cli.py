@@ -208,7 +208,7 @@ class TestEmbed:
             (np.ones((1, 2, 15), np.float32), 65, "expected (batch, num_features, 16)"),
             (np.ones((1, 2, 16)), 65, "float64, expected float32"),
             (np.ones((1, 0, 16), np.float32), 65, "must be at least 1"),
-            (np.full((1, 2, 16), np.nan, np.float32), 65, "not finite: first at batch item 0, row 0"),
+            (np.full((1, 2, 16), np.nan, np.float32), 65, "batch item 0: features are not finite: first at row 0"),
         ],
     )
     def test_bad_features(

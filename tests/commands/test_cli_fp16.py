@@ -111,7 +111,9 @@ def test_embed_names_a_value_that_fp16_cannot_hold(command: Command, sharp: Path
     np.save(tmp_path / "x.npy", x)
     outcome = command("embed", "sharp.onnx", "x.npy", "-o", "y.npy")
     assert outcome.code == 65
-    assert "too large for this artifact: first at batch item 1, row 4, 65472 is over 65440" in error_of(outcome.err)
+    assert "batch item 1: features are too large for this artifact: first at row 4, 65472 is over 65440" in error_of(
+        outcome.err
+    )
     np.savez(tmp_path / "s.npz", good=x[0], bad=x[1])
     outcome = command("embed", "sharp.onnx", "s.npz", "-o", "t.npz")
     assert outcome.code == 65

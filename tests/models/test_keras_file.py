@@ -141,7 +141,7 @@ def loop(file: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (external_link, "has a link in place of kernel:0: save the model again into one file"),
+        (external_link, "has a link in place of kernel:0: save it again into one file"),
         (soft_link, "has a link in place of kernel:0"),
         (external_values, "keeps the values of kernel:0 in another file"),
         (virtual, "keeps the values of kernel:0 in another file"),

@@ -6,7 +6,8 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import InputError, RunError, UsageError
-from netvlad_deploy.retrieval.embed_features import check_target, embed_array, embed_sequences, load_features, pad
+from netvlad_deploy.retrieval.batches import pad
+from netvlad_deploy.retrieval.embed_features import check_target, embed_array, embed_sequences, load_features
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.spec.profiles import AxisRange, Profile
@@ -56,7 +57,10 @@ def test_sequences_need_a_mask(exported: OnnxArtifact) -> None:
 def test_features_that_are_not_finite_are_named(exported: OnnxArtifact, masked: OnnxArtifact) -> None:
     x = features(5, 4, 16)
     x[3, 2, 1] = np.nan
-    with open_runner(exported) as runner, pytest.raises(InputError, match="first at batch item 3, row 2"):
+    with (
+        open_runner(exported) as runner,
+        pytest.raises(InputError, match="batch item 3: features are not finite: first at row 2"),
+    ):
         embed_array(runner, x, batch=2)
     with open_runner(masked) as runner, pytest.raises(InputError, match="sequence c: features are not finite"):
         embed_sequences(runner, {"a": x[0], "c": x[3]}, batch=2)
@@ -96,7 +100,9 @@ def test_a_descriptor_that_overflows_is_named(exported: OnnxArtifact) -> None:
     x = features(3, 5, 16)
     x[1] *= np.float32(1e25)
     with open_runner(exported) as runner:
-        with pytest.raises(InputError, match=r"too large for this artifact: first at batch item 1, row 0, .* is over"):
+        with pytest.raises(
+            InputError, match=r"batch item 1: features are too large for this artifact: first at row 0, .* is over"
+        ):
             embed_array(runner, x, batch=2)
         runner.range = None  # as a sidecar of an earlier export says
         with pytest.raises(RunError, match="not finite for batch item 1: scale"):
@@ -113,7 +119,7 @@ def test_a_row_shorter_than_the_artifact_can_hold_is_named(exported: OnnxArtifac
         runner.range = short
         assert embed_array(runner, x[:2], batch=2).shape == (2, 96), "rows of zeros are inside any range"
         named = (
-            r"too small for this artifact: first at batch item 2, row 3, its norm \S+e-09 is under 1e-06: scale them up"
+            r"batch item 2: features are too small for this artifact: first at row 3, its norm \S+e-09 is under 1e-06"
         )
         with pytest.raises(InputError, match=named):
             embed_array(runner, x, batch=2)
@@ -138,5 +144,7 @@ def test_batches_and_lengths_grow_to_fit_a_profile(masked: OnnxArtifact) -> None
         assert all(np.abs(got[name] - expected[name]).max() < 1e-6 for name in sequences)
         assert list(got) == list(sequences)
         assert embed_array(runner, features(2, 5, 16), batch=32).shape == (2, 96)
-        with pytest.raises(InputError, match="num_features is 41, outside every profile"):
+        with pytest.raises(
+            InputError, match="batch item 0: num_features is 41, where the engine takes batch 3:3:4, num_features 4"
+        ):
             embed_array(runner, features(1, 41, 16), batch=32)

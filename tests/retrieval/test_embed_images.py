@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from netvlad_deploy.errors import InputError, RunError
-from netvlad_deploy.retrieval import embed_images as module
-from netvlad_deploy.retrieval import image_files as images
+from netvlad_deploy.retrieval import decoding as images
+from netvlad_deploy.retrieval import loading
 from netvlad_deploy.retrieval.embed_images import embed_images
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.sources import image_folders
@@ -49,11 +49,11 @@ def numbers(descriptors: Array) -> list[int]:
     return [round(float(value)) for value in descriptors[:, 0]]
 
 
-def test_equal_sizes_side_by_side_share_a_batch(tmp_path: Path) -> None:
+def test_equal_sizes_near_each_other_share_a_batch(tmp_path: Path) -> None:
     files = write(tmp_path, (4, 4), (4, 4), (4, 4), (6, 4), (4, 4), (4, 6))
     runner = Averages()
     done = embed_images(runner, ImageInput(), files, batch=2)
-    assert runner.shapes == [(2, 4, 4), (1, 4, 4), (1, 6, 4), (1, 4, 4), (1, 4, 6)]
+    assert runner.shapes == [(2, 4, 4), (1, 6, 4), (1, 4, 6), (2, 4, 4)]
     assert numbers(done.descriptors) == [0, 1, 2, 3, 4, 5]
     assert done.descriptors.dtype == np.float32
     assert done.names == tuple(file.name for file in files)
@@ -85,7 +85,7 @@ def test_profiles_bound_batches_and_their_minimum_is_filled_up(tmp_path: Path) -
     files = write(tmp_path, *[(4, 4)] * 5, (8, 8), (8, 8))
     runner = Averages("1x4x4,2x4x4,3x4x6", "4x8x8")
     done = embed_images(runner, ImageInput(), files, batch=8)
-    assert runner.shapes == [(3, 4, 4), (2, 4, 4), (4, 8, 8)]
+    assert runner.shapes == [(3, 4, 4), (4, 8, 8), (2, 4, 4)]
     assert numbers(done.descriptors) == list(range(7))
 
 
@@ -94,7 +94,7 @@ def test_a_size_outside_every_profile_is_skipped_with_the_cure(tmp_path: Path) -
     done = embed_images(Averages("1x4x4,2x4x4,3x4x6", "1x9x9"), ImageInput(), files, batch=8)
     assert numbers(done.descriptors) == [0, 2]
     (lost,) = done.skipped
-    assert lost.reason == module.OUTSIDE
+    assert lost.reason == loading.OUTSIDE
     assert "height 9, width 4" in lost.detail
     assert "rebuild" in lost.detail
 
@@ -133,8 +133,8 @@ def test_decoding_overlaps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The first batch ends only when an image of the second has been decoded."""
     decoded = threading.Event()
 
-    def load_one(pillow: object, file: ImageFile, prepared: ImageInput) -> Array:
-        if file.name == "3":
+    def decode(content: bytes, prepared: ImageInput, name: str) -> Array:
+        if name.endswith("3"):
             decoded.set()
         return np.zeros((4, 4, 3), np.uint8)
 
@@ -142,9 +142,10 @@ def test_decoding_overlaps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert decoded.wait(HANG_S)
         return {DESCRIPTOR: np.ones((len(feeds[IMAGES]), 3), np.float32)}
 
-    monkeypatch.setattr(images, "_load", load_one)
+    monkeypatch.setattr(loading, "decode_image", decode)
+    monkeypatch.setattr(loading, "read_image_file", lambda _: b"")
     monkeypatch.setattr(Averages, "_run", run)
-    files = [ImageFile(path=tmp_path, name=f"{index}") for index in range(4)]
+    files = [ImageFile(path=tmp_path / f"{index}", name=f"{index}") for index in range(4)]
     assert len(embed_images(Averages(), ImageInput(), files, batch=2).names) == 4
 
 

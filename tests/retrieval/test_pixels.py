@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.retrieval import pixels
-from netvlad_deploy.retrieval.image_files import load_images
+from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import FILTERS, ImageInput, Resize
 from netvlad_deploy.spec.items import Skipped

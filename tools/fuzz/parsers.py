@@ -21,7 +21,7 @@ from netvlad_deploy.latency.baseline import FORM, load_baseline
 from netvlad_deploy.latency.sweep import open_sweep
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.retrieval.ground_truth import load_positives
-from netvlad_deploy.retrieval.image_files import load_images
+from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.arrays import Array, npz_content, read_arrays

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.errors import InputError, MissingDependencyError, UsageError
-from netvlad_deploy.retrieval import image_files as images
-from netvlad_deploy.retrieval.image_files import load_images
+from netvlad_deploy.retrieval import decoding as images
+from netvlad_deploy.retrieval import loading
+from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.retrieval.pixels import TOO_LARGE
 from netvlad_deploy.sources import image_folders
 from netvlad_deploy.sources.image_folders import ImageFile, find_images
@@ -296,7 +297,9 @@ def test_pillows_warnings_do_not_leak_and_come_back(tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanished_is_skipped(tmp_path: Path) -> None:
-    assert skipped(tmp_path / "x.png").reason == images.DAMAGED
+    assert skipped(tmp_path / "x.png") == Skipped(
+        path=str(tmp_path / "x.png"), reason=items.UNREADABLE, detail="No such file or directory"
+    )
 
 
 def test_reasons_are_counted_most_first() -> None:
@@ -308,18 +311,15 @@ def test_reasons_are_counted_most_first() -> None:
 # many at once
 
 
-@pytest.mark.parametrize("ahead", [1, 3, 100])
-def test_many_images_come_in_order_and_alone_they_are_the_same(
-    tmp_path: Path, ahead: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "decoders", lambda: 4)
+def test_many_images_come_in_order_and_alone_they_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "available_cores", lambda: 8)
     for index in range(20):
         large = 40 if index % 3 == 0 else 4  # slow ones first
         save(tmp_path / f"{index:02}.jpg", pillow.effect_noise((large * 9, large * 6), 50).convert("RGB"))
     (tmp_path / "07.jpg").write_bytes(b"")
     files, _ = find_images([tmp_path])
     resize = Resize(size=(13, 17))
-    with load_images(files, ImageInput(resize=resize), ahead=ahead) as loaded:
+    with load_images(files, ImageInput(resize=resize)) as loaded:
         together = list(loaded)
     assert [file.name for file, _ in together] == [f"{index:02}.jpg" for index in range(20)]
     for file, image in together:
@@ -327,20 +327,6 @@ def test_many_images_come_in_order_and_alone_they_are_the_same(
             assert file.name == "07.jpg"
         else:
             assert image.tobytes() == pixels(file.path, resize).tobytes()
-
-
-def test_no_more_is_decoded_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[str] = []
-
-    def load_one(pillow: object, file: ImageFile, prepared: ImageInput) -> Skipped:
-        decoded.append(file.name)
-        return Skipped(path=file.name, reason="none")
-
-    monkeypatch.setattr(images, "_load", load_one)
-    files = [ImageFile(path=tmp_path, name=f"{index}") for index in range(9)]
-    with load_images(files, ImageInput(), ahead=2) as loaded:
-        next(loaded)
-    assert len(decoded) <= 3
 
 
 def test_pillow_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,86 @@
+"""Opening files of descriptors by their suffix."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from netvlad_deploy.descriptors.hdf5_file import Hdf5Reader, Hdf5Writer
+from netvlad_deploy.descriptors.header import DescriptorHeader
+from netvlad_deploy.descriptors.npy_file import NpyReader, NpyWriter, names_path
+from netvlad_deploy.descriptors.npz_file import NpzReader, NpzWriter
+from netvlad_deploy.descriptors.parquet_file import ParquetReader, ParquetWriter
+from netvlad_deploy.descriptors.reader import DescriptorReader
+from netvlad_deploy.descriptors.shard_folder import ShardReader
+from netvlad_deploy.descriptors.writer import Writer
+from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.support.files import stage_files
+
+WRITERS: Final[Mapping[str, type[Writer]]] = {
+    ".npz": NpzWriter,
+    ".npy": NpyWriter,
+    ".h5": Hdf5Writer,
+    ".parquet": ParquetWriter,
+}
+READERS: Final[Mapping[str, Callable[[Path], DescriptorReader]]] = {
+    ".npz": NpzReader,
+    ".npy": NpyReader,
+    ".h5": Hdf5Reader,
+    ".hdf5": Hdf5Reader,
+    ".parquet": ParquetReader,
+}
+
+
+def check_target(target: Path) -> None:
+    """Raise UsageError unless descriptors can be written into a file of this name."""
+    if target.suffix not in WRITERS:
+        raise UsageError(f"{target} is no file of descriptors: name it {target.stem}{' or '.join(WRITERS)}")
+
+
+def files_of(target: Path) -> tuple[Path, ...]:
+    """Return the files that descriptors in `target` take: itself, and of `.npy` the file of the names.
+
+    >>> [path.name for path in files_of(Path("x.npy"))]
+    ['x.npy', 'x.names.jsonl']
+    """
+    return (target, names_path(target)) if target.suffix == ".npy" else (target,)
+
+
+@contextlib.contextmanager
+def open_writer(target: Path, header: DescriptorHeader, count: int, *, force: bool = False) -> Iterator[Writer]:
+    """Open a file for `count` descriptors, which is there, whole, after the block, and not at all after an error.
+
+    The suffix of the target says the format. Equal rows and headers give equal bytes.
+
+    Raises: UsageError if the suffix is another, or the target exists and `force` is off; InputError as `Writer.write`;
+        OutputError if the disk refuses; MissingDependencyError without the package of the format.
+
+    >>> import numpy as np
+    >>> made = {"artifact": "m.onnx", "sha256": "0" * 64, "precision": "fp32", "spec": {}, "images": None}
+    >>> header = DescriptorHeader(**made, descriptor_size=2, dtype="float16")
+    >>> with open_writer(Path("x.npz"), header, 1) as writer:
+    ...     writer.write(["a.jpg"], np.array([[0.6, 0.8]], np.float32), [None])
+    >>> [(names, values.shape) for names, values in read_descriptors(Path("x.npz")).blocks()]
+    [(['a.jpg'], (1, 2))]
+    """
+    check_target(target)
+    with stage_files(force=force) as staging:
+        writer = WRITERS[target.suffix](staging, target, header, count)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+
+def read_descriptors(path: Path) -> DescriptorReader:
+    """Return a reader of a file of descriptors, of this package or of others, or of a folder of such files.
+
+    Raises: InputError if it is missing, damaged, or no such file.
+    """
+    if path.is_dir():
+        return ShardReader(path, READERS)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path} is no file of descriptors: {', '.join(READERS)} are read")
+    return reader(path)

@@ -1,0 +1,50 @@
+"""Looking into HDF5 files that others wrote: nothing outside the file is ever opened."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+from netvlad_deploy.errors import InputError
+
+MAX_LINK_LENGTH: Final = 4_095
+MAX_DEPTH: Final = 64
+
+
+def member(h5py: Any, group: Any, name: str) -> Any:
+    """Return what a link within the file points at.
+
+    Raises: InputError if it points elsewhere, or its values stand elsewhere.
+    """
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or len(name) > MAX_LINK_LENGTH:
+        raise InputError(f"has a link in place of {name[:40]}: save it again into one file")
+    found = group[name]
+    if getattr(found, "external", None) or getattr(found, "is_virtual", False):
+        raise InputError(f"keeps the values of {name} in another file: save it again into one file")
+    return found
+
+
+def walk(h5py: Any, group: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any, Any]]:
+    """Yield path, group and dataset of every dataset below a group, sorted by name in each group.
+
+    Raises: InputError for a link out of the file, or a deeper tree than MAX_DEPTH, such as one that holds itself.
+    """
+    if depth > MAX_DEPTH:
+        raise InputError(f"has groups within groups over {MAX_DEPTH} deep: save it again")
+    for name in group:
+        found = member(h5py, group, name)
+        if isinstance(found, h5py.Group):
+            yield from walk(h5py, found, f"{path}{name}/", depth + 1)
+        elif isinstance(found, h5py.Dataset):
+            yield f"{path}{name}", group, found
+
+
+def read_bounded_dataset(dataset: Any, largest: int) -> Any:
+    """Return the values of a dataset as an array, in this machine's byte order.
+
+    Raises: InputError if it would take more than `largest` bytes, or one of its chunks would.
+    """
+    claimed = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
+    if claimed > largest:
+        raise InputError(f"{dataset.name[:80]} claims {claimed} bytes, expected {largest} at most")
+    values = dataset[()]
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -1,0 +1,35 @@
+"""Opening Parquet files that others wrote, and finding the column of names in one."""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from netvlad_deploy.support.formats import reading
+from netvlad_deploy.support.require import require
+
+NAME_COLUMNS: Final = (
+    "name", "id", "key", "__key__", "image_id", "image_name", "filename", "file_name", "image_path", "path",
+)  # fmt: skip
+"""Columns that hold the names of rows, the first that is there."""
+
+
+@contextlib.contextmanager
+def reading_parquet(path: Path) -> Iterator[Any]:
+    """Open a Parquet file to be read row group by row group, in columns.
+
+    Raises: InputError if it is missing or damaged; MissingDependencyError without pyarrow.
+    """
+    parquet = require("pyarrow.parquet", extra="parquet")
+    with reading(path), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        yield file
+
+
+def name_column(pa: Any, schema: Any, others: Collection[str]) -> str | None:
+    """Return the column with the names of the rows, texts or whole numbers, beside other columns; None without one."""
+    for name in NAME_COLUMNS:
+        if name in schema.names and name not in others:
+            kind = schema.field(name).type
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+                return name
+    return None
