@@ -14,10 +14,10 @@ import numpy as np
 from netvlad_deploy.artifact import EngineArtifact, FileReference, check_file, load_artifact, sidecar_path
 from netvlad_deploy.errors import InputError, NetVLADDeployError, RunError
 from netvlad_deploy.retrieval.batches import largest_batch, run_batch
-from netvlad_deploy.retrieval.image_files import decoders
+from netvlad_deploy.retrieval.decoding import check_decoder, decode_image
+from netvlad_deploy.retrieval.loading import usual_decoders
 from netvlad_deploy.runtime.execution_providers import CPU as ONNXRUNTIME_CPU
 from netvlad_deploy.runtime.open_runner import ENGINES, open_runner
-from netvlad_deploy.retrieval.decoding import decode_image
 from netvlad_deploy.spec.images import IMAGES, MAX_PIXELS
 from netvlad_deploy.spec.items import Content
 from netvlad_deploy.support.arrays import Array, Float32
@@ -56,8 +56,9 @@ class Served:
         else:
             backend = ONNXRUNTIME_CUDA if gpu else ONNXRUNTIME_CPU
             self._runner = open_runner(artifact, backend=backend, threads=threads)
+        check_decoder()
         self._images, self._batch = artifact.images, batch
-        self._pool = ThreadPoolExecutor(max_workers=decoders(), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(max_workers=usual_decoders(), thread_name_prefix="decode")
 
     def close(self) -> None:
         """Let go of the runner and the threads."""

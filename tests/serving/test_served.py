@@ -65,7 +65,6 @@ def test_images_of_one_size_are_computed_together_whichever_request_they_are_of(
         [LARGE],
         [SMALL, encoded(SMALL)],
         [SMALL, b""],
-        [],
     ]
     answers = opened.answer(requests)
     assert shapes == [(2, 32, 40, 3), (2, 32, 40, 3), (2, 64, 48, 3)]

@@ -66,6 +66,10 @@ TRUNCATED = PHOTOS["c.jpg"][:400]
 @pytest.fixture(scope="module")
 def folder(tiny: OnnxArtifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with photos, pipelines and a repository of them, `stretched` and `free`."""
+    folder = tmp_path_factory.mktemp("serving")
+    (folder / "photos").mkdir()
+    for name, content in PHOTOS.items():
+        (folder / "photos" / name).write_bytes(content)
     for name, resize in (("stretched", Resize(size=SIZE)), ("free", Resize())):
         artifact = triton.with_resize(tiny, folder / f"{name}.onnx", resize)
         package_triton(artifact.path, folder / "repository", name=name, batch=4)

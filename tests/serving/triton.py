@@ -34,7 +34,7 @@ def with_resize(artifact: OnnxArtifact, path: Path, resize: Resize) -> OnnxArtif
     """Write the same graph as another artifact, whose images are resized by another rule."""
     assert artifact.images is not None
     other = replace(artifact, path=path, images=replace(artifact.images, resize=resize))
-    with stage_files(force=False) as staging:
+    with stage_files(force=True) as staging:
         other = stage_artifact(staging, other, artifact.path.read_bytes())
         staging.write(other.reference_path, artifact.reference_path.read_bytes())
     return other
