@@ -101,7 +101,7 @@ def test_a_batch_that_fails_is_computed_image_by_image(folder: Path, monkeypatch
 
 def test_what_is_too_large_is_not_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_served(folder)
-    monkeypatch.setattr(served, "MOST_BYTES", 10)
+    monkeypatch.setattr(served, "MOST_IMAGE_BYTES", 10)
     monkeypatch.setattr(served, "MAX_PIXELS", 100)
     long, wide = opened.answer([[bytes(11)], [SMALL]])
     assert str(long) == "image has 11 bytes, expected at most 10: send a smaller one"

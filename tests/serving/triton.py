@@ -44,6 +44,14 @@ def installed() -> bool:
     return (ENVIRONMENT / ".installed").is_file()
 
 
+def lives(pid: int) -> bool:
+    """Return False for a process that has ended, also if nobody has asked for its exit code yet."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
 def python() -> Path:
     return ENVIRONMENT / "bin" / "python3"
 
@@ -139,8 +147,7 @@ class Server:
         """Return the processes of the models that live."""
         assert self._process is not None
         listed = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        pids = [int(pid) for pid in listed.read_text().split()]
-        return [pid for pid in pids if ") Z " not in Path(f"/proc/{pid}/stat").read_text()]
+        return [int(pid) for pid in listed.read_text().split() if lives(int(pid))]
 
     def left(self) -> list[str]:
         """Return what it has in shared memory."""
