@@ -33,6 +33,7 @@ def commands(text: str, language: str) -> list[str]:
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
+@pytest.mark.slow
 def test_three_commands_serve_a_checkpoint_and_the_clients_of_the_page_ask(tmp_path: Path, client: Client) -> None:
     export, package, serve = commands(README.partition("### A served endpoint")[2].partition("###")[0], "sh")
     write_backbone(tmp_path / "model_best.pth.tar")
