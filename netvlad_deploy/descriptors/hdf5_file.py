@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.descriptors.header import MAX_DESCRIPTOR_SIZE, DescriptorHeader, header_from_json
-from netvlad_deploy.descriptors.reader import Block, DescriptorReader
+from netvlad_deploy.descriptors.reader import DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
@@ -78,7 +78,7 @@ class Hdf5Reader(DescriptorReader):
             count = sum(1 for _ in _found(h5py, file)) if count is None else int(count)
         super().__init__(path, header, count, size)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         with _opened(self.path) as (h5py, file):
             names: list[str] = []
             values: list[Array] = []

@@ -20,7 +20,7 @@ from netvlad_deploy.support.formats import naming, reading
 
 NPY, NPZ = ".npy", ".npz"
 FEATURE_FILES: Final = (NPY, NPZ)
-DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))
+FEATURE_DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def check_shape(shape: Shape, dtype: np.dtype[Any], feature_size: int | None) ->
         raise InputError(f"features have shape {shape}, expected (num_features, {expected})")
     if 0 in shape:
         raise InputError(f"features have shape {shape}: there is none")
-    if dtype.newbyteorder("=") not in DTYPES:
+    if dtype.newbyteorder("=") not in FEATURE_DTYPES:
         raise InputError(f"features are {dtype}, expected float32 or float16: convert with features.astype")
 
 
