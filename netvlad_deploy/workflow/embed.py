@@ -61,6 +61,9 @@ class EmbedOptions:
         head: which head, of several.
         dtype: `float32` or `float16`, in which descriptors are kept.
         shard_size: items of a shard, by default 1,024, or fewer where their descriptors would take over 64 MiB.
+
+    >>> EmbedOptions(batch=16, dtype="float16").head is None  # an artifact of one head has no other
+    True
     """
 
     listing: str | None = None

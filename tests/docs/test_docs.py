@@ -46,7 +46,8 @@ def resolved(name: str) -> Path | None:
 @cache
 def words() -> set[str]:
     """Return every word of the code, its tests, its tools and what builds it."""
-    files = (*SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml")
+    native = (path for path in (ROOT / "examples" / "cpp").rglob("*") if path.is_file())
+    files = (*SOURCES, *native, ROOT / "Makefile", ROOT / "pyproject.toml")
     return {word for path in files for word in re.findall(r"\w+", path.read_text())}
 
 
@@ -113,6 +114,8 @@ def test_the_options_that_a_page_names_are_of_a_verb(page: Path) -> None:
     commands = (group, *group.commands.values())  # type: ignore[attr-defined]
     known = {name for each in commands for option in each.params for name in (*option.opts, *option.secondary_opts)}
     others = {"--help", "--strict", "--timingCacheFile"}  # click's, mypy's, and trtexec's own
+    others |= {"--http-address", "--grpc-address", "--model-control-mode", "--exit-timeout-secs"}  # tritonserver's
+    others |= {"--shm-size"}  # docker's
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text(page))) - known - others == set()
 
 
