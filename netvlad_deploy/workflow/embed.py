@@ -35,6 +35,7 @@ from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
 from netvlad_deploy.descriptors.header import StoredDtype
 from netvlad_deploy.descriptors.open_files import DESCRIPTOR_WRITERS, files_of
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.fleet.embed_on_ray import embed_on_ray
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.support.files import check_apart, check_targets, finish_writing
@@ -60,6 +61,9 @@ class EmbedOptions:
         head: which head, of several.
         dtype: `float32` or `float16`, in which descriptors are kept.
         shard_size: items of a shard, by default 1,024, or fewer where their descriptors would take over 64 MiB.
+
+    >>> EmbedOptions(batch=16, dtype="float16").head is None  # an artifact of one head has no other
+    True
     """
 
     listing: str | None = None
@@ -119,6 +123,7 @@ def embed(
     *,
     part: Part | None = None,
     merging: bool = False,
+    ray: str | None = None,
     decoders: int | None = None,
     runtime_cache: Path | None = None,
     force: bool = False,
@@ -127,8 +132,8 @@ def embed(
 
     The work is done in shards, in the folder `TARGET.parts` while it lasts. Whatever ends it, the same call goes on
     where it was, and the target becomes the same in every byte. If that is complete, a call does nothing.
-    `part` computes some shards alone, beside other processes; `merging` computes nothing and joins what is there;
-    `decoders` are threads that read and decode; `force` makes a target anew that exists, or a plan for something else.
+    `part` computes some shards alone, beside others; `merging` only joins what is there; `ray` is the address of a
+    cluster that computes; `decoders` read and decode; `force` makes a target anew, or a plan for something else.
 
     >>> import numpy as np
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
@@ -140,13 +145,11 @@ def embed(
     >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
     (3, (3, 8))
 
-    Raises: UsageError if artifact, inputs and target do not belong together, or a plan or target is of something else;
-        InputError if nothing could be embedded.
+    Raises: UsageError if artifact, inputs, target and plan do not fit; InputError if nothing could be embedded.
     """
     started = time.perf_counter()
     _check_target(target, [str(each) for each in inputs], runtime_cache)
     wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
-    finish_writing(target.parent)
     folder = plan_folder(target)
     if (result := _ready(target, wanted, started, force=force)) is not None and not (target.suffix and folder.exists()):
         return result
@@ -159,7 +162,7 @@ def embed(
         plan = _planned(wanted, target, trusted=part is not None, force=force)
         numbers = range(plan.shards) if part is None else range(part.index, plan.shards, part.count)
         with _what_stays(plan, part):
-            kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache)
+            kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache, ray)
             done = merge(plan) if part is None else summed(plan, numbers, proven=False)
         return _result(done, plan.folder if part else target, started, kept=kept, shards=len(numbers), part=part)
 
@@ -217,6 +220,7 @@ def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> 
 
     Raises: UsageError if another target stands there; OutputError if it cannot be written.
     """
+    finish_writing(target.parent)
     finished = None if force else read_finished(target)
     if finished is None:
         check_targets(*_files(target), force=force)
@@ -226,12 +230,23 @@ def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> 
 
 
 def _embed_shards(
-    plan: Plan, candidate: Candidate, numbers: Sequence[int], decoders: int | None, runtime_cache: Path | None
+    plan: Plan,
+    candidate: Candidate,
+    numbers: Sequence[int],
+    decoders: int | None,
+    runtime_cache: Path | None,
+    ray: str | None,
 ) -> int:
     """Compute the shards of these numbers that are not there; return how many were."""
+    progress = Progress("embedding", sum(map(plan.items_of, numbers)), "items" if plan.images is None else "images")
+    if ray is not None:  # its workers look at the shards that are there
+        if runtime_cache is not None:
+            raise UsageError("--runtime-cache is a file of one machine's kernels: leave it out with --ray")
+        kept = sum(record_path(plan.folder, number).exists() for number in numbers)
+        done = lambda number: progress.advance(plan.items_of(number))  # noqa: E731 - one line, said here
+        embed_on_ray(ray, plan, candidate, numbers, decoders=decoders, done=done)
+        return kept
     missing = [number for number in numbers if find_shard(plan, number) is None]
-    unit = "items" if plan.images is None else "images"
-    progress = Progress("embedding", sum(map(plan.items_of, numbers)), unit)
     progress.reach(progress.total - sum(map(plan.items_of, missing)))
     if missing:
         with open_plan_runner(plan, candidate, runtime_cache=runtime_cache) as runner:

@@ -46,7 +46,8 @@ def resolved(name: str) -> Path | None:
 @cache
 def words() -> set[str]:
     """Return every word of the code, its tests, its tools and what builds it."""
-    files = (*SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml")
+    native = (path for path in (ROOT / "examples" / "cpp").rglob("*") if path.is_file())
+    files = (*SOURCES, *native, ROOT / "Makefile", ROOT / "pyproject.toml")
     return {word for path in files for word in re.findall(r"\w+", path.read_text())}
 
 

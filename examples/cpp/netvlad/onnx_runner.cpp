@@ -1,0 +1,78 @@
+// Runs an ONNX file on ONNX Runtime's CPU provider.
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime_cxx_api.h>
+
+#include <array>
+#include <cstdint>
+
+#include "netvlad/error.h"
+#include "netvlad/runner.h"
+
+namespace netvlad {
+namespace {
+
+// ONNX Runtime gives the table of its functions only in versions that it knows: at most its own.
+void load_api() {
+  const OrtApiBase* base = OrtGetApiBase();
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (api == nullptr) {
+    throw Error("ONNX Runtime " + std::string(base->GetVersionString()) + " is older than the headers of version 1." +
+                std::to_string(ORT_API_VERSION) + " that this program was built with: install that version or a newer one");
+  }
+  Ort::InitApi(api);
+}
+
+Error of_runtime(const Ort::Exception& error) {
+  std::string text = error.what();
+  for (char& c : text) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  return Error("ONNX Runtime: " + text);
+}
+
+class OnnxRunner final : public Runner {
+ public:
+  OnnxRunner(const Artifact& artifact, int threads)
+      : Runner(artifact.preparation), input_(artifact.input), output_(artifact.output) {
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(threads);
+    session_ = std::make_unique<Ort::Session>(environment_, artifact.content.data(), artifact.content.size(), options);
+  }
+
+ private:
+  std::vector<float> run(const Image& prepared) const override {
+    const std::array<std::int64_t, 4> shape = {1, static_cast<std::int64_t>(prepared.size.height),
+                                               static_cast<std::int64_t>(prepared.size.width), 3};
+    std::vector<std::uint8_t> pixels = prepared.values;  // ONNX Runtime asks for memory that may be written
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    const char* const inputs[] = {input_.c_str()};
+    const char* const outputs[] = {output_.c_str()};
+    try {
+      const auto tensor = Ort::Value::CreateTensor<std::uint8_t>(memory, pixels.data(), pixels.size(), shape.data(), shape.size());
+      const auto found = session_->Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, 1);
+      const auto kind = found.front().GetTensorTypeAndShapeInfo();
+      if (kind.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw Error("the descriptor is not float32");
+      const float* values = found.front().GetTensorData<float>();
+      return {values, values + kind.GetElementCount()};
+    } catch (const Ort::Exception& error) {
+      throw of_runtime(error);
+    }
+  }
+
+  std::string input_, output_;
+  Ort::Env environment_{ORT_LOGGING_LEVEL_ERROR, "netvlad"};
+  std::unique_ptr<Ort::Session> session_;
+};
+
+}  // namespace
+
+std::unique_ptr<Runner> open_onnx(const Artifact& artifact, int threads) {
+  load_api();
+  try {
+    return std::make_unique<OnnxRunner>(artifact, threads);
+  } catch (const Ort::Exception& error) {
+    throw of_runtime(error);
+  }
+}
+
+}  // namespace netvlad

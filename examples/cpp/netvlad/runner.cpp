@@ -1,0 +1,31 @@
+#include "netvlad/runner.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "netvlad/error.h"
+
+namespace netvlad {
+
+std::vector<float> Runner::describe(const ImageView& image) const {
+  std::vector<float> descriptor = run(prepare(image, preparation_));
+  if (!std::all_of(descriptor.begin(), descriptor.end(), [](float value) { return std::isfinite(value); })) {
+    throw Error("the descriptor has values that are not finite: validate the artifact");
+  }
+  return descriptor;
+}
+
+std::unique_ptr<Runner> open_runner(const std::filesystem::path& path, int threads) {
+  const Artifact artifact = load_artifact(path);
+  if (artifact.kind == "onnx") return open_onnx(artifact, threads);
+#ifdef NETVLAD_WITH_TENSORRT
+  if (artifact.kind == "engine") return open_tensorrt(artifact);
+#else
+  if (artifact.kind == "engine") {
+    throw Error(path.string() + " is an engine, and this program was built without TensorRT: build it where NvInfer.h is");
+  }
+#endif
+  throw Error(path.string() + " is of the unknown kind " + artifact.kind.substr(0, 40));
+}
+
+}  // namespace netvlad

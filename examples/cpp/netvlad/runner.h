@@ -1,0 +1,42 @@
+// From an image in memory to its descriptor.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "netvlad/artifact.h"
+#include "netvlad/image.h"
+
+namespace netvlad {
+
+// A graph that is ready to run. Threads may share a runner.
+class Runner {
+ public:
+  virtual ~Runner() = default;
+  Runner(const Runner&) = delete;
+  Runner& operator=(const Runner&) = delete;
+
+  // Returns the descriptor of an image. Throws Error if the image does not fit the rule of the sidecar, the run fails
+  // or a value of the descriptor is not finite.
+  std::vector<float> describe(const ImageView& image) const;
+
+ protected:
+  explicit Runner(const Preparation& preparation) : preparation_(preparation) {}
+
+ private:
+  virtual std::vector<float> run(const Image& prepared) const = 0;
+
+  Preparation preparation_;
+};
+
+// Opens an ONNX file on ONNX Runtime's CPU provider, or an engine on TensorRT where this library was built with it.
+// `threads` is the number of threads of one run on the CPU, 0 for one a core.
+// Throws Error as load_artifact does, and if the library that runs the file is missing or refuses it.
+std::unique_ptr<Runner> open_runner(const std::filesystem::path& path, int threads = 0);
+
+// What open_runner chooses from.
+std::unique_ptr<Runner> open_onnx(const Artifact& artifact, int threads);
+std::unique_ptr<Runner> open_tensorrt(const Artifact& artifact);
+
+}  // namespace netvlad
