@@ -132,8 +132,7 @@ def embed(
 
     The work is done in shards, in the folder `TARGET.parts` while it lasts. Whatever ends it, the same call goes on
     where it was, and the target becomes the same in every byte. If that is complete, a call does nothing.
-    `part` computes some shards alone, beside others; `merging` only joins what is there; `ray` is the address of a
-    cluster that computes; `decoders` read and decode; `force` makes a target anew, or a plan for something else.
+    `part` computes some shards alone, `merging` only joins them, `ray` is a cluster's address, `force` begins anew.
 
     >>> import numpy as np
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
