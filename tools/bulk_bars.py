@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image
 
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.spec.images import Resize
+from tests.bulk.conftest import write_photos
 from tests.colour_graphs import band_pipeline
 from tests.modules import make_module
-from tools.bar import MIB, Bar
+from tools.bar import MIB, Bar, slowness
 
 ROOT: Final = Path(__file__).parents[1]
 IMAGES, FEW_IMAGES, FEATURES, FEW_FEATURES, KILLS = 5000, 500, 20_000, 500, 20
@@ -37,29 +37,44 @@ finally:
 
 def bulk(folder: Path) -> Iterator[Bar]:
     """Embedding of 5,000 images and of 20,000 files of local descriptors, in processes of their own."""
-    prepare(folder)
+    band_pipeline(folder / "m.onnx", Resize(size=(16, 12)))
+    export_onnx(make_module(8, 16, 0), folder / "head.onnx")
+    for count in (IMAGES, FEW_IMAGES):
+        write_photos(folder / f"photos{count}", count)
+    for count in (FEATURES, FEW_FEATURES):
+        write_features(folder / f"x{count}", count)
     yield killed_and_resumed(folder)
-    yield done_already(folder)
     yield memory(folder, "images", "m.onnx", f"photos{IMAGES}", f"photos{FEW_IMAGES}")
     yield memory(folder, "files of local descriptors", "head.onnx", f"x{FEATURES}", f"x{FEW_FEATURES}")
 
 
-def prepare(folder: Path) -> None:
-    """Write small images and feature files, a pipeline and a head."""
+def done_already(folder: Path) -> Iterator[Bar]:
+    """Time the same command again: the walk, the times of change, and the start of Python."""
     band_pipeline(folder / "m.onnx", Resize(size=(16, 12)))
-    export_onnx(make_module(8, 16, 0), folder / "head.onnx")
+    write_photos(folder / "photos", IMAGES)
+    words = ("embed", "m.onnx", "photos", "-o", "y.npz", "--json")
+    times: list[float] = []
+    for _ in range(4):
+        started = time.monotonic()
+        process = start(folder, *words)
+        out, err = process.communicate()
+        times.append(time.monotonic() - started)
+        assert (process.returncode, json.loads(out)["complete"]) == (0, len(times) > 1), err
+    usual_s = min(times[1:]) / slowness()
+    name = f"the same command again, {IMAGES} images done: under 2 s"
+    yield Bar(name, f"{usual_s:.2f} s, after {times[0]:.1f} s the first time", usual_s < 2.0)
+
+
+FIGURES = (bulk,)
+TIMES = (done_already,)
+
+
+def write_features(folder: Path, count: int) -> None:
+    """Write files of local descriptors (20,16)."""
+    folder.mkdir()
     numbers = np.random.default_rng(0)
-    for count in (IMAGES, FEW_IMAGES):
-        photos = folder / f"photos{count}"
-        photos.mkdir()
-        for number in range(count):
-            pixels = numbers.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(photos / f"{number:05}.png")
-    for count in (FEATURES, FEW_FEATURES):
-        features = folder / f"x{count}"
-        features.mkdir()
-        for number in range(count):
-            np.save(features / f"{number:05}.npy", numbers.standard_normal((20, 16), dtype=np.float32))
+    for number in range(count):
+        np.save(folder / f"{number:05}.npy", numbers.standard_normal((20, 16), dtype=np.float32))
 
 
 def start(folder: Path, *words: str, code: str = "") -> "subprocess.Popen[str]":
@@ -103,19 +118,6 @@ def killed_and_resumed(folder: Path) -> Bar:
     left = (folder / "y.npz.parts").exists()
     text = f"killed {killed} times in {runs} runs: {'equal' if same else f'differs {err[-200:]}'}"
     return Bar(f"Killed {KILLS} times at random moments, resumed: equal in every byte", text, same and not left)
-
-
-def done_already(folder: Path) -> Bar:
-    """Time the same command again."""
-    words = ("embed", "m.onnx", f"photos{IMAGES}", "--shard-size", "256", "-o", "whole.npz", "--json")
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        process = start(folder, *words)
-        out, err = process.communicate()
-        times.append(time.monotonic() - started)
-        assert (process.returncode, json.loads(out)["complete"]) == (0, True), err
-    return Bar(f"the same command again, {IMAGES} images done: under 2 s", f"{min(times):.2f} s", min(times) < 2.0)
 
 
 def memory(folder: Path, what: str, artifact: str, many: str, few: str) -> Bar:

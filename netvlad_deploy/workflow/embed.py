@@ -144,8 +144,7 @@ def embed(
     >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
     (3, (3, 8))
 
-    Raises: UsageError if artifact, inputs and target do not belong together, or a plan or target is of something else;
-        InputError if nothing could be embedded.
+    Raises: UsageError if artifact, inputs, target and plan do not fit; InputError if nothing could be embedded.
     """
     started = time.perf_counter()
     _check_target(target, [str(each) for each in inputs], runtime_cache)
