@@ -38,6 +38,7 @@ from tools import (
     adopt_bars,
     backbone_bars,
     bulk_bars,
+    file_bars,
     flow_bars,
     half_bars,
     image_bars,
@@ -241,6 +242,7 @@ FIGURES: tuple[Group, ...] = (
     *adopt_bars.FIGURES,
     *backbone_bars.FIGURES,
     *bulk_bars.FIGURES,
+    *file_bars.FIGURES,
 )
 TIMES: tuple[Group, ...] = (
     command_line,
