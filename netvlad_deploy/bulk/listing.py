@@ -101,7 +101,10 @@ def read_listing(folder: Path, shard: int) -> list[Item | Skipped]:
 
     Raises: ArtifactError if the file is missing, damaged, or that of another shard.
     """
-    return [entry_of(line) for line in _lines(folder, shard)]
+    try:
+        return [entry_of(line) for line in _lines(folder, shard)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{listing_path(folder, shard)} is damaged ({error}): begin again with --force") from error
 
 
 def _lines(folder: Path, shard: int) -> list[str]:
