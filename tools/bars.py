@@ -35,7 +35,7 @@ from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.tensorrt.engine import build_engine
 from netvlad_deploy.workflow.source import DEFAULT_SPEC
 from tests.modules import RANGE, features, make_module
-from tools import adopt_bars, backbone_bars, half_bars, image_bars, index_bars, latency_bars, report_bars
+from tools import adopt_bars, backbone_bars, half_bars, image_bars, index_bars, latency_bars, report_bars, triton_bars
 from tools.bar import MIB, Bar, fastest
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
@@ -251,6 +251,7 @@ TIMES: tuple[Group, ...] = (
     *index_bars.TIMES,
     speed,
     *latency_bars.TIMES,
+    *triton_bars.TIMES,
 )
 
 
