@@ -18,7 +18,7 @@ from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array, npz_members, open_member, read_member, read_npy_header
 from netvlad_deploy.support.files import Staging
-from netvlad_deploy.support.formats import naming, reading
+from netvlad_deploy.support.formats import naming, reading, shown
 
 NO_TIME: Final = -1
 """In `times_ns`, an item without a time stamp."""
@@ -129,6 +129,6 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.Zip
     with reading(path), naming(path), zipfile.ZipFile(path) as archive:
         members = npz_members(path, archive)
         if lacking := {"names", "descriptors"} - set(members):
-            held = ", ".join(list(members)[:5])
-            raise InputError(f"has no array {' and none '.join(sorted(lacking))}, but {held[:200] or 'nothing'}")
+            held = shown(", ".join(list(members)[:5]), 200)
+            raise InputError(f"has no array {' and none '.join(sorted(lacking))}, but {held or 'nothing'}")
         yield archive, members

@@ -16,7 +16,7 @@ from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
-from netvlad_deploy.support.formats import naming
+from netvlad_deploy.support.formats import naming, shown
 from netvlad_deploy.support.parquet import name_column, reading_parquet
 from netvlad_deploy.support.require import require
 
@@ -24,8 +24,8 @@ HEADER_KEY: Final = b"netvlad_deploy"
 DESCRIPTOR_COLUMNS: Final = ("descriptor", "global_descriptor", "embedding", "embeddings", "vector", "features")
 """Columns that hold descriptors, the first that is there; or else the only list of numbers."""
 
-GROUP_BYTES: Final = 1 << 25
-"""Bytes of the descriptors of one row group, whatever the calls of `write` bring: 32 MiB."""
+GROUP_BYTES: Final = 1 << 24
+"""Bytes of the descriptors of one row group, whatever the calls of `write` bring: 16 MiB."""
 
 
 class ParquetWriter(Writer):
@@ -133,9 +133,9 @@ def _descriptor_column(pa: Any, schema: Any) -> str:
     known = [name for name in DESCRIPTOR_COLUMNS if name in lists]
     if known or len(lists) == 1:
         return str((known or lists)[0])
-    columns = ", ".join(map(str, schema.names[:8]))
+    columns = shown(", ".join(map(str, schema.names[:8])), 200)
     fault = "no column with lists of numbers" if not lists else "several columns with lists of numbers"
-    raise InputError(f"has {fault}, but {columns[:200]}: call that of the descriptors {DESCRIPTOR_COLUMNS[0]}")
+    raise InputError(f"has {fault}, but {columns}: call that of the descriptors {DESCRIPTOR_COLUMNS[0]}")
 
 
 def _is_list(pa: Any, kind: Any) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from netvlad_deploy.descriptors.header import MAX_DESCRIPTOR_SIZE, DescriptorHeader
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array, Float32
+from netvlad_deploy.support.formats import shown
 
 READ_ROWS: Final = 4096
 MAX_BLOCK_BYTES: Final = 1 << 28
@@ -63,13 +64,13 @@ class DescriptorReader(ABC):
             before = len(seen)
             seen.update(names)
             if len(seen) != before + len(names):
-                raise InputError(f"{self.path} holds a name twice, one of {names[0][:80]} to {names[-1][:80]}")
+                raise InputError(f"{self.path} holds a name twice, one of {shown(names[0])} to {shown(names[-1])}")
             with np.errstate(over="ignore"):
                 single = values.astype(np.float32, copy=False)
             finite = np.isfinite(single).all(axis=1)
             if not finite.all():
                 name = names[int(finite.argmin())]
-                raise InputError(f"{self.path}: the descriptor of {name[:200]} is not finite: embed it again")
+                raise InputError(f"{self.path}: the descriptor of {shown(name)} is not finite: embed it again")
             yield names, single, times
         if len(seen) != self.count:
             raise InputError(f"{self.path} holds {len(seen)} descriptors, expected {self.count}: it is damaged")
