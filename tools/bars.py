@@ -47,6 +47,7 @@ from tools import (
     report_bars,
     triton_bars,
 )
+from tools.bar import MIB, Bar, fastest, steady
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
 """Scale of the L2-normalised features, and the bar of the largest absolute error."""

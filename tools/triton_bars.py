@@ -22,7 +22,7 @@ from netvlad_deploy.workflow.source import Source
 from tests.serving import triton
 from tests.serving.test_triton import encoded
 from tests.serving.triton import Server
-from tools.bar import Bar
+from tools.bar import Bar, steady
 
 CLIENTS, LOAD_S = 64, 60.0
 ONE_CLIENT, LOAD = (
@@ -45,12 +45,7 @@ def serving(folder: Path) -> Iterator[Bar]:
     artifact = export(source, folder / "served.onnx", GraphOptions())
     photo = encoded(7, SIZE, "JPEG")
     with served(artifact, folder) as server:
-        for attempt in range(3):
-            found = one_client(artifact, server, photo)
-            if found.holds or attempt == 2:
-                break
-            time.sleep(20)
-        yield found
+        yield steady(lambda: one_client(artifact, server, photo))
         yield many_clients(artifact, server)
 
 
