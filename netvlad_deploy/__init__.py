@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netvlad_deploy.artifact import load_artifact as load_artifact
+    from netvlad_deploy.descriptors.open_files import read_descriptors as read_descriptors
     from netvlad_deploy.export.onnx_model import export_onnx as export_onnx
     from netvlad_deploy.latency.timing import measure as measure
     from netvlad_deploy.models.checkpoints import load_checkpoint as load_checkpoint
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from netvlad_deploy.models.pipeline import Pipeline as Pipeline
     from netvlad_deploy.oracle.reference_file import load_reference as load_reference
     from netvlad_deploy.parity.heads import compare as compare
+    from netvlad_deploy.retrieval.decoding import decode_image as decode_image
     from netvlad_deploy.runtime.open_runner import Candidate as Candidate
     from netvlad_deploy.runtime.open_runner import open_runner as open_runner
     from netvlad_deploy.spec.build_options import BuildOptions as BuildOptions
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from netvlad_deploy.spec.profiles import Profile as Profile
     from netvlad_deploy.spec.verdict import Verdict as Verdict
     from netvlad_deploy.tensorrt.engine import build_engine as build_engine
+    from netvlad_deploy.workflow.embed import EmbedOptions as EmbedOptions
     from netvlad_deploy.workflow.embed import embed as embed
     from netvlad_deploy.workflow.evaluate import evaluate as evaluate
     from netvlad_deploy.workflow.fit import FitOptions as FitOptions
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BuildOptions": "spec.build_options",
     "Candidate": "runtime.open_runner",
+    "EmbedOptions": "workflow.embed",
     "FitOptions": "workflow.fit",
     "GraphOptions": "spec.graph_options",
     "ImageInput": "spec.images",
@@ -41,6 +45,7 @@ _HOMES = {
     "Verdict": "spec.verdict",
     "build_engine": "tensorrt.engine",
     "compare": "parity.heads",
+    "decode_image": "retrieval.decoding",
     "embed": "workflow.embed",
     "evaluate": "workflow.evaluate",
     "export_onnx": "export.onnx_model",
@@ -50,6 +55,7 @@ _HOMES = {
     "load_reference": "oracle.reference_file",
     "measure": "latency.timing",
     "open_runner": "runtime.open_runner",
+    "read_descriptors": "descriptors.open_files",
 }
 _EXTRA = "export"
 """What brings the packages that a home imports at once: torch and onnx, for modules and their export."""

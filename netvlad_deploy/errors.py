@@ -2,6 +2,7 @@
 
     NetVLADDeployError
     ├─ UsageError                 2   options that contradict each other, an existing target
+    │  └─ InUseError              2   another process is at this work
     ├─ ArtifactError             65   an artifact or its sidecar is damaged, stale or mixed up
     ├─ InputError                65   a checkpoint or a feature array cannot be used
     ├─ MissingDependencyError    69   a package is not installed
@@ -28,6 +29,10 @@ class UsageError(NetVLADDeployError):
     """Options contradict each other or the file they are used on, or a target exists already."""
 
     exit_code = 2
+
+
+class InUseError(UsageError):
+    """Another process is at this work now; it may be asked for again later."""
 
 
 class ArtifactError(NetVLADDeployError):

@@ -15,10 +15,9 @@ from typing import Any, Final
 
 from netvlad_deploy.bulk.listing import line_of, listing_sha256
 from netvlad_deploy.bulk.manifest import Manifest, differences, manifest_of
-from netvlad_deploy.bulk.plan import Plan, remove_plan
+from netvlad_deploy.bulk.plan import Plan, remove_parts, remove_plan
 from netvlad_deploy.bulk.shards import ShardDone, read_shard, record_path, shard_path
-from netvlad_deploy.descriptors.npy_file import names_path
-from netvlad_deploy.descriptors.open_files import open_writer, read_descriptors
+from netvlad_deploy.descriptors.open_files import files_of, open_writer, read_descriptors
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
 from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.files import Staging, read_bounded, sha256_file, stage_files
@@ -36,7 +35,7 @@ MAX_FINISHED_BYTES: Final = 16 * 2**20
 MOST_LISTED: Final = 100
 """Skipped inputs that a result lists; the file of skipped ones has all."""
 
-MOST_NAMED: Final = 10
+NAMED_SHARDS: Final = 10
 """Missing shards that an error names."""
 
 
@@ -81,7 +80,7 @@ def merge(plan: Plan) -> Finished:
     """
     missing = [number for number in range(plan.shards) if not record_path(plan.folder, number).exists()]
     if missing:
-        named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
+        named = ", ".join(map(str, missing[:NAMED_SHARDS])) + (", ..." if len(missing) > NAMED_SHARDS else "")
         raise ArtifactError(
             f"{plan.folder} lacks {len(missing)} of {plan.shards} shards ({named}): run the command without --merge, "
             "or the parts that make them, with --shard"
@@ -91,7 +90,7 @@ def merge(plan: Plan) -> Finished:
     finished = summed(plan, range(plan.shards))
     if not finished.descriptors:
         remove_plan(plan.folder)
-        raise InputError(f"nothing to embed: {reason_words(finished.reasons)}")
+        raise InputError(f"nothing to embed: {reason_words(finished.reasons)}, first {finished.skipped[0]}")
     joined = _join(plan, finished.descriptors) if plan.manifest.target else {}
     if joined:
         main = joined[plan.target]
@@ -101,8 +100,7 @@ def merge(plan: Plan) -> Finished:
             path.replace(staging.add(target))
         _stage_skipped(staging, plan, finished)
         staging.write(finished_path(plan.target), seal(_record(finished), FINISHED))
-    if joined:
-        remove_plan(plan.folder)
+    remove_parts(plan.target)
     return finished
 
 
@@ -158,11 +156,6 @@ def _join(plan: Plan, count: int) -> dict[Path, Path]:
                 progress.advance(len(names))
     progress.finish()
     return dict(zip(files_of(plan.target), files_of(joined), strict=True))
-
-
-def files_of(target: Path) -> tuple[Path, ...]:
-    """Return the files that hold the descriptors of a target: a `.npy` file has its names beside it."""
-    return (target, names_path(target)) if target.suffix == ".npy" else (target,)
 
 
 def _stage_skipped(staging: Staging, plan: Plan, finished: Finished) -> None:

@@ -18,8 +18,12 @@ from netvlad_deploy.support.streams import stdout_to_stderr
 
 
 @contextlib.contextmanager
-def open_plan_runner(plan: Plan, candidate: Candidate, *, runtime_cache: Path | None = None) -> Iterator[Runner]:
+def open_plan_runner(
+    plan: Plan, candidate: Candidate, *, threads: int | None = None, runtime_cache: Path | None = None
+) -> Iterator[Runner]:
     """Yield the runner of a plan's artifact and head; standard output of libraries goes to standard error meanwhile.
+
+    `threads` and `runtime_cache` are those of `open_runner`.
 
     Raises: ArtifactError if the candidate is another file than the plan was made with; UsageError if it takes more than
         a plan has; and as `open_runner`.
@@ -30,7 +34,8 @@ def open_plan_runner(plan: Plan, candidate: Candidate, *, runtime_cache: Path | 
             f"{candidate.path} has SHA-256 {found[:12]}, the plan in {plan.folder} was made with "
             f"{manifest.header.sha256[:12]}: use that file"
         )
-    with stdout_to_stderr(), candidate.on(manifest.backend).open(runtime_cache=runtime_cache) as opened:
+    source = candidate.on(manifest.backend)
+    with stdout_to_stderr(), source.open(threads=threads, runtime_cache=runtime_cache, spin=False) as opened:
         runner = OneHead(opened, manifest.head) if manifest.head is not None else opened
         if plan.images is None and (others := set(runner.inputs) - {FEATURES, MASK}):
             raise UsageError(f"{candidate.name} takes {', '.join(others)} too, a feature file has none")

@@ -6,6 +6,7 @@ is a folder of shards: it is the folder of the plan, and stays.
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -152,10 +153,23 @@ def remove_plan(folder: Path) -> None:
     try:
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         for path in folder.iterdir():
-            if path.name.startswith(OURS) and path.name != RUN_CLAIM:
+            if not path.name.startswith(OURS) or path.name == RUN_CLAIM:
+                continue
+            if path.is_dir() and not path.is_symlink():  # of a process that was killed at a shard
+                shutil.rmtree(path)
+            else:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be removed: {error.strerror or error}") from error
+
+
+def remove_parts(target: Path) -> None:
+    """Remove the plan of a target that is complete: whoever joined it was killed before that. A folder stays.
+
+    Raises: OutputError if the disk refuses.
+    """
+    if target.suffix:
+        remove_plan(plan_folder(target))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ depends on the plan alone, and not on who computed it, or when.
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,22 +142,45 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _write(plan: Plan, number: int, kept: list[Item], rows: list[Float32], lost: list[Skipped]) -> ShardDone:
-    """Write the descriptors of a shard, then its record."""
+    """Write the descriptors of a shard and its record, and give the record its name last."""
     header = plan.manifest.header
     values = np.stack(rows) if rows else np.empty((0, header.descriptor_size), np.float32)
-    path = shard_path(plan.folder, number)
-    with open_writer(path, header, len(kept), force=True) as writer:
-        writer.write([item.name for item in kept], values, [item.time_ns for item in kept])
-    done = ShardDone(
-        manifest_sha256=plan.manifest.sha256,
-        shard=number,
-        descriptors=len(kept),
-        skipped=tuple(lost),
-        sha256=sha256_file(path),
-        size_bytes=path.stat().st_size,
-    )
-    write_text(record_path(plan.folder, number), seal(asdict(done), RECORD).decode())
+    with _apart(plan.folder, number) as apart:
+        path, record = shard_path(apart, number), record_path(apart, number)
+        with open_writer(path, header, len(kept)) as writer:
+            writer.write([item.name for item in kept], values, [item.time_ns for item in kept])
+        done = ShardDone(
+            manifest_sha256=plan.manifest.sha256,
+            shard=number,
+            descriptors=len(kept),
+            skipped=tuple(lost),
+            sha256=sha256_file(path),
+            size_bytes=path.stat().st_size,
+        )
+        write_text(record, seal(asdict(done), RECORD).decode())
+        for written in (path, record):
+            written.replace(plan.folder / written.name)
     return done
+
+
+@contextlib.contextmanager
+def _apart(folder: Path, number: int) -> Iterator[Path]:
+    """Yield an empty folder for the files of a shard that this process holds; it goes at the end.
+
+    Processes that write files into one folder take turns, and look at all that it holds for what killed ones have left.
+    With many processes at many thousands of shards that would take longer than the work.
+
+    Raises: OutputError if the disk refuses.
+    """
+    apart = folder / f".shard-{number:06}"
+    try:
+        shutil.rmtree(apart, ignore_errors=True)  # of a process that was killed
+        apart.mkdir()
+        yield apart
+    except OSError as error:
+        raise OutputError(f"{error.filename or apart} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(apart, ignore_errors=True)
 
 
 def find_shard(plan: Plan, number: int) -> ShardDone | None:

@@ -16,7 +16,7 @@ from netvlad_deploy.support.limits import check_limit, whole_number
 if TYPE_CHECKING:
     from netvlad_deploy.workflow.embed import EmbedResult, Part
 
-DTYPES = ("float32", "float16")
+StoredType = Annotated[str, one_of(("float32", "float16"), "--dtype", "The type in which descriptors are kept.")]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class ShardFlags:
         str | None, typer.Option(metavar="I/N", help="Only part I of N, counted from 0; --merge joins the parts.")
     ] = None
     merge: Annotated[bool, typer.Option("--merge", help="Join the shards that parts have made.")] = False
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Compute on a Ray cluster: local, auto or HOST:PORT.")
+    ] = None
     shard_size: Annotated[
         int | None, typer.Option(help="Items of a shard.  [default: 1024, or 64 MiB of descriptors]")
     ] = None
@@ -50,6 +53,8 @@ class ShardFlags:
         """
         if self.shard is not None and self.merge:
             raise UsageError("--shard makes a part, --merge joins all of them: leave one of them out")
+        if self.ray is not None and (self.shard is not None or self.merge):
+            raise UsageError("--ray computes all shards and joins them: leave --shard and --merge out")
         return None if self.shard is None else parse_part(self.shard)
 
 
@@ -73,7 +78,7 @@ def embed(
     runtime_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
     ] = None,
-    dtype: Annotated[str, one_of(DTYPES, "--dtype", "The type in which descriptors are kept.")] = DTYPES[0],
+    dtype: StoredType = "float32",
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
@@ -95,6 +100,7 @@ def embed(
         options,
         part=part,
         merging=shards.merge,
+        ray=shards.ray,
         decoders=decoders,
         runtime_cache=runtime_cache,
         force=force,

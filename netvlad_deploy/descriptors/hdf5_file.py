@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.descriptors.header import MAX_DESCRIPTOR_SIZE, DescriptorHeader, header_from_json
-from netvlad_deploy.descriptors.reader import Block, DescriptorReader
+from netvlad_deploy.descriptors.reader import DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
-from netvlad_deploy.support.formats import naming, reading
+from netvlad_deploy.support.formats import naming, reading, shown
 from netvlad_deploy.support.hdf5 import read_bounded_dataset, walk
 from netvlad_deploy.support.require import require
 
@@ -37,7 +37,7 @@ class Hdf5Writer(Writer):
         h5py = require("h5py", extra="hdf5")
         self._path = staging.add(target)
         self._file = h5py.File(self._path, "w", locking=False)  # the staging holds a lock of its own
-        self._file.attrs[HEADER] = header.to_json()
+        self._file.attrs[HEADER] = np.bytes_(header.to_json().encode())
         self._file.attrs[COUNT] = count
 
     def _write(self, names: list[str], values: Array, times: list[int | None]) -> None:
@@ -46,9 +46,9 @@ class Hdf5Writer(Writer):
                 group = self._file.require_group(name)
                 group.create_dataset(GLOBAL, data=row, track_times=False)
             except (TypeError, ValueError) as error:
-                raise InputError(f"{name[:200]} stands in the way of another name in HDF5: write .parquet") from error
+                raise InputError(f"{shown(name)} stands in the way of another name in HDF5: write .parquet") from error
             if group.name != f"/{name}":
-                group.attrs[NAME] = name  # HDF5 shortens a//b, ./a and /a
+                group.attrs[NAME] = np.bytes_(name.encode())  # HDF5 shortens a//b, ./a and /a
             if time is not None:
                 group.attrs[TIME] = time
 
@@ -67,18 +67,18 @@ class Hdf5Reader(DescriptorReader):
 
     def __init__(self, path: Path) -> None:
         with _opened(path) as (h5py, file):
-            header = header_from_json(str(file.attrs.get(HEADER, "")))
+            header = header_from_json(bytes(_attribute(file, HEADER, "S") or b""))
             first = next(_found(h5py, file), None)
             size = header.descriptor_size if header else 0
             if first is not None:
                 size = first[1].size
             elif header is None:
                 raise InputError(f"holds no {GLOBAL}: it is no file of descriptors as hloc writes it")
-            count = file.attrs.get(COUNT) if header else None
+            count = _attribute(file, COUNT, "i") if header else None
             count = sum(1 for _ in _found(h5py, file)) if count is None else int(count)
         super().__init__(path, header, count, size)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         with _opened(self.path) as (h5py, file):
             names: list[str] = []
             values: list[Array] = []
@@ -86,16 +86,28 @@ class Hdf5Reader(DescriptorReader):
             for name, dataset, group in _found(h5py, file):
                 if dataset.shape != (self.descriptor_size,) or dataset.dtype.kind != "f":
                     raise InputError(
-                        f"{name[:200]} has {dataset.dtype} {dataset.shape}, expected float ({self.descriptor_size},)"
+                        f"{shown(name)} has {dataset.dtype} {dataset.shape}, expected float ({self.descriptor_size},)"
                     )
-                names.append(str(group.attrs.get(NAME, name)))
+                names.append(bytes(_attribute(group, NAME, "S") or name.encode()).decode())
                 values.append(read_bounded_dataset(dataset, MAX_DESCRIPTOR_SIZE * 8))
-                times.append(int(group.attrs[TIME]) if TIME in group.attrs else None)
+                time = _attribute(group, TIME, "i")
+                times.append(None if time is None else int(time))
                 if len(names) == rows:
                     yield names, np.stack(values), times
                     names, values, times = [], [], []
             if names:
                 yield names, np.stack(values), times
+
+
+def _attribute(group: Any, name: str, kind: str) -> Any:
+    """Return an attribute that is one number ("i") or one text of fixed length ("S"), None if there is none.
+
+    Texts of variable length stand in a heap of the file, and the HDF5 library may search a damaged one for ever.
+    """
+    if name not in group.attrs:
+        return None
+    found = group.attrs.get_id(name)
+    return group.attrs[name] if found.dtype.kind == kind and found.shape == () else None
 
 
 def _found(h5py: Any, file: Any) -> Iterator[tuple[str, Any, Any]]:

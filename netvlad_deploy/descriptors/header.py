@@ -11,7 +11,8 @@ from netvlad_deploy.spec.layer import AnySpec
 from netvlad_deploy.support.limits import LIMITS
 
 DESCRIPTORS_SCHEMA: Final = "netvlad-deploy/descriptors/1"
-MAX_HEADER_BYTES: Final = 1 << 20
+MAX_HEADER_BYTES: Final = 60_000
+"""Longest header, which HDF5 keeps with the file's other attributes in 64 KiB."""
 
 StoredDtype: TypeAlias = Literal["float32", "float16"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader, header_from_json
 from netvlad_deploy.descriptors.npy_rows import descriptor_rows, npy_header, read_rows
-from netvlad_deploy.descriptors.reader import Block, DescriptorReader
+from netvlad_deploy.descriptors.reader import DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
@@ -78,7 +78,7 @@ class NpyReader(DescriptorReader):
             count, size, _ = descriptor_rows(stream, _size(stream))
         super().__init__(path, header, count, size)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         with reading(self.path), self.path.open("rb") as stream, naming(self.path):
             count, width, dtype = descriptor_rows(stream, _size(stream))
             start, names = 0, self._names(count)

@@ -13,12 +13,12 @@ import numpy as np
 
 from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader, header_from_json
 from netvlad_deploy.descriptors.npy_rows import descriptor_rows, npy_header, read_rows, text_rows, texts
-from netvlad_deploy.descriptors.reader import BLOCK_ROWS, Block, DescriptorReader
+from netvlad_deploy.descriptors.reader import READ_ROWS, DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array, npz_members, open_member, read_member, read_npy_header
 from netvlad_deploy.support.files import Staging
-from netvlad_deploy.support.formats import naming, reading
+from netvlad_deploy.support.formats import naming, reading, shown
 
 NO_TIME: Final = -1
 """In `times_ns`, an item without a time stamp."""
@@ -67,7 +67,7 @@ class NpzWriter(Writer):
     def _kept(self) -> Iterator[list[tuple[str, int | None]]]:
         """Yield the names and times that were put aside, in blocks."""
         self._names.seek(0)
-        while block := [tuple(json.loads(line)) for line in islice(self._names, BLOCK_ROWS)]:
+        while block := [tuple(json.loads(line)) for line in islice(self._names, READ_ROWS)]:
             yield block
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class NpzReader(DescriptorReader):
                 header = header_from_json(str(read_member(archive, info)))
         super().__init__(path, header, count, size)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         with _opened(self.path) as (archive, members), contextlib.ExitStack() as stack:
 
             def start(name: str) -> tuple[IO[bytes], int]:
@@ -129,6 +129,6 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.Zip
     with reading(path), naming(path), zipfile.ZipFile(path) as archive:
         members = npz_members(path, archive)
         if lacking := {"names", "descriptors"} - set(members):
-            held = ", ".join(list(members)[:5])
-            raise InputError(f"has no array {' and none '.join(sorted(lacking))}, but {held[:200] or 'nothing'}")
+            held = shown(", ".join(list(members)[:5]), 200)
+            raise InputError(f"has no array {' and none '.join(sorted(lacking))}, but {held or 'nothing'}")
         yield archive, members

@@ -16,7 +16,7 @@ from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.support.files import stage_files
 
-WRITERS: Final[Mapping[str, type[Writer]]] = {
+DESCRIPTOR_WRITERS: Final[Mapping[str, type[Writer]]] = {
     ".npz": NpzWriter,
     ".npy": NpyWriter,
     ".h5": Hdf5Writer,
@@ -33,8 +33,8 @@ READERS: Final[Mapping[str, Callable[[Path], DescriptorReader]]] = {
 
 def check_target(target: Path) -> None:
     """Raise UsageError unless descriptors can be written into a file of this name."""
-    if target.suffix not in WRITERS:
-        raise UsageError(f"{target} is no file of descriptors: name it {target.stem}{' or '.join(WRITERS)}")
+    if target.suffix not in DESCRIPTOR_WRITERS:
+        raise UsageError(f"{target} is no file of descriptors: name it {target.stem}{' or '.join(DESCRIPTOR_WRITERS)}")
 
 
 def files_of(target: Path) -> tuple[Path, ...]:
@@ -65,7 +65,7 @@ def open_writer(target: Path, header: DescriptorHeader, count: int, *, force: bo
     """
     check_target(target)
     with stage_files(force=force) as staging:
-        writer = WRITERS[target.suffix](staging, target, header, count)
+        writer = DESCRIPTOR_WRITERS[target.suffix](staging, target, header, count)
         try:
             yield writer
             writer.finish()
@@ -75,6 +75,12 @@ def open_writer(target: Path, header: DescriptorHeader, count: int, *, force: bo
 
 def read_descriptors(path: Path) -> DescriptorReader:
     """Return a reader of a file of descriptors, of this package or of others, or of a folder of such files.
+
+    >>> import numpy as np
+    >>> np.savez("y.npz", names=np.array(["a.jpg"]), descriptors=np.ones((1, 4), np.float32))
+    >>> reader = read_descriptors(Path("y.npz"))
+    >>> reader.count, reader.descriptor_size, [names for names, _ in reader.blocks()]
+    (1, 4, [['a.jpg']])
 
     Raises: InputError if it is missing, damaged, or no such file.
     """

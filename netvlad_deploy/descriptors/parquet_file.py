@@ -11,21 +11,21 @@ from typing import Any, Final
 import numpy as np
 
 from netvlad_deploy.descriptors.header import DescriptorHeader, header_from_json
-from netvlad_deploy.descriptors.reader import Block, DescriptorReader
+from netvlad_deploy.descriptors.reader import DescriptorReader, Rows
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
-from netvlad_deploy.support.formats import naming
+from netvlad_deploy.support.formats import naming, shown
 from netvlad_deploy.support.parquet import name_column, reading_parquet
 from netvlad_deploy.support.require import require
 
-METADATA_KEY: Final = b"netvlad_deploy"
+HEADER_KEY: Final = b"netvlad_deploy"
 DESCRIPTOR_COLUMNS: Final = ("descriptor", "global_descriptor", "embedding", "embeddings", "vector", "features")
 """Columns that hold descriptors, the first that is there; or else the only list of numbers."""
 
-GROUP_BYTES: Final = 1 << 25
-"""Bytes of the descriptors of one row group, whatever the calls of `write` bring: 32 MiB."""
+GROUP_BYTES: Final = 1 << 24
+"""Bytes of the descriptors of one row group, whatever the calls of `write` bring: 16 MiB."""
 
 
 class ParquetWriter(Writer):
@@ -42,7 +42,7 @@ class ParquetWriter(Writer):
                 self._pa.field("time_ns", self._pa.int64()),
                 self._pa.field("descriptor", self._pa.list_(value, header.descriptor_size), nullable=False),
             ],
-            metadata={METADATA_KEY: header.to_json()},
+            metadata={HEADER_KEY: header.to_json()},
         )
         self._rows = max(1, GROUP_BYTES // (header.descriptor_size * np.dtype(header.dtype).itemsize))
         self._names: list[str] = []
@@ -92,7 +92,7 @@ class ParquetReader(DescriptorReader):
             self._column = _descriptor_column(pa, schema)
             self._named = name_column(pa, schema, {self._column})
             self._timed = "time_ns" in schema.names and schema.field("time_ns").type == pa.int64()
-            header = header_from_json((schema.metadata or {}).get(METADATA_KEY, b""))
+            header = header_from_json((schema.metadata or {}).get(HEADER_KEY, b""))
             count = file.metadata.num_rows
             kind = schema.field(self._column).type
             size = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
@@ -101,7 +101,7 @@ class ParquetReader(DescriptorReader):
                 size = len(first.column(0)[0].as_py() or ()) if first is not None and len(first) else 0
         super().__init__(path, header, count, size)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         with _opened(self.path) as (_, file):
             columns = [self._column, *([self._named] if self._named else []), *(["time_ns"] * self._timed)]
             start = 0
@@ -133,9 +133,9 @@ def _descriptor_column(pa: Any, schema: Any) -> str:
     known = [name for name in DESCRIPTOR_COLUMNS if name in lists]
     if known or len(lists) == 1:
         return str((known or lists)[0])
-    columns = ", ".join(map(str, schema.names[:8]))
+    columns = shown(", ".join(map(str, schema.names[:8])), 200)
     fault = "no column with lists of numbers" if not lists else "several columns with lists of numbers"
-    raise InputError(f"has {fault}, but {columns[:200]}: call that of the descriptors {DESCRIPTOR_COLUMNS[0]}")
+    raise InputError(f"has {fault}, but {columns}: call that of the descriptors {DESCRIPTOR_COLUMNS[0]}")
 
 
 def _is_list(pa: Any, kind: Any) -> bool:

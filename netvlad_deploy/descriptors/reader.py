@@ -10,12 +10,13 @@ import numpy as np
 from netvlad_deploy.descriptors.header import MAX_DESCRIPTOR_SIZE, DescriptorHeader
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array, Float32
+from netvlad_deploy.support.formats import shown
 
-BLOCK_ROWS: Final = 4096
+READ_ROWS: Final = 4096
 MAX_BLOCK_BYTES: Final = 1 << 28
 """Most bytes of the descriptors of one block: 256 MiB, however many rows were asked for."""
 
-Block: TypeAlias = tuple[list[str], Array, list[int | None]]
+Rows: TypeAlias = tuple[list[str], Array, list[int | None]]
 """Names, descriptors (n,P) as the file holds them, and time stamps."""
 
 
@@ -44,7 +45,7 @@ class DescriptorReader(ABC):
                 "embed again"
             )
 
-    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[list[str], Float32]]:
+    def blocks(self, rows: int = READ_ROWS) -> Iterator[tuple[list[str], Float32]]:
         """Yield names and descriptors (n,P) in the order of the file, up to `rows` at a time.
 
         Raises: InputError if the file is damaged, a name comes twice, or a value is not finite.
@@ -52,7 +53,7 @@ class DescriptorReader(ABC):
         for names, values, _ in self.timed_blocks(rows):
             yield names, values
 
-    def timed_blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[list[str], Float32, list[int | None]]]:
+    def timed_blocks(self, rows: int = READ_ROWS) -> Iterator[tuple[list[str], Float32, list[int | None]]]:
         """Yield the same with the time stamp of each in nanoseconds, None where it has none.
 
         Raises: as `blocks`.
@@ -63,17 +64,17 @@ class DescriptorReader(ABC):
             before = len(seen)
             seen.update(names)
             if len(seen) != before + len(names):
-                raise InputError(f"{self.path} holds a name twice, one of {names[0][:80]} to {names[-1][:80]}")
+                raise InputError(f"{self.path} holds a name twice, one of {shown(names[0])} to {shown(names[-1])}")
             with np.errstate(over="ignore"):
                 single = values.astype(np.float32, copy=False)
             finite = np.isfinite(single).all(axis=1)
             if not finite.all():
                 name = names[int(finite.argmin())]
-                raise InputError(f"{self.path}: the descriptor of {name[:200]} is not finite: embed it again")
+                raise InputError(f"{self.path}: the descriptor of {shown(name)} is not finite: embed it again")
             yield names, single, times
         if len(seen) != self.count:
             raise InputError(f"{self.path} holds {len(seen)} descriptors, expected {self.count}: it is damaged")
 
     @abstractmethod
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         """Yield the rows of the file, at most `rows` at a time."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.descriptors.reader import Block, DescriptorReader
+from netvlad_deploy.descriptors.reader import DescriptorReader, Rows
 from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.support.files import read_bounded
 
@@ -42,7 +42,7 @@ class ShardReader(DescriptorReader):
                 )
         super().__init__(folder, first.header, sum(shard.count for shard in self.shards), first.descriptor_size)
 
-    def _blocks(self, rows: int) -> Iterator[Block]:
+    def _blocks(self, rows: int) -> Iterator[Rows]:
         for shard in self.shards:
             yield from shard._blocks(rows)
 

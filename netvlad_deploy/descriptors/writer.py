@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from netvlad_deploy.descriptors.header import DescriptorHeader
+from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.spec.items import MOST_NAME_CHARACTERS, is_name
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
-
-MAX_DESCRIPTOR_NAME = 4_095
-"""Longest name of a descriptor, as of a path."""
+from netvlad_deploy.support.formats import shown
 
 
 class Writer(ABC):
@@ -31,6 +30,8 @@ class Writer(ABC):
         self.header = header
         self.count = count
         self.written = 0
+        if (size := len(header.to_json())) > MAX_HEADER_BYTES:
+            raise InputError(f"the header of {target} has {size} bytes, expected {MAX_HEADER_BYTES} at most")
 
     def write(self, names: Sequence[str], descriptors: Array, times_ns: Sequence[int | None] | None = None) -> None:
         """Write descriptors (n,P), float32 or float16, with their names and their time stamps in nanoseconds.
@@ -45,8 +46,9 @@ class Writer(ABC):
             )
         if self.written + len(names) > self.count:
             raise InputError(f"{self.target} was announced with {self.count} descriptors, and gets more")
-        for name in names:
-            check_name(name)
+        if (wrong := next((name for name in names if not is_name(name)), None)) is not None:
+            most = f"1 to {MOST_NAME_CHARACTERS} characters of Unicode, no NUL"
+            raise InputError(f"{wrong[:40]!a} is no name: expected {most}")
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(descriptors, dtype=np.dtype(self.header.dtype).newbyteorder("<"))
         finite = np.isfinite(values).all(axis=1)
@@ -57,7 +59,7 @@ class Writer(ABC):
                 if np.isfinite(descriptors[row]).all()
                 else "is not finite"
             )
-            raise InputError(f"the descriptor of {names[row]} {fault}: write float32, or look at its image")
+            raise InputError(f"the descriptor of {shown(names[row])} {fault}: write float32, or look at its image")
         self._write(list(names), values, times)
         self.written += len(names)
 
@@ -81,17 +83,3 @@ class Writer(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what is open, complete or not."""
-
-
-def check_name(name: str) -> None:
-    """Raise InputError unless every format can hold a name."""
-    if not name or len(name) > MAX_DESCRIPTOR_NAME or "\0" in name or not _encodes(name):
-        raise InputError(f"{name[:40]!a} is no name: expected 1 to {MAX_DESCRIPTOR_NAME} characters of Unicode, no NUL")
-
-
-def _encodes(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

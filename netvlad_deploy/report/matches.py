@@ -16,8 +16,8 @@ from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
 from netvlad_deploy.report.page import Block, Paragraph, Photo, Photos
 from netvlad_deploy.retrieval.decoding import decode_image, without_warnings
-from netvlad_deploy.retrieval.loading import read_image_file
 from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
+from netvlad_deploy.sources.source import read_image_file
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
 

@@ -11,7 +11,7 @@ from typing import Any
 from netvlad_deploy.report.escape import unicode_text
 
 SCHEMA_VERSION = 1
-CHANGED_SCHEMAS = {"bench": 2, "deploy": 2, "doctor": 2}
+CHANGED_SCHEMAS = {"bench": 2, "deploy": 2, "doctor": 2, "embed": 2}
 """Version of the layout of the JSON, which each result names in `schema`; and of the verbs whose layout has changed."""
 
 DERIVED = ("verdict", "not_judged")
@@ -26,7 +26,7 @@ def schema_name(verb: str) -> str:
     """Return the name of the layout that a verb prints.
 
     >>> schema_name("embed")
-    'netvlad-deploy/embed/1'
+    'netvlad-deploy/embed/2'
     """
     return f"netvlad-deploy/{verb}/{CHANGED_SCHEMAS.get(verb, SCHEMA_VERSION)}"
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,9 +12,9 @@ from netvlad_deploy.errors import ArtifactError, InputError
 from netvlad_deploy.retrieval.batches import smallest_shape
 from netvlad_deploy.retrieval.decoding import NO_MEMORY, check_decoder, decode_image, without_warnings
 from netvlad_deploy.retrieval.in_order import InOrder
-from netvlad_deploy.retrieval.pixels import TOO_LARGE
 from netvlad_deploy.runner import Runner, check_features, check_finite
 from netvlad_deploy.sources.image_folders import ImageFile
+from netvlad_deploy.sources.source import read_image_file
 from netvlad_deploy.spec.graph_options import COARSE_STEP
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.items import UNREADABLE, Content, Item, Load, Skipped, UnfitError
@@ -27,9 +26,6 @@ LOG = logging.getLogger(__name__)
 
 OUTSIDE: Final = "of a size outside every profile"
 NO_FEATURES, UNFIT_FEATURES = "no local descriptors", "local descriptors that do not fit"
-
-LARGEST_FILE_BYTES: Final = 2**30
-"""Of an image file that is read: MAX_PIXELS of four colours of 16 bits have 0.7 GB."""
 
 WAITING_BYTES: Final = 2**27
 """Decoded items that wait for the runner: 140 photos of 480x640, over a second of any GPU's work at the usual sizes."""
@@ -73,18 +69,6 @@ def contents_of(files: Iterable[ImageFile]) -> Iterator[tuple[Item, Load]]:
     """Yield image files as items with the functions that read them."""
     for file in files:
         yield Item(name=file.name, path=file.path, size_bytes=0, modified_ns=0), partial(read_image_file, file.path)
-
-
-def read_image_file(path: Path) -> bytes:
-    """Return the bytes of an image file.
-
-    Raises: UnfitError if it is larger than any image that is decoded; OSError.
-    """
-    with path.open("rb") as stream:
-        content = stream.read(LARGEST_FILE_BYTES + 1)
-    if len(content) > LARGEST_FILE_BYTES:
-        raise UnfitError(TOO_LARGE, f"over {LARGEST_FILE_BYTES} bytes")
-    return content
 
 
 @contextlib.contextmanager

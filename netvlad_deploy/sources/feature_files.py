@@ -16,11 +16,11 @@ from netvlad_deploy.sources.image_folders import item_of_file
 from netvlad_deploy.sources.source import Source
 from netvlad_deploy.spec.items import Item, Load
 from netvlad_deploy.support.arrays import Array, Shape, npz_members, read_member, read_npy_header
-from netvlad_deploy.support.formats import naming, reading
+from netvlad_deploy.support.formats import naming, reading, shown
 
 NPY, NPZ = ".npy", ".npz"
 FEATURE_FILES: Final = (NPY, NPZ)
-DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))
+FEATURE_DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class NpzFile(Source):
         archive, members = self._members()
         for item in items:
             if item.part not in members:
-                raise InputError(f"{self.path} has no array {item.part}: it is another file now")
+                raise InputError(f"{self.path} has no array {shown(item.part)}: it is another file now")
             yield item, partial(self._read, archive, members[item.part])
 
     def _members(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
@@ -139,7 +139,7 @@ class NpzFile(Source):
             return archive, npz_members(self.path, archive)
 
     def _read(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-        with reading(self.path), naming(f"{self.path}: {info.filename}"):
+        with reading(self.path), naming(f"{self.path}: {shown(info.filename)}"):
             return features_of(read_member(archive, info), self.feature_size)
 
 
@@ -159,7 +159,7 @@ def check_shape(shape: Shape, dtype: np.dtype[Any], feature_size: int | None) ->
         raise InputError(f"features have shape {shape}, expected (num_features, {expected})")
     if 0 in shape:
         raise InputError(f"features have shape {shape}: there is none")
-    if dtype.newbyteorder("=") not in DTYPES:
+    if dtype.newbyteorder("=") not in FEATURE_DTYPES:
         raise InputError(f"features are {dtype}, expected float32 or float16: convert with features.astype")
 
 

@@ -18,7 +18,7 @@ from netvlad_deploy.sources.image_folders import item_of_file
 from netvlad_deploy.sources.source import Source
 from netvlad_deploy.spec.items import Item, Load
 from netvlad_deploy.support.arrays import Array
-from netvlad_deploy.support.formats import naming, reading
+from netvlad_deploy.support.formats import naming, reading, shown
 from netvlad_deploy.support.hdf5 import member, read_bounded_dataset, walk
 from netvlad_deploy.support.require import require
 
@@ -70,7 +70,7 @@ class Hdf5Features(Source):
             yield item, partial(self._read, h5py, file, item.part)
 
     def _read(self, h5py: Any, file: Any, part: str) -> Array:
-        with reading(self.path), naming(f"{self.path}: {part}"):
+        with reading(self.path), naming(f"{self.path}: {shown(part)}"):
             group = file
             for name in part.split("/"):
                 group = member(h5py, group, name)

@@ -11,11 +11,11 @@ from netvlad_deploy.sources.feature_files import FEATURE_FILES, NPY, NPZ, NpyFil
 from netvlad_deploy.sources.globs import expand, fixed_folder, is_pattern
 from netvlad_deploy.sources.hdf5_features import HDF5_SUFFIXES, Hdf5Features
 from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, Finder
-from netvlad_deploy.sources.parquet_images import PARQUET_SUFFIX, ParquetImages
+from netvlad_deploy.sources.parquet_images import NO_NAME, PARQUET_SUFFIX, ParquetImages
 from netvlad_deploy.sources.path_lists import read_list
 from netvlad_deploy.sources.ros_bags import BAG_SUFFIXES, RosBag, is_bag_folder
-from netvlad_deploy.sources.source import Source, read_encoded
-from netvlad_deploy.spec.items import Item, Load, Skipped
+from netvlad_deploy.sources.source import Source, read_image_file
+from netvlad_deploy.spec.items import MOST_NAME_CHARACTERS, Item, Load, Skipped, is_name
 
 HOLDERS: Final[Mapping[bool, Sequence[str]]] = {
     False: (PARQUET_SUFFIX, *BAG_SUFFIXES),
@@ -88,6 +88,22 @@ class _Given(Source):
 
         Raises: InputError if something is missing or damaged; UsageError if it is not what is taken.
         """
+        for one in self._all():
+            if isinstance(one, Skipped) or is_name(one.name):
+                yield one
+            else:
+                yield Skipped(path=one.place[:MOST_NAME_CHARACTERS], reason=NO_NAME)
+
+    def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
+        """Yield the items with what loads each; a file that holds many is opened once for those side by side."""
+        for (path, inside), group in itertools.groupby(items, key=lambda item: (item.path, bool(item.part))):
+            if inside:
+                yield from self._container(path).open(group)
+            else:
+                load = NpyFile(path, self.feature_size).alone if self.features else partial(read_image_file, path)
+                yield from ((item, load) for item in group)
+
+    def _all(self) -> Iterator[Item | Skipped]:
         finder = Finder(suffixes=(NPY,) if self.features else IMAGE_SUFFIXES)
         for text in self.texts:
             if is_pattern(text):
@@ -103,15 +119,6 @@ class _Given(Source):
                 else:
                     yield from self._found(finder, entry, Path())
         finder.log_others()
-
-    def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
-        """Yield the items with what loads each; a file that holds many is opened once for those side by side."""
-        for (path, inside), group in itertools.groupby(items, key=lambda item: (item.path, bool(item.part))):
-            if inside:
-                yield from self._container(path).open(group)
-            else:
-                load = NpyFile(path, self.feature_size).alone if self.features else partial(read_encoded, path)
-                yield from ((item, load) for item in group)
 
     def _found(self, finder: Finder, path: Path, root: Path | None) -> Iterator[Item | Skipped]:
         """Yield the items of a folder, of a file that is one, or of a file that holds many."""

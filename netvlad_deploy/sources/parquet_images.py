@@ -15,14 +15,14 @@ from typing import Any, Final
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES, item_of_file
 from netvlad_deploy.sources.path_lists import MISSING
-from netvlad_deploy.sources.source import Source, read_encoded
+from netvlad_deploy.sources.source import Source, read_image_file
 from netvlad_deploy.spec.items import Content, Item, Load, Skipped, printable
-from netvlad_deploy.support.formats import naming
+from netvlad_deploy.support.formats import naming, shown
 from netvlad_deploy.support.parquet import name_column, reading_parquet
 from netvlad_deploy.support.require import require
 
 PARQUET_SUFFIX: Final = ".parquet"
-NO_NAME: Final = "without a name"
+NO_NAME: Final = "without a name that can be kept"
 ROWS_AT_ONCE: Final = 10_000
 IMAGES_AT_ONCE: Final = 16
 
@@ -58,10 +58,8 @@ class ParquetImages(Source):
                 name = str(values[0]) if named and values[0] is not None else None
                 if is_path:
                     yield self._file(values[-1], name if named else values[-1], row)
-                elif named and not name:
-                    yield Skipped(path=self._row(row), reason=NO_NAME)
                 else:
-                    yield replace(whole, name=name if name else f"{self.path.name}/{row}", part=str(row))
+                    yield replace(whole, name=name or "" if named else f"{self.path.name}/{row}", part=str(row))
 
     def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
         """Yield the items with what loads each; row groups without any of them are not read.
@@ -78,10 +76,10 @@ class ParquetImages(Source):
 
     def _file(self, text: str | None, name: str | None, row: int) -> Item | Skipped:
         """Return the item of a file whose path stands in a row."""
-        if not text or not name:
-            return Skipped(path=self._row(row), reason=NO_NAME if text else MISSING)
+        if not text:
+            return Skipped(path=self._row(row), reason=MISSING)
         try:
-            return item_of_file(Path(text), name)
+            return item_of_file(Path(text), name or "")
         except (InputError, ValueError):
             return Skipped(path=printable(text.replace("\0", "?")), reason=MISSING, detail=self._row(row))
 
@@ -90,7 +88,7 @@ class ParquetImages(Source):
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return read_encoded(Path(value))
+            return read_image_file(Path(value))
         if not value:
             raise InputError(f"{self._row(row)} holds no image")
         return bytes(value)
@@ -106,14 +104,14 @@ class ParquetImages(Source):
         texts = [
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
         ]
-        listed = ", ".join(map(str, schema.names[:12]))[:300]
+        listed = shown(", ".join(map(str, schema.names[:12])), 300)
         if self.column is not None:
             if self.column not in (*images, *texts):
                 raise UsageError(f"{self.path} has no images or paths in {self.column}; its columns are {listed}")
             return self.column, self.column in texts
         found = images or [name for name in texts if _first_is_path(file, name)]
         if len(found) != 1:
-            fault = f"images may be in {', '.join(found)[:300]}" if found else f"no images or paths, but {listed}"
+            fault = f"images may be in {shown(', '.join(found), 300)}" if found else f"no images or paths, but {listed}"
             raise UsageError(f"{self.path} has {fault}: choose with --column")
         return found[0], not images
 
@@ -141,8 +139,11 @@ class _Rows:
             self._group, self._first, self._values = group, self._starts[group], ()
             self._batches = self._file.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self._column])
         while row >= self._first + len(self._values):
+            batch = next(self._batches, None)
+            if batch is None:
+                raise InputError(f"lacks row {row}, which it says it has: fetch it again, or write it again")
             self._first += len(self._values)
-            self._values = next(self._batches).column(0)
+            self._values = batch.column(0)
         return self._values[row - self._first].as_py()
 
 

@@ -14,7 +14,7 @@ from netvlad_deploy.sources.image_folders import item_of_file
 from netvlad_deploy.sources.ros_messages import IMAGE_TYPES, header_time, image_of
 from netvlad_deploy.sources.source import Source
 from netvlad_deploy.spec.items import UNREADABLE, Content, Item, Load, Skipped, printable
-from netvlad_deploy.support.formats import READER_ERRORS, naming, said
+from netvlad_deploy.support.formats import READER_ERRORS, naming, said, shown
 from netvlad_deploy.support.require import require
 
 LOG = logging.getLogger(__name__)
@@ -121,10 +121,10 @@ class RosBag(Source):
         listed = ", ".join(f"{topic} ({count})" for topic, count in sorted(counts.items())) or "none"
         topic = self.topic if self.topic is not None or len(counts) != 1 else next(iter(counts))
         if topic not in counts:
-            others = ", ".join(sorted({each.topic for each in reader.connections}))[:300]
-            cure = f"its topics are {others or 'none'}" if not counts else "choose one with --topic"
+            others = ", ".join(sorted({each.topic for each in reader.connections}))
+            cure = f"its topics are {shown(others, 300) or 'none'}" if not counts else "choose one with --topic"
             fault = "" if topic is None else f"no images in {topic}, but "
-            raise UsageError(f"{self.path} has {fault}topics with images: {listed[:600]}: {cure}")
+            raise UsageError(f"{self.path} has {fault}topics with images: {shown(listed, 600)}: {cure}")
         return [each for each in reader.connections if each.topic == topic and each.msgtype in IMAGE_TYPES]
 
     @contextlib.contextmanager
@@ -134,7 +134,7 @@ class RosBag(Source):
         try:
             yield
         except FileNotFoundError as error:
-            raise InputError(f"{self.path} is missing, or no bag: {error}") from error
+            raise InputError(f"{self.path} is missing, or no bag: {said(error)}") from error
         except errors as error:
             raise InputError(f"{self.path} is damaged or {CUT} ({said(error)})") from error
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.spec.items import Content
+from netvlad_deploy.support.formats import shown
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 IMAGE_TYPES: Final = (RAW, COMPRESSED)
@@ -101,7 +102,7 @@ def _stamp(cursor: _Cursor) -> int:
 def _compressed(cursor: _Cursor) -> bytes:
     kind = cursor.text()
     if "compressedDepth" in kind:
-        raise InputError(f"its format is {kind[:60]}, which is no picture but distances")
+        raise InputError(f"its format is {shown(kind)}, which is no picture but distances")
     return bytes(cursor.blob())
 
 

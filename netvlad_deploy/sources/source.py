@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.spec.items import Item, Load, Skipped
+from netvlad_deploy.errors import ArtifactError
+from netvlad_deploy.spec.items import UNREADABLE, Item, Load, Skipped, UnfitError
 from netvlad_deploy.support.files import open_regular
 
 MAX_ENCODED_BYTES: Final = 1 << 30
-"""Most bytes of one encoded image: 89 million pixels of 16 bit, the most that are decoded, take half of it raw."""
+"""Most bytes of an image file: the most pixels that are decoded, of four colours of 16 bits, have 0.7 GB."""
 
 
 class Source(ABC):
@@ -37,16 +37,17 @@ class Source(ABC):
         """
 
 
-def read_encoded(path: Path) -> bytes:
+def read_image_file(path: Path) -> bytes:
     """Return the bytes of an image file.
 
-    Raises: InputError if it cannot be read, is no regular file, or has more than MAX_ENCODED_BYTES.
+    Raises: UnfitError if it cannot be read, is no regular file, or has more than MAX_ENCODED_BYTES.
     """
     try:
         with open_regular(path) as stream:
             content = stream.read(MAX_ENCODED_BYTES + 1)
     except ArtifactError as error:
-        raise InputError(str(error)) from error
+        cause = error.__cause__.strerror if isinstance(error.__cause__, OSError) else None
+        raise UnfitError(UNREADABLE, cause or str(error).removeprefix(f"{path} ")) from error
     if len(content) > MAX_ENCODED_BYTES:
-        raise InputError(f"{path} has more than {MAX_ENCODED_BYTES} bytes, which no photo has")
+        raise UnfitError(UNREADABLE, f"it has over {MAX_ENCODED_BYTES} bytes, which no photo has")
     return content

@@ -1,6 +1,7 @@
 """What is embedded, one item after another, and what could not be."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 
 UNREADABLE = "unreadable"
+MOST_NAME_CHARACTERS = 4_095
+"""Longest name of an item, as of a path."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which stands for a byte that is not UTF-8."""
 
 Content: TypeAlias = bytes | Array
 """An encoded image; or the pixels of one, uint8 (H,W,3) RGB; or local descriptors (N,D), float32 or float16."""
@@ -76,6 +82,15 @@ def count_reasons(skipped: Iterable[Skipped]) -> str:
     """Return the number of skipped files for each reason in words, empty if there is none."""
     counts = Counter(one.reason for one in skipped)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def is_name(name: str) -> bool:
+    """Return True if every file of descriptors can hold a name: some characters of Unicode, not too many, no NUL.
+
+    >>> is_name("walk/1.jpg"), is_name(""), is_name("a" * 5000)
+    (True, False, False)
+    """
+    return 0 < len(name) <= MOST_NAME_CHARACTERS and "\0" not in name and not _SURROGATE.search(name)
 
 
 def printable(path: Path | str) -> str:

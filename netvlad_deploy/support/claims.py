@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from netvlad_deploy.errors import OutputError, UsageError
+from netvlad_deploy.errors import InUseError, OutputError
 from netvlad_deploy.support.locks import lock, stands
 
 MOST_BYTES = 4096
@@ -31,7 +31,7 @@ def claimed(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
         shared: hold it together with others that share it.
         wait: wait for whoever holds it, in place of being refused.
 
-    Raises: UsageError naming the process, its host and since when it holds the work; OutputError if the file cannot be
+    Raises: InUseError naming the process, its host and since when it holds the work; OutputError if the file cannot be
         written.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -59,7 +59,7 @@ def _open(path: Path, kind: int) -> int:
             try:
                 lock(handle, kind)
             except BlockingIOError:
-                raise UsageError(f"{path.parent} is in use by {_holder(handle)}: wait until it ends") from None
+                raise InUseError(f"{path.parent} is in use by {_holder(handle)}: wait until it ends") from None
             except OSError as error:
                 raise OutputError(f"{path} cannot be locked: {error.strerror or error}") from error
             if stands(path, handle):  # whoever held it before may have removed it

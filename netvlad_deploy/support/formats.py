@@ -206,6 +206,15 @@ def naming(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
 
 
+def shown(text: str, most: int = 80) -> str:
+    """Return the start of a text that a file holds, in one line.
+
+    >>> shown("two  words", 5)
+    'two w'
+    """
+    return " ".join(text.split())[:most]
+
+
 def said(error: BaseException) -> str:
     """Return an error of other code in one short line.
 

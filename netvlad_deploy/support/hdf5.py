@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.support.formats import shown
 
 MAX_LINK_LENGTH: Final = 4_095
 MAX_DEPTH: Final = 64
@@ -16,10 +17,10 @@ def member(h5py: Any, group: Any, name: str) -> Any:
     Raises: InputError if it points elsewhere, or its values stand elsewhere.
     """
     if not isinstance(group.get(name, getlink=True), h5py.HardLink) or len(name) > MAX_LINK_LENGTH:
-        raise InputError(f"has a link in place of {name[:40]}: save it again into one file")
+        raise InputError(f"has a link in place of {shown(name, 40)}: save it again into one file")
     found = group[name]
     if getattr(found, "external", None) or getattr(found, "is_virtual", False):
-        raise InputError(f"keeps the values of {name} in another file: save it again into one file")
+        raise InputError(f"keeps the values of {shown(name)} in another file: save it again into one file")
     return found
 
 
@@ -45,6 +46,6 @@ def read_bounded_dataset(dataset: Any, largest: int) -> Any:
     """
     claimed = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
     if claimed > largest:
-        raise InputError(f"{dataset.name[:80]} claims {claimed} bytes, expected {largest} at most")
+        raise InputError(f"{shown(dataset.name)} claims {claimed} bytes, expected {largest} at most")
     values = dataset[()]
     return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -12,7 +12,6 @@ from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import (
     Finished,
     check_finished,
-    files_of,
     finished_path,
     merge,
     read_finished,
@@ -27,14 +26,16 @@ from netvlad_deploy.bulk.plan import (
     find_or_make_plan,
     load_plan,
     plan_folder,
+    remove_parts,
     remove_plan,
     shard_size_for,
     source_of,
 )
 from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
 from netvlad_deploy.descriptors.header import StoredDtype
-from netvlad_deploy.descriptors.open_files import WRITERS
+from netvlad_deploy.descriptors.open_files import DESCRIPTOR_WRITERS, files_of
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.fleet.embed_on_ray import embed_on_ray
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.support.files import check_apart, check_targets, finish_writing
@@ -60,6 +61,9 @@ class EmbedOptions:
         head: which head, of several.
         dtype: `float32` or `float16`, in which descriptors are kept.
         shard_size: items of a shard, by default 1,024, or fewer where their descriptors would take over 64 MiB.
+
+    >>> EmbedOptions(batch=16, dtype="float16").head is None  # an artifact of one head has no other
+    True
     """
 
     listing: str | None = None
@@ -119,6 +123,7 @@ def embed(
     *,
     part: Part | None = None,
     merging: bool = False,
+    ray: str | None = None,
     decoders: int | None = None,
     runtime_cache: Path | None = None,
     force: bool = False,
@@ -127,9 +132,7 @@ def embed(
 
     The work is done in shards, in the folder `TARGET.parts` while it lasts. Whatever ends it, the same call goes on
     where it was, and the target becomes the same in every byte. If that is complete, a call does nothing.
-
-    `part` computes some shards alone, beside other processes; `merging` computes nothing and joins what is there;
-    `decoders` are threads that read and decode; `force` makes a target anew that exists, or a plan for something else.
+    `part` computes some shards alone, `merging` only joins them, `ray` is a cluster's address, `force` begins anew.
 
     >>> import numpy as np
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
@@ -141,30 +144,26 @@ def embed(
     >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
     (3, (3, 8))
 
-    Raises: UsageError if artifact, inputs and target do not belong together, or a plan or target is of something else;
-        InputError if nothing could be embedded.
+    Raises: UsageError if artifact, inputs, target and plan do not fit; InputError if nothing could be embedded.
     """
     started = time.perf_counter()
     _check_target(target, [str(each) for each in inputs], runtime_cache)
     wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
-    finish_writing(target.parent)
-    result = _finished(target, wanted, started, force=force)
-    if result is not None:
+    folder = plan_folder(target)
+    if (result := _ready(target, wanted, started, force=force)) is not None and not (target.suffix and folder.exists()):
         return result
-    check_targets(*_files(target), force=force)
-    with at_work(plan_folder(target), shared=part is not None):
-        result = _finished(target, wanted, started, force=force)  # of a run that ended just now
-        if result is not None:
+    with at_work(folder, shared=part is not None):
+        if (result := _ready(target, wanted, started, force=force)) is not None:  # of a run that ended just now
+            remove_parts(target)
             return result
         if merging:
             return _merged(wanted, target, started)
         plan = _planned(wanted, target, trusted=part is not None, force=force)
         numbers = range(plan.shards) if part is None else range(part.index, plan.shards, part.count)
         with _what_stays(plan, part):
-            kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache)
-            if part is None:
-                return _result(merge(plan), target, started, kept=kept)
-        return _part_result(plan, numbers, part, started, kept=kept)
+            kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache, ray)
+            done = merge(plan) if part is None else summed(plan, numbers, proven=False)
+        return _result(done, plan.folder if part else target, started, kept=kept, shards=len(numbers), part=part)
 
 
 def _merged(wanted: Manifest, target: Path, started_s: float) -> EmbedResult:
@@ -184,12 +183,14 @@ def _planned(wanted: Manifest, target: Path, *, trusted: bool, force: bool) -> P
 
 def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None) -> None:
     """Refuse a target of another format, or one that the same command reads."""
-    if target.suffix and target.suffix not in WRITERS:
-        known = ", ".join(WRITERS)
+    if target.suffix and target.suffix not in DESCRIPTOR_WRITERS:
+        known = ", ".join(DESCRIPTOR_WRITERS)
         raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
-    check_apart(target, map(Path, texts), "target")
+    inputs = [Path(text) for text in texts]
+    if same := next((each for each in inputs if each.exists() and target.exists() and each.samefile(target)), None):
+        raise UsageError(f"{same} holds what is embedded, it cannot be the target too: name another file")
     if runtime_cache is not None:
-        check_apart(runtime_cache, (*map(Path, texts), target), "runtime cache")
+        check_apart(runtime_cache, (*inputs, target), "runtime cache")
 
 
 def _files(target: Path) -> tuple[Path, ...]:
@@ -213,22 +214,38 @@ def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: E
     )
 
 
-def _finished(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
-    """Return the result of a target that is complete and just what is wanted, None if there is nothing of the kind."""
+def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
+    """Return the result of a target that is complete and just what is wanted, None if it is still to be made.
+
+    Raises: UsageError if another target stands there; OutputError if it cannot be written.
+    """
+    finish_writing(target.parent)
     finished = None if force else read_finished(target)
     if finished is None:
+        check_targets(*_files(target), force=force)
         return None
     check_finished(finished, target, wanted, source_of(wanted).items())
     return replace(_result(finished, target, started_s, kept=finished.manifest.shards), complete=True)
 
 
 def _embed_shards(
-    plan: Plan, candidate: Candidate, numbers: Sequence[int], decoders: int | None, runtime_cache: Path | None
+    plan: Plan,
+    candidate: Candidate,
+    numbers: Sequence[int],
+    decoders: int | None,
+    runtime_cache: Path | None,
+    ray: str | None,
 ) -> int:
     """Compute the shards of these numbers that are not there; return how many were."""
+    progress = Progress("embedding", sum(map(plan.items_of, numbers)), "items" if plan.images is None else "images")
+    if ray is not None:  # its workers look at the shards that are there
+        if runtime_cache is not None:
+            raise UsageError("--runtime-cache is a file of one machine's kernels: leave it out with --ray")
+        kept = sum(record_path(plan.folder, number).exists() for number in numbers)
+        done = lambda number: progress.advance(plan.items_of(number))  # noqa: E731 - one line, said here
+        embed_on_ray(ray, plan, candidate, numbers, decoders=decoders, done=done)
+        return kept
     missing = [number for number in numbers if find_shard(plan, number) is None]
-    unit = "items" if plan.images is None else "images"
-    progress = Progress("embedding", sum(map(plan.items_of, numbers)), unit)
     progress.reach(progress.total - sum(map(plan.items_of, missing)))
     if missing:
         with open_plan_runner(plan, candidate, runtime_cache=runtime_cache) as runner:
@@ -255,19 +272,17 @@ def _say_what_stays(plan: Plan, part: Part | None) -> None:
         remove_plan(plan.folder)
 
 
-def _part_result(plan: Plan, numbers: Sequence[int], part: Part, started_s: float, *, kept: int) -> EmbedResult:
-    done = _result(summed(plan, numbers, proven=False), plan.folder, started_s, kept=kept)
-    return replace(done, shards=len(numbers), part=str(part))
-
-
-def _result(done: Finished, output: Path, started_s: float, *, kept: int) -> EmbedResult:
+def _result(
+    done: Finished, output: Path, started_s: float, *, kept: int, shards: int | None = None, part: Part | None = None
+) -> EmbedResult:
     return EmbedResult(
         output=output,
         descriptors=done.descriptors,
         descriptor_size=done.manifest.header.descriptor_size,
         duration_ms=(time.perf_counter() - started_s) * 1e3,
-        shards=done.manifest.shards,
+        shards=done.manifest.shards if shards is None else shards,
         kept=kept,
+        part=None if part is None else str(part),
         reasons=done.reasons,
         skipped=done.skipped,
     )

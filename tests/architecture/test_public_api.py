@@ -32,9 +32,9 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_public_names() -> None:
     assert netvlad_deploy.__all__ == [
-        "BuildOptions", "Candidate", "FitOptions", "GraphOptions", "ImageInput", "NetVLAD", "Pipeline", "Profile",
-        "Verdict", "build_engine", "compare", "embed", "evaluate", "export_onnx", "fit", "load_artifact",
-        "load_checkpoint", "load_reference", "measure", "open_runner",
+        "BuildOptions", "Candidate", "EmbedOptions", "FitOptions", "GraphOptions", "ImageInput", "NetVLAD", "Pipeline",
+        "Profile", "Verdict", "build_engine", "compare", "decode_image", "embed", "evaluate", "export_onnx", "fit",
+        "load_artifact", "load_checkpoint", "load_reference", "measure", "open_runner", "read_descriptors",
     ]  # fmt: skip
     assert dir(netvlad_deploy) == netvlad_deploy.__all__
 

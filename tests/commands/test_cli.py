@@ -199,16 +199,17 @@ class TestEmbed:
         np.savez(tmp_path / "x.npz", allow_pickle=False, a=features(3, 5, 16)[0], b=features(1, 2, 16)[0])
         assert command("embed", masked.path, "x.npz", "-o", "y.npz").code == 0
         with np.load(tmp_path / "y.npz") as archive:
-            assert np.abs(archive["a"] - descriptors[0]).max() < 1e-6
+            assert archive["names"].tolist() == ["a", "b"]
+            assert np.abs(archive["descriptors"][0] - descriptors[0]).max() < 1e-6
 
     @pytest.mark.parametrize(
         ("array", "code", "message"),
         [
-            (np.ones((2, 16), np.float32), 65, "expected (batch, num_features, 16)"),
-            (np.ones((1, 2, 15), np.float32), 65, "expected (batch, num_features, 16)"),
+            (np.ones((2, 15), np.float32), 65, "expected (num_features, 16)"),
+            (np.ones((1, 2, 15), np.float32), 65, "expected (num_features, 16)"),
             (np.ones((1, 2, 16)), 65, "float64, expected float32"),
-            (np.ones((1, 0, 16), np.float32), 65, "must be at least 1"),
-            (np.full((1, 2, 16), np.nan, np.float32), 65, "batch item 0: features are not finite: first at row 0"),
+            (np.ones((1, 0, 16), np.float32), 65, "there is none"),
+            (np.full((1, 2, 16), np.nan, np.float32), 65, "features are not finite: first at row 0"),
         ],
     )
     def test_bad_features(

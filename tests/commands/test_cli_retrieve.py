@@ -49,7 +49,7 @@ def test_embed_writes_names_and_descriptors(command: Command, pipeline: OnnxArti
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out == f"y.npz  {PLACES} x {BANDS * 3}\n"
     with np.load("y.npz", allow_pickle=False) as written:
-        assert sorted(written) == ["descriptors", "names"]
+        assert sorted(written) == ["descriptors", "header", "names"]
         assert written["names"].tolist() == [f"sub/d{index}.png" for index in range(PLACES)]
         assert written["descriptors"].dtype == np.float32
         for name, got in zip(written["names"], written["descriptors"], strict=True):
@@ -65,7 +65,7 @@ def test_embed_skips_bad_files_and_says_so(command: Command, pipeline: OnnxArtif
     outcome = command("embed", pipeline.path, walk / "asked", "-o", "y.npz", "--json")
     assert outcome.code == 1
     record = json.loads(outcome.out)
-    assert record["schema"] == "netvlad-deploy/embed/1"
+    assert record["schema"] == "netvlad-deploy/embed/2"
     assert record["descriptors"] == PLACES - 2
     assert [(Path(one["path"]).name, one["reason"]) for one in record["skipped"]] == [
         ("q2.png", "an empty file"), ("q4.png", "damaged or not supported"),
@@ -102,17 +102,18 @@ def test_embed_refuses_inputs_that_do_not_fit(
     np.save("x.npy", np.ones((1, 5, 16), np.float32))
     (walk / "none").mkdir()
     for arguments, code, said in (
-        ((pipeline.path, "x.npy"), 2, "takes images, x.npy holds features"),
-        ((exported.path, walk / "asked"), 2, "takes one file of local descriptors"),
+        ((pipeline.path, "x.npy"), 2, "x.npy holds local descriptors, not images"),
+        ((exported.path, walk / "asked"), 65, "nothing to embed: none was found"),
         ((exported.path, walk / "asked" / "q1.png"), 2, "--input images"),
-        ((exported.path, "x.npy", "x.npy"), 2, "takes one file of local descriptors"),
-        ((pipeline.path, walk / "none"), 65, "no image to embed: none was found"),
+        ((exported.path, "x.npy", "x.npy"), 2, "have the same name"),
+        ((pipeline.path, walk / "none"), 65, "nothing to embed: none was found"),
         ((pipeline.path, "nowhere"), 65, "nowhere does not exist"),
     ):
         outcome = command("embed", *arguments, "-o", "y.npz")
         assert (outcome.code, said in error_of(outcome.err)) == (code, True), outcome.err
         assert not Path("y.npz").exists()
-    assert "name the target y.npz" in command("embed", pipeline.path, walk / "asked", "-o", "y.npy").err
+    assert "y.txt does not end in .npz" in command("embed", pipeline.path, walk / "asked", "-o", "y.txt").err
+    assert "name folders or files" in command("embed", pipeline.path, "-o", "y.npz").err
     Path("y.npz").touch()
     assert command("embed", pipeline.path, walk / "asked", "-o", "y.npz").code == 2
 

@@ -63,7 +63,7 @@ def test_embed(command: Command, no_work: None, masked: OnnxArtifact, tmp_path: 
     for force in ((), ("--force",)):
         outcome = command("embed", masked.path, "x.npy", "-o", "x.npy", *force)
         assert outcome.code == 2
-        assert "holds the features, it cannot be the target too" in outcome.err
+        assert "holds what is embedded, it cannot be the target too" in outcome.err
     assert (tmp_path / "x.npy").read_bytes() == before
     outcome = command("embed", masked.path, "x.npy", "-o", "z.npy", "--runtime-cache", "x.npy")
     assert outcome.code == 2

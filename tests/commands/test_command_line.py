@@ -33,9 +33,9 @@ def test_every_help_has_whole_lines_and_all_options(
     outcome = command(*verb.split(), "-h")
     assert outcome.code == 0
     assert max(map(len, outcome.out.splitlines())) <= int(columns)
-    assert "..." not in outcome.out.replace("[ARGS]...", "").replace("[ARTIFACT]...", "").replace("}...", "").replace(
-        '", ...]', ""
-    )
+    assert "..." not in outcome.out.replace("[ARGS]...", "").replace("[INPUT]...", "").replace(
+        "[ARTIFACT]...", ""
+    ).replace("}...", "").replace('", ...]', "")
     for parameter in COMMANDS[verb].params if verb else ():
         assert max(parameter.opts, key=len) in outcome.out or parameter.param_type_name == "argument"
 

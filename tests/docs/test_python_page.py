@@ -29,7 +29,8 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr
     lines = outcome.stdout.splitlines()
     assert lines[0] == "(2, 32768) PASS"
-    assert "3 12 []" in lines
+    assert "['0.png', '1.png', '2.png'] (3, 12)" in lines
+    assert any(line.startswith(("1.0", "0.9999")) for line in lines), "one photo by the same rule, and one file"
     assert lines[-1].startswith(("no usable NVIDIA GPU on this machine", "cuda:0 torch.Size([2, 32768])"))
 
 

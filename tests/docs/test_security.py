@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import netvlad_deploy
-from netvlad_deploy.retrieval import image_files
+from netvlad_deploy.retrieval import decoding
 from netvlad_deploy.spec.images import MAX_PIXELS
 from netvlad_deploy.support.formats import CHECKPOINT_SUFFIXES
 
@@ -83,8 +83,8 @@ def test_nothing_opens_a_connection() -> None:
 
 def test_the_figures_and_formats_are_those_of_the_code() -> None:
     assert f"at most {MAX_PIXELS:,} pixels" in PAGE
-    assert f"at most {image_files.MOST_PER_BYTE:,} for each byte" in PAGE
-    assert f"{('', '', '', '', '', '', '', 'seven')[len(image_files.FORMATS)]} formats" in PAGE
+    assert f"at most {decoding.MOST_PER_BYTE:,} for each byte" in PAGE
+    assert f"{('', '', '', '', '', '', '', 'seven')[len(decoding.FORMATS)]} formats" in PAGE
     row = next(line for line in PAGE.splitlines() if line.startswith("| checkpoints:"))
     assert {*re.findall(r"`(\.[\w.]+)`", row)} >= {".pt", ".safetensors", ".npz", ".mat", ".h5", ".index"}
     assert set(re.findall(r"`(\.\w+)`", row)) <= set(CHECKPOINT_SUFFIXES)

@@ -193,3 +193,11 @@ def test_hostile_hdf5_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             read(tmp_path / f"{name}.h5")
+
+
+def test_a_name_that_no_file_of_descriptors_can_hold_is_skipped(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **{"": made(1, D), "a" * 5000: made(1, D), "b": made(1, D)})  # type: ignore[arg-type]
+    found = list(open_sources([str(tmp_path / "x.npz")], features=True).items())
+    assert [one.name if isinstance(one, Item) else one.reason for one in found] == [
+        "without a name that can be kept", "without a name that can be kept", "b",
+    ]  # fmt: skip

@@ -69,7 +69,7 @@ def test_a_part_of_the_items_is_opened_in_another_process_s_source(photos: Path)
     assert [load() for _, load in loads] == [b"walk/a/1.jpg", b"walk/a/2.jpg", b"other/a.png"]
     assert (items[0].size_bytes, items[0].modified_ns) == (10, (photos / "walk/a.png").stat().st_mtime_ns)
     (photos / "walk/a/1.jpg").unlink()
-    with pytest.raises(InputError, match=r"walk/a/1\.jpg is missing"):
+    with pytest.raises(InputError, match="unreadable: No such file or directory"):
         loads[0][1]()
 
 
@@ -138,7 +138,7 @@ def test_a_file_without_end_is_not_read(photos: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("netvlad_deploy.sources.source.MAX_ENCODED_BYTES", 5)
     source = open_sources(["walk/b.jpg"])
     ((_, load),) = source.open(one for one in source.items() if isinstance(one, Item))
-    with pytest.raises(InputError, match="more than 5 bytes"):
+    with pytest.raises(InputError, match="it has over 5 bytes"):
         load()
     assert MAX_ENCODED_BYTES > 5
 

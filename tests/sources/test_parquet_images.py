@@ -84,7 +84,7 @@ def test_rows_without_a_name_are_skipped(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", {"image": IMAGES[:3], "name": ["a", None, ""]})
     items, skipped = listed(path)
     assert [item.name for item in items] == ["a"]
-    assert skipped == [f"{path}, row {row}: without a name" for row in (1, 2)]
+    assert skipped == [f"{path} [{row}]: without a name that can be kept" for row in (1, 2)]
 
 
 def test_only_row_groups_with_wanted_rows_are_read(tmp_path: Path) -> None:

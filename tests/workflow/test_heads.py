@@ -26,7 +26,7 @@ from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Arrays, Float64
 from netvlad_deploy.workflow.bench import bench
 from netvlad_deploy.workflow.build import build
-from netvlad_deploy.workflow.embed import embed
+from netvlad_deploy.workflow.embed import EmbedOptions, embed
 from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source
 from netvlad_deploy.workflow.validate import validate
@@ -217,7 +217,7 @@ def test_bench_and_embed_serve_them(artifact: OnnxArtifact, tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"has the heads pool_layer_after, .*: choose one with --head"):
         embed(candidate, [tmp_path / "x.npy"], target)
     assert not target.exists()
-    embed(Candidate(path=artifact.path), [tmp_path / "x.npy"], target, head="retrieval.pool")
+    embed(Candidate(path=artifact.path), [tmp_path / "x.npy"], target, EmbedOptions(head="retrieval.pool"))
     assert np.abs(np.load(target) - expected(feeds)["retrieval.pool"]).max() < 1e-5
 
 

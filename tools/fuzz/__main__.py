@@ -1,18 +1,22 @@
-"""Fuzz every parser for some seconds, each in a process of its own: `python -m tools.fuzz [SECONDS] [PARSER...]`.
+"""Fuzz every parser for some seconds: `python -m tools.fuzz --seconds N [--target PARSER]`.
 
-Exit 1 if a parser ends with an error that is not ours, hangs, takes too much memory, or dies.
+Each has a process of its own, as many at once as there are cores. Where atheris is installed it is guided by coverage,
+else files are damaged at random, which is said. Exit 1 if a parser ends with an error that is not ours, hangs, takes
+too much memory, or dies.
 """
 
+import argparse
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tools.fuzz.harness import fuzz, limit_memory
-from tools.fuzz.parsers import PARSERS
 
 START_S = 300
 """How long a worker may take to import torch on a busy machine."""
@@ -21,17 +25,45 @@ WORKER = "--worker"
 
 def main(arguments: list[str]) -> int:
     """Fuzz the parsers named, or all; print a line each."""
-    seconds = float(arguments[0]) if arguments else 60.0
-    names = arguments[1:] or list(PARSERS)
-    failed = [name for name in names if not _report(name, _fuzzed(name, seconds))]
-    return 1 if failed else 0
+    from tools.fuzz.parsers import PARSERS
+
+    options = argparse.ArgumentParser(prog="tools.fuzz")
+    options.add_argument("--seconds", type=float, default=60.0, help="for each parser")
+    options.add_argument("--target", action="append", choices=list(PARSERS), help="a parser; may be given again")
+    given = options.parse_args(arguments)
+    if not is_guided():
+        print("atheris is not installed: files are damaged at random, without coverage to guide it")
+    names = given.target or list(PARSERS)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = pool.map(partial(_fuzzed, seconds=given.seconds), names)
+        sound = [_report(name, outcome) for name, outcome in zip(names, outcomes, strict=True)]
+    return 0 if all(sound) else 1
+
+
+def is_guided() -> bool:
+    """Return True if atheris is installed."""
+    return importlib.util.find_spec("atheris") is not None
 
 
 def worker(name: str, seconds: float, folder: Path) -> None:
     """Fuzz one parser in this process."""
-    PARSERS[name].seeds()
-    limit_memory()
-    print(json.dumps(asdict(fuzz(PARSERS[name], folder, seconds=seconds))))
+    if not is_guided():
+        from tools.fuzz.harness import fuzz, limit_memory
+        from tools.fuzz.parsers import PARSERS
+
+        PARSERS[name].seeds()
+        limit_memory()
+        print(json.dumps(asdict(fuzz(PARSERS[name], folder, seconds=seconds))))
+        return
+    import atheris
+
+    with atheris.instrument_imports(include=["netvlad_deploy"]):  # also what is imported when a first file is read
+        from tools.fuzz.guided import guide
+        from tools.fuzz.harness import Campaign
+        from tools.fuzz.parsers import PARSERS
+
+        campaign = Campaign(PARSERS[name], folder)
+    guide(atheris, campaign, seconds, partial(print, flush=True))
 
 
 def _fuzzed(name: str, seconds: float) -> dict[str, Any]:

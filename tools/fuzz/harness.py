@@ -14,7 +14,7 @@ from types import FrameType
 
 from netvlad_deploy.errors import NetVLADDeployError
 from tools.fuzz.mutations import mutated
-from tools.fuzz.parsers import Parser
+from tools.fuzz.parser import Parser
 
 LONGEST_S = 5.0
 ADDRESS_SPACE_BYTES = 4 << 30
@@ -36,50 +36,66 @@ class Outcome:
     faults: dict[str, str] = field(default_factory=dict)
 
 
+class Campaign:
+    """Give one parser file after file, and keep count; the file of a fault stays in the folder."""
+
+    def __init__(self, parser: Parser, folder: Path) -> None:
+        self.parser, self.folder = parser, folder
+        self.seeds, self.outcome = parser.seeds(), Outcome()
+        self.path = folder / f"case{parser.suffix}"
+        for content in self.seeds:
+            self.path.write_bytes(content)
+            with contextlib.suppress(NetVLADDeployError):
+                parser.read(self.path)
+        self._start_kib = _peak_kib()
+
+    def give(self, content: bytes) -> None:
+        """Read one file, and note what went wrong."""
+        self.path.write_bytes(content)
+        began = time.monotonic()
+        fault = self._fault()
+        outcome = self.outcome
+        outcome.slowest_s = max(outcome.slowest_s, time.monotonic() - began)
+        outcome.grown_kib = _peak_kib() - self._start_kib
+        if fault is None and outcome.grown_kib > self.parser.largest_mib << 10:
+            fault, self._start_kib = "takes too much memory", _peak_kib()
+        if fault is not None and fault not in outcome.faults:
+            kept = self.folder / f"fault-{len(outcome.faults)}{self.parser.suffix}"
+            kept.write_bytes(content)
+            outcome.faults[fault] = str(kept)
+
+    def _fault(self) -> str | None:
+        """Read the file; return what went wrong."""
+        outcome = self.outcome
+        outcome.refused += 1
+        try:
+            with _in_time(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.parser.read(self.path)
+        except NetVLADDeployError as error:
+            if "\n" in str(error):
+                return f"several lines: {error!r}"
+            asks = isinstance(error.__cause__, MemoryError) and not self.parser.may_ask
+            return "asks for too much memory" if asks else None
+        except HangError:
+            return f"takes longer than {LONGEST_S} s"
+        except Exception as error:  # noqa: BLE001 - finding these is the point
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return f"{type(error).__name__} at {where.filename}:{where.lineno}: {str(error)[:100]}"
+        outcome.refused, outcome.read = outcome.refused - 1, outcome.read + 1
+        return None
+
+
 def fuzz(parser: Parser, folder: Path, *, seed: int = 0, cases: int | None = None, seconds: float = 1e9) -> Outcome:
-    """Read damaged files until so many were read, or so long; the file of a fault stays in the folder."""
-    rng, seeds, outcome = random.Random(seed), parser.seeds(), Outcome()
-    path = folder / f"case{parser.suffix}"
-    for content in seeds:
-        path.write_bytes(content)
-        with contextlib.suppress(NetVLADDeployError):
-            parser.read(path)
-    start_kib, end = _peak_kib(), time.monotonic() + seconds
+    """Read damaged files until so many were read, or so long."""
+    rng, campaign, end = random.Random(seed), Campaign(parser, folder), time.monotonic() + seconds
+    outcome = campaign.outcome
     while time.monotonic() < end and (cases is None or outcome.read + outcome.refused < cases):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            path.write_bytes(mutated(rng, seeds))
-        began = time.monotonic()
-        fault = _fault(parser, path, outcome)
-        outcome.slowest_s = max(outcome.slowest_s, time.monotonic() - began)
-        outcome.grown_kib = _peak_kib() - start_kib
-        if fault is None and outcome.grown_kib > parser.largest_mib << 10:
-            fault, start_kib = "takes too much memory", _peak_kib()
-        if fault is not None and fault not in outcome.faults:
-            kept = folder / f"fault-{len(outcome.faults)}{parser.suffix}"
-            kept.write_bytes(path.read_bytes())
-            outcome.faults[fault] = str(kept)
+            content = mutated(rng, campaign.seeds)
+        campaign.give(content)
     return outcome
-
-
-def _fault(parser: Parser, path: Path, outcome: Outcome) -> str | None:
-    """Read one file; return what went wrong."""
-    outcome.refused += 1
-    try:
-        with _in_time(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            parser.read(path)
-    except NetVLADDeployError as error:
-        if "\n" in str(error):
-            return f"several lines: {error!r}"
-        return "asks for too much memory" if isinstance(error.__cause__, MemoryError) else None
-    except HangError:
-        return f"takes longer than {LONGEST_S} s"
-    except Exception as error:  # noqa: BLE001 - finding these is the point
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__} at {where.filename}:{where.lineno}: {str(error)[:100]}"
-    outcome.refused, outcome.read = outcome.refused - 1, outcome.read + 1
-    return None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""The shards of one plan, computed by many machines at once."""

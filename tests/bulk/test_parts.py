@@ -1,0 +1,133 @@
+"""Parts of one run in several processes, joined; targets of every kind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.descriptors.open_files import read_descriptors
+from tests.bulk.conftest import PHOTOS, RUN, SHARDS
+from tests.command import Command, error_of
+
+pytestmark = [pytest.mark.export, pytest.mark.ort]
+
+
+@pytest.fixture
+def whole(command: Command, pipeline: OnnxArtifact) -> bytes:
+    """Return the bytes of a target that one process made."""
+    assert command(*RUN, "-o", "whole.npz").code == 0
+    return Path("whole.npz").read_bytes()
+
+
+def test_three_processes_at_once_make_what_one_makes(command: Command, whole: bytes) -> None:
+    """A damaged photo is no failure of a part: it would be tried again and again. The join says it."""
+    Path("photos/0005.png").write_bytes(b"")
+    words = [*map(str, RUN), "-o", "y.npz"]
+    parts = [
+        subprocess.Popen([sys.executable, "-m", "netvlad_deploy", *words, "--shard", f"{part}/3"], stderr=-1, stdout=-1)
+        for part in range(3)
+    ]
+    outcomes = [part.communicate() for part in parts]
+    assert [part.returncode for part in parts] == [0, 0, 0], outcomes
+    assert outcomes[0][0].decode().startswith("y.npz.parts  8 x 12, part 0/3: 3 shards")
+    merged = command(*RUN, "-o", "y.npz", "--merge")
+    assert (merged.code, "19 x 12, 7 of 7 shards were there already, 1 skipped" in merged.out) == (1, True)
+    plain = command(*RUN, "-o", "plain.npz")
+    assert plain.code == 1
+    assert Path("y.npz").read_bytes() == Path("plain.npz").read_bytes() != whole
+    assert not Path("y.npz.parts").exists()
+
+
+def test_a_join_names_what_is_missing_or_damaged(command: Command, whole: bytes) -> None:
+    assert "no plan was made there" in error_of(command(*RUN, "-o", "y.npz", "--merge").err)
+    assert not Path("y.npz.parts").exists()
+    assert command(*RUN, "-o", "y.npz", "--shard", "1/3").code == 0
+    outcome = command(*RUN, "-o", "y.npz", "--merge")
+    assert outcome.code == 65
+    assert f"y.npz.parts lacks 5 of {SHARDS} shards (0, 2, 3, 5, 6)" in error_of(outcome.err)
+    again = command(*RUN, "-o", "y.npz", "--shard", "1/3")
+    assert "part 1/3: 2 shards, 2 of 2 shards were there already" in again.out
+    assert "batch was 2, is 5" in error_of(command(*RUN, "-o", "y.npz", "--shard", "0/3", "--batch", 5).err)
+    for part in (0, 2):
+        assert command(*RUN, "-o", "y.npz", "--shard", f"{part}/3").code == 0
+    shard = Path("y.npz.parts/shard-000004.npz")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"x")
+    outcome = command(*RUN, "-o", "y.npz", "--merge")
+    assert (outcome.code, f"{shard} has SHA-256" in error_of(outcome.err)) == (65, True)
+    assert not Path("y.npz").exists()
+    shard.write_bytes(content)
+    assert command(*RUN, "-o", "y.npz", "--merge").code == 0
+    assert Path("y.npz").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--shard", "3/3"), "counted from 0: the last of 3 parts is 2/3"),
+        (("--shard", "1"), "is not I/N"),
+        (("--shard", "0/0"), "parts is 0, expected 1 to 100000"),
+        (("--shard", "0/2", "--merge"), "leave one of them out"),
+        (("--shard-size", "0"), "shard-size is 0"),
+    ],
+)
+def test_parts_that_there_are_not(
+    command: Command, pipeline: OnnxArtifact, options: tuple[str, ...], said: str
+) -> None:
+    outcome = command("embed", "m.onnx", "photos", "-o", "y.npz", *options)
+    assert (outcome.code, said in error_of(outcome.err)) == (2, True), outcome.err
+
+
+def test_a_folder_of_shards_stays_as_it_is(command: Command, whole: bytes) -> None:
+    assert command(*RUN, "-o", "shards").code == 0
+    outcome = command(*RUN, "-o", "shards")
+    assert (outcome.code, outcome.out) == (0, f"shards  {PHOTOS} x 12, complete already\n")
+    one, other = read_descriptors(Path("shards")), read_descriptors(Path("whole.npz"))
+    assert one.header == other.header
+    rows = [[(name, row.tobytes()) for names, block in each.blocks(4) for name, row in zip(names, block, strict=True)]
+            for each in (one, other)]  # fmt: skip
+    assert rows[0] == rows[1]
+    assert json.loads(Path("shards/complete.json").read_text())["descriptors"] == PHOTOS
+    assert command(*RUN, "-o", "shards", "--force").out == f"shards  {PHOTOS} x 12\n"
+    outcome = command(*RUN, "-o", "photos")
+    assert (outcome.code, "photos" in error_of(outcome.err)) == (2, True)
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    outcome = command(*RUN, "-o", "mine")
+    assert (outcome.code, "mine holds notes.txt, which no run of embed writes" in outcome.err) == (2, True)
+    assert Path("mine/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "suffix", [".npz", ".npy", *(pytest.param(suffix, marks=pytest.mark.bulk) for suffix in (".h5", ".parquet"))]
+)
+def test_every_format_holds_the_same(command: Command, whole: bytes, suffix: str) -> None:
+    assert command(*RUN, "-o", f"y{suffix}", "--dtype", "float16").code == 0
+    reader = read_descriptors(Path(f"y{suffix}"))
+    assert reader.header is not None
+    assert (reader.header.dtype, reader.header.artifact, reader.count) == ("float16", "m.onnx", PHOTOS)
+    with np.load("whole.npz") as written:
+        names, descriptors = next(iter(reader.blocks()))
+        assert names == written["names"].tolist()
+        assert np.array_equal(descriptors, written["descriptors"].astype(np.float16).astype(np.float32))
+    assert "complete already" in command(*RUN, "-o", f"y{suffix}", "--dtype", "float16").out
+
+
+def test_a_list_from_standard_input(
+    command: Command, whole: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"photos/{number:04}.png\n" for number in range(PHOTOS)))
+    assert command(*RUN[:2], *RUN[3:], "--list", "list.txt", "-o", "y.npz").code == 0
+    with np.load("y.npz") as listed, np.load("whole.npz") as written:
+        assert listed["names"].tolist() == [f"photos/{name}" for name in written["names"]]
+        assert np.array_equal(listed["descriptors"], written["descriptors"])
+
+
+def test_two_inputs_of_one_name(command: Command, pipeline: OnnxArtifact) -> None:
+    outcome = command(*RUN, "photos", "-o", "y.npz")
+    assert (outcome.code, "same name" in error_of(outcome.err)) == (2, True)
+    assert not list(Path().glob("y.npz*"))
