@@ -38,12 +38,14 @@ from tools import (
     adopt_bars,
     backbone_bars,
     bulk_bars,
+    file_bars,
     flow_bars,
     half_bars,
     image_bars,
     index_bars,
     latency_bars,
     report_bars,
+    triton_bars,
 )
 from tools.bar import MIB, Bar, fastest, steady
 
@@ -241,6 +243,7 @@ FIGURES: tuple[Group, ...] = (
     *adopt_bars.FIGURES,
     *backbone_bars.FIGURES,
     *bulk_bars.FIGURES,
+    *file_bars.FIGURES,
 )
 TIMES: tuple[Group, ...] = (
     command_line,
@@ -254,6 +257,7 @@ TIMES: tuple[Group, ...] = (
     *index_bars.TIMES,
     speed,
     *latency_bars.TIMES,
+    *triton_bars.TIMES,
 )
 
 
