@@ -11,6 +11,8 @@ LOWEST = export cpu gpu strict openvino nvml report images transformers timm ker
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CONSTRAINTS = constraints.txt
+TRITON_VENV = .venv-triton
+TRITON_CONSTRAINTS = constraints-triton.txt
 
 .PHONY: headers demo test check lint bars bench mutation hostile gpu-check figure schemas wheel dist sbom audit resolve-lowest fuzz resolve-3.10 clean
 
@@ -92,5 +94,10 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,openvino,rtx,report,images,fit,demo,transformers,keras,nvml,hdf5,parquet,bags,index,ray,dev]'
 	touch $@
 
+$(TRITON_VENV)/.installed: pyproject.toml $(TRITON_CONSTRAINTS)  # a Triton server, which wants a NumPy of its own
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet -c $(TRITON_CONSTRAINTS) -e '.[cpu,images,triton]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) $(TRITON_VENV) demo build dist *.egg-info

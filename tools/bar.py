@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,3 +47,12 @@ def fastest(command: list[str], folder: Path, times: int = 5) -> float:
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+def steady(bar: Callable[[], Bar]) -> Bar:
+    """Measure a bar of time, up to three times where it does not hold: machines are noisy for a while."""
+    for _ in range(2):
+        if (found := bar()).holds:
+            return found
+        time.sleep(20)
+    return bar()

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -35,8 +34,20 @@ from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.tensorrt.engine import build_engine
 from netvlad_deploy.workflow.source import DEFAULT_SPEC
 from tests.modules import RANGE, features, make_module
-from tools import adopt_bars, backbone_bars, file_bars, half_bars, image_bars, index_bars, latency_bars, report_bars
-from tools.bar import MIB, Bar, fastest
+from tools import (
+    adopt_bars,
+    backbone_bars,
+    bulk_bars,
+    file_bars,
+    flow_bars,
+    half_bars,
+    image_bars,
+    index_bars,
+    latency_bars,
+    report_bars,
+    triton_bars,
+)
+from tools.bar import MIB, Bar, fastest, steady
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
 """Scale of the L2-normalised features, and the bar of the largest absolute error."""
@@ -100,15 +111,6 @@ def speed(folder: Path) -> Iterator[Bar]:
         yield steady(functools.partial(against_torch, folder, shape))
     for shape in GEMM_BARS:
         yield steady(functools.partial(against_gemms, folder, shape))
-
-
-def steady(bar: Callable[[], Bar]) -> Bar:
-    """Measure a bar of time, up to three times where it does not hold: machines are noisy for a while."""
-    for _ in range(2):
-        if (found := bar()).holds:
-            return found
-        time.sleep(20)
-    return bar()
 
 
 def against_torch(folder: Path, shape: tuple[int, int, int, int]) -> Bar:
@@ -240,6 +242,7 @@ FIGURES: tuple[Group, ...] = (
     *image_bars.FIGURES,
     *adopt_bars.FIGURES,
     *backbone_bars.FIGURES,
+    *bulk_bars.FIGURES,
     *file_bars.FIGURES,
 )
 TIMES: tuple[Group, ...] = (
@@ -248,10 +251,13 @@ TIMES: tuple[Group, ...] = (
     *image_bars.TIMES,
     *adopt_bars.TIMES,
     *backbone_bars.TIMES,
+    *bulk_bars.TIMES,
+    *flow_bars.TIMES,
     *report_bars.TIMES,
     *index_bars.TIMES,
     speed,
     *latency_bars.TIMES,
+    *triton_bars.TIMES,
 )
 
 

@@ -1,26 +1,31 @@
 """The promises about the stream from files to descriptors, measured for `make bars`: a runner that never waits.
 
-Runners and decoders that only sleep show what the stream itself costs, on any machine; a real session on this
-machine's cores shows what decoding on the same cores takes.
+Runners and decoders that only sleep show what the stream itself costs, on any machine. What decoding on the same cores
+takes from a real session, `image_bars` shows.
 """
 
+import math
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
-from netvlad_deploy.retrieval import stream
+from netvlad_deploy.retrieval import loading, stream
 from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.images import IMAGES, ImageInput
 from netvlad_deploy.spec.items import Item, Load
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays
+from tools.bar import MIB, Bar, steady
 
 BATCH, COUNT = 8, 480
+LARGE, MANY = (480, 640, 3), 600
 RUN_S, COPY_S = 0.040, 0.010
 LEAST_SHARE = 0.95
 DECODERS = (1, 4, 16)
@@ -46,48 +51,74 @@ class Device(Runner):
         return {DESCRIPTOR: feeds[IMAGES][:, 0, 0].astype(np.float32)}
 
 
-def contents(count: int, decode_s: float) -> Iterator[tuple[Item, Load]]:
-    """Yield items that take so long to decode, and are their own numbers."""
+def contents(count: int, decode_s: float, shape: tuple[int, int, int] = (24, 32, 3)) -> Iterator[tuple[Item, Load]]:
+    """Yield items that take so long to decode."""
 
     def load(number: int) -> Array:
         time.sleep(decode_s)
-        return np.full((24, 32, 3), number % 256, np.uint8)
+        return np.full(shape, number % 256, np.uint8)
 
     for number in range(count):
         yield Item(name=f"{number}", path=Path(f"{number}"), size_bytes=1, modified_ns=0), partial(load, number)
 
 
-def rate(runner: Runner, decode_s: float, *, decoders: int | None, lanes: int, count: int = COUNT) -> float:
-    """Return the items a second of the stream, without its first and last batches."""
+def rate(runner: Runner, decode_s: float, *, decoders: int | None, lanes: int) -> float:
+    """Return the items a second of the stream, without its first third, in which it starts and finds its pace."""
     times = []
     for number, (item, _) in enumerate(
-        describe(runner, ImageInput(), contents(count, decode_s), batch=BATCH, decoders=decoders, lanes=lanes)
+        describe(runner, ImageInput(), contents(COUNT, decode_s), batch=BATCH, decoders=decoders, lanes=lanes)
     ):
         assert item.name == f"{number}"
         times.append(time.perf_counter())
-    start = count // 4
-    return (count - start) / (times[-1] - times[start - 1])
+    start = COUNT // 3
+    return (COUNT - start) / (times[-1] - times[start - 1])
 
 
-def alone(runner: Device, count: int = COUNT // 2) -> float:
+def alone(runner: Device) -> float:
     """Return the items a second of the runner's work alone: its copies are done beside it."""
     started = time.perf_counter()
-    for _ in range(count // BATCH):
+    for _ in range(COUNT // BATCH // 2):
         time.sleep(runner.run_s)
-    return count / (time.perf_counter() - started)
+    return COUNT / 2 / (time.perf_counter() - started)
 
 
-if __name__ == "__main__":
-    for lanes, copy_s in ((1, 0.0), (2, COPY_S)):
-        for decoders in DECODERS:
-            device = Device(copy_s=copy_s)
-            a = alone(device)
-            decode_s = SPARE * decoders * RUN_S / BATCH
-            r = rate(device, decode_s, decoders=decoders, lanes=lanes)
-            print(lanes, decoders, f"{r:.1f} of {a:.1f}: {r / a:.1%}")
-    setattr(stream, "available_cores", lambda: 16)
-    for decoders in DECODERS:
-        device = Device()
-        a = alone(device)
-        r = rate(device, SPARE * decoders * RUN_S / BATCH, decoders=None, lanes=1)
-        print("adaptive", decoders, f"{r:.1f} of {a:.1f}: {r / a:.1%}")
+def share(needed: int, *, decoders: int | None, lanes: int, copy_s: float = 0.0) -> Bar:
+    """Measure the stream where decoding keeps a number of threads busy."""
+    runner = Device(copy_s=copy_s)
+    before = alone(runner)
+    got = rate(runner, SPARE * needed * RUN_S / BATCH, decoders=decoders, lanes=lanes)
+    most = (before + alone(runner)) / 2
+    threads = f"{needed} decoders' work" + ("" if decoders else ", their number found")
+    name = f"stream, {threads}, {lanes} in flight: at least {LEAST_SHARE:.0%} of the runner alone"
+    return Bar(name, f"{got / most:.1%}, {got:.0f} of {most:.0f} images/s", got >= LEAST_SHARE * most)
+
+
+def throughput(folder: Path) -> Iterator[Bar]:
+    """A runner and decoders that only sleep: how long the runner waits for anything."""
+    for needed in DECODERS:
+        yield steady(partial(share, needed, decoders=needed, lanes=1))
+        yield steady(partial(share, needed, decoders=needed, lanes=2, copy_s=COPY_S))
+    with patch.object(stream, "available_cores", return_value=max(DECODERS)):
+        for needed in DECODERS:
+            yield steady(partial(share, needed, decoders=None, lanes=2, copy_s=COPY_S))
+
+
+def memory(folder: Path) -> Iterator[Bar]:
+    """The most arrays that stand in memory at once, by NumPy's own account, whoever is slow."""
+    side = {"decoders": (0.0, 0.02), "runner": (0.004, 0.0)}
+    images = 2 * (2 + 2) * BATCH * math.prod(LARGE)  # on two lanes: waiting, running, and stacked
+    for fast, (decode_s, run_s) in side.items():
+        tracemalloc.start()
+        results = describe(
+            Device(run_s=run_s), ImageInput(), contents(MANY, decode_s, LARGE), batch=BATCH, decoders=4, lanes=2
+        )
+        number = sum(1 for _ in results)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert number == MANY
+        limit = loading.WAITING_BYTES + images
+        name = f"stream, {MANY} images of 480x640 on fast {fast}: at most {limit // MIB} MiB at once"
+        yield Bar(name, f"{peak / MIB:.0f} of {MANY * math.prod(LARGE) // MIB} MiB", peak <= limit)
+
+
+TIMES = (throughput, memory)

@@ -236,7 +236,7 @@ def rounds_of(artifact: Artifact, count: int) -> list[float]:
     batches = [np.stack(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
     shares = []
-    with open_runner(artifact) as runner:
+    with open_runner(artifact, spin=False) as runner:  # as `embed` opens it
         for _ in range(ROUNDS):
             started = time.perf_counter()
             for batch in batches:

@@ -23,6 +23,7 @@ from netvlad_deploy.report.precision import PrecisionReport
 from netvlad_deploy.report.search import SearchReport
 from netvlad_deploy.report.serialize import DERIVED, SCHEMAS, schema_name
 from netvlad_deploy.report.sweep import SweepReport
+from netvlad_deploy.serving.repository import TritonModel
 from netvlad_deploy.workflow.embed import EmbedResult
 from netvlad_deploy.workflow.fit import Vocabulary
 
@@ -36,6 +37,7 @@ PRINTED: Final[dict[str, type]] = {
     "sweep": SweepReport,
     "precision": PrecisionReport,
     "embed": EmbedResult,
+    "package": TritonModel,
     "index": PlaceIndex,
     "search": SearchReport,
     "evaluate": EvaluationReport,

@@ -35,7 +35,7 @@ def open_plan_runner(
             f"{manifest.header.sha256[:12]}: use that file"
         )
     source = candidate.on(manifest.backend)
-    with stdout_to_stderr(), source.open(threads=threads, runtime_cache=runtime_cache) as opened:
+    with stdout_to_stderr(), source.open(threads=threads, runtime_cache=runtime_cache, spin=False) as opened:
         runner = OneHead(opened, manifest.head) if manifest.head is not None else opened
         if plan.images is None and (others := set(runner.inputs) - {FEATURES, MASK}):
             raise UsageError(f"{candidate.name} takes {', '.join(others)} too, a feature file has none")

@@ -56,7 +56,7 @@ def build_index(reader: DescriptorReader, choice: Choice, write_names: Callable[
     index = empty_index(faiss, reader.descriptor_size, choice, unit=known.unit)
     threads = faiss.omp_get_max_threads()
     if choice.kind == HNSW:
-        faiss.omp_set_num_threads(1)  # several threads would link the descriptors in another order each time
+        faiss.omp_set_num_threads(1)  # the order in which threads link descriptors is nobody's promise
     try:
         held, exact = _fill(index, reader, choice, known, write_names)
         faiss.omp_set_num_threads(threads)

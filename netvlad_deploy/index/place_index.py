@@ -17,7 +17,6 @@ import numpy.typing as npt
 from netvlad_deploy.artifact import sidecar_path
 from netvlad_deploy.descriptors.header import DescriptorHeader
 from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.index.build import set_visited
 from netvlad_deploy.index.survey import UNIT_ERROR
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.layer import AnySpec
@@ -176,7 +175,6 @@ class OpenIndex:
         found = self._index.ntotal, self._index.d, self._index.metric_type, len(self._ends)
         if found != (record.count, record.descriptor_size, metric, record.count):
             raise ArtifactError(f"{path} and its names do not fit its sidecar: {INDEX_AGAIN}")
-        set_visited(self._index, record.kind, record.visited)
 
     def search(self, queries: Float32, top: int) -> list[list[Found]]:
         """Return the `top` nearest of each query (Q,P), the nearest first; fewer where the index holds or finds fewer.

@@ -195,7 +195,7 @@ class InOrder(Iterator[Made], Generic[Given, Made]):
             size = LEAST_BYTES
             if isinstance(made, BaseException):
                 self._failed = True
-                self._waiting.clear()
+                self._waiting = deque(each for each in self._waiting if each[0] < number)
                 self._room.notify()
                 self._work.notify_all()
             else:

@@ -1,4 +1,4 @@
-"""How many decoder threads a runner needs: more while it waits for images, fewer while images wait for it."""
+"""The number of decoder threads: more while the runner waits for images, fewer while images wait for the runner."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +39,8 @@ class Pace:
         """
         if waiting > MOST_WAITING and not full:
             self._patience *= 2 if self._less else 1
-            self.decoders, self._quiet, self._less = min(self.decoders + 1, self.most), 0, False
+            missing = max(1, int(self.decoders * waiting))
+            self.decoders, self._quiet, self._less = min(self.decoders + missing, self.most), 0, False
         elif full and not waiting:
             self._quiet += 1
             if self._quiet >= self._patience and self.decoders > 1:

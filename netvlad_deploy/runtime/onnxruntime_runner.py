@@ -27,6 +27,11 @@ from netvlad_deploy.support.require import install_line, require
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's entry for where a model that is given as bytes has its external data."""
 
+SPINNING = "session.intra_op.allow_spinning"
+"""ONNX Runtime's entry for whether the threads of an operator wait busily. Source: its header
+`onnxruntime_session_options_config_keys.h`.
+"""
+
 LARGE_CONSTANT = 2**20
 """Bytes from which the shapes of a model are inferred without the values of a constant: no shape depends on so many."""
 
@@ -53,6 +58,8 @@ class OnnxRuntimeRunner(OnnxRunner):
             Others are refused: they would build again, online. The other backends take any shape.
         threads: CPU threads inside an operator, by default all cores.
         taps: also give the stages inside the graph; needs the package onnx.
+        spin: threads that wait for the others in an operator stay busy, which is fastest where nothing else runs. Else
+            they leave their cores to others, such as decoders of images.
     """
 
     concurrent = True
@@ -66,6 +73,7 @@ class OnnxRuntimeRunner(OnnxRunner):
         profile: AnyProfile | None = None,
         threads: int | None = None,
         taps: bool = False,
+        spin: bool = True,
     ) -> None:
         profile = profile or artifact.usual_profile
         if artifact.images is not None and isinstance(profile, ImageProfile):
@@ -78,11 +86,13 @@ class OnnxRuntimeRunner(OnnxRunner):
         )
         self.lanes = 1 if backend == CPU else 2  # one run takes all cores by itself
         self._taps = taps
-        self._settings: dict[str, Any] = {"backend": backend, "profile": profile, "threads": threads}
+        self._settings: dict[str, Any] = {"backend": backend, "profile": profile, "threads": threads, "spin": spin}
         onnxruntime = import_onnxruntime(backend)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
+        if not spin:
+            options.add_session_config_entry(SPINNING, "0")
         if not self.OPTIMIZED:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._errors = errors_of(onnxruntime)
@@ -96,7 +106,7 @@ class OnnxRuntimeRunner(OnnxRunner):
             self._session = open_session(onnxruntime, backend, content, options, settings, name=str(artifact.path))
         self._session._model_bytes = None  # it keeps them to open itself again without the provider, which is shut
         if taps:
-            self.outputs = tuple(output.name for output in self._session.get_outputs())
+            self._fetch(output.name for output in self._session.get_outputs())
 
     @property
     def hidden(self) -> str:
@@ -137,6 +147,6 @@ class OnnxRuntimeRunner(OnnxRunner):
 
     def _run(self, feeds: Arrays) -> Arrays:
         try:
-            return dict(zip(self.outputs, self._session.run(self.outputs, feeds), strict=True))
+            return dict(zip(self._fetched, self._session.run(self._fetched, feeds), strict=True))
         except self._errors as error:
             raise RunError(f"ONNX Runtime failed: {error}") from error

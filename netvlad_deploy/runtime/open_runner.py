@@ -143,11 +143,12 @@ class Candidate:
         """Return the same artifact or checkpoint on another backend."""
         return self.of(self.source, backend=backend, unfolded=self.unfolded)
 
-    def open(self, *, threads: int | None = None, runtime_cache: Path | None = None, lineage: bool = True) -> Runner:
+    def open(
+        self, *, threads: int | None = None, runtime_cache: Path | None = None, lineage: bool = True, spin: bool = True
+    ) -> Runner:
         """Open the runner; see `open_runner`."""
-        return open_runner(
-            self.source, backend=self.backend, threads=threads, runtime_cache=runtime_cache, lineage=lineage
-        )
+        options: dict[str, Any] = {"threads": threads, "runtime_cache": runtime_cache, "lineage": lineage, "spin": spin}
+        return open_runner(self.source, backend=self.backend, **options)
 
     def open_timed(self, *, threads: int) -> Runner:
         """Open the runner for `bench`, which also runs unfolded modules of pipelines in torch, and compiled ones.
@@ -186,6 +187,7 @@ def open_runner(
     expect_sha256: str | None = None,
     runtime_cache: Path | None = None,
     lineage: bool = True,
+    spin: bool = True,
 ) -> Runner:
     """Open an artifact or a checkpoint for running.
 
@@ -201,6 +203,7 @@ def open_runner(
         expect_sha256: hash that the file of an artifact must have, from a source you trust.
         runtime_cache: file of the kernels that TensorRT-RTX compiles at run time, see `TensorRTRunner`.
         lineage: False where `check_lineage` was asked about this engine already.
+        spin: False where others need the cores, see `OnnxRuntimeRunner`.
 
     Raises: UsageError if the backend cannot run this file; ArtifactError, InputError or one of UNAVAILABLE.
 
@@ -221,7 +224,7 @@ def open_runner(
     if backend in ("torch", "oracle"):
         return _open_unfolded(source, backend, threads)
     if isinstance(source, OnnxArtifact):
-        return _open_onnx(source, backend or CPU, threads, profile, runtime_cache)
+        return _open_onnx(source, backend or CPU, threads, profile, runtime_cache, spin=spin)
     return _open_engine(source, backend or ENGINES, runtime_cache, lineage=lineage)
 
 
@@ -251,7 +254,13 @@ def _open_unfolded(artifact: Artifact, backend: str, threads: int | None) -> Run
 
 
 def _open_onnx(
-    artifact: OnnxArtifact, backend: str, threads: int | None, profile: AnyProfile | None, runtime_cache: Path | None
+    artifact: OnnxArtifact,
+    backend: str,
+    threads: int | None,
+    profile: AnyProfile | None,
+    runtime_cache: Path | None,
+    *,
+    spin: bool,
 ) -> Runner:
     if runtime_cache is not None:
         raise UsageError(f"{artifact.path} is no engine: leave the runtime cache out")
@@ -265,7 +274,7 @@ def _open_onnx(
         raise UsageError(f"{artifact.path} cannot run on {backend}: leave --backend out for {CPU}")
     from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner(artifact, backend=backend, profile=profile, threads=threads)
+    return OnnxRuntimeRunner(artifact, backend=backend, profile=profile, threads=threads, spin=spin)
 
 
 def _open_engine(artifact: Artifact, backend: str, runtime_cache: Path | None, *, lineage: bool) -> Runner:

@@ -15,7 +15,7 @@ from netvlad_deploy.spec.layer import DESCRIPTOR, HeadsSpec
 ONNXRUNTIME, TENSORRT, PYTHON = SERVER_BACKENDS = ("onnxruntime", "tensorrt", "python")
 """Backends of the server: Triton's own two, which take what the graph takes, and this package's runtime."""
 
-CPU, GPU = DEVICES = ("cpu", "gpu")
+ON_CPU, ON_GPU = DEVICES = ("cpu", "gpu")
 IMAGE, PIXELS = "image", "pixels"
 """The inputs of a served pipeline, of which a request has one: encoded files, or uint8 RGB (H,W,3)."""
 
@@ -70,10 +70,10 @@ def serving_of(
         raise UsageError(f"{artifact.path} has the heads {', '.join(artifact.spec.heads)}: export one with --prefix")
     own = TENSORRT if engine else ONNXRUNTIME
     backend = backend or (PYTHON if artifact.images is not None else own)
-    device = device or (GPU if engine else CPU)
+    device = device or (ON_GPU if engine else ON_CPU)
     if backend not in (PYTHON, own):
         raise UsageError(f"{artifact.path} does not run on Triton's {backend}: leave --backend out, or take {own}")
-    if engine and device == CPU:
+    if engine and device == ON_CPU:
         raise UsageError(f"{artifact.path} is an engine, which runs on a GPU alone: leave --device out")
     if backend == PYTHON and artifact.images is None:
         raise UsageError(f"{artifact.path} takes local descriptors, python serves images: leave --backend out")
@@ -101,7 +101,8 @@ def _profiles(artifact: AnyArtifact) -> Sequence[AnyProfile]:
 
 def config_text(artifact: AnyArtifact, serving: Serving) -> str:
     """Return the text of `config.pbtxt`."""
-    size = artifact.spec.descriptor_size
+    size, dtype = artifact.spec.descriptor_size, artifact.dtypes[artifact.outputs[0]]
+    output = DESCRIPTOR if serving.backend == PYTHON else artifact.outputs[0]
     lines = [
         "# Written by netvlad-deploy package triton, which writes it anew with --force.",
         f'name: "{serving.name}"',
@@ -111,7 +112,7 @@ def config_text(artifact: AnyArtifact, serving: Serving) -> str:
         "input [",
         ",\n".join(_inputs(artifact, serving)),
         "]",
-        f'output [ {{ name: "{DESCRIPTOR}" data_type: {TYPES[artifact.dtypes[DESCRIPTOR]]} dims: [ {size} ] }} ]',
+        f'output [ {{ name: "{output}" data_type: {TYPES[dtype]} dims: [ {size} ] }} ]',
         "dynamic_batching { }",
         f"instance_group [ {_instances(artifact, serving)} ]",
         "version_policy { latest { num_versions: 1 } }",
@@ -149,7 +150,7 @@ def _dims(artifact: AnyArtifact) -> dict[str, list[int]]:
 def _instances(artifact: AnyArtifact, serving: Serving) -> str:
     """Return the instances; this package's runtime uses the first GPU, an engine all of its profiles."""
     words = [f"count: {serving.instances}", f"kind: KIND_{serving.device.upper()}"]
-    if serving.device == GPU and serving.backend == PYTHON:
+    if serving.device == ON_GPU and serving.backend == PYTHON:
         words.append("gpus: [ 0 ]")
     if serving.backend == TENSORRT and len(_profiles(artifact)) > 1:
         listed = ", ".join(f'"{number}"' for number in range(len(_profiles(artifact))))

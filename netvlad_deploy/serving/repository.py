@@ -32,7 +32,7 @@ from netvlad_deploy.serving.config import ANY_MODEL, MODEL_FILES, PYTHON, Servin
 from netvlad_deploy.support.files import HASH_BLOCK_BYTES, Staging, open_regular, read_bounded, stage_files, write_text
 from netvlad_deploy.support.locks import hold, left_behind
 
-CONFIG: Final = "config.pbtxt"
+CONFIG_FILE: Final = "config.pbtxt"
 UNFINISHED: Final = ".unfinished-"
 """Start of the name of a version folder that is being written; Triton passes over it, since it is no number."""
 
@@ -77,7 +77,7 @@ def add_model(artifact: AnyArtifact, repository: Path, serving: Serving, *, forc
     if not MODEL_NAME.fullmatch(serving.name):
         raise UsageError(f"name {serving.name[:40]!r} is no model's: take letters, digits, '.', '-' and '_'")
     model, text = repository / serving.name, config_text(artifact, serving)
-    config = model / CONFIG
+    config = model / CONFIG_FILE
     with _refused(model):
         if not force:
             _check_free(model, text, artifact)
@@ -113,7 +113,7 @@ def versions(model: Path) -> list[int]:
 
 def _check_free(model: Path, text: str, artifact: AnyArtifact) -> None:
     """Raise UsageError if the model has another configuration, or its last version is this very artifact."""
-    config, there = model / CONFIG, versions(model)
+    config, there = model / CONFIG_FILE, versions(model)
     if config.exists() and read_bounded(config, MAX_CONFIG_BYTES) != text.encode():
         raise UsageError(f"{config} says something else: take another --name, or pass --force to write it anew")
     if config.exists() and there:

@@ -14,19 +14,18 @@ import numpy as np
 from netvlad_deploy.artifact import EngineArtifact, FileReference, check_file, load_artifact, sidecar_path
 from netvlad_deploy.errors import InputError, NetVLADDeployError, RunError
 from netvlad_deploy.retrieval.batches import largest_batch, run_batch
-from netvlad_deploy.retrieval.image_files import decoders
-from netvlad_deploy.runtime.execution_providers import CPU as ONNXRUNTIME_CPU
+from netvlad_deploy.retrieval.decoding import check_decoder, decode_image
+from netvlad_deploy.retrieval.loading import usual_decoders
+from netvlad_deploy.runtime.execution_providers import CPU, CUDA
 from netvlad_deploy.runtime.open_runner import ENGINES, open_runner
-from netvlad_deploy.serving.decode import decode_image
 from netvlad_deploy.spec.images import IMAGES, MAX_PIXELS
 from netvlad_deploy.spec.items import Content
 from netvlad_deploy.support.arrays import Array, Float32
 
-MOST_BYTES: Final = 64 << 20
+MOST_IMAGE_BYTES: Final = 64 << 20
 """Bytes of an encoded image: no photo has more, and the server takes no longer request over HTTP by default."""
 
 NOT_FINITE: Final = "the descriptor of {name} is not finite"
-ONNXRUNTIME_CUDA: Final = "onnxruntime-cuda"
 Answer: TypeAlias = Float32 | NetVLADDeployError
 
 
@@ -54,10 +53,11 @@ class Served:
         if isinstance(artifact, EngineArtifact):
             self._runner = open_runner(artifact, backend=ENGINES)
         else:
-            backend = ONNXRUNTIME_CUDA if gpu else ONNXRUNTIME_CPU
+            backend = CUDA if gpu else CPU
             self._runner = open_runner(artifact, backend=backend, threads=threads)
+        check_decoder()
         self._images, self._batch = artifact.images, batch
-        self._pool = ThreadPoolExecutor(max_workers=decoders(), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(max_workers=usual_decoders(), thread_name_prefix="decode")
 
     def close(self) -> None:
         """Let go of the runner and the threads."""
@@ -83,8 +83,10 @@ class Served:
 
     def _pixels(self, content: Content, name: str) -> Array | NetVLADDeployError:
         """Return an image as the graph takes it, or why there is none."""
-        if isinstance(content, bytes) and len(content) > MOST_BYTES:
-            return InputError(f"{name} has {len(content)} bytes, expected at most {MOST_BYTES}: send a smaller one")
+        if isinstance(content, bytes) and len(content) > MOST_IMAGE_BYTES:
+            return InputError(
+                f"{name} has {len(content)} bytes, expected at most {MOST_IMAGE_BYTES}: send a smaller one"
+            )
         if isinstance(content, np.ndarray) and content.size > 3 * MAX_PIXELS:
             return InputError(f"{name} has shape {content.shape}, expected at most {MAX_PIXELS} pixels")
         try:

@@ -43,6 +43,7 @@ PURPOSES = {
     "bags": "images in ROS bags",
     "index": "an index of descriptors, and its search",
     "ray": "embed on the nodes of a Ray cluster",
+    "triton": "the Triton server of NVIDIA as a package, in an environment of its own",
     "demo": "make demo",
 }
 """What each optional dependency group is for."""

@@ -183,7 +183,7 @@ def _embed_folders(candidate: Candidate, name: str, folders: Sequence[Sequence[I
     """Embed the database and, if they are others, the queries."""
     images = _require_images(candidate)
     backend = candidate.backend or parity_backend(candidate.artifact)
-    with stdout_to_stderr(), candidate.on(backend).open() as runner:
+    with stdout_to_stderr(), candidate.on(backend).open(spin=False) as runner:
         LOG.info("embed with %s%s", name, "" if backend is None else f" on {backend}")
         started = time.perf_counter()
         parts = [embed_images(runner, images, files, batch=batch) for files in folders]

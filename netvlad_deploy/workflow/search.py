@@ -2,13 +2,15 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.artifact import AnyArtifact, EngineArtifact
 from netvlad_deploy.descriptors.open_files import READERS, read_descriptors
+from netvlad_deploy.descriptors.reader import DescriptorReader
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
 from netvlad_deploy.index.place_index import Maker, OpenIndex, PlaceIndex, load_record, maker_of
 from netvlad_deploy.index.survey import blocks
@@ -64,13 +66,10 @@ def search(
     """
     _check_folders(images, folder, force=force)
     record = load_record(path)
-    if len(queries) == 1 and queries[0].suffix.lower() in READERS:
-        if artifact is not None or backend is not None:
-            raise UsageError(f"{queries[0]} holds descriptors: leave --artifact and --backend out")
-        asked = _described(record, queries[0])
-    else:
-        asked = _embedded(queries, _candidate(record, artifact, backend))
-    answers, duration_ms = _answers(OpenIndex(path), asked, top)
+    ask = _ask(record, queries, artifact, backend)
+    opened = OpenIndex(path)
+    asked = ask()
+    answers, duration_ms = _answers(opened, asked, top)
     report = SearchReport(
         index=path,
         count=record.count,
@@ -93,6 +92,17 @@ def _check_folders(images: Path | None, folder: Path | None, *, force: bool) -> 
         raise InputError(f"{images} is no folder of images: name the one that was embedded")
     if folder is not None:
         make_folder(folder, (folder / name for name in (*REPORT_FILES, PICTURE)), force=force)
+
+
+def _ask(
+    record: PlaceIndex, queries: Sequence[Path], artifact: Path | None, backend: str | None
+) -> Callable[[], _Asked]:
+    """Compare what the queries are of with what made the index; return what describes them, which may take long."""
+    if len(queries) == 1 and queries[0].suffix.lower() in READERS:
+        if artifact is not None or backend is not None:
+            raise UsageError(f"{queries[0]} holds descriptors: leave --artifact and --backend out")
+        return partial(_described, _reader(record, queries[0]))
+    return partial(_embedded, queries, _candidate(record, artifact, backend))
 
 
 def _answers(opened: OpenIndex, asked: _Asked, top: int) -> tuple[tuple[SearchAnswer, ...], float]:
@@ -170,14 +180,18 @@ def _embedded(sources: Sequence[Path], candidate: Candidate) -> _Asked:
     return _Asked(blocks=content, artifact=candidate.name, photos=photos, skipped=described.skipped)
 
 
-def _described(record: PlaceIndex, path: Path) -> _Asked:
-    """Read descriptors, and compare the artifact that made them with the index's.
+def _reader(record: PlaceIndex, path: Path) -> DescriptorReader:
+    """Open a file of descriptors, and compare the artifact that made them with the index's.
 
     Raises: ArtifactError if they are of another artifact.
     """
     reader = read_descriptors(path)
     maker = maker_of(reader.header)
     _compare(record, path, maker, {maker.sha256} if maker else set())
+    return reader
+
+
+def _described(reader: DescriptorReader) -> _Asked:
     return _Asked(blocks=((block.names, block.rows) for block in blocks(reader)))
 
 

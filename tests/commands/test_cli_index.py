@@ -55,7 +55,8 @@ def first_names(out: str) -> dict[str, str]:
 RIGHT = {f"q{number}.png": f"sub/d{number}.png" for number in range(PLACES)}
 
 
-def test_from_descriptors_to_the_photos_that_are_near(command: Command, walk: OnnxArtifact, tmp_path: Path) -> None:
+def test_from_photos_to_the_photos_that_are_near(command: Command, walk: OnnxArtifact, tmp_path: Path) -> None:
+    assert command("embed", "m.onnx", "known", "-o", "places.npz", "--force").code == 0
     made = command("index", "places.npz", "-o", "places.faiss")
     assert (made.code, made.err) == (0, ""), made.err
     assert made.out.splitlines()[0].startswith("places.faiss  6 x ")

@@ -114,6 +114,8 @@ def test_the_options_that_a_page_names_are_of_a_verb(page: Path) -> None:
     commands = (group, *group.commands.values())  # type: ignore[attr-defined]
     known = {name for each in commands for option in each.params for name in (*option.opts, *option.secondary_opts)}
     others = {"--help", "--strict", "--timingCacheFile"}  # click's, mypy's, and trtexec's own
+    others |= {"--http-address", "--grpc-address", "--model-control-mode", "--exit-timeout-secs"}  # tritonserver's
+    others |= {"--shm-size"}  # docker's
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text(page))) - known - others == set()
 
 

@@ -146,6 +146,36 @@ def test_what_cannot_be_indexed_is_refused_by_name(change: str, words: str, tmp_
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.bulk
+@pytest.mark.parametrize("kind", ["hdf5", "parquet", "shards"])
+def test_descriptors_that_others_wrote(kind: str, tmp_path: Path) -> None:
+    """HDF5 as hloc writes it with h5py, Parquet by pyarrow, and a folder of files of NumPy."""
+    rows = ROWS[:60]
+    if kind == "hdf5":
+        import h5py
+
+        source = tmp_path / "theirs.h5"
+        with h5py.File(source, "w") as file:
+            for name, row in zip(NAMES, rows, strict=False):
+                file.create_group(name).create_dataset("global_descriptor", data=row)
+    elif kind == "parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        source = tmp_path / "theirs.parquet"
+        values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), SIZE)
+        parquet.write_table(pa.table({"name": NAMES[:60], "descriptor": values}), source)
+    else:
+        (source := tmp_path / "shards").mkdir()
+        for part in range(3):
+            own = slice(20 * part, 20 * part + 20)
+            write(source / f"part-{part}.npz", rows[own], NAMES[own])
+    made = index(source, tmp_path / "places.faiss")
+    assert (made.count, made.descriptor_size, made.metric) == (60, SIZE, "cosine")
+    found = OpenIndex(made.path).search(rows, 2)
+    assert [[one.name for one in got] for got in found] == true_names(rows, rows, 2)
+
+
 def test_few_descriptors_measure_nothing_and_everything_is_searched(tmp_path: Path) -> None:
     made = index(write(tmp_path / "places.npz", ROWS[:9]), tmp_path / "places.faiss", kind=IVF)
     assert (made.recall_at_10, made.queries, made.lists, made.visited) == (None, 0, 1, 1)

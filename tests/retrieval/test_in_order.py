@@ -58,6 +58,7 @@ def test_an_error_comes_in_its_place_and_ends_all(width: int, source: bool) -> N
     def fail(number: int) -> int:
         if number == 5:
             raise OSError("gone")
+        time.sleep(0.001)  # so that earlier ones still wait when there is no more
         return number
 
     with in_order(fail, things(), width=width) as results:

@@ -57,6 +57,13 @@ def test_the_cpu_session_forbids_nothing_it_needs(runtime: OnnxRuntime, artifact
     assert session.options.intra_op_num_threads == 3
 
 
+def test_a_session_beside_decoders_does_not_wait_busily(runtime: OnnxRuntime, artifact: OnnxArtifact) -> None:
+    with open_runner(artifact, spin=False) as runner:
+        assert (runner.concurrent, runner.lanes) == (True, 1)
+    (session,) = runtime.sessions
+    assert session.options.entries == {"session.intra_op.allow_spinning": "0"}
+
+
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("tf32", "1"), ("fp16", "0")])
 def test_cuda_computes_in_tf32_only_if_the_artifact_does(
     runtime: OnnxRuntime, artifact: OnnxArtifact, precision: str, tf32: str

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
 from netvlad_deploy.runtime.open_runner import open_runner
@@ -26,7 +27,6 @@ from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import Resize
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.workflow.package import package_triton
-from tests.pipelines import tiny_pipeline
 from tests.serving import triton
 from tests.serving.triton import Client, Server, inputs
 
@@ -64,24 +64,16 @@ TRUNCATED = PHOTOS["c.jpg"][:400]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny: OnnxArtifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with photos, pipelines and a repository of them, `stretched` and `free`."""
-    from netvlad_deploy.export.onnx_model import export_onnx
-
     folder = tmp_path_factory.mktemp("serving")
     (folder / "photos").mkdir()
     for name, content in PHOTOS.items():
         (folder / "photos" / name).write_bytes(content)
-    for name, resize in (("stretched", Resize(size=SIZE)), ("free", None)):
-        artifact = export_onnx(tiny_pipeline(resize), folder / f"{name}.onnx")
-        package_triton(artifact.path, folder / "repository", batch=4)
+    for name, resize in (("stretched", Resize(size=SIZE)), ("free", Resize())):
+        artifact = triton.with_resize(tiny, folder / f"{name}.onnx", resize)
+        package_triton(artifact.path, folder / "repository", name=name, batch=4)
     return folder
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with triton.open_client() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +183,9 @@ def test_a_killed_model_process_is_not_started_again_but_loaded_anew_and_a_kille
         (stub,) = server.children()
         server.stop(signal.SIGKILL)
         ends = time.monotonic() + 20
-        while Path(f"/proc/{stub}").exists() and time.monotonic() < ends:
+        while triton.lives(stub) and time.monotonic() < ends:
             time.sleep(0.05)
-        assert not Path(f"/proc/{stub}").exists()  # the model's process ends with its server
+        assert not triton.lives(stub)  # the model's process ends with its server
         lost += server.left()
         server.start()
         assert_near(server.infer("stretched", inputs(PHOTOS["b.png"])), right["stretched"][1])
@@ -208,7 +200,7 @@ def test_a_model_that_is_another_is_not_served(folder: Path, client: Client, tmp
     swapped, stale = tmp_path / "repository" / "swapped" / "1", tmp_path / "repository" / "stale" / "1"
     for file in ("model.onnx", "model.onnx.json"):  # both, so that they fit each other
         (swapped / file).write_bytes((folder / "repository" / "free" / "1" / file).read_bytes())
-    (stale / "stretched.reference.npz").write_bytes(b"another")
+    (stale / "tiny.reference.npz").write_bytes(b"another")
     options = ("--exit-on-error=false", "--strict-readiness=false")
     with triton.running(tmp_path / "repository", tmp_path / "log", client, *options) as server:
         assert [server.call("is_model_ready", name)["answer"] for name in ("plain", "swapped", "stale")] == [
@@ -217,7 +209,7 @@ def test_a_model_that_is_another_is_not_served(folder: Path, client: Client, tmp
             False,
         ]
         said = server.said()
-    for file in ("swapped/1/model.onnx.json", "stale/1/stretched.reference.npz"):
+    for file in ("swapped/1/model.onnx.json", "stale/1/tiny.reference.npz"):
         assert re.search(rf"{file} has SHA-256 \w+, the artifact was made with \w+: it is stale", said), said
     assert "Traceback" not in said
 

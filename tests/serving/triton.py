@@ -9,12 +9,16 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
+from netvlad_deploy.spec.images import Resize
 from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.support.files import stage_files
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(os.environ.get("NETVLAD_TRITON_VENV", ROOT / ".venv-triton"))
@@ -26,8 +30,26 @@ Given: TypeAlias = "bytes | Sequence[bytes] | Array"
 """An encoded image, several of them, or pixels (B,H,W,3)."""
 
 
+def with_resize(artifact: OnnxArtifact, path: Path, resize: Resize) -> OnnxArtifact:
+    """Write the same graph as another artifact, whose images are resized by another rule."""
+    assert artifact.images is not None
+    other = replace(artifact, path=path, images=replace(artifact.images, resize=resize))
+    with stage_files(force=True) as staging:
+        other = stage_artifact(staging, other, artifact.path.read_bytes())
+        staging.write(other.reference_path, artifact.reference_path.read_bytes())
+    return other
+
+
 def installed() -> bool:
     return (ENVIRONMENT / ".installed").is_file()
+
+
+def lives(pid: int) -> bool:
+    """Return False for a process that has ended, also if nobody has asked for its exit code yet."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def python() -> Path:
@@ -125,8 +147,7 @@ class Server:
         """Return the processes of the models that live."""
         assert self._process is not None
         listed = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        pids = [int(pid) for pid in listed.read_text().split()]
-        return [pid for pid in pids if ") Z " not in Path(f"/proc/{pid}/stat").read_text()]
+        return [int(pid) for pid in listed.read_text().split() if lives(int(pid))]
 
     def left(self) -> list[str]:
         """Return what it has in shared memory."""

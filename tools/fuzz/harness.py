@@ -14,7 +14,7 @@ from types import FrameType
 
 from netvlad_deploy.errors import NetVLADDeployError
 from tools.fuzz.mutations import mutated
-from tools.fuzz.parsers import Parser
+from tools.fuzz.parser import Parser
 
 LONGEST_S = 5.0
 ADDRESS_SPACE_BYTES = 4 << 30
@@ -75,7 +75,8 @@ class Campaign:
         except NetVLADDeployError as error:
             if "\n" in str(error):
                 return f"several lines: {error!r}"
-            return "asks for too much memory" if isinstance(error.__cause__, MemoryError) else None
+            asks = isinstance(error.__cause__, MemoryError) and not self.parser.may_ask
+            return "asks for too much memory" if asks else None
         except HangError:
             return f"takes longer than {LONGEST_S} s"
         except Exception as error:  # noqa: BLE001 - finding these is the point

@@ -39,7 +39,7 @@ def truncate(rng: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
 
 def splice(rng: random.Random, content: bytes, seeds: Sequence[bytes]) -> bytes:
     """Go on as another file, or as this one from elsewhere."""
-    other = rng.choice(seeds)
+    other = rng.choice([seed for seed in seeds if seed])
     return content[: rng.randrange(len(content))] + other[rng.randrange(len(other)) :]
 
 

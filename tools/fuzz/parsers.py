@@ -9,7 +9,6 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,8 @@ from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.arrays import Array, npz_content, read_arrays
 from netvlad_deploy.support.sidecar import seal
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parser:
-    """Something that reads files of one kind, and how much more memory than sound files a damaged one may take."""
-
-    suffix: str
-    seeds: Callable[[], list[bytes]]
-    read: Callable[[Path], object]
-    largest_mib: int = 256
-
-
-def _written(suffix: str, write: Callable[[Path], object]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"seed{suffix}"
-        write(path)
-        return path.read_bytes()
+from tools.fuzz.bulk_parsers import BULK
+from tools.fuzz.parser import Parser, written
 
 
 def _contents() -> list[dict[str, Any]]:
@@ -64,7 +48,7 @@ def _torch(*, row: bool) -> list[bytes]:
     def write(content: object, path: Path) -> None:
         torch.save(content, path, _use_new_zipfile_serialization=not row)
 
-    return [_written(".pt", partial(write, content)) for content in _contents()]
+    return [written(".pt", partial(write, content)) for content in _contents()]
 
 
 def _safetensors() -> list[bytes]:
@@ -83,7 +67,7 @@ def _mat() -> list[bytes]:
     cells[0, :] = [{"name": "conv1", "type": "conv", "weights": np.ones((3, 3), np.float32)}, {"name": "vlad:core"}]
     net = {"net": {"layers": cells, "meta": {"normalization": {"averageImage": np.ones((1, 1, 3))}}}, "x": np.ones(3)}
     return [
-        _written(".mat", partial(scipy.io.savemat, mdict=net, do_compression=compress)) for compress in (False, True)
+        written(".mat", partial(scipy.io.savemat, mdict=net, do_compression=compress)) for compress in (False, True)
     ]
 
 
@@ -126,7 +110,7 @@ def _keras() -> list[bytes]:
     from tests.models.keras_files import write_keras
 
     state = {"net_vlad_1.cluster_centers": np.ones((1, 1, 1, 3, 2)), "net_vlad_1.kernel": np.ones((1, 1, 3, 2))}
-    return [_written(".h5", partial(write_keras, state=state, whole=whole)) for whole in (False, True)]
+    return [written(".h5", partial(write_keras, state=state, whole=whole)) for whole in (False, True)]
 
 
 def _npy() -> list[bytes]:
@@ -135,7 +119,7 @@ def _npy() -> list[bytes]:
         np.asfortranarray(np.ones((2, 3))),
         np.array(["a", "bc"]),
     ]
-    return [_written(".npy", partial(np.save, arr=array)) for array in arrays]
+    return [written(".npy", partial(np.save, arr=array)) for array in arrays]
 
 
 def _npz() -> list[bytes]:
@@ -163,7 +147,7 @@ def _sidecars() -> list[bytes]:
     def write_artifact(make: Callable[[Path], OnnxArtifact | EngineArtifact], sidecar: Path) -> None:
         write(make(sidecar.with_suffix("")))
 
-    return [_written(".onnx.json", partial(write_artifact, make)) for make in (onnx_artifact, engine_artifact)]
+    return [written(".onnx.json", partial(write_artifact, make)) for make in (onnx_artifact, engine_artifact)]
 
 
 def _baselines() -> list[bytes]:
@@ -189,7 +173,7 @@ def _sweeps() -> list[bytes]:
             file.append(POINT)
             file.append(OTHER)
 
-    return [_written(".jsonl", write)]
+    return [written(".jsonl", write)]
 
 
 def _points(path: Path) -> object:
@@ -213,7 +197,7 @@ def _pictures() -> list[bytes]:
 
     pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
     return [
-        _written(".png", partial(Image.fromarray(pixels).save, format=kind))
+        written(".png", partial(Image.fromarray(pixels).save, format=kind))
         for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")
     ]
 
@@ -226,6 +210,21 @@ def _image(path: Path) -> object:
 
 def _ground_truth(path: Path) -> object:
     return load_positives(path, ["q0.jpg", "q1.jpg"], ["a.jpg", "b/c.jpg"])
+
+
+def _graphs() -> list[bytes]:
+    import torch
+
+    from tests.export.foreign.graphs import Looped, export_by_torch
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8), Looped(2, 4))
+    return [written(".onnx", lambda path: export_by_torch(network, path, torch.zeros(1, 3, 24, 32)))]
+
+
+def _foreign(path: Path) -> object:
+    from netvlad_deploy.export.foreign.read import read_foreign
+
+    return read_foreign(path)
 
 
 PARSERS: dict[str, Parser] = {
@@ -249,4 +248,6 @@ PARSERS: dict[str, Parser] = {
         seeds=lambda: [b'{"positives": {"q0.jpg": ["a.jpg"], "q1.jpg": ["a.jpg", "b/c.jpg"]}}', b'{"q0.jpg": []}'],
         read=_ground_truth,
     ),
+    "onnx": Parser(suffix=".onnx", seeds=_graphs, read=_foreign),
+    **BULK,
 }
