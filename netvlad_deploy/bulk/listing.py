@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 FIELDS: Final = ("name", "path", "part", "size_bytes", "modified_ns", "time_ns")
 MAX_LISTING_BYTES: Final = 1 << 30
-NAMES_AT_ONCE: Final = 10_000
+NAMES_AT_ONCE: Final = 1_000
 CACHE_KIB: Final = 16 << 10
 """Memory in which names are compared; beyond it SQLite keeps them in a file of the temporary folder."""
 
@@ -114,7 +114,7 @@ def _lines(folder: Path, shard: int) -> list[str]:
     try:
         head = json.loads(first)
         proven = (head["shard"], head["sha256"]) == (shard, hashlib.sha256(rest).hexdigest())
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         proven = False
     if not proven:
         raise ArtifactError(f"{path} was changed after it was written: begin again with --force")
