@@ -157,7 +157,7 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
 
     from netvlad_deploy.workflow import embed, evaluate
 
-    verbs = {"embed": embed, "evaluate": evaluate}
+    looks = {"embed": "bulk.shards.describe", "evaluate": "workflow.evaluate.embed_images"}
     for number in range(2):
         Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / f"{number}.png")
     small, large = (exported_pipeline(tmp_path / size, size) for size in ("24x32", "48x64"))
@@ -167,14 +167,14 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
         loads.append(path)
         return load_artifact(small if len(loads) > 1 else large, expect_sha256=expect_sha256, hold=hold)
 
-    def embed_images(runner: object, images: ImageInput, *_: object, **__: object) -> object:
+    def look(runner: object, images: ImageInput, *_: object, **__: object) -> object:
         sizes.add(images.size)
         raise InputError("seen")
 
     loads: list[Path] = []
     for module in (evaluate, candidates):
         monkeypatch.setattr(module, "load_artifact", load)
-    monkeypatch.setattr(verbs[verb], "embed_images", embed_images)
+    monkeypatch.setattr(f"netvlad_deploy.{looks[verb]}", look)
     candidate = Candidate(path=tmp_path / "m.onnx", expect_sha256=load_artifact(large).sha256)
     act: dict[str, Callable[[], object]] = {
         "embed": lambda: embed.embed(candidate, [tmp_path], tmp_path / "y.npz"),

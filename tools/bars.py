@@ -34,7 +34,19 @@ from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.tensorrt.engine import build_engine
 from netvlad_deploy.workflow.source import DEFAULT_SPEC
 from tests.modules import RANGE, features, make_module
-from tools import adopt_bars, backbone_bars, flow_bars, half_bars, image_bars, index_bars, latency_bars, report_bars
+from tools import (
+    adopt_bars,
+    backbone_bars,
+    bulk_bars,
+    file_bars,
+    flow_bars,
+    half_bars,
+    image_bars,
+    index_bars,
+    latency_bars,
+    report_bars,
+    triton_bars,
+)
 from tools.bar import MIB, Bar, fastest, steady
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
@@ -230,6 +242,8 @@ FIGURES: tuple[Group, ...] = (
     *image_bars.FIGURES,
     *adopt_bars.FIGURES,
     *backbone_bars.FIGURES,
+    *bulk_bars.FIGURES,
+    *file_bars.FIGURES,
 )
 TIMES: tuple[Group, ...] = (
     command_line,
@@ -237,11 +251,13 @@ TIMES: tuple[Group, ...] = (
     *image_bars.TIMES,
     *adopt_bars.TIMES,
     *backbone_bars.TIMES,
+    *bulk_bars.TIMES,
     *flow_bars.TIMES,
     *report_bars.TIMES,
     *index_bars.TIMES,
     speed,
     *latency_bars.TIMES,
+    *triton_bars.TIMES,
 )
 
 

@@ -56,6 +56,8 @@ class Verb:
     words: tuple[str, ...]
     prepare: Callable[[Path], None] = nothing
     heads: tuple[str, ...] = ()
+    keeps: str = ""
+    """How the names start that an interrupted run leaves for the next one, which goes on with them."""
 
 
 RTX: Final = ("--flavor", "tensorrt-rtx")
@@ -65,7 +67,7 @@ VERBS: Final = {
     "build": Verb(
         ("build", "fp16.onnx", *RTX, "--compute-capability", "SM89", "-o", "out/m.engine", "--force"), heads=("fp16",)
     ),
-    "embed": Verb(("embed", "fp32.onnx", "x.npy", "-o", "out/y.npy", "--force"), rows, ("fp32",)),
+    "embed": Verb(("embed", "fp32.onnx", "x.npy", "-o", "out/y.npy", "--force"), rows, ("fp32",), "out/y.npy.parts"),
     "fit": Verb(("fit", "photos", *BACKBONE, "--clusters", "4", "-o", "out/v.safetensors", "--force"), photos),
     "deploy": Verb(("deploy", *HEAD, *RTX, "--duration", "0.3", "--allow-not-run", "-o", "out/d", "--force")),
     "bench": Verb(("bench", "fp32.onnx", "--backend", "onnxruntime", "--backend", "oracle"), heads=("fp32",)),
@@ -97,7 +99,7 @@ class Bench:
     """One verb in a folder of its own, with a temporary folder of its own."""
 
     def __init__(self, folder: Path, name: str, verb: Verb) -> None:
-        self.folder, self.words, self.tally = folder, verb.words, Tally(name)
+        self.folder, self.words, self.keeps, self.tally = folder, verb.words, verb.keeps, Tally(name)
         self.temporary = folder / "temporary"
         for each in (folder / "out", self.temporary):
             each.mkdir()
@@ -161,7 +163,8 @@ class Bench:
             code, line = ENDS[number.name]
             if process.returncode != code or err.splitlines()[-1:] != [line] or "Traceback" in err:
                 self.tally.faults.append(f"{where}: ended with {process.returncode}: {err.strip()[-300:]}")
-            if left := self.files() - self.clean:
+            left = self.files() - self.clean
+            if left := {path for path in left if not (self.keeps and path.startswith(self.keeps))}:
                 self.tally.faults.append(f"{where}: left {sorted(left)}")
         self.run(*self.words)
         if self.files() != self.clean:

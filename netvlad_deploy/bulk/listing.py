@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 FIELDS: Final = ("name", "path", "part", "size_bytes", "modified_ns", "time_ns")
 MAX_LISTING_BYTES: Final = 1 << 30
-NAMES_AT_ONCE: Final = 10_000
+NAMES_AT_ONCE: Final = 1_000
 CACHE_KIB: Final = 16 << 10
 """Memory in which names are compared; beyond it SQLite keeps them in a file of the temporary folder."""
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from netvlad_deploy.bulk.listing import line_of, listing_sha256
 from netvlad_deploy.bulk.manifest import Manifest, differences, manifest_of
-from netvlad_deploy.bulk.plan import Plan, remove_plan
+from netvlad_deploy.bulk.plan import Plan, remove_parts, remove_plan
 from netvlad_deploy.bulk.shards import ShardDone, read_shard, record_path, shard_path
 from netvlad_deploy.descriptors.open_files import files_of, open_writer, read_descriptors
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
@@ -100,8 +100,7 @@ def merge(plan: Plan) -> Finished:
             path.replace(staging.add(target))
         _stage_skipped(staging, plan, finished)
         staging.write(finished_path(plan.target), seal(_record(finished), FINISHED))
-    if joined:
-        remove_plan(plan.folder)
+    remove_parts(plan.target)
     return finished
 
 

@@ -30,7 +30,8 @@ SECTIONS_BY_NAME = {
     "Engine": ("load", "timing_cache"),
     "Run": (
         *("backend", "batch", "concurrency", "decoders", "device", "duration", "image_size", "instances", "memory"),
-        *("merge", "num_features", "runtime_cache", "server_backend", "shard", "shard_size", "sweep", "threads"),
+        *("merge", "num_features", "ray", "runtime_cache", "server_backend", "shard", "shard_size", "sweep"),
+        "threads",
     ),
     "Checks": (
         *("allow_not_run", "baseline", "budget_p99_ms", "expect_cases", "expect_sha256", "max_regression"),

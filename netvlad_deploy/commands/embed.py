@@ -16,7 +16,7 @@ from netvlad_deploy.support.limits import check_limit, whole_number
 if TYPE_CHECKING:
     from netvlad_deploy.workflow.embed import EmbedResult, Part
 
-STORED_DTYPES = ("float32", "float16")
+StoredType = Annotated[str, one_of(("float32", "float16"), "--dtype", "The type in which descriptors are kept.")]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ def embed(
     runtime_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
     ] = None,
-    dtype: Annotated[str, one_of(STORED_DTYPES, "--dtype", "The type in which descriptors are kept.")] = STORED_DTYPES[
-        0
-    ],
+    dtype: StoredType = "float32",
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
     as_json: flags.Json = False,

@@ -35,7 +35,6 @@ def connect(ray: Any, address: str, scratch: str) -> None:
             "object_store_memory": STORE_BYTES,
             "include_dashboard": False,
             "_temp_dir": scratch,
-            "_node_ip_address": "127.0.0.1",  # nobody else should reach it
         }
     elif address != "auto" and not listens(address):
         raise DeviceUnavailableError(f"no Ray cluster answers at {address}: give the address that `ray start` printed")

@@ -18,8 +18,8 @@ from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.children import Child
 from netvlad_deploy.support.scratch import scratch_folder
 
-START_S: Final = 300
-"""Seconds that a cluster of this machine may take to start, 10 on two idle cores; Ray's own limit is 60."""
+START_S: Final = 60
+"""Seconds that a cluster of this machine may take to know its node: 10 on two idle cores."""
 
 TAIL_BYTES: Final = 4096
 """Of what Ray has printed, for the last line of a driver that died."""
@@ -89,6 +89,7 @@ def _environment(address: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # it listens on 127.0.0.1 alone
         "RAY_raylet_start_wait_time_s": str(START_S),
     }
 

@@ -71,13 +71,14 @@ class Worker:
 
 def request_for(plan: Plan, candidate: Candidate, decoders: int | None) -> dict[str, Any]:
     """Return all that a worker needs to compute any shard of a plan, as JSON holds it."""
+    folder, artifact = map(os.path.abspath, (plan.folder, candidate.path))  # links stay what they are called
     return {
         "package": package_identity(),
         "folder": str(Path.cwd()),
-        "inputs": [text for text in plan.manifest.given.inputs if Path(text).exists()],
-        "plan": os.path.abspath(plan.folder),  # noqa: PTH100 - links stay what they are called
+        "seen": [*(text for text in plan.manifest.given.inputs if Path(text).exists()), folder, artifact],
+        "plan": folder,
         "manifest_sha256": plan.manifest.sha256,
-        "candidate": {**candidate.request, "path": os.path.abspath(candidate.path)},  # noqa: PTH100
+        "candidate": {**candidate.request, "path": artifact},
         "decoders": decoders,
     }
 
@@ -92,21 +93,21 @@ def _seen(request: Mapping[str, Any]) -> tuple[Plan, Candidate]:
         raise UsageError(
             f"netvlad-deploy is {here}, the driver has {request['package']}: install the same on all nodes"
         )
-    _enter(Path(request["folder"]), request["inputs"])
+    _enter(Path(request["folder"]), request["seen"])
     plan = load_plan(Path(request["plan"]))
     if plan.manifest.sha256 != request["manifest_sha256"]:
         raise InputError(f"{plan.folder} holds another plan than on the driver: {SHARED}")
     return plan, Candidate.asked(request["candidate"])
 
 
-def _enter(folder: Path, inputs: list[str]) -> None:
-    """Go to the driver's folder if inputs are relative to it, and look for all inputs that the driver has there."""
-    if not all(Path(text).is_absolute() for text in inputs):
+def _enter(folder: Path, seen: list[str]) -> None:
+    """Go to the driver's folder if inputs are relative to it, and look for all that the driver sees."""
+    if not all(Path(text).is_absolute() for text in seen):
         try:
             os.chdir(folder)
         except OSError as error:
             raise InputError(f"{folder} cannot be entered ({error.strerror or error}): {SHARED}") from error
-    if gone := [text for text in inputs if not Path(text).exists()]:
+    if gone := [text for text in seen if not Path(text).exists()]:
         raise InputError(f"{gone[0]} is not there: {SHARED}")
 
 

@@ -26,6 +26,7 @@ from netvlad_deploy.bulk.plan import (
     find_or_make_plan,
     load_plan,
     plan_folder,
+    remove_parts,
     remove_plan,
     shard_size_for,
     source_of,
@@ -131,8 +132,7 @@ def embed(
 
     The work is done in shards, in the folder `TARGET.parts` while it lasts. Whatever ends it, the same call goes on
     where it was, and the target becomes the same in every byte. If that is complete, a call does nothing.
-    `part` computes some shards alone, beside others; `merging` only joins what is there; `ray` is the address of a
-    cluster that computes; `decoders` read and decode; `force` makes a target anew, or a plan for something else.
+    `part` computes some shards alone, `merging` only joins them, `ray` is a cluster's address, `force` begins anew.
 
     >>> import numpy as np
     >>> from netvlad_deploy.spec.graph_options import GraphOptions
@@ -144,17 +144,17 @@ def embed(
     >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
     (3, (3, 8))
 
-    Raises: UsageError if artifact, inputs and target do not belong together, or a plan or target is of something else;
-        InputError if nothing could be embedded.
+    Raises: UsageError if artifact, inputs, target and plan do not fit; InputError if nothing could be embedded.
     """
     started = time.perf_counter()
     _check_target(target, [str(each) for each in inputs], runtime_cache)
     wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
-    if (result := _finished(target, wanted, started, force=force)) is not None:
+    folder = plan_folder(target)
+    if (result := _ready(target, wanted, started, force=force)) is not None and not (target.suffix and folder.exists()):
         return result
-    check_targets(*_files(target), force=force)
-    with at_work(plan_folder(target), shared=part is not None):
-        if (result := _finished(target, wanted, started, force=force)) is not None:  # of a run that ended just now
+    with at_work(folder, shared=part is not None):
+        if (result := _ready(target, wanted, started, force=force)) is not None:  # of a run that ended just now
+            remove_parts(target)
             return result
         if merging:
             return _merged(wanted, target, started)
@@ -214,11 +214,15 @@ def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: E
     )
 
 
-def _finished(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
-    """Return the result of a target that is complete and just what is wanted, None if there is nothing of the kind."""
+def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
+    """Return the result of a target that is complete and just what is wanted, None if it is still to be made.
+
+    Raises: UsageError if another target stands there; OutputError if it cannot be written.
+    """
     finish_writing(target.parent)
     finished = None if force else read_finished(target)
     if finished is None:
+        check_targets(*_files(target), force=force)
         return None
     check_finished(finished, target, wanted, source_of(wanted).items())
     return replace(_result(finished, target, started_s, kept=finished.manifest.shards), complete=True)

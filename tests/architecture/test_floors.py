@@ -20,7 +20,7 @@ FLOORS = [
     {"runtime"},
     {"latency", "retrieval"},
     {"bulk", "index", "parity", "serving"},
-    {"report"},
+    {"fleet", "report"},
     {"workflow"},
     {"commands"},
     {"cli"},
