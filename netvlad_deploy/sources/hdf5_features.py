@@ -25,7 +25,7 @@ from netvlad_deploy.support.require import require
 LOG = logging.getLogger(__name__)
 
 HDF5_SUFFIXES: Final = (".h5", ".hdf5")
-LOCAL: Final = "descriptors"
+LOCAL_FEATURES: Final = "descriptors"
 MAX_FEATURE_BYTES: Final = 1 << 28
 """Most bytes of one item: 65,536 local descriptors of 1,024 values."""
 
@@ -53,8 +53,8 @@ class Hdf5Features(Source):
         with reading(self.path), naming(self.path), h5py.File(self.path, "r") as file:
             for path, group, dataset in walk(h5py, file):
                 name, _, last = path.rpartition("/")
-                of_image = bool(name) and LOCAL in group
-                if not of_image or last == LOCAL:
+                of_image = bool(name) and LOCAL_FEATURES in group
+                if not of_image or last == LOCAL_FEATURES:
                     size_bytes = int(dataset.size) * dataset.dtype.itemsize
                     yield replace(whole, name=name if of_image else path, part=path, size_bytes=size_bytes)
 
@@ -80,7 +80,7 @@ class Hdf5Features(Source):
     def _is_turned(self, values: Array, part: str) -> bool:
         """Return True for (D,N): by the length of its axes, and by the layout where both or none have D values."""
         name, _, last = part.rpartition("/")
-        usual = bool(name) and last == LOCAL
+        usual = bool(name) and last == LOCAL_FEATURES
         if values.ndim != 2:
             return False
         fits = [self.feature_size in (None, length) for length in values.shape]
