@@ -45,6 +45,7 @@ from tools import (
     index_bars,
     latency_bars,
     report_bars,
+    triton_bars,
 )
 from tools.bar import MIB, Bar, fastest, steady
 
@@ -256,6 +257,7 @@ TIMES: tuple[Group, ...] = (
     *index_bars.TIMES,
     speed,
     *latency_bars.TIMES,
+    *triton_bars.TIMES,
 )
 
 

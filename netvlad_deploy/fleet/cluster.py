@@ -9,7 +9,7 @@ from typing import Any, Final
 from netvlad_deploy.errors import DeviceUnavailableError, RunError
 from netvlad_deploy.fleet.places import Place, places_on
 
-LOCAL: Final = "local"
+OWN_CLUSTER: Final = "local"
 """The address that stands for a cluster of this machine alone, which lives as long as the driver."""
 
 STORE_BYTES: Final = 80 * 2**20
@@ -29,7 +29,7 @@ def connect(ray: Any, address: str, scratch: str) -> None:
     Raises: DeviceUnavailableError if there is none, or it is of another version of Ray or Python.
     """
     own: Mapping[str, Any] = {}
-    if address == LOCAL:
+    if address == OWN_CLUSTER:
         own = {
             "num_cpus": len(os.sched_getaffinity(0)),
             "object_store_memory": STORE_BYTES,

@@ -19,7 +19,7 @@ from netvlad_deploy.errors import (
 )
 from netvlad_deploy.fleet.cluster import Cluster
 from netvlad_deploy.fleet.places import Place
-from netvlad_deploy.fleet.worker import Answer, Worker
+from netvlad_deploy.fleet.worker import Reply, Worker
 from netvlad_deploy.support.require import require
 
 LOG = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Crew:
         self._errors: Counter[int] = Counter()
         self._versions: Mapping[str, str] | None = None
         self._looked_s, self._slow_s = 0.0, time.monotonic() + SLOW_S
-        self.failed: dict[int, Answer] = {}
+        self.failed: dict[int, Reply] = {}
 
     def run(self) -> None:
         """Have all shards computed, each by the next worker that is free, and again where a worker has died.
@@ -133,7 +133,7 @@ class Crew:
         )
         return _Hand(actor, actor.open.remote(self._request, place.cpus))
 
-    def _answers(self) -> Iterator[tuple[Place, Answer]]:
+    def _answers(self) -> Iterator[tuple[Place, Reply]]:
         """Wait for answers, no longer than to the next look; the shard of a worker that has died waits again."""
         asked = {hand.pending: place for place, hand in self._hands.items() if hand.pending is not None}
         if not asked:
@@ -150,7 +150,7 @@ class Crew:
             except exceptions.RayError as error:  # a fault in the worker's own code, which Ray has wrapped
                 yield place, {"error": "RunError", "reason": str(error).strip().rpartition("\n")[2]}
 
-    def _take(self, place: Place, answer: Answer) -> None:
+    def _take(self, place: Place, answer: Reply) -> None:
         """Take what a worker has answered; it is free then."""
         hand = self._hands[place]
         shard, hand.shard, hand.pending = hand.shard, None, None
@@ -172,7 +172,7 @@ class Crew:
             self._errors[shard] += 1
             self._retry(shard, self._errors[shard] < MOST_ERRORS, {**answer, "reason": str(error)})
 
-    def _retry(self, shard: int, again: bool, answer: Answer) -> None:
+    def _retry(self, shard: int, again: bool, answer: Reply) -> None:
         """Put a shard behind all others, or count it as failed; too many failed ones end the work."""
         if again:
             LOG.warning("shard %d is tried again: %s", shard, answer["reason"])

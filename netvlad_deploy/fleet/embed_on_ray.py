@@ -11,7 +11,7 @@ from netvlad_deploy import errors
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.bulk.plan import Plan
 from netvlad_deploy.errors import NetVLADDeployError, RunError, UsageError
-from netvlad_deploy.fleet.cluster import LOCAL
+from netvlad_deploy.fleet.cluster import OWN_CLUSTER
 from netvlad_deploy.fleet.worker import request_for
 from netvlad_deploy.runtime.execution_providers import CPU, PROVIDERS
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -82,7 +82,7 @@ def needs_gpu(candidate: Candidate) -> bool:
 
 def _environment(address: str) -> dict[str, str]:
     """Return the variables of the driver: those of a cluster of its own let nobody else use it, and nothing be sent."""
-    if address != LOCAL:
+    if address != OWN_CLUSTER:
         return {}
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # its workers import what this process does

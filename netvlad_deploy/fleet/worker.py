@@ -21,7 +21,7 @@ from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.machine import available_cores, installed_versions
 from netvlad_deploy.support.require import DISTRIBUTION, installed_version
 
-Answer: TypeAlias = dict[str, Any]
+Reply: TypeAlias = dict[str, Any]
 """What a worker returns, as JSON holds it: `error` (a class of `errors.py`) and `reason`, or what was asked for."""
 
 SHARED = "all nodes must share a file system, with the same paths"
@@ -45,7 +45,7 @@ class Worker:
         self._runner: Runner
         self._decoders: int | None = None
 
-    def open(self, request: Mapping[str, Any], cores: int) -> Answer:
+    def open(self, request: Mapping[str, Any], cores: int) -> Reply:
         """Check that this node sees what the driver sees, and open the session; return `versions` of packages here.
 
         Args:
@@ -61,7 +61,7 @@ class Worker:
             return _answer(error)
         return {"versions": {**installed_versions(), "pillow": installed_version("pillow")}}
 
-    def embed(self, number: int) -> Answer:
+    def embed(self, number: int) -> Reply:
         """Compute a shard that is not there; return `done`, the fields of its record."""
         try:
             return {"done": asdict(embed_shard(self._plan, number, self._runner, decoders=self._decoders))}
@@ -111,5 +111,5 @@ def _enter(folder: Path, seen: list[str]) -> None:
         raise InputError(f"{gone[0]} is not there: {SHARED}")
 
 
-def _answer(error: NetVLADDeployError) -> Answer:
+def _answer(error: NetVLADDeployError) -> Reply:
     return {"error": type(error).__name__, "reason": str(error)}

@@ -15,8 +15,8 @@ from netvlad_deploy.fleet.cluster import Cluster
 from netvlad_deploy.fleet.crew import MOST_FAILED, Crew
 from netvlad_deploy.fleet.places import places_on
 
-Answer = Mapping[str, Any]
-OPENED: Answer = {"versions": {"onnxruntime": "1.32.0"}}
+Reply = Mapping[str, Any]
+OPENED: Reply = {"versions": {"onnxruntime": "1.32.0"}}
 
 
 class RayError(Exception):
@@ -45,7 +45,7 @@ class Ray:
         ActorUnschedulableError=ActorUnschedulableError,
     )
 
-    def __init__(self, nodes: list[dict[str, Any]], answers: Callable[[str, int | None], Answer]) -> None:
+    def __init__(self, nodes: list[dict[str, Any]], answers: Callable[[str, int | None], Reply]) -> None:
         self._nodes, self._say = nodes, answers
         self.asked: list[tuple[str, int | None]] = []
         self.options: list[dict[str, Any]] = []
@@ -76,7 +76,7 @@ class Ray:
     def wait(self, references: list[Any], *, timeout: float) -> tuple[list[Any], list[Any]]:
         return references, []
 
-    def get(self, reference: tuple[str, int | None, int]) -> Answer:
+    def get(self, reference: tuple[str, int | None, int]) -> Reply:
         return self._say(*reference[:2])
 
     def kill(self, actor: Any) -> None:
@@ -87,7 +87,7 @@ def node(name: str, **resources: float) -> dict[str, Any]:
     return {"Alive": True, "NodeID": name, "NodeManagerAddress": f"host-{name}", "Resources": resources}
 
 
-def done(name: str, shard: int | None) -> Answer:
+def done(name: str, shard: int | None) -> Reply:
     return OPENED if shard is None else {"done": {"shard": shard}}
 
 
@@ -141,7 +141,7 @@ def test_a_cluster_without_what_is_needed_is_refused(run: Run) -> None:
 
 
 def test_a_node_with_other_packages_is_refused(run: Run) -> None:
-    def say(name: str, shard: int | None) -> Answer:
+    def say(name: str, shard: int | None) -> Reply:
         return done(name, shard) if shard is not None or name == "a" else {"versions": {"onnxruntime": "1.31.0"}}
 
     with pytest.raises(UsageError, match=r"node host-b has onnxruntime 1\.31\.0, another one has 1\.32\.0: install"):
@@ -156,7 +156,7 @@ def test_a_node_that_sees_other_files_ends_the_work(run: Run) -> None:
 def test_a_node_that_cannot_run_is_left_out_unless_it_is_the_last(run: Run) -> None:
     broken = {"error": "DeviceUnavailableError", "reason": "no GPU"}
 
-    def say(name: str, shard: int | None) -> Answer:
+    def say(name: str, shard: int | None) -> Reply:
         return broken if shard is None and name == "b" else done(name, shard)
 
     ray = Ray([node("a", CPU=4), node("b", CPU=4)], say)
@@ -170,7 +170,7 @@ def test_a_node_that_cannot_run_is_left_out_unless_it_is_the_last(run: Run) -> N
 def test_a_shard_in_other_hands_is_asked_for_again(run: Run) -> None:
     busy = deque([{"error": "InUseError", "reason": "in use by process 7"}] * 5)
 
-    def say(name: str, shard: int | None) -> Answer:
+    def say(name: str, shard: int | None) -> Reply:
         return busy.popleft() if shard == 3 and busy else done(name, shard)
 
     crew, said = run(Ray([node("a", CPU=4)], say))
@@ -181,7 +181,7 @@ def test_a_shard_in_other_hands_is_asked_for_again(run: Run) -> None:
 def test_a_shard_whose_workers_die_fails_in_the_end_and_one_whose_nodes_die_does_not(run: Run) -> None:
     deaths = deque(["The actor died because its node has died."] * 20)
 
-    def say(name: str, shard: int | None) -> Answer:
+    def say(name: str, shard: int | None) -> Reply:
         if shard == 3:
             raise RayActorError("The actor died.\nworker exit type: SYSTEM_ERROR")
         if shard == 4 and deaths:
@@ -196,7 +196,7 @@ def test_a_shard_whose_workers_die_fails_in_the_end_and_one_whose_nodes_die_does
 
 
 def test_a_node_whose_workers_die_at_once_is_left_out(run: Run) -> None:
-    def cannot_begin(name: str, shard: int | None) -> Answer:
+    def cannot_begin(name: str, shard: int | None) -> Reply:
         raise RayActorError("The actor died\nno module")
 
     with pytest.raises(RunError, match="node host-a: workers die before they begin: no module"):
@@ -204,13 +204,13 @@ def test_a_node_whose_workers_die_at_once_is_left_out(run: Run) -> None:
 
 
 def test_a_full_disk_and_many_failed_shards_end_the_work(run: Run) -> None:
-    def full(name: str, shard: int | None) -> Answer:
+    def full(name: str, shard: int | None) -> Reply:
         return OPENED if shard is None else {"error": "OutputError", "reason": "No space left on device"}
 
     with pytest.raises(OutputError, match="node host-a: No space left on device"):
         run(Ray([node("a", CPU=4)], full))
 
-    def fail(name: str, shard: int | None) -> Answer:
+    def fail(name: str, shard: int | None) -> Reply:
         return OPENED if shard is None else {"error": "RunError", "reason": "not finite"}
 
     crew, said = run(Ray([node("a", CPU=4)], fail), shards=1000)
@@ -222,7 +222,7 @@ def test_a_full_disk_and_many_failed_shards_end_the_work(run: Run) -> None:
 def test_a_cluster_that_has_gone_is_said(run: Run, monkeypatch: pytest.MonkeyPatch, answers: bool, words: str) -> None:
     nodes = [node("a", CPU=4)]
 
-    def say(name: str, shard: int | None) -> Answer:
+    def say(name: str, shard: int | None) -> Reply:
         if shard == 5:
             nodes.clear()
             monkeypatch.setattr(cluster_module, "listens", lambda _: answers)
@@ -235,7 +235,7 @@ def test_a_cluster_that_has_gone_is_said(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_of_ray_itself_counts_against_the_shard(run: Run) -> None:
-    def say(name: str, shard: int | None) -> Answer:
+    def say(name: str, shard: int | None) -> Reply:
         if shard == 1:
             raise RayError("ray::Worker.embed()\n  File ...\nMemoryError: 3 GiB")
         return done(name, shard)

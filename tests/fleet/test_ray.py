@@ -239,6 +239,8 @@ def test_a_shard_that_fails_twice_is_named_and_the_others_are_done(nodes: Nodes)
 
 def test_a_cluster_of_this_machine_is_started_and_ended(nodes: Nodes) -> None:
     code, said = ended(nodes.start("own.npz", ray="local"))
+    if "timed out during startup" in said:  # Ray gives its own processes 15 seconds, which a busy machine may not have
+        code, said = ended(nodes.start("own.npz", ray="local"))
     assert code == 1, said
     code, said = ended(nodes.start("plain.npz", ray=None))
     assert code == 1, said
