@@ -15,7 +15,7 @@ from typing import ClassVar, Final, TypeAlias, TypeVar
 from netvlad_deploy.errors import ArtifactError
 from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions, Gpu
 from netvlad_deploy.spec.graph_options import FeatureRange, HeadsRange
-from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile, ImageInput, ImageProfile
+from netvlad_deploy.spec.images import IMAGES, AnyProfile, ImageInput, ImageProfile
 from netvlad_deploy.spec.layer import (
     ASSIGNMENT_FEATURES,
     FEATURES,
@@ -25,7 +25,9 @@ from netvlad_deploy.spec.layer import (
     HeadsSpec,
     input_shape,
 )
+from netvlad_deploy.spec.layouts import LAYOUTS
 from netvlad_deploy.spec.profiles import AxisRange, Profile
+from netvlad_deploy.spec.tensors import ImageTensors, tensors_of
 from netvlad_deploy.support.external_data import check_names
 from netvlad_deploy.support.files import Staging, finish_writing, private_copy, read_bounded, sha256_file
 from netvlad_deploy.support.formats import index_of, no_artifact
@@ -75,15 +77,24 @@ class Artifact(VerifiedFile):
         known: tuple[str, ...] = (FEATURES, MASK, TOKEN, ASSIGNMENT_FEATURES, IMAGES)
         if isinstance(self.spec, HeadsSpec):
             known = self.spec.inputs
+        elif self.images is not None:
+            known = (*self.inputs[:1], IMAGES)
         if set(self.inputs) - set(known) or not self.inputs:
             raise ArtifactError(f"inputs are {', '.join(self.inputs)}, expected {', '.join(known[:-1])} or {IMAGES}")
         if untyped := {*self.inputs, *self.outputs} - set(self.dtypes):
             raise ArtifactError(f"{', '.join(sorted(untyped))} has no dtype")
+        if self.images is not None and self.dtypes[self.inputs[0]] != LAYOUTS[self.images.layout].dtype:
+            raise ArtifactError(f"{self.inputs[0]} has another dtype than images of the layout {self.images.layout}")
 
     @property
     def reference_path(self) -> Path:
         """Return the path of the file with the oracle's parameters."""
         return self.path.parent / self.reference.name
+
+    @property
+    def tensors(self) -> ImageTensors | None:
+        """Return the tensors of a pipeline whose images or names are not this package's own, None for any other."""
+        return tensors_of(self.images, self.inputs, self.outputs)
 
     @property
     def usual_profile(self) -> AnyProfile:
@@ -97,16 +108,9 @@ class Artifact(VerifiedFile):
     def input_shapes(self, profile: AnyProfile) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Return the smallest, usual and largest shape of every input under an optimization profile."""
         if self.images is not None:
-            return {IMAGES: tuple((*shape, CHANNELS) for shape in profile.shapes)}
+            layout = LAYOUTS[self.images.layout]
+            return {self.inputs[0]: tuple(layout.shape(shape) for shape in profile.shapes)}
         return {name: tuple(input_shape(self.spec, name, shape) for shape in profile.shapes) for name in self.inputs}
-
-    def shape_words(self, profile: AnyProfile) -> dict[str, str]:
-        """Return the shapes of all inputs as `features:1x300x512,mask:1x300`, by `min`, `opt` and `max`."""
-        shapes = self.input_shapes(profile)
-        return {
-            bound: ",".join(f"{name}:{'x'.join(map(str, shapes[name][index]))}" for name in shapes)
-            for index, bound in enumerate(("min", "opt", "max"))
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,13 @@ from netvlad_deploy.spec.build_options import fitting_profile
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, AnyProfile
 from netvlad_deploy.spec.layer import FEATURES, MASK, AggregatorSpec, AnySpec, HeadsSpec, input_shape, of_head
+from netvlad_deploy.spec.layouts import Layout
 from netvlad_deploy.spec.profiles import Profile
+from netvlad_deploy.spec.tensors import ImageTensors, LaidOut
 from netvlad_deploy.support.arrays import Array, Arrays
 
 Feeds = Mapping[str, Array]
+Found = TypeVar("Found")
 RunnerType = TypeVar("RunnerType", bound="Runner")
 FLOAT32 = np.dtype(np.float32)
 
@@ -58,6 +61,8 @@ class Runner(ABC):
     `features.NAME`; or, for a pipeline, `images` (B,H,W,3) uint8.
     Outputs: `descriptor` (B, D*K); with probes also `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
     `dtype` is that of the features or images; `range` is the range of features for which the artifact is accurate.
+    `tensors` are those of a pipeline whose images or names are not these: then `inputs`, `outputs` and `dtype` are
+    still these, and what is fed and found is changed into the graph's own and back.
     `concurrent` is True where several threads may run it at once; `lanes` is how many runs at once are of use: on a GPU
     the next batch is copied there while one is computed.
     """
@@ -72,9 +77,15 @@ class Runner(ABC):
     profiles: tuple[AnyProfile, ...] = ()
     precision: str = "fp32"
     range: FeatureRange | None = None
+    tensors: ImageTensors | None = None
     concurrent: bool = field(default=False, init=False)
     lanes: int = field(default=1, init=False)
     _open: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if self.tensors is not None:
+            self.inputs, self.dtype = (IMAGES,), np.dtype(np.uint8)
+            self.outputs = tuple(map(self.tensors.named, self.outputs))
 
     @property
     def half(self) -> bool:
@@ -125,7 +136,11 @@ class Runner(ABC):
             )
         if not self._open:
             raise RunError(f"{self.name} is closed: open it again before running it")
-        return self._run(self.check_feeds(feeds))
+        return self.named(self._run(self.check_feeds(feeds)))
+
+    def named(self, found: Mapping[str, Found]) -> dict[str, Found]:
+        """Return what a graph gave under this package's names."""
+        return {name if self.tensors is None else self.tensors.named(name): each for name, each in found.items()}
 
     def time(self, feeds: Feeds) -> EventTimes | None:
         """Run once and return the times by the device's own clock, None where there is no such clock."""
@@ -135,8 +150,12 @@ class Runner(ABC):
     def check_feeds(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return the feeds after checking names, rank, width, dtype and padding, those on the host contiguous.
 
+        Images are returned as the graph takes them; as `LaidOut` they are taken as they are when they come again.
+
         Raises: InputError naming got, expected and a remedy.
         """
+        if isinstance(feeds, LaidOut):
+            return feeds
         if not set(self.inputs) <= set(feeds) <= {*self.inputs, *self.optional_inputs}:
             hint = ": export with --masked" if MASK in feeds else ""
             raise InputError(f"{self.name} takes {', '.join(self.inputs)}, got {', '.join(feeds) or 'nothing'}{hint}")
@@ -155,6 +174,10 @@ class Runner(ABC):
             fitting_profile(self.profiles, *shapes[0], others=shapes[1:])
         if MASK in feeds:
             check_mask(feeds[MASK], main)
+        if self.tensors is not None:
+            if not isinstance(main, np.ndarray):
+                raise InputError(f"{self.name} takes images on the host alone, since they are laid out there")
+            return self.tensors.feeds(main)
         return {
             name: np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array
             for name, array in feeds.items()
@@ -175,9 +198,13 @@ class Runner(ABC):
         """Compute the outputs of checked feeds."""
 
 
-def profiled_shapes(feeds: Mapping[str, Any], inputs: Sequence[str], spec: AnySpec) -> list[tuple[int, ...]]:
+def profiled_shapes(
+    feeds: Mapping[str, Any], inputs: Sequence[str], spec: AnySpec, layout: Layout | None = None
+) -> list[tuple[int, ...]]:
     """Return the lengths (B,N) or (B,H,W) that one optimization profile must hold: of every head, or of the input."""
     names = inputs if isinstance(spec, HeadsSpec) else inputs[:1]
+    if layout is not None:
+        return [tuple(feeds[names[0]].shape[axis] for axis in layout.axes)]
     return [tuple(feeds[name].shape[:-1]) for name in names]
 
 

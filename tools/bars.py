@@ -38,6 +38,7 @@ from tools import (
     adopt_bars,
     backbone_bars,
     bulk_bars,
+    file_bars,
     flow_bars,
     half_bars,
     image_bars,
@@ -45,6 +46,7 @@ from tools import (
     latency_bars,
     ray_bars,
     report_bars,
+    triton_bars,
 )
 from tools.bar import MIB, Bar, fastest, steady
 
@@ -242,6 +244,7 @@ FIGURES: tuple[Group, ...] = (
     *adopt_bars.FIGURES,
     *backbone_bars.FIGURES,
     *bulk_bars.FIGURES,
+    *file_bars.FIGURES,
 )
 TIMES: tuple[Group, ...] = (
     command_line,
@@ -256,6 +259,7 @@ TIMES: tuple[Group, ...] = (
     *index_bars.TIMES,
     speed,
     *latency_bars.TIMES,
+    *triton_bars.TIMES,
 )
 
 

@@ -63,8 +63,8 @@ def centres() -> Float32:
 def network(folder: Path) -> OnnxArtifact:
     """Export an untrained ResNet-18 whose descriptors have 4,096 values."""
     ready = read_backbone("resnet18-conv4", changes=ImageChanges(resize=Resize(size=(480, 640))), seed=0)
-    sizes = {"num_clusters": SIZE // ready.width, "feature_size": ready.width}
-    spec = NetVLADSpec(**sizes, batch_norm=False, normalize_input=True)
+    clusters = SIZE // ready.width
+    spec = NetVLADSpec(num_clusters=clusters, feature_size=ready.width, batch_norm=False, normalize_input=True)
     return export_onnx(ready.under(initialize(spec, 0)), folder / "m.onnx")
 
 

@@ -114,7 +114,7 @@ def _lines(folder: Path, shard: int) -> list[str]:
     try:
         head = json.loads(first)
         proven = (head["shard"], head["sha256"]) == (shard, hashlib.sha256(rest).hexdigest())
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         proven = False
     if not proven:
         raise ArtifactError(f"{path} was changed after it was written: begin again with --force")

@@ -24,8 +24,8 @@ HEADER_KEY: Final = b"netvlad_deploy"
 DESCRIPTOR_COLUMNS: Final = ("descriptor", "global_descriptor", "embedding", "embeddings", "vector", "features")
 """Columns that hold descriptors, the first that is there; or else the only list of numbers."""
 
-GROUP_BYTES: Final = 1 << 25
-"""Bytes of the descriptors of one row group, whatever the calls of `write` bring: 32 MiB."""
+GROUP_BYTES: Final = 1 << 24
+"""Bytes of the descriptors of one row group, whatever the calls of `write` bring: 16 MiB."""
 
 
 class ParquetWriter(Writer):

@@ -17,6 +17,7 @@ from netvlad_deploy.models.pipeline import Pipeline, head_inputs
 from netvlad_deploy.oracle.goldens import Golden, golden_image
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES, ImageInput, Size
+from netvlad_deploy.spec.layouts import LAYOUTS
 from netvlad_deploy.support.arrays import Array
 
 FOLD_SIZE = (96, 128)
@@ -29,7 +30,7 @@ def fold_size(images: ImageInput) -> Size:
 
 
 class FoldedPipeline(nn.Module):
-    """Images (B,H,W,3) uint8 to the local descriptors (B,N,D), the head's stages and the descriptor (B,P)."""
+    """Images in their layout to the local descriptors (B,N,D), the head's stages and the descriptor (B,P)."""
 
     mean: Tensor
     std: Tensor
@@ -39,12 +40,15 @@ class FoldedPipeline(nn.Module):
         self.backbone = backbone
         self.head = head
         self.spec, self.half_backbone = pipeline.head.spec, half
+        self.layout = LAYOUTS[pipeline.images.layout]
         self.register_buffer("mean", torch.tensor(pipeline.images.mean))
         self.register_buffer("std", torch.tensor(pipeline.images.std))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the local descriptors (B,N,D), then the stages that the head returns."""
-        normalized = (images.to(self.mean.dtype) - self.mean) / self.std
+        if self.layout.channels_first:
+            images = images.permute(0, 2, 3, 1)
+        normalized = (images.to(self.mean.dtype) - self.mean) / self.std  # a grey channel becomes three
         if self.half_backbone:
             normalized = normalized.half()
         inputs = head_inputs(self.spec, self.backbone(normalized.permute(0, 3, 1, 2)))

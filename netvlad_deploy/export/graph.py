@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import ExportError
+from netvlad_deploy.errors import ExportError, UsageError
 from netvlad_deploy.support.require import require
 
 FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "If", "ReduceLogSumExp"))
@@ -255,6 +255,23 @@ def extremes_over_axes(model: Any) -> Iterator[str]:
         dims = shapes.get(node.input[0], ())
         if axes not in ([-1], [len(dims) - 1]) or not dims or not dims[-1].dim_value:
             yield f"{node.op_type} over axes {axes} of {[dim.dim_param or dim.dim_value for dim in dims]}"
+
+
+def rename(traced: Graph, names: Mapping[str, str]) -> None:
+    """Give tensors of a graph other names.
+
+    Raises: UsageError if another tensor has such a name.
+    """
+    graph = traced.model.graph
+    new = {old: name for old, name in names.items() if old != name}
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {each.name for each in graph.input}
+    if found := taken & set(new.values()):
+        raise UsageError(f"the graph has a tensor {', '.join(sorted(found))} already: choose other --tensor-names")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = new.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
 
 
 def clean(traced: Graph, artifact: OnnxArtifact) -> None:

@@ -4,7 +4,7 @@ For a NetVLAD that is its two matrix products, for a pipeline its backbone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
+from netvlad_deploy.spec.layouts import UINT8
 from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.support.require import require
 
@@ -43,7 +44,7 @@ def export_limit(like: AnyArtifact, target: Path) -> OnnxArtifact:
     del model.graph.output[:]
     model.graph.output.extend(found)  # whoever runs it computes nothing that no output needs
     kind = onnx.helper.tensor_dtype_to_np_dtype(found[0].type.tensor_type.elem_type).name
-    dtypes = {IMAGES: like.dtypes[IMAGES], LOCAL_DESCRIPTORS: kind}
+    dtypes = {like.inputs[0]: like.dtypes[like.inputs[0]], LOCAL_DESCRIPTORS: kind}
     parts = [model.SerializeToString()]
     return write_like(
         like, target, parts, inputs=like.inputs, outputs=(LOCAL_DESCRIPTORS,), dtypes=dtypes, precision=like.precision
@@ -95,5 +96,7 @@ def write_like(
     same = {field.name: getattr(like, field.name) for field in fields(Artifact)}
     same |= {"path": target, "inputs": tuple(inputs), "outputs": tuple(outputs), "dtypes": dict(dtypes)}
     same["precision"] = precision
+    if like.images is not None and dtypes.get(IMAGES) == UINT8:
+        same["images"] = replace(like.images, layout=UINT8)
     with stage_files(force=False) as staging:
         return stage_artifact(staging, OnnxArtifact(**same, opset=GraphOptions().opset), parts)

@@ -26,8 +26,9 @@ from netvlad_deploy.models.backbones.transformers_networks import TokenNetwork
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import FP32, TF32, Golden, distances, golden_image, golden_sizes
-from netvlad_deploy.spec.images import IMAGES
+from netvlad_deploy.spec.images import CHANNELS, IMAGES
 from netvlad_deploy.spec.layer import AggregatorSpec
+from netvlad_deploy.spec.layouts import LAYOUTS, to_grey
 from netvlad_deploy.support.arrays import Array, Float64
 
 ROUNDING_SEEDS = range(2)
@@ -64,6 +65,8 @@ def make_goldens(pipeline: Pipeline, precision: str) -> tuple[tuple[Golden, ...]
     spec = pipeline.head.spec
     step = MAP_STEP if isinstance(spec, AggregatorSpec) and spec.takes_map else 1
     images = [golden_image(*size, seed=seed) for seed, size in enumerate(golden_sizes(pipeline.images, step=step))]
+    if LAYOUTS[pipeline.images.layout].channels == 1:
+        images = [np.repeat(to_grey(image), CHANNELS, axis=2) for image in images]
     exact, norm = _exact(pipeline, images)
     single = _Single(pipeline)
     compared = TF32 if precision == FP32 else precision

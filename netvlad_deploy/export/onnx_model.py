@@ -4,6 +4,7 @@ Requires: a torch module in eval mode. Ensures: the promises of `export.graph`; 
 shapes either. Weights are inside the file; if it would exceed LARGEST_INSIDE, large ones stand in `NAME.onnx.data`.
 """
 
+import copy
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,8 +39,9 @@ from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays
 from netvlad_deploy.oracle.reference_file import heads_arrays, reference_arrays
 from netvlad_deploy.spec.graph_options import OLDEST_OPSET, FeatureRange, GraphOptions
-from netvlad_deploy.spec.images import CHANNELS, IMAGES, LOCAL_DESCRIPTORS, ImageInput
+from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, TOKEN, AggregatorSpec, AnySpec, HeadsSpec, input_shape
+from netvlad_deploy.spec.layouts import LAYOUTS, UINT8
 from netvlad_deploy.support.arrays import Array, write_npz
 from netvlad_deploy.support.files import Staging, check_suffix, stage_files
 from netvlad_deploy.support.require import installed_version, require
@@ -129,6 +131,8 @@ def _subject(module: NetVLAD | Aggregator | Pipeline | Heads, options: GraphOpti
         return _heads(module, options, preprocessing)
     if isinstance(module, Pipeline):
         return _pipeline(module, options)
+    if options.layout != UINT8 or options.tensor_names is not None:
+        raise UsageError("--layout and --tensor-names are for images: leave them out, or export with a backbone")
     if isinstance(module, Aggregator):
         return _aggregator(module, options, preprocessing)
     return _head(module, options, preprocessing)
@@ -144,6 +148,8 @@ def _stage(
         traced = _trace(subject, options)
         plain = subject.images is None and not isinstance(subject.spec, AggregatorSpec)
         graph.check_graph(traced, subject.axes, subject.dtypes, options.opset, head=plain)
+    names = options.pipeline_names if subject.images is not None else {}
+    graph.rename(traced, names)
     warnings = [*findings, *subject.warnings]
     if shaped := sorted({node.op_type for node in traced.model.graph.node} & graph.SHAPE_OPS):
         layer = "layer" if subject.images is None else "backbone"
@@ -153,9 +159,9 @@ def _stage(
         path=target,
         spec=subject.spec,
         precision=options.precision_name,
-        inputs=subject.inputs,
-        outputs=subject.outputs,
-        dtypes=subject.dtypes,
+        inputs=tuple(names.get(name, name) for name in subject.inputs),
+        outputs=tuple(names.get(name, name) for name in subject.outputs),
+        dtypes={names.get(name, name): dtype for name, dtype in subject.dtypes.items()},
         range=feature_range,
         warnings=tuple(warnings),
         origin=origin,
@@ -268,6 +274,9 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
             "--input-dtype and --feature-norm out, or export the head alone with --input features"
         )
     check_backbone(pipeline.backbone)
+    layout = LAYOUTS[options.layout]
+    pipeline = copy.copy(pipeline)
+    pipeline.images = replace(pipeline.images, layout=options.layout)
     goldens, norm = make_goldens(pipeline, options.precision_name)
     warnings = doubts(goldens, options.precision_name)
     if not norm:
@@ -281,13 +290,13 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
         module=folded,
         spec=folded.spec if head is None else head.spec,
         head=head,
-        examples=(torch.zeros(2, *size, CHANNELS, dtype=torch.uint8),),
-        axes=BATCH_AXIS if pipeline.images.fixed else PIPELINE_AXES,
+        examples=(torch.zeros(layout.shape((2, *size)), dtype=getattr(torch, layout.dtype)),),
+        axes=BATCH_AXIS if pipeline.images.fixed else (dict(zip(layout.axes, PIPELINE_AXES[0].values(), strict=True)),),
         inputs=(IMAGES,),
-        dtypes={IMAGES: "uint8", DESCRIPTOR: options.output_dtype},
+        dtypes={IMAGES: layout.dtype, DESCRIPTOR: options.output_dtype},
         tensors=(LOCAL_DESCRIPTORS, *pipeline.head.spec.stages),
         arrays={**_reference_arrays(pipeline.head), **golden_arrays(goldens)},
-        preprocessing=f"RGB from 0 to 255, {pipeline.images.preparation}; the graph normalises",
+        preprocessing=f"{layout.words}, {pipeline.images.preparation}; the graph normalises",
         images=pipeline.images,
         warnings=(*warnings, *findings),
     )

@@ -81,11 +81,13 @@ class _Lanes(contextlib.AbstractContextManager["_Lanes"]):
         if concurrency > 1 and not runner.concurrent:
             raise UsageError(f"{runner.name} takes one request at a time: leave --concurrency out")
         taken = {*runner.inputs, *runner.optional_inputs}
-        self.feeds = {
+        self.feeds: Feeds = {
             name: each.astype(runner.dtype) if each.dtype == np.float32 else each
             for name, each in feeds.items()
             if name in taken
         }
+        if runner.tensors is not None:
+            self.feeds = runner.check_feeds(self.feeds)  # laid out once: a robot's camera gives them so
         self._runner = runner
         self._threads = ThreadPoolExecutor(concurrency) if concurrency > 1 else None
         self._barrier = Barrier(concurrency)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, OutputError, RunError, UsageError
 from netvlad_deploy.spec.images import AnyProfile
+from netvlad_deploy.spec.tensors import shape_words
 from netvlad_deploy.support.files import check_private
 from netvlad_deploy.support.require import install_line, installed_version, pip_line, require
 
@@ -133,7 +134,9 @@ def provider_options(
 ) -> dict[str, str]:
     """Return the options of a backend's provider for an artifact, all of them text as ONNX Runtime wants it.
 
-    Precision is that of the graph: `trt_fp16_enable` stays unset.
+    Precision is that of the graph: `trt_fp16_enable` stays unset. The shapes are a text in which a colon ends a name.
+
+    Raises: UsageError if the provider could not read the name of the input.
 
     Source: https://onnxruntime.ai/docs/execution-providers (CUDA, TensorRT) and
     https://nvidia.github.io/TensorRT-RTX-EP-ABI/_generated/provider-options.html
@@ -144,7 +147,12 @@ def provider_options(
         return {"device_id": "0", "use_tf32": str(int(artifact.precision == "tf32"))}
     prefix = "trt" if backend == ORT_TENSORRT else "nv"
     options = {"device_id": "0"}
-    for bound, shapes in artifact.shape_words(profile).items():
+    if any(":" in name for name in artifact.inputs):
+        raise UsageError(
+            f"{artifact.path} takes {artifact.inputs[0]}, and {backend} reads no name with a colon: build an engine, "
+            "or export with other --tensor-names"
+        )
+    for bound, shapes in shape_words(artifact.input_shapes(profile)).items():
         options[f"{prefix}_profile_{bound}_shapes"] = shapes
     if cache is not None and backend == ORT_RTX:
         options["nv_runtime_cache_path"] = str(cache)

@@ -1,6 +1,6 @@
 """What all runners of an ONNX artifact share, whichever library computes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,10 @@ class OnnxRunner(Runner):
             profiles=fixed_shapes(artifact) if profiles is None else profiles,
             precision=precision or artifact.precision,
             range=artifact.range,
+            tensors=artifact.tensors,
         )
         self._artifact, self._widened = artifact, widened
+        self._fetched = artifact.outputs
 
     @property
     def conditions(self) -> str:
@@ -60,13 +62,18 @@ class OnnxRunner(Runner):
         """Return the names that the stages inside have in a graph that shows them."""
         return (LOCAL_DESCRIPTORS, *self.spec.stages)
 
+    def _fetch(self, names: Iterable[str]) -> None:
+        """Have a run give these tensors of the graph."""
+        self._fetched = tuple(names)
+        self.outputs = tuple(self.named(dict.fromkeys(self._fetched)))
+
     def check_feeds(self, feeds: Mapping[str, Any]) -> Arrays:
         """Return the feeds after checking them.
 
         Raises: InputError as the base class, or for images of another size than the only one that the graph takes.
         """
         checked = super().check_feeds(feeds)
-        if self._artifact.images is not None:
-            height, width = checked[IMAGES].shape[1:3]
+        if self._artifact.images is not None and IMAGES in feeds:
+            height, width = feeds[IMAGES].shape[1:3]
             self._artifact.images.check_taken((height, width))
         return checked

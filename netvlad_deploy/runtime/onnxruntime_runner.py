@@ -106,7 +106,7 @@ class OnnxRuntimeRunner(OnnxRunner):
             self._session = open_session(onnxruntime, backend, content, options, settings, name=str(artifact.path))
         self._session._model_bytes = None  # it keeps them to open itself again without the provider, which is shut
         if taps:
-            self.outputs = tuple(output.name for output in self._session.get_outputs())
+            self._fetch(output.name for output in self._session.get_outputs())
 
     @property
     def hidden(self) -> str:
@@ -147,6 +147,6 @@ class OnnxRuntimeRunner(OnnxRunner):
 
     def _run(self, feeds: Arrays) -> Arrays:
         try:
-            return dict(zip(self.outputs, self._session.run(self.outputs, feeds), strict=True))
+            return dict(zip(self._fetched, self._session.run(self._fetched, feeds), strict=True))
         except self._errors as error:
             raise RunError(f"ONNX Runtime failed: {error}") from error

@@ -88,7 +88,7 @@ class OpenVinoRunner(OnnxRunner):
         except errors as error:
             raise RunError(f"OpenVINO cannot load {artifact.path}: {_words(error)}") from error
         if taps:
-            self.outputs = tuple(output.any_name for output in self._compiled.outputs)
+            self._fetch(output.any_name for output in self._compiled.outputs)
         self._idle: list[Any] = []  # requests that no thread is using; a list takes and gives one at a time
 
     def tapped(self, *, instead: bool = False) -> Runner:
@@ -106,7 +106,7 @@ class OpenVinoRunner(OnnxRunner):
     def _inside(self, model: Any) -> list[str]:
         """Return the names of the stages that stand inside the graph and are no outputs."""
         named = {name for node in model.get_ops() for output in node.outputs() for name in output.names}
-        return [name for name in self.tappable if name in named and name not in self.outputs]
+        return [name for name in self.tappable if name in named and name not in self._fetched]
 
     def _run(self, feeds: Arrays) -> Arrays:
         compiled = self._compiled
@@ -120,7 +120,7 @@ class OpenVinoRunner(OnnxRunner):
             raise RunError(f"OpenVINO failed: {_words(error)}") from error
         if self._open:
             self._idle.append(request)
-        return {name: results[name] for name in self.outputs}
+        return {name: results[name] for name in self._fetched}
 
 
 @contextlib.contextmanager

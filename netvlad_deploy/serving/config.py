@@ -101,7 +101,8 @@ def _profiles(artifact: AnyArtifact) -> Sequence[AnyProfile]:
 
 def config_text(artifact: AnyArtifact, serving: Serving) -> str:
     """Return the text of `config.pbtxt`."""
-    size = artifact.spec.descriptor_size
+    size, dtype = artifact.spec.descriptor_size, artifact.dtypes[artifact.outputs[0]]
+    output = DESCRIPTOR if serving.backend == PYTHON else artifact.outputs[0]
     lines = [
         "# Written by netvlad-deploy package triton, which writes it anew with --force.",
         f'name: "{serving.name}"',
@@ -111,7 +112,7 @@ def config_text(artifact: AnyArtifact, serving: Serving) -> str:
         "input [",
         ",\n".join(_inputs(artifact, serving)),
         "]",
-        f'output [ {{ name: "{DESCRIPTOR}" data_type: {TYPES[artifact.dtypes[DESCRIPTOR]]} dims: [ {size} ] }} ]',
+        f'output [ {{ name: "{output}" data_type: {TYPES[dtype]} dims: [ {size} ] }} ]',
         "dynamic_batching { }",
         f"instance_group [ {_instances(artifact, serving)} ]",
         "version_policy { latest { num_versions: 1 } }",

@@ -135,7 +135,7 @@ class _Rows:
         if row >= self._starts[-1]:
             raise InputError(f"has {self._starts[-1]} rows, and no row {row}: it is another file now")
         group = bisect.bisect_right(self._starts, row) - 1
-        if group != self._group or row < self._first:
+        if group != self._group:
             self._group, self._first, self._values = group, self._starts[group], ()
             self._batches = self._file.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[self._column])
         while row >= self._first + len(self._values):

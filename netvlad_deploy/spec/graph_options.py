@@ -12,6 +12,8 @@ from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.build_options import option
 from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES
+from netvlad_deploy.spec.layouts import LAYOUTS, UINT8
+from netvlad_deploy.spec.tensors import parse_names
 from netvlad_deploy.support.limits import check_choice
 
 COARSE_STEP: Final = 0.5
@@ -41,6 +43,8 @@ class GraphOptions:
         masked: add the input `mask` (batch, num_features) bool.
         probe: add the outputs `soft_assignment` (B,N,K) and `residual_sum` (B,K,D).
         opset: ONNX operator set, 17 or newer.
+        layout: how images lie in the input of a pipeline, one of LAYOUTS.
+        tensor_names: names of the input and output of a pipeline, None for `images` and `descriptor`.
 
     Raises: UsageError if two of them contradict each other.
 
@@ -63,9 +67,25 @@ class GraphOptions:
     masked: bool = option(False, "--masked", "Take a mask, for padded features.")
     probe: bool = option(False, "--probe", "Also give soft_assignment and residual_sum.")
     opset: int = option(18, "--opset", "ONNX operator set, 17 or newer.")
+    layout: str = option(
+        UINT8,
+        "--layout",
+        "How images lie in the input: uint8 RGB, or float32 from 0 to 255, in RGB or grey, channels last or first.",
+        choices=tuple(LAYOUTS),
+    )
+    tensor_names: str | None = option(
+        None, "--tensor-names", "Names of a pipeline's input and output, such as image:0,descriptor:0."
+    )
 
     def __post_init__(self) -> None:
-        known = {"precision": PRECISIONS, "input_dtype": GRAPH_DTYPES, "output_dtype": GRAPH_DTYPES}
+        known = {
+            "precision": PRECISIONS,
+            "input_dtype": GRAPH_DTYPES,
+            "output_dtype": GRAPH_DTYPES,
+            "layout": tuple(LAYOUTS),
+        }
+        if self.tensor_names is not None:
+            parse_names(self.tensor_names)
         for name, choices in known.items():
             if (value := getattr(self, name)) is not None:
                 check_choice(name, value, choices)
@@ -73,6 +93,12 @@ class GraphOptions:
             raise UsageError(f"feature_norm is {self.feature_norm}, expected a positive number")
         if not self.half and (self.wide_logits or "float16" in (self.input_dtype, self.output_dtype)):
             raise UsageError("wide logits and float16 tensors belong to --precision fp16")
+
+    @property
+    def pipeline_names(self) -> dict[str, str]:
+        """Return the names of a pipeline's input and output in the file, by their own."""
+        own = (IMAGES, DESCRIPTOR)
+        return dict(zip(own, parse_names(self.tensor_names) if self.tensor_names else own, strict=True))
 
     @property
     def half(self) -> bool:

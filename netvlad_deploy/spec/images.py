@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final, TypeAlias
 
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.spec.layouts import LAYOUTS, UINT8
 from netvlad_deploy.spec.profiles import AxisRange, Profile, ShapeRanges
 from netvlad_deploy.support.limits import LIMITS, range_words, whole_number
 
@@ -48,8 +49,7 @@ PILLOW_FILTERS: Final = {
 MAX_PIXELS: Final = 89_478_485
 """Most pixels of an image that is decoded or made: a quarter GiB of RGB. Source: Pillow, which warns above this."""
 
-LEAST_SIDE, MOST_SIDE = 16, 16_384
-"""Shortest and longest side to ask for: below, a backbone of stride 16 has no output; above, there are no photos."""
+LEAST_SIDE, MOST_SIDE = 16, 16_384  # below, a backbone of stride 16 has no output; above, there are no photos
 
 IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
 IMAGENET_STD: Final = (58.395, 57.12, 57.375)
@@ -58,8 +58,7 @@ IMAGENET_STD: Final = (58.395, 57.12, 57.375)
 RULE_FIELDS: Final = {(None, 2): "size", (None, 1): "longest", ("shorter:", 1): "shortest", ("cover:", 2): "cover"}
 """Field of `Resize` that a text sets, by the word before its numbers and the count of the numbers."""
 
-Size: TypeAlias = tuple[int, int]
-"""A height and a width."""
+Size: TypeAlias = tuple[int, int]  # a height and a width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +200,9 @@ class ImageInput:
         orient: turn the image upright as its EXIF orientation says; else its pixels stay as they are stored.
         depth: bits of a grey value that are used in a file of 16 or 32 bits, None for all 16.
         fixed: the backbone takes images of the one `size` alone.
+        layout: how prepared images lie in the graph's input, one of LAYOUTS.
 
-    Raises: InputError if the crop is larger than the size, or the depth is unknown.
+    Raises: InputError if the crop is larger than the size, or the depth or the layout is unknown.
 
     >>> ImageInput(resize=Resize.parse("240x320"), crop=(224, 224)).target(480, 640)
     (224, 224)
@@ -215,8 +215,11 @@ class ImageInput:
     orient: bool = True
     depth: int | None = None
     fixed: bool = False
+    layout: str = UINT8
 
     def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise InputError(f"layout is {self.layout[:40]!r}, expected {', '.join(LAYOUTS)}")
         if self.fixed and self.size is None:
             raise InputError(f"images of one size alone need a size or a crop, the resize is {self.resize}")
         if self.crop is not None and min(self.crop) < 1:
@@ -318,7 +321,6 @@ class ImageProfile(ShapeRanges):
 
 
 AnyProfile: TypeAlias = Profile | ImageProfile
-"""An optimization profile of a head or of a pipeline."""
 
 
 def parse_size(text: str, name: str = "image size") -> Size:

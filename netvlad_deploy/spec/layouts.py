@@ -1,4 +1,4 @@
-"""How the images lie in the tensor that a graph takes: their type, their channels and the order of the axes."""
+"""How images lie in the tensor that a graph takes: their type, their channels and the order of the axes."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -35,6 +35,11 @@ class Layout:
         (0, 2, 3)
         """
         return (0, 2, 3) if self.channels_first else (0, 1, 2)
+
+    @property
+    def words(self) -> str:
+        """Return in words what an image is."""
+        return f"{'RGB' if self.channels > 1 else 'grey'} from 0 to 255"
 
     def shape(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of images of these lengths (B,H,W).

@@ -16,7 +16,7 @@ from pathlib import Path
 from netvlad_deploy.errors import InUseError, OutputError
 from netvlad_deploy.support.locks import lock, stands
 
-MOST_BYTES = 4096
+MOST_CLAIM_BYTES = 4096
 """Bytes that are read of a claim: a process, a host and a time take far less."""
 
 
@@ -79,7 +79,7 @@ def _write(handle: int) -> None:
 def _holder(handle: int) -> str:
     """Return in words who wrote the file."""
     try:
-        record = json.loads(os.pread(handle, MOST_BYTES, 0))
+        record = json.loads(os.pread(handle, MOST_CLAIM_BYTES, 0))
         return f"process {int(record['pid'])} on {record['host']} since {record['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

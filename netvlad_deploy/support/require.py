@@ -21,7 +21,7 @@ from netvlad_deploy.errors import MissingDependencyError
 LOG = logging.getLogger(__name__)
 
 DISTRIBUTION: Final = "netvlad-deploy"
-_OPTIONAL_REQUIREMENT = re.compile(r"""([\w.-]+)([^;]*);\s*extra\s*==\s*["']([\w-]+)["']""")
+_OPTIONAL_REQUIREMENT = re.compile(r"""([\w.-]+)([^;]*);(?:.*\sand)?\s*extra\s*==\s*["']([\w-]+)["']""")
 """A requirement in the metadata: distribution, versions, and the optional dependency group (the extra)."""
 
 

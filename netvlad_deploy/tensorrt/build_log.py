@@ -13,6 +13,7 @@ from pathlib import Path
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.errors import BuildError
 from netvlad_deploy.spec.build_options import RTX, BuildFigures, Kernel
+from netvlad_deploy.spec.tensors import shape_words
 from netvlad_deploy.tensorrt.api import MODULES, LogLine
 
 NOT_KERNELS = frozenset(("shape_call", "signal", "wait"))
@@ -59,10 +60,16 @@ def trtexec_line(artifact: EngineArtifact, timing_cache: Path | None = None) -> 
         words += [f"--timingCacheFile={timing_cache}"] if timing_cache else []
     for index, profile in enumerate(options.profiles):
         words += [f"--profile={index}"] if len(options.profiles) > 1 else []
-        words += [f"--{bound}Shapes={shapes}" for bound, shapes in artifact.shape_words(profile).items()]
+        shapes = {_quoted(name): each for name, each in artifact.input_shapes(profile).items()}
+        words += [f"--{bound}Shapes={text}" for bound, text in shape_words(shapes).items()]
     if options.compute_capabilities:
         words.append("--computeCapabilities=" + ",".join(name[2:] for name in options.compute_capabilities))
     return shlex.join(words)
+
+
+def _quoted(name: str) -> str:
+    """Return the name of a tensor as `trtexec` reads it: in quotes if it holds a colon. Source: its --help."""
+    return f"'{name}'" if ":" in name else name
 
 
 def read_figures(lines: Sequence[LogLine], build_ms: float, host_bytes: int) -> BuildFigures:

@@ -131,7 +131,9 @@ class ExecutionSlot:
     ) -> dict[str, tuple[int, ...]]:
         """Copy in, compute, let `take` queue the copy of each output of a name and shape, wait; return the shapes."""
         cuda, stream = self.cuda, self._stream
-        self._select_profile(*profiled_shapes(inputs, self._loaded.artifact.inputs, self._loaded.artifact.spec))
+        artifact = self._loaded.artifact
+        layout = None if artifact.tensors is None else artifact.tensors.layout
+        self._select_profile(*profiled_shapes(inputs, artifact.inputs, artifact.spec, layout))
         self._wait_for_producers(inputs)
         binding = self._bind(inputs)
         self._mark(0, timed)

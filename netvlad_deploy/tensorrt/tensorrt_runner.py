@@ -17,6 +17,7 @@ from netvlad_deploy.artifact import EngineArtifact, log_path, sidecar_path
 from netvlad_deploy.errors import InputError, RunError, UsageError
 from netvlad_deploy.runner import EventTimes, Runner
 from netvlad_deploy.spec.build_options import RTX
+from netvlad_deploy.spec.tensors import LaidOut
 from netvlad_deploy.support.arrays import Arrays
 from netvlad_deploy.support.files import Staging, check_apart, locked, read_private, stage_files
 from netvlad_deploy.tensorrt.device_array import device_array
@@ -60,6 +61,7 @@ class TensorRTRunner(Runner):
             profiles=artifact.profiles,
             precision=artifact.precision,
             range=artifact.range,
+            tensors=artifact.tensors,
         )
         if runtime_cache is not None and artifact.flavor != RTX:
             raise UsageError(f"{artifact.flavor} compiles nothing at run time: leave the runtime cache out")
@@ -106,8 +108,9 @@ class TensorRTRunner(Runner):
         """
         if on_device:
             with self._slot() as slot:
-                return slot.run_on_device(self._views(feeds, slot))
-        return self._run(feeds)  # it checks the feeds, once it has the stream that must wait for arrays on the GPU
+                return self.named(slot.run_on_device(self._views(feeds, slot)))
+        found = self._run(feeds)  # it checks the feeds, once it has the stream that must wait for arrays on the GPU
+        return self.named(found)
 
     def time(self, feeds: Mapping[str, Any]) -> EventTimes:
         """Run once and return the times of the copies and the work by the GPU's own clock."""
@@ -128,6 +131,8 @@ class TensorRTRunner(Runner):
 
     def _views(self, feeds: Mapping[str, Any], slot: ExecutionSlot) -> dict[str, Any]:
         """Return the checked feeds, with arrays on the GPU as `DeviceArray`."""
+        if isinstance(feeds, LaidOut):
+            return feeds
         return self.check_feeds(
             {name: device_array(value, slot.stream, slot.device) or value for name, value in feeds.items()}
         )

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact, load_artifact, sidecar_path
+from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.support.sidecar import seal, unseal
 from tests.cpp.native import Native, View
 from tests.cpp.test_pixels import expected, noise, pillow
+from tests.pipelines import tiny_pipeline
 
 pytestmark = [pytest.mark.cpp, pytest.mark.export, pytest.mark.ort]
 
@@ -45,6 +48,18 @@ def test_descriptors_are_those_of_the_package(native: Native, robot: Path) -> No
             assert not isinstance(got, str), got
             assert np.abs(got - wanted).max() < 1e-5
             assert np.linalg.norm(wanted) > 0.9
+
+
+@pytest.mark.parametrize("layout", ["grey", "rgb-nchw"])
+def test_it_feeds_a_graph_of_another_layout_as_the_package_does(native: Native, tmp_path: Path, layout: str) -> None:
+    names = GraphOptions(layout=layout, tensor_names="image:0,descriptor:0")
+    artifact = export_onnx(tiny_pipeline(), tmp_path / "m.onnx", names)
+    image = noise(40, 56, 3)
+    with open_runner(artifact) as runner:
+        wanted = runner.run({IMAGES: image[None]})["descriptor"][0]
+    (got,) = native.descriptors(artifact.path, [View(image)])
+    assert not isinstance(got, str), got
+    assert np.abs(got - wanted).max() < 1e-5
 
 
 def test_the_program_prints_a_line_for_each_image(native: Native, robot: Path) -> None:
@@ -95,7 +110,7 @@ CHANGES: list[tuple[Callable[[str], str], str]] = [
 ]
 RECORDS: list[tuple[dict[str, Any], str]] = [
     ({"images": None}, "it takes local descriptors, not images"),
-    ({"outputs": ["head.descriptor"]}, "it has no output named descriptor"),
+    ({"outputs": ["descriptor", "b"], "dtypes": {}}, "it has several outputs, or none"),
     ({"dtypes": {"images": "uint8", "descriptor": "float16"}}, "its descriptor is float16, expected float32"),
     ({"external_data": {"name": "x", "sha256": "y"}}, "its weights stand in a file of their own"),
     ({"images": {"crop": None, "resize": {}}}, "it lacks size"),
@@ -112,6 +127,8 @@ def test_a_sidecar_that_was_changed_or_is_not_for_this_runner_is_refused(native:
     sharp["resize"]["filter"] = "sharp"
     sealed = [(seal({**record, **change}).decode(), words) for change, words in RECORDS]
     sealed.append((seal({**record, "images": sharp}).decode(), "the filter sharp is not known to this runner"))
+    bent = {**record["images"], "layout": "yuv"}
+    sealed.append((seal({**record, "images": bent}).decode(), "the layout yuv is not known to this runner"))
     for content, words in [*((change(text), words) for change, words in CHANGES), *sealed]:
         sidecar.write_text(content)
         (answer,) = native.load([robot])
@@ -120,7 +137,7 @@ def test_a_sidecar_that_was_changed_or_is_not_for_this_runner_is_refused(native:
         assert answer.endswith(": export or build again")
     sidecar.write_bytes(seal({**record, "kind": "engine"}))
     (refused,) = native.descriptors(robot, [])
-    assert f"{robot} is an engine, and this program was built without TensorRT" in str(refused)
+    assert refused == f"{robot} is of the kind engine, this runner takes ONNX files alone"
 
 
 def test_garbage_for_a_sidecar_or_a_model_is_an_error_and_nothing_else(native: Native, robot: Path) -> None:

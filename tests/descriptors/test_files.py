@@ -219,6 +219,17 @@ def test_pyarrow_reads_what_is_written(tmp_path: Path) -> None:
 
 
 @BULK
+def test_row_groups_are_alike_whatever_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("netvlad_deploy.descriptors.parquet_file.GROUP_BYTES", 4 * P * 4)
+    paths = [write(tmp_path / f"{step}.parquet", step=step) for step in (1, 3, 5, 6)]
+    assert len({path.read_bytes() for path in paths}) == 1
+    metadata = pq.ParquetFile(paths[0]).metadata
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [4, 2]
+
+
+@BULK
 @pytest.mark.parametrize(
     ("columns", "words"),
     [

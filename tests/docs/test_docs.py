@@ -22,7 +22,17 @@ SOURCES = [
     if path.parent != Path(__file__).parent  # these tests quote what is gone
 ]
 FILES = (".py", ".md", ".html", ".json", ".onnx", ".npz", ".npy", ".engine", ".xml", ".svg", ".png", ".safetensors")
-OTHERS = {"INTER_LINEAR", "forward_features", "imread", "single_query", "_ms", "_s", "epsilon_add", "epsilon_rsqrt"}
+OTHERS = {
+    "INTER_LINEAR",
+    "ReadWriteMany",
+    "forward_features",
+    "imread",
+    "single_query",
+    "_ms",
+    "_s",
+    "epsilon_add",
+    "epsilon_rsqrt",
+}
 """Names of other projects, endings of names, and two keys that are put together from their mode."""
 NAMES = r"((?:`\w+`(?:, | and | or )?)+)"
 PLACED = re.compile(NAMES + r" in `([\w/]+\.py)`|" + NAMES + r" \(`([\w/]+\.py)`")
@@ -116,6 +126,8 @@ def test_the_options_that_a_page_names_are_of_a_verb(page: Path) -> None:
     others = {"--help", "--strict", "--timingCacheFile"}  # click's, mypy's, and trtexec's own
     others |= {"--http-address", "--grpc-address", "--model-control-mode", "--exit-timeout-secs"}  # tritonserver's
     others |= {"--shm-size"}  # docker's
+    others |= {"--array", "--dependency", "--num-cpus"}  # of sbatch and ray
+    others |= {"--seconds", "--target"}  # of tools.fuzz
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text(page))) - known - others == set()
 
 

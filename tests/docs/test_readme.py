@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-NAMES = ("verbs", "machines", "dialects", "latency", "ci", "index")
+NAMES = ("verbs", "embed", "machines", "dialects", "latency", "ci", "index")
 PAGES = (README, *((ROOT / "docs" / f"{name}.md").read_text() for name in NAMES))
 """Pages with commands, in the order in which somebody goes through them: each goes on with the files of the last."""
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", "".join(PAGES), re.DOTALL)
@@ -113,7 +113,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text(TIMM)
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 61
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 71
     printed = []
     for section, commands in sections().items():
         for command in commands:

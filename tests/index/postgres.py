@@ -30,11 +30,19 @@ def postgres() -> Iterator[Path]:
     try:
         if user is not None:
             os.chown(home, user, user)
-        made = ["--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync", "--no-instructions", "-D", data]
-        subprocess.run([binaries / "initdb", *made], user=user, cwd=home, check=True, capture_output=True)
+        made = [
+            "--auth=trust",
+            "--encoding=utf8",
+            "--username=postgres",
+            "--no-sync",
+            "--no-instructions",
+            "-D",
+            str(data),
+        ]
+        subprocess.run([str(binaries / "initdb"), *made], user=user, cwd=home, check=True, capture_output=True)
         quick = ["-c", "fsync=off", "-c", "listen_addresses=", "-c", f"unix_socket_directories={home}"]
         with (home / "log").open("wb") as log:
-            command = [binaries / "postgres", "-D", data, *quick]
+            command = [str(binaries / "postgres"), "-D", str(data), *quick]
             server = subprocess.Popen(command, user=user, cwd=home, stdout=log, stderr=log)
         try:
             wait_for(home, server)

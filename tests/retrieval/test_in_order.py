@@ -91,6 +91,7 @@ def test_one_result_larger_than_the_room_goes_alone() -> None:
 
 def test_one_thread_alone_takes_the_things_and_closes_what_gives_them() -> None:
     threads = set()
+    closed = []
 
     def things() -> Iterator[int]:
         try:
@@ -98,11 +99,12 @@ def test_one_thread_alone_takes_the_things_and_closes_what_gives_them() -> None:
                 threads.add(threading.current_thread().name)
                 yield number
         finally:
-            threads.add(threading.current_thread().name)
+            closed.append(threading.current_thread().name)
 
     with in_order(lambda number: number, things(), width=4) as results:
         assert [next(results), next(results)] == [0, 1]
     assert len(threads) == 1
+    assert closed == list(threads)
     assert not left()
 
 
@@ -117,6 +119,8 @@ def test_the_width_is_how_many_calls_are_made_at_once() -> None:
             most[0] = max(most[0], running[0])
         if 10 <= number < 13:
             barrier.wait(HANG_S)  # passed only by three together
+        elif number >= 13:
+            time.sleep(0.002)  # in which another call would begin
         with lock:
             running[0] -= 1
         return number

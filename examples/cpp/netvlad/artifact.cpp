@@ -1,6 +1,5 @@
 #include "netvlad/artifact.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <fstream>
 #include <system_error>
@@ -15,8 +14,6 @@ namespace {
 constexpr const char* schema = "netvlad-deploy/artifact/4";
 constexpr std::uintmax_t most_sidecar_bytes = std::uintmax_t{16} << 20;
 constexpr const char* remedy = ": export or build again";
-constexpr const char* images = "images";
-constexpr const char* descriptor = "descriptor";
 
 std::string read_file(const std::filesystem::path& path, std::uintmax_t most_bytes) {
   std::error_code failed;
@@ -71,36 +68,43 @@ Preparation preparation_of(const Json& record) {
   return rule;
 }
 
-void check_tensors(const Json& record) {
+// Sidecars from before there were layouts name none, and their images are uint8.
+Layout layout_of(const Json& record) {
+  const Json* found = record.find("layout");
+  const std::string name = found == nullptr ? "uint8" : found->string();
+  if (name == "uint8") return {};
+  if (name == "rgb") return {true, false, false};
+  if (name == "grey") return {true, true, false};
+  if (name == "rgb-nchw") return {true, false, true};
+  if (name == "grey-nchw") return {true, true, true};
+  throw Error("the layout " + name.substr(0, 40) + " is not known to this runner: export with another --layout");
+}
+
+void read_tensors(const Json& record, Artifact& artifact) {
   const auto& inputs = record.at("inputs").items();
   const auto& outputs = record.at("outputs").items();
-  if (record.at("images").is_null() || inputs.size() != 1 || inputs[0].string() != images) {
+  if (record.at("images").is_null() || inputs.size() != 1) {
     throw Error("it takes local descriptors, not images: export a checkpoint with its backbone");
   }
-  const bool there =
-      std::any_of(outputs.begin(), outputs.end(), [](const Json& name) { return name.string() == descriptor; });
-  if (!there) throw Error("it has no output named descriptor: export one head alone");
-  const std::string& dtype = record.at("dtypes").at(descriptor).string();
+  if (outputs.size() != 1) throw Error("it has several outputs, or none: export one head alone");
+  artifact.input = inputs[0].string();
+  artifact.output = outputs[0].string();
+  artifact.layout = layout_of(record.at("images"));
+  const std::string wanted = artifact.layout.is_float ? "float32" : "uint8";
+  if (record.at("dtypes").at(artifact.input).string() != wanted) throw Error("its images are not " + wanted);
+  const std::string& dtype = record.at("dtypes").at(artifact.output).string();
   if (dtype != "float32") throw Error("its descriptor is " + dtype + ", expected float32: leave --output-dtype out");
 }
 
 Artifact described(const Json& record) {
-  check_tensors(record);
   Artifact artifact;
+  read_tensors(record, artifact);
   artifact.kind = record.at("kind").string();
   artifact.precision = record.at("precision").string();
-  artifact.input = images;
-  artifact.output = descriptor;
   artifact.preparation = preparation_of(record.at("images"));
   const Json* external = record.find("external_data");
   if (external != nullptr && !external->is_null()) {
     throw Error("its weights stand in a file of their own, which this runner does not read: build an engine of it");
-  }
-  const Json* options = record.find("options");
-  if (options != nullptr) {
-    const std::string& flavor = options->at("flavor").string();
-    if (flavor != "tensorrt") throw Error("it is an engine of " + flavor + ", expected tensorrt");
-    artifact.tensorrt = record.at("versions").at(flavor).string();
   }
   return artifact;
 }

@@ -9,14 +9,21 @@
 
 namespace netvlad {
 
+// How images lie in the input of a graph: uint8 RGB (1,H,W,3), or float32 from 0 to 255.
+struct Layout {
+  bool is_float = false;
+  bool is_grey = false;
+  bool channels_first = false;
+};
+
 // What a runner of images must know of an artifact, and the bytes of its file, which were compared with their hash.
 struct Artifact {
   std::string kind;  // onnx or engine
   std::string precision;
   std::string input;   // name of the tensor of images
   std::string output;  // name of the descriptor
+  Layout layout;
   Preparation preparation;
-  std::string tensorrt;  // version of TensorRT that built an engine; empty for an ONNX file
   std::string content;
 };
 

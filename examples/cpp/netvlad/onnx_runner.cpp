@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "netvlad/error.h"
+#include "netvlad/feed.h"
 #include "netvlad/runner.h"
 
 namespace netvlad {
@@ -33,7 +34,7 @@ Error of_runtime(const Ort::Exception& error) {
 class OnnxRunner final : public Runner {
  public:
   OnnxRunner(const Artifact& artifact, int threads)
-      : Runner(artifact.preparation), input_(artifact.input), output_(artifact.output) {
+      : Runner(artifact.preparation), input_(artifact.input), output_(artifact.output), layout_(artifact.layout) {
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(threads);
     session_ = std::make_unique<Ort::Session>(environment_, artifact.content.data(), artifact.content.size(), options);
@@ -41,25 +42,38 @@ class OnnxRunner final : public Runner {
 
  private:
   std::vector<float> run(const Image& prepared) const override {
-    const std::array<std::int64_t, 4> shape = {1, static_cast<std::int64_t>(prepared.size.height),
-                                               static_cast<std::int64_t>(prepared.size.width), 3};
-    std::vector<std::uint8_t> pixels = prepared.values;  // ONNX Runtime asks for memory that may be written
+    if (!layout_.is_float) {
+      std::vector<std::uint8_t> pixels = prepared.values;  // ONNX Runtime asks for memory that may be written
+      return run_on(pixels, prepared.size);
+    }
+    std::vector<float> values = laid_out(prepared, layout_);
+    return run_on(values, prepared.size);
+  }
+
+  template <class Value>
+  std::vector<float> run_on(std::vector<Value>& values, Size size) const {
+    const auto height = static_cast<std::int64_t>(size.height), width = static_cast<std::int64_t>(size.width);
+    const std::int64_t channels = layout_.is_grey ? 1 : 3;
+    using Shape = std::array<std::int64_t, 4>;
+    const Shape shape = layout_.channels_first ? Shape{1, channels, height, width} : Shape{1, height, width, channels};
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const char* const inputs[] = {input_.c_str()};
     const char* const outputs[] = {output_.c_str()};
     try {
-      const auto tensor = Ort::Value::CreateTensor<std::uint8_t>(memory, pixels.data(), pixels.size(), shape.data(), shape.size());
-      const auto found = session_->Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, 1);
+      const auto tensor =
+          Ort::Value::CreateTensor<Value>(memory, values.data(), values.size(), shape.data(), shape.size());
+      const std::vector<Ort::Value> found = session_->Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, 1);
       const auto kind = found.front().GetTensorTypeAndShapeInfo();
       if (kind.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw Error("the descriptor is not float32");
-      const float* values = found.front().GetTensorData<float>();
-      return {values, values + kind.GetElementCount()};
+      const float* descriptor = found.front().GetTensorData<float>();
+      return {descriptor, descriptor + kind.GetElementCount()};
     } catch (const Ort::Exception& error) {
       throw of_runtime(error);
     }
   }
 
   std::string input_, output_;
+  Layout layout_;
   Ort::Env environment_{ORT_LOGGING_LEVEL_ERROR, "netvlad"};
   std::unique_ptr<Ort::Session> session_;
 };

@@ -18,14 +18,7 @@ std::vector<float> Runner::describe(const ImageView& image) const {
 std::unique_ptr<Runner> open_runner(const std::filesystem::path& path, int threads) {
   const Artifact artifact = load_artifact(path);
   if (artifact.kind == "onnx") return open_onnx(artifact, threads);
-#ifdef NETVLAD_WITH_TENSORRT
-  if (artifact.kind == "engine") return open_tensorrt(artifact);
-#else
-  if (artifact.kind == "engine") {
-    throw Error(path.string() + " is an engine, and this program was built without TensorRT: build it where NvInfer.h is");
-  }
-#endif
-  throw Error(path.string() + " is of the unknown kind " + artifact.kind.substr(0, 40));
+  throw Error(path.string() + " is of the kind " + artifact.kind.substr(0, 40) + ", this runner takes ONNX files alone");
 }
 
 }  // namespace netvlad

@@ -30,13 +30,11 @@ class Runner {
   Preparation preparation_;
 };
 
-// Opens an ONNX file on ONNX Runtime's CPU provider, or an engine on TensorRT where this library was built with it.
-// `threads` is the number of threads of one run on the CPU, 0 for one a core.
-// Throws Error as load_artifact does, and if the library that runs the file is missing or refuses it.
+// Opens an ONNX file on ONNX Runtime's CPU provider. `threads` is the number of threads of one run, 0 for one a core.
+// Throws Error as load_artifact does, for an engine, and if ONNX Runtime is too old or refuses the file.
 std::unique_ptr<Runner> open_runner(const std::filesystem::path& path, int threads = 0);
 
-// What open_runner chooses from.
+// The part of open_runner that knows ONNX Runtime.
 std::unique_ptr<Runner> open_onnx(const Artifact& artifact, int threads);
-std::unique_ptr<Runner> open_tensorrt(const Artifact& artifact);
 
 }  // namespace netvlad

@@ -1,0 +1,14 @@
+// The last step before a run: pixels become the values of the tensor that a graph takes.
+#pragma once
+
+#include <vector>
+
+#include "netvlad/artifact.h"
+#include "netvlad/image.h"
+
+namespace netvlad {
+
+// Returns the float32 values, from 0 to 255, of a prepared RGB image in a layout that is float.
+std::vector<float> laid_out(const Image& prepared, const Layout& layout);
+
+}  // namespace netvlad
