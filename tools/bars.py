@@ -44,6 +44,7 @@ from tools import (
     image_bars,
     index_bars,
     latency_bars,
+    ray_bars,
     report_bars,
     triton_bars,
 )
@@ -254,6 +255,7 @@ TIMES: tuple[Group, ...] = (
     *bulk_bars.TIMES,
     *flow_bars.TIMES,
     *report_bars.TIMES,
+    *ray_bars.TIMES,
     *index_bars.TIMES,
     speed,
     *latency_bars.TIMES,

@@ -1,4 +1,4 @@
-"""What a fleet costs beside the work itself, measured for `make bars`: the plan, a shard, the join, and Ray."""
+"""What a fleet costs beside the work itself, measured for `make bars`: the plan, a shard, and the join."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,20 +13,13 @@ from netvlad_deploy.bulk.open_plan import header_for, open_plan_runner
 from netvlad_deploy.bulk.plan import Plan, make_plan, plan_folder, remove_plan, source_of
 from netvlad_deploy.bulk.shards import embed_shard
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.fleet.embed_on_ray import embed_on_ray
 from netvlad_deploy.runtime.open_runner import Candidate
-from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import ImageChanges, Resize
-from netvlad_deploy.workflow.export import export
-from netvlad_deploy.workflow.source import Source
 from tests.modules import make_module
 from tests.pipelines import tiny_pipeline
 from tools.bar import MIB, Bar
-from tools.half_bars import DATA
 
 LISTED, MOST_LISTED_US, MOST_PLAN_BYTES = 20_000, 150.0, 200.0
-MOST_SHARD_MS, JOINED, LEAST_JOINED_MIBS = 100.0, 8192, 30.0
-COPIES, PHOTOS_OF_A_SHARD, LEAST_SHARE, ROUNDS = 5, 25, 0.8, 2
+MOST_SHARD_MS, JOINED, LEAST_JOINED_MIBS = 150.0, 8192, 30.0
 
 
 def planned(folder: Path, candidate: Candidate, inputs: Path, target: str, shard_size: int) -> Plan:
@@ -100,48 +93,4 @@ def joined(folder: Path) -> Iterator[Bar]:
     )
 
 
-def on_ray(folder: Path) -> Iterator[Bar]:
-    """A ResNet-18 on photos of 480x640, plain and by a Ray cluster of this machine, in turns."""
-    changes = ImageChanges(resize=Resize(size=(240, 320)))
-    artifact = export(Source(backbone="resnet18", num_clusters=16, changes=changes), folder / "r.onnx", GraphOptions())
-    candidate, photos = Candidate(path=artifact.path), folder / "photos"
-    photos.mkdir()
-    for path in sorted((DATA / "corridor").glob("*/*.jpg")):
-        for copy in range(COPIES):
-            (photos / f"{path.parent.name}-{path.stem}-{copy}.jpg").symlink_to(path)
-    speeds: dict[str, list[float]] = {"plain": [], "Ray": []}
-    starts: list[float] = []
-    for number in range(ROUNDS):
-        for way, compute in (("plain", plainly), ("Ray", by_ray)):
-            plan = planned(folder, candidate, photos, f"{way}-{number}.npz", PHOTOS_OF_A_SHARD)
-            began = time.perf_counter()
-            times = compute(plan, candidate)
-            speeds[way].append((len(times) - 1) * PHOTOS_OF_A_SHARD / (times[-1] - times[0]))
-            if way == "Ray":
-                starts.append(times[0] - began - PHOTOS_OF_A_SHARD / speeds[way][-1])
-    plain, ray = (max(each) for each in speeds.values())
-    yield Bar(
-        f"Ray on one machine, after its start: at least {LEAST_SHARE:.0%} of the plain run's images/s",
-        f"{ray / plain:.0%}, {ray:.1f} of {plain:.1f} images/s, the faster of {ROUNDS} each; start {min(starts):.0f} s",
-        ray / plain >= LEAST_SHARE,
-    )
-
-
-def plainly(plan: Plan, candidate: Candidate) -> list[float]:
-    """Compute all shards as one machine does; return when each was done, in seconds."""
-    times = []
-    with open_plan_runner(plan, candidate) as runner:
-        for number in range(plan.shards):
-            embed_shard(plan, number, runner)
-            times.append(time.perf_counter())
-    return times
-
-
-def by_ray(plan: Plan, candidate: Candidate) -> list[float]:
-    """Compute all shards on a cluster of this machine; return when each was done, in seconds."""
-    times: list[float] = []
-    embed_on_ray("local", plan, candidate, range(plan.shards), done=lambda _: times.append(time.perf_counter()))
-    return times
-
-
-TIMES: tuple[Callable[[Path], Iterator[Bar]], ...] = (costs, joined, on_ray)
+TIMES: tuple[Callable[[Path], Iterator[Bar]], ...] = (costs, joined)

@@ -36,7 +36,7 @@ MOST_ERRORS: Final = 2
 MOST_DEATHS: Final = 4
 """Workers that die at a shard, while their nodes live, before it counts as failed: one may be the machine's fault."""
 
-MOST_FAILED: Final = 20
+MOST_FAILED_SHARDS: Final = 20
 """Failed shards after which no more are begun: what they have in common is no shard's fault."""
 
 NODE_DIED: Final = "its node has died"
@@ -180,7 +180,7 @@ class Crew:
             return
         LOG.warning("shard %d has failed: %s", shard, answer["reason"])
         self.failed[shard] = answer
-        if len(self.failed) >= MOST_FAILED:
+        if len(self.failed) >= MOST_FAILED_SHARDS:
             self._waiting.clear()
             self._held.clear()
 

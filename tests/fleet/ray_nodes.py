@@ -7,7 +7,6 @@ its standard input: `kill N` kills node N as a power cut does, `end` ends all. W
 import contextlib
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,6 @@ ENVIRONMENT = {
 STORE_BYTES = 80 * 2**20
 
 
-def agent_ports() -> dict[str, int]:
-    """Return free ports for a node's agents: else the node waits for theirs, and dies after 15 seconds."""
-    names = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_export_port")
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
-        return {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
-
-
 def main() -> None:
     from ray.cluster_utils import Cluster
 
@@ -43,8 +34,8 @@ def main() -> None:
         "include_log_monitor": False,
         "no_monitor": True,
     }
-    nodes = [cluster.add_node(num_cpus=0, include_dashboard=False, **settings, **agent_ports())]
-    nodes += [cluster.add_node(num_cpus=1, wait=False, **settings, **agent_ports()) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=0, include_dashboard=False, **settings)]
+    nodes += [cluster.add_node(num_cpus=1, wait=False, **settings) for _ in range(2)]
     cluster.wait_for_nodes()
     raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
     print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)

@@ -12,7 +12,7 @@ from netvlad_deploy.errors import DeviceUnavailableError, InputError, OutputErro
 from netvlad_deploy.fleet import cluster as cluster_module
 from netvlad_deploy.fleet import crew as crew_module
 from netvlad_deploy.fleet.cluster import Cluster
-from netvlad_deploy.fleet.crew import MOST_FAILED, Crew
+from netvlad_deploy.fleet.crew import MOST_FAILED_SHARDS, Crew
 from netvlad_deploy.fleet.places import places_on
 
 Reply = Mapping[str, Any]
@@ -215,7 +215,7 @@ def test_a_full_disk_and_many_failed_shards_end_the_work(run: Run) -> None:
 
     crew, said = run(Ray([node("a", CPU=4)], fail), shards=1000)
     assert not said
-    assert len(crew.failed) == MOST_FAILED
+    assert len(crew.failed) == MOST_FAILED_SHARDS
 
 
 @pytest.mark.parametrize(("answers", "words"), [(True, "has lost its last node"), (False, "does not answer any more")])
