@@ -101,8 +101,9 @@ def _profiles(artifact: AnyArtifact) -> Sequence[AnyProfile]:
 
 def config_text(artifact: AnyArtifact, serving: Serving) -> str:
     """Return the text of `config.pbtxt`."""
-    size, dtype = artifact.spec.descriptor_size, artifact.dtypes[artifact.outputs[0]]
-    output = DESCRIPTOR if serving.backend == PYTHON else artifact.outputs[0]
+    size, output, dtype = artifact.spec.descriptor_size, DESCRIPTOR, "float32"  # as `Served` gives them
+    if serving.backend != PYTHON:
+        output, dtype = artifact.outputs[0], artifact.dtypes[artifact.outputs[0]]
     lines = [
         "# Written by netvlad-deploy package triton, which writes it anew with --force.",
         f'name: "{serving.name}"',

@@ -122,6 +122,13 @@ def test_a_text_of_no_configuration_is_noticed(client: Client) -> None:
     assert "error" in client.ask("config", text=text.replace("max_batch_size", "most_batch_size"))
 
 
+def test_the_descriptors_of_an_fp16_output_are_fp32_where_this_package_answers() -> None:
+    halves = replace(PIPELINE, dtypes={"images": "uint8", "descriptor": "float16"})
+    for backend, word in (("python", "TYPE_FP32"), ("onnxruntime", "TYPE_FP16")):
+        text = config_text(halves, serving_of(halves, "m", backend=backend))
+        assert f'name: "descriptor" data_type: {word}' in text
+
+
 def test_an_engine_takes_the_batches_of_its_profiles() -> None:
     assert serving_of(ENGINE, "m").batch == 16
     assert serving_of(IMAGE_ENGINE, "m").batch == 4
