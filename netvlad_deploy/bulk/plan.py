@@ -6,6 +6,7 @@ is a folder of shards: it is the folder of the plan, and stays.
 
 import contextlib
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.bulk.listing import line_of, read_listing, write_listings
-from netvlad_deploy.bulk.manifest import Manifest, differences, read_manifest
+from netvlad_deploy.bulk.manifest import MANIFEST, Manifest, differences, read_manifest
 from netvlad_deploy.errors import ArtifactError, InputError, OutputError, UsageError
 from netvlad_deploy.sources.open_sources import open_sources
 from netvlad_deploy.sources.source import Source
@@ -22,6 +23,7 @@ from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.files import read_bounded, write_text
+from netvlad_deploy.support.journal import JOURNAL_NAME
 from netvlad_deploy.support.records import from_record
 
 LOG = logging.getLogger(__name__)
@@ -30,8 +32,14 @@ MANIFEST_NAME: Final = "manifest.json"
 RUN_CLAIM, PLAN_CLAIM = "run.lock", "plan.lock"
 MAX_MANIFEST_BYTES: Final = 16 * 2**20
 PARTS_SUFFIX: Final = ".parts"
-OURS: Final = ("shard-", ".", "manifest.json", "complete.json", "skipped.jsonl", RUN_CLAIM, PLAN_CLAIM)
-"""How the names start that a folder of shards holds."""
+RESULT_NAMES: Final = r"shard-\d{6,}\.(npz|json)|complete\.json|skipped\.jsonl"
+WORK_NAMES: Final = (
+    r"shard-\d{6,}\.(inputs\.jsonl|lock)|shard-joined\.\w+(\.jsonl)?|manifest\.json|run\.lock|plan\.lock"
+)
+OWN_NAMES: Final = re.compile(
+    rf"{RESULT_NAMES}|{WORK_NAMES}|\.({RESULT_NAMES}|{WORK_NAMES})\.[0-9a-f]{{16}}\.tmp|\.shard-\d{{6,}}|\{JOURNAL_NAME}"
+)
+"""The names that a run of `embed` writes into the folder of its plan: nothing else is ever removed there."""
 
 SHARD_ITEMS: Final = 1024
 SHARD_BYTES: Final = 64 << 20
@@ -132,29 +140,46 @@ def make_plan(folder: Path, wanted: Manifest, entries: Iterable[Item | Skipped])
 def make_folder(folder: Path) -> None:
     """Make the folder of a plan.
 
-    Raises: UsageError if there is one with files of others; OutputError if it cannot be made.
+    Raises: UsageError if there is one with files of others, hidden ones aside; OutputError if it cannot be made.
     """
     try:
         folder.mkdir(exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(OURS))
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    others = [name for name in names if not name.startswith(".") and not OWN_NAMES.fullmatch(name)]
+    if MANIFEST_NAME in names and not _is_ours(folder / MANIFEST_NAME):
+        others.append(MANIFEST_NAME)
     if others:
         raise UsageError(f"{folder} holds {others[0]}, which no run of embed writes: name another folder")
 
 
+def _is_ours(manifest: Path) -> bool:
+    """Return False for a file of that name which is of something else; a damaged one is ours, and one that is gone."""
+    try:
+        content = read_bounded(manifest, MAX_MANIFEST_BYTES)
+    except ArtifactError:
+        return not manifest.exists()
+    return MANIFEST.schema.rpartition("/")[0].encode() in content
+
+
 def remove_plan(folder: Path) -> None:
-    """Remove what runs of `embed` have written into a folder, all but the claim of this one; the manifest first.
+    """Remove what runs of `embed` have written into a folder, all but the claim of this one.
 
-    Without its manifest the rest counts as nothing, so a process that is killed meanwhile leaves no half plan.
+    First go the shards, then the manifest, then the inputs: so a process that is killed meanwhile leaves a plan with
+    fewer shards, or none at all.
 
-    Raises: OutputError if the disk refuses.
+    Raises: UsageError if there are shards without a manifest, which may be of others; OutputError if the disk refuses.
     """
     try:
-        (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        for path in folder.iterdir():
-            if not path.name.startswith(OURS) or path.name == RUN_CLAIM:
-                continue
+        ours = [path for path in folder.iterdir() if OWN_NAMES.fullmatch(path.name) and path.name != RUN_CLAIM]
+        results = sorted(path for path in ours if re.fullmatch(RESULT_NAMES, path.name))
+        manifest = folder / MANIFEST_NAME
+        if results and not manifest.exists():
+            raise UsageError(
+                f"{folder} holds {results[0].name} and no {MANIFEST_NAME} of a run: name another folder, or remove it"
+            )
+        for path in (*results, manifest, *ours):  # sorted, a record goes before its shard
             if path.is_dir() and not path.is_symlink():  # of a process that was killed at a shard
                 shutil.rmtree(path)
             else:

@@ -95,11 +95,36 @@ def test_a_folder_of_shards_stays_as_it_is(command: Command, whole: bytes) -> No
     assert command(*RUN, "-o", "shards", "--force").out == f"shards  {PHOTOS} x 12\n"
     outcome = command(*RUN, "-o", "photos")
     assert (outcome.code, "photos" in error_of(outcome.err)) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "manifest.json", "shard-00000-of-00010.tar", "shard-000000.npz"])
+def test_a_folder_with_files_of_others_is_refused(command: Command, pipeline: OnnxArtifact, name: str) -> None:
+    """Also those that are called as a run calls its own, and also with --force."""
     Path("mine").mkdir()
-    Path("mine/notes.txt").write_text("mine")
-    outcome = command(*RUN, "-o", "mine")
-    assert (outcome.code, "mine holds notes.txt, which no run of embed writes" in outcome.err) == (2, True)
-    assert Path("mine/notes.txt").read_text() == "mine"
+    Path("mine", name).write_text("mine")
+    for options in ((), ("--force",)):
+        outcome = command(*RUN, "-o", "mine", *options)
+        assert (outcome.code, f"mine holds {name}" in error_of(outcome.err)) == (2, True)
+        assert [(path.name, path.read_text()) for path in Path("mine").iterdir()] == [(name, "mine")]
+
+
+def test_hidden_files_of_others_stay(command: Command, pipeline: OnnxArtifact) -> None:
+    """A repository of git in an empty folder, and what a file browser leaves."""
+    Path("mine/.git").mkdir(parents=True)
+    for name in (".git/HEAD", ".DS_Store", ".shard"):
+        Path("mine", name).write_text("mine")
+    for options in ((), ("--force",)):
+        assert command(*RUN, "-o", "mine", *options).out == f"mine  {PHOTOS} x 12\n"
+        assert {Path("mine", name).read_text() for name in (".git/HEAD", ".DS_Store", ".shard")} == {"mine"}
+
+
+def test_shards_whose_manifest_is_gone_are_not_removed(command: Command, whole: bytes) -> None:
+    assert command(*RUN, "-o", "shards").code == 0
+    Path("shards/manifest.json").unlink()
+    Path("shards/complete.json").unlink()
+    outcome = command(*RUN, "-o", "shards", "--force")
+    assert (outcome.code, "shards holds shard-000000.json and no manifest.json of a run" in outcome.err) == (2, True)
+    assert len(list(Path("shards").glob("*.npz"))) == SHARDS
 
 
 @pytest.mark.parametrize(
