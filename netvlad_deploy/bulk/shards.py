@@ -94,8 +94,8 @@ def embed_shard(
         if done is not None:
             return done
         entries = read_listing(plan.folder, number)
-        lost = [entry for entry in entries if isinstance(entry, Skipped)]
         items = [entry for entry in entries if isinstance(entry, Item)]
+        lost: dict[str, Skipped] = {}  # by the name of the item: files are looked at ahead of what comes out
         contents = plan.source().open(_unchanged(items, lost))
         kept: list[Item] = []
         rows: list[Float32] = []
@@ -104,22 +104,23 @@ def embed_shard(
             for item, value in results:
                 if isinstance(value, Skipped):
                     LOG.warning("skipped %s", value)
-                    lost.append(value)
+                    lost[item.name] = value
                 else:
                     kept.append(item)
                     rows.append(value)
                 if progress is not None:
                     progress.advance()
-        if items and sum(one.reason == GONE for one in lost) == len(items):
+        if items and sum(one.reason == GONE for one in lost.values()) == len(items):
             raise InputError(
                 f"none of the {len(items)} inputs of shard {number} is there, such as {printable(items[0].path)}: run "
                 "the command where the plan was made, with the same files"
             )
-        return _write(plan, number, kept, rows, lost)
+        skipped = [entry if isinstance(entry, Skipped) else lost.get(entry.name) for entry in entries]
+        return _write(plan, number, kept, rows, [one for one in skipped if one is not None])
 
 
-def _unchanged(items: Iterable[Item], lost: list[Skipped]) -> Iterator[Item]:
-    """Yield the items whose files are those that were listed; the others join `lost`."""
+def _unchanged(items: Iterable[Item], lost: dict[str, Skipped]) -> Iterator[Item]:
+    """Yield the items whose files are those that were listed; the others join `lost` by their names."""
     path, status = Path(), None
     for item in items:
         if item.path != path:
@@ -130,7 +131,7 @@ def _unchanged(items: Iterable[Item], lost: list[Skipped]) -> Iterator[Item]:
             continue
         one = Skipped(path=printable(item.path), reason=GONE if status is None else CHANGED)
         LOG.warning("skipped %s", one)
-        lost.append(one)
+        lost[item.name] = one
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -141,7 +142,7 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _write(plan: Plan, number: int, kept: list[Item], rows: list[Float32], lost: list[Skipped]) -> ShardDone:
+def _write(plan: Plan, number: int, kept: list[Item], rows: list[Float32], skipped: list[Skipped]) -> ShardDone:
     """Write the descriptors of a shard and its record, and give the record its name last."""
     header = plan.manifest.header
     values = np.stack(rows) if rows else np.empty((0, header.descriptor_size), np.float32)
@@ -153,7 +154,7 @@ def _write(plan: Plan, number: int, kept: list[Item], rows: list[Float32], lost:
             manifest_sha256=plan.manifest.sha256,
             shard=number,
             descriptors=len(kept),
-            skipped=tuple(lost),
+            skipped=tuple(skipped),
             sha256=sha256_file(path),
             size_bytes=path.stat().st_size,
         )

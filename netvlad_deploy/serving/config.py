@@ -15,7 +15,7 @@ from netvlad_deploy.spec.layer import DESCRIPTOR, HeadsSpec
 ONNXRUNTIME, TENSORRT, PYTHON = SERVER_BACKENDS = ("onnxruntime", "tensorrt", "python")
 """Backends of the server: Triton's own two, which take what the graph takes, and this package's runtime."""
 
-ON_CPU, ON_GPU = DEVICES = ("cpu", "gpu")
+CPU_DEVICE, GPU_DEVICE = DEVICES = ("cpu", "gpu")
 IMAGE, PIXELS = "image", "pixels"
 """The inputs of a served pipeline, of which a request has one: encoded files, or uint8 RGB (H,W,3)."""
 
@@ -70,10 +70,10 @@ def serving_of(
         raise UsageError(f"{artifact.path} has the heads {', '.join(artifact.spec.heads)}: export one with --prefix")
     own = TENSORRT if engine else ONNXRUNTIME
     backend = backend or (PYTHON if artifact.images is not None else own)
-    device = device or (ON_GPU if engine else ON_CPU)
+    device = device or (GPU_DEVICE if engine else CPU_DEVICE)
     if backend not in (PYTHON, own):
         raise UsageError(f"{artifact.path} does not run on Triton's {backend}: leave --backend out, or take {own}")
-    if engine and device == ON_CPU:
+    if engine and device == CPU_DEVICE:
         raise UsageError(f"{artifact.path} is an engine, which runs on a GPU alone: leave --device out")
     if backend == PYTHON and artifact.images is None:
         raise UsageError(f"{artifact.path} takes local descriptors, python serves images: leave --backend out")
@@ -151,7 +151,7 @@ def _dims(artifact: AnyArtifact) -> dict[str, list[int]]:
 def _instances(artifact: AnyArtifact, serving: Serving) -> str:
     """Return the instances; this package's runtime uses the first GPU, an engine all of its profiles."""
     words = [f"count: {serving.instances}", f"kind: KIND_{serving.device.upper()}"]
-    if serving.device == ON_GPU and serving.backend == PYTHON:
+    if serving.device == GPU_DEVICE and serving.backend == PYTHON:
         words.append("gpus: [ 0 ]")
     if serving.backend == TENSORRT and len(_profiles(artifact)) > 1:
         listed = ", ".join(f'"{number}"' for number in range(len(_profiles(artifact))))

@@ -111,7 +111,7 @@ class Server:
         self._command = [
             *(str(python()), "-m", "netvlad_deploy.serving", "--model-repository", str(repository)),
             *(f"--{protocol}-port={port}" for protocol, port in self.ports.items()),
-            *("--allow-metrics=false", "--exit-timeout-secs=3"),
+            "--allow-metrics=false",
             *(f"--backend-config=python,shm-region-prefix-name={self.prefix}", *options),
         ]
         self._process: subprocess.Popen[bytes] | None = None
