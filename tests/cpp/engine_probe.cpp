@@ -1,7 +1,7 @@
 // What the double of TensorRT and CUDA refuses, and a runner of an engine that threads share.
 //
 //   engine_probe misuse ENGINE     each wrong use of the double; a line for each that it did not refuse
-//   engine_probe threads ARTIFACT  descriptors of one image by four threads, whose current GPU is another than the engine's
+//   engine_probe threads ARTIFACT  descriptors of an image each by four threads, on a GPU that is not theirs
 //   engine_probe peek | leak       the host reads device memory; memory is not given back
 #include <NvInfer.h>
 
@@ -76,20 +76,25 @@ void misuse(const std::string& content) {
 void threads(const char* path) {
   done(cudaSetDevice(1) == cudaSuccess, "another GPU");
   const auto runner = netvlad::open_runner(path);
-  netvlad::Image image{{}, {12, 10}, netvlad::Colour::rgb};
-  for (std::size_t i = 0; i < 360; ++i) image.values.push_back(static_cast<std::uint8_t>(i * 7));
-  const std::vector<float> wanted = runner->describe(image.view());
-  std::array<std::vector<float>, 4> found;
+  std::array<netvlad::Image, 4> images;
+  std::array<std::vector<float>, 4> wanted;
+  for (std::size_t which = 0; which < images.size(); ++which) {
+    images[which].size = {12, 10};
+    for (std::size_t i = 0; i < 360; ++i) images[which].values.push_back(static_cast<std::uint8_t>(i * (which + 7)));
+    wanted[which] = runner->describe(images[which].view());
+  }
+  std::array<bool, 4> is_same{};
   std::vector<std::thread> all;
-  for (auto& each : found) {
-    all.emplace_back([&] {
-      for (int i = 0; i < 20; ++i) each = runner->describe(image.view());
+  for (std::size_t which = 0; which < images.size(); ++which) {
+    all.emplace_back([&, which] {
+      bool same = true;
+      for (int i = 0; i < 50; ++i) same = same && runner->describe(images[which].view()) == wanted[which];
       int device = -1;  // a thread keeps its own GPU
-      if (cudaGetDevice(&device) != cudaSuccess || device != 0) each.clear();
+      is_same[which] = same && cudaGetDevice(&device) == cudaSuccess && device == 0;
     });
   }
   for (auto& each : all) each.join();
-  for (const auto& each : found) std::puts(each == wanted ? "same" : "other");
+  for (const bool same : is_same) std::puts(same ? "same" : "other");
   done(cudaSetDevice(0) == cudaSuccess, "the first GPU");  // the runner ends on another GPU than its own
 }
 

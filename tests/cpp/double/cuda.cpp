@@ -33,7 +33,7 @@ struct World {
   ~World() {
     if (const char* path = std::getenv("DOUBLE_CALLS")) {
       std::ofstream file(path);
-      for (const auto& [name, times] : calls) file << name << "\n";
+      for (const auto& [name, times] : calls) file << name << " " << times << "\n";
     }
     for (const auto& [kind, number] : alive) {
       if (number == 0) continue;

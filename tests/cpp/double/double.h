@@ -2,7 +2,7 @@
 //
 //   DOUBLE_FAIL=NAME     every call of this name fails
 //   DOUBLE_FAIL=NAME:2   its second call fails
-//   DOUBLE_CALLS=PATH    the names of all calls are written there, one a line, when the program ends
+//   DOUBLE_CALLS=PATH    name and number of all calls are written there, a line each, when the program ends
 //
 // A program that ends with something alive ends with the status 97.
 #pragma once

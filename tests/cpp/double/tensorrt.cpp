@@ -1,6 +1,7 @@
 // An engine of the double is a line of text: the word `double`, name and data type of the input, name and data type of
 // the output, length of the descriptor, tensor format of the input, number of profiles, then 3 shapes of 4 lengths of
-// each. Value k of its descriptor is the mean over all input values v(i) of v(i) * ((i + k) % 7 + 1).
+// each. Value k of its descriptor is the mean over all input values v(i) of v(i) * ((i + k) % 7 + 1), plus the number of
+// the profile.
 #include <NvInfer.h>
 
 #include <array>
@@ -84,7 +85,7 @@ cudaError_t describe(const IExecutionContext::State& context) {
                                               : static_cast<double>(static_cast<const float*>(context.input)[i]);
       sum += value * static_cast<double>((i + k) % 7 + 1);
     }
-    static_cast<float*>(context.output)[k] = static_cast<float>(sum / static_cast<double>(number));
+    static_cast<float*>(context.output)[k] = static_cast<float>(sum / static_cast<double>(number) + context.profile);
   }
   return cudaSuccess;
 }
@@ -131,6 +132,7 @@ ICudaEngine* IRuntime::deserializeCudaEngine(void const* blob, std::size_t size)
 
 ICudaEngine::~ICudaEngine() noexcept {
   if (mImpl->contexts != 0) double_of::misused("an engine ended before its context");
+  if (mImpl->device != double_of::this_device()) double_of::misused("an engine ended on another device");
   --mImpl->runtime->engines;
   delete mImpl;
   double_of::count("engines", -1);
@@ -184,6 +186,7 @@ IExecutionContext::~IExecutionContext() noexcept {
 
 bool IExecutionContext::setOptimizationProfileAsync(int32_t profileIndex, cudaStream_t stream) noexcept {
   const IRuntime::State* runtime = mImpl->engine->runtime;
+  mImpl->profile = -1;  // as it may be after a change that failed
   if (fails(runtime, "setOptimizationProfileAsync")) return false;
   if (!double_of::is_stream(stream)) return runtime->refused("no stream of this device");
   if (profileIndex < 0 || static_cast<std::size_t>(profileIndex) >= mImpl->engine->profiles.size()) {
