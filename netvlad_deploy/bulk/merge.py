@@ -7,6 +7,7 @@ as it is, and gets `complete.json`.
 import contextlib
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from netvlad_deploy.bulk.listing import line_of, listing_sha256
 from netvlad_deploy.bulk.manifest import Manifest, differences, manifest_of
-from netvlad_deploy.bulk.plan import Plan, remove_parts, remove_plan
+from netvlad_deploy.bulk.plan import MANIFEST_NAME, Plan, load_plan, plan_folder, remove_plan
 from netvlad_deploy.bulk.shards import ShardDone, read_shard, record_path, shard_path
 from netvlad_deploy.descriptors.open_files import files_of, open_writer, read_descriptors
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
@@ -24,6 +25,8 @@ from netvlad_deploy.support.files import Staging, read_bounded, sha256_file, sta
 from netvlad_deploy.support.progress import Progress
 from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.sidecar import Form, seal, unseal
+
+LOG = logging.getLogger(__name__)
 
 FINISHED: Final = Form(
     kind="the record of an embedding",
@@ -100,7 +103,8 @@ def merge(plan: Plan) -> Finished:
             path.replace(staging.add(target))
         _stage_skipped(staging, plan, finished)
         staging.write(finished_path(plan.target), seal(_record(finished), FINISHED))
-    remove_parts(plan.target)
+    if plan.manifest.target:
+        remove_plan(plan.folder)
     return finished
 
 
@@ -195,6 +199,26 @@ def read_finished(target: Path) -> Finished | None:
         return from_record(Finished, fields, manifest=manifest)
     except ValueError as error:
         raise ArtifactError(f"{path} has fields of another version ({error}): {FINISHED.remedy}") from error
+
+
+def remove_parts(target: Path) -> None:
+    """Remove the plan that a complete target was joined of: whoever joined it was killed before that.
+
+    A folder of shards stays, and so does the plan of another run, which a line in the log names.
+
+    Raises: OutputError if the disk refuses.
+    """
+    finished, folder = read_finished(target), plan_folder(target)
+    if finished is None or not target.suffix:
+        return
+    try:
+        if (folder / MANIFEST_NAME).exists() and load_plan(folder).manifest.sha256 != finished.manifest.sha256:
+            LOG.warning("%s stays: another run was begun there, which goes on with its own command", folder)
+            return
+    except ArtifactError as error:
+        LOG.warning("%s stays: %s", folder, error)
+        return
+    remove_plan(folder)
 
 
 def check_finished(finished: Finished, target: Path, wanted: Manifest, entries: Iterable[Item | Skipped]) -> None:

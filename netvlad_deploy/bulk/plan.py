@@ -188,15 +188,6 @@ def remove_plan(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be removed: {error.strerror or error}") from error
 
 
-def remove_parts(target: Path) -> None:
-    """Remove the plan of a target that is complete: whoever joined it was killed before that. A folder stays.
-
-    Raises: OutputError if the disk refuses.
-    """
-    if target.suffix:
-        remove_plan(plan_folder(target))
-
-
 @contextlib.contextmanager
 def at_work(folder: Path, *, shared: bool) -> Iterator[None]:
     """Hold the folder of a plan, which is made if it is not there, and goes if nothing is left in it.

@@ -21,6 +21,9 @@ UNIT_ERROR: Final = 1e-3
 Source: IEEE 754, the 11 significant bits of binary16.
 """
 
+HALF_MAX: Final = 65504.0
+"""Largest value of FP16: an index that rounds to it would keep anything larger as infinite."""
+
 HELD_OUT: Final = 200
 """Most descriptors that are kept out of the index until its recall has been measured with them as queries."""
 
@@ -83,7 +86,7 @@ def blocks(reader: DescriptorReader) -> Iterator[Block]:
 def survey(reader: DescriptorReader, choice: Choice) -> Survey:
     """Read all descriptors once; an index that is exact needs neither queries nor a sample.
 
-    Raises: as `blocks`.
+    Raises: InputError naming a descriptor that FP16, which all other kinds keep, cannot hold; and as `blocks`.
     """
     count = 0 if choice.kind == FLAT else min(HELD_OUT, reader.count // HELD_SHARE)
     samples = min(choice.samples, reader.count - count)
@@ -92,6 +95,14 @@ def survey(reader: DescriptorReader, choice: Choice) -> Survey:
     queries, sample = (np.empty((len(one), reader.descriptor_size), np.float32) for one in (held, sampled))
     farthest = 0.0
     for start, names, rows, lengths in blocks(reader):
+        if choice.kind != FLAT and lengths.max(initial=0) > HALF_MAX:
+            largest = np.abs(rows).max(axis=1)
+            if largest.max() > HALF_MAX:
+                name, value = names[int(largest.argmax())], largest.max()
+                raise InputError(
+                    f"{reader.path}: the descriptor of {name} holds {value:g}, and {choice.kind} keeps values up to "
+                    f"{HALF_MAX:g}: take the kind flat, or scale the descriptors to length 1"
+                )
         farthest = max(farthest, float(np.abs(lengths - 1).max(initial=0)))
         for places, kept in ((held, queries), (sampled, sample)):
             first, last = np.searchsorted(places, (start, start + len(names)))

@@ -33,7 +33,7 @@ from netvlad_deploy.support.files import HASH_BLOCK_BYTES, Staging, open_regular
 from netvlad_deploy.support.locks import hold, left_behind
 
 CONFIG_FILE: Final = "config.pbtxt"
-UNFINISHED: Final = ".unfinished-"
+UNFINISHED: Final = ".netvlad-deploy.unfinished-"
 """Start of the name of a version folder that is being written; Triton passes over it, since it is no number."""
 
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)

@@ -15,6 +15,7 @@ from netvlad_deploy.bulk.merge import (
     finished_path,
     merge,
     read_finished,
+    remove_parts,
     skipped_path,
     summed,
 )
@@ -26,7 +27,6 @@ from netvlad_deploy.bulk.plan import (
     find_or_make_plan,
     load_plan,
     plan_folder,
-    remove_parts,
     remove_plan,
     shard_size_for,
     source_of,

@@ -96,9 +96,11 @@ def _say(record: PlaceIndex) -> None:
         LOG.warning("the descriptors are not all of length 1: they are compared by Euclidean distance, not by cosine")
     if record.artifact is None:
         LOG.warning("nothing says which artifact made the descriptors: search cannot tell whether another one asks")
-    if not record.has_recall:
+    if record.recall_at_10 is None:
+        LOG.warning("recall@10 cannot be measured with %d descriptors: the kind flat is exact", record.count)
+    elif not record.has_recall:
         LOG.warning(
-            "recall@10 is %s, below %g: choose another kind, or allow a flat index its memory",
-            "unknown" if record.recall_at_10 is None else f"{record.recall_at_10:.4f}",
+            "recall@10 is %.4f, below %g: choose another kind, or allow a flat index its memory",
+            record.recall_at_10,
             record.least_recall,
         )

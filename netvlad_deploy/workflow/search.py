@@ -183,9 +183,11 @@ def _embedded(sources: Sequence[Path], candidate: Candidate) -> _Asked:
 def _reader(record: PlaceIndex, path: Path) -> DescriptorReader:
     """Open a file of descriptors, and compare the artifact that made them with the index's.
 
-    Raises: ArtifactError if they are of another artifact.
+    Raises: ArtifactError if they are of another artifact; InputError if there are none.
     """
     reader = read_descriptors(path)
+    if not reader.count:
+        raise InputError(f"{path} holds no descriptors: nothing to search")
     maker = maker_of(reader.header)
     _compare(record, path, maker, {maker.sha256} if maker else set())
     return reader

@@ -248,6 +248,20 @@ class TestFinished:
         assert outcome.code == 65
         assert "whole.npz was changed after it was written: choose another name or pass --force" in outcome.err
 
+    def test_a_new_run_that_was_stopped_stays_beside_it(
+        self, command: Command, whole: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The command of the target that is there does not throw away the work of another one."""
+        with monkeypatch.context() as patch:
+            stop_at_shard(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+            assert command(*RUN, "-o", "whole.npz", "--batch", 1, "--force").code == 130
+        outcome = command(*RUN, "-o", "whole.npz")
+        assert (outcome.code, outcome.out) == (0, f"whole.npz  {PHOTOS} x 12, complete already\n")
+        assert "whole.npz.parts stays: another run was begun there" in outcome.err
+        outcome = command(*RUN, "-o", "whole.npz", "--batch", 1, "--force")
+        assert outcome.out == f"whole.npz  {PHOTOS} x 12, 2 of {SHARDS} shards were there already\n"
+        assert sorted(path.name for path in Path().glob("whole.npz*")) == ["whole.npz", "whole.npz.json"]
+
     def test_a_file_of_others_stays(self, command: Command, pipeline: OnnxArtifact) -> None:
         for name in ("y.npz", "y.npz.json"):
             Path(name).write_text("{}")

@@ -146,6 +146,7 @@ def test_descriptors_of_others_say_that_nothing_is_known(command: Command, walk:
 def test_what_is_wrong_is_said_in_one_line(command: Command, walk: OnnxArtifact, exported: OnnxArtifact) -> None:
     command("index", "places.npz", "-o", "places.faiss")
     Path("asked/none.png").write_bytes(b"")
+    np.savez("empty.npz", names=np.array([], dtype=str), descriptors=np.empty((0, 12), np.float32))
     for arguments, code, words in (
         (("index", "nowhere.npz", "-o", "x.faiss"), 65, "nowhere.npz"),
         (("index", "places.npz", "-o", "x.faiss", "--kind", "lsh"), 2, "kind 'lsh' is unknown"),
@@ -155,6 +156,7 @@ def test_what_is_wrong_is_said_in_one_line(command: Command, walk: OnnxArtifact,
         (("search", "nowhere.faiss", "asked"), 65, "an index needs the sidecar"),
         (("search", "places.npz", "asked"), 65, "an index needs the sidecar"),
         (("search", "places.faiss", "nowhere"), 65, "nowhere does not exist"),
+        (("search", "places.faiss", "empty.npz"), 65, "empty.npz holds no descriptors: nothing to search"),
         (("search", "places.faiss", "asked", "--artifact", exported.path), 2, "takes no images"),
         (("search", "places.faiss", "asked", "--top", 0), 2, "top is 0, expected 1 to"),
         (("search", "places.faiss", "asked", "-o", "r", "--images", "m.onnx"), 65, "is no folder of images"),

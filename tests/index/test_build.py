@@ -176,7 +176,20 @@ def test_descriptors_that_others_wrote(kind: str, tmp_path: Path) -> None:
     assert [[one.name for one in got] for got in found] == true_names(rows, rows, 2)
 
 
-def test_few_descriptors_measure_nothing_and_everything_is_searched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in INDEXED if kind != FLAT])
+def test_a_value_that_fp16_cannot_hold_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    """Infinite values would be found nowhere, and search would answer nothing."""
+    rows = ROWS[:9].copy()
+    rows[7] *= 1e6 / np.abs(rows[7]).max()
+    with pytest.raises(InputError, match=rf"the descriptor of walk/00007.jpg holds 1e\+06, and {kind} keeps .* 65504"):
+        index(write(tmp_path / "places.npz", rows), tmp_path / "places.faiss", kind=kind)
+    assert index(tmp_path / "places.npz", tmp_path / "flat.faiss", kind=FLAT).count == 9
+
+
+def test_few_descriptors_measure_nothing_and_everything_is_searched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     made = index(write(tmp_path / "places.npz", ROWS[:9]), tmp_path / "places.faiss", kind=IVF)
     assert (made.recall_at_10, made.queries, made.lists, made.visited) == (None, 0, 1, 1)
+    assert "recall@10 cannot be measured with 9 descriptors: the kind flat is exact" in caplog.text
     assert OpenIndex(tmp_path / "places.faiss").search(ROWS[:1], 100)[0][0].name == NAMES[0]

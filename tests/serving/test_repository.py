@@ -69,9 +69,10 @@ def test_what_a_killed_run_left_is_no_version_and_is_removed(tiny: OnnxArtifact,
     model = tmp_path / "repository" / "tiny"
     (model / f"{made.UNFINISHED}abcdefgh").mkdir(parents=True)
     (model / f"{made.UNFINISHED}abcdefgh" / "model.onnx").write_bytes(b"half")
-    (model / "01").mkdir()  # no version, as Triton counts
+    for mine in ("01", ".unfinished-mine"):  # no versions, as Triton counts, and the user's own
+        (model / mine).mkdir()
     assert package_triton(tiny.path, tmp_path / "repository").version == 1
-    assert sorted(path.name for path in model.iterdir()) == ["01", "1", "config.pbtxt"]
+    assert sorted(path.name for path in model.iterdir()) == [".unfinished-mine", "01", "1", "config.pbtxt"]
 
 
 def test_nothing_is_left_where_the_artifact_or_the_disk_fails(
