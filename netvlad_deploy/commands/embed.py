@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from netvlad_deploy.workflow.embed import EmbedResult, Part
 
 StoredType = Annotated[str, one_of(("float32", "float16"), "--dtype", "Type of the values that are written.")]
+TargetOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="TARGET", help=".npz, .npy, .h5 or .parquet; without a suffix a folder of shards."
+    ),
+]
+InputsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="INPUT", help="Images, or local descriptors for a head alone: folders, files, patterns in quotes."
+    ),
+]
+RuntimeCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="TensorRT-RTX: keep compiled kernels in this file, for a faster start next time."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -69,20 +87,10 @@ class ShardFlags:
 
 def embed(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file, an engine or a checkpoint.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="TARGET", help=".npz, .npy, .h5 or .parquet; without a suffix a folder of shards."
-        ),
-    ],
+    output: TargetOption,
     given: InputFlags,
     shards: ShardFlags,
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="INPUT", help="Images, or local descriptors for a head alone: folders, files, patterns in quotes."
-        ),
-    ] = None,
+    inputs: InputsArgument = None,
     backend: flags.Backend = None,
     batch: Annotated[
         int | None,
@@ -94,12 +102,7 @@ def embed(
     head: Annotated[
         str | None, typer.Option(metavar="NAME", help="The head to compute, of a graph with several.")
     ] = None,
-    runtime_cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="TensorRT-RTX: keep compiled kernels in this file, for a faster start next time."
-        ),
-    ] = None,
+    runtime_cache: RuntimeCacheOption = None,
     dtype: StoredType = "float32",
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
