@@ -62,6 +62,7 @@ def decode_image(content: Content, images: ImageInput, *, name: str = "image") -
 
     It may be called by several threads at once.
 
+    >>> from netvlad_deploy.spec.images import Resize
     >>> decode_image(np.zeros((600, 800, 3), np.uint8), ImageInput(resize=Resize.parse("240x320"))).shape
     (240, 320, 3)
 

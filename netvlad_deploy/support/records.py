@@ -35,7 +35,8 @@ def _record(kind: Any, record: object, where: str, given: Mapping[str, Any]) -> 
     if not isinstance(record, dict):
         raise ValueError(f"{where} is {_shown(record)}, expected an object")  # noqa: TRY004 - of data, not of code
     if differing := ((names & _required(kind)) - set(record)) | (set(record) - names):
-        raise ValueError(f"{where} is {_shown(record)}, which has or lacks {', '.join(sorted(differing))[:200]}")
+        named = ", ".join(ascii(name)[1:-1] for name in sorted(differing))[:200]
+        raise ValueError(f"{where} is {_shown(record)}, which has or lacks {named}")
     hints = _hints(kind)
     values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in record.items()}
     try:

@@ -61,6 +61,13 @@ def search(
     descriptors. The artifact is found beside the index by the name that stands in its sidecar, or given. A `folder`
     gets a report, which shows `command`, and the photos of the matches where `images` is the folder that was indexed.
 
+    >>> import numpy as np
+    >>> from netvlad_deploy.workflow.index import index
+    >>> np.savez("places.npz", names=["a.jpg", "b.jpg"], descriptors=np.eye(2, 8, dtype=np.float32))
+    >>> made = index(Path("places.npz"), Path("places.faiss"))
+    >>> search(Path("places.faiss"), [Path("places.npz")], top=1).answers[1].matches[0].name
+    'b.jpg'
+
     Raises: ArtifactError if the index is damaged, or the queries are of another artifact; InputError if the artifact is
         not to be found, or a query cannot be used.
     """

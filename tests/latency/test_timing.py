@@ -132,7 +132,13 @@ def test_requests_in_flight_are_at_once_and_the_last_counts_in_part() -> None:
     """Each run waits for the other thread, so one thread alone would wait for ever."""
     meeting = Barrier(2, timeout=10)
     runner = SimpleNamespace(
-        inputs=("x",), optional_inputs=(), dtype=np.float32, concurrent=True, name="x", run=lambda _: meeting.wait()
+        inputs=("x",),
+        optional_inputs=(),
+        tensors=None,
+        dtype=np.float32,
+        concurrent=True,
+        name="x",
+        run=lambda _: meeting.wait(),
     )
     with worker._Lanes(runner, {"x": np.ones(1)}, 2) as lanes:  # type: ignore[arg-type]
         samples, completed = lanes.run_for(0.001)
