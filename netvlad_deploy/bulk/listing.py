@@ -4,11 +4,11 @@ The first line says which shard it is, how many items it has, and the SHA-256 of
 as the list of its fields in the order of FIELDS, or an object with what was skipped while the inputs were listed.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -17,14 +17,12 @@ from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
 from netvlad_deploy.spec.items import Item, Skipped, printable
 from netvlad_deploy.support.files import read_bounded, write_hashed
 from netvlad_deploy.support.progress import Progress
+from netvlad_deploy.support.unique_names import UniqueNames
 
 LOG = logging.getLogger(__name__)
 
 FIELDS: Final = ("name", "path", "part", "size_bytes", "modified_ns", "time_ns")
 MAX_LISTING_BYTES: Final = 1 << 30
-NAMES_AT_ONCE: Final = 1_000
-CACHE_KIB: Final = 16 << 10
-"""Memory in which names are compared; beyond it SQLite keeps them in a file of the temporary folder."""
 
 
 def listing_path(folder: Path, shard: int) -> Path:
@@ -62,37 +60,45 @@ def write_listings(folder: Path, entries: Iterable[Item | Skipped], shard_size: 
 
     Raises: UsageError if two items have the same name; OutputError if the disk refuses.
     """
-    names, digest, counted = UniqueNames(), hashlib.sha256(), Progress("listing", 0, "inputs")
+    digest, counted = hashlib.sha256(), Progress("listing", 0, "inputs")
     lines: list[str] = []
-    items = shards = inside = 0
+    inside: list[Item] = []
+    items = shards = 0
     try:
-        for entry in entries:
-            if isinstance(entry, Item):
-                if inside == shard_size:
-                    _write_listing(folder, shards, inside, lines)
-                    shards, inside, lines = shards + 1, 0, []
-                names.add(entry)
-                items, inside = items + 1, inside + 1
-            else:
-                LOG.warning("skipped %s", entry)
-            line = f"{line_of(entry)}\n"
-            digest.update(line.encode())
-            lines.append(line)
-            counted.total = items + 1  # how many there are is not known
-            counted.reach(items)
-        names.close()
-        counted.finish()
-        if lines:
-            _write_listing(folder, shards, inside, lines)
-            shards += 1
+        with contextlib.closing(UniqueNames()) as names:
+            for entry in entries:
+                if isinstance(entry, Item):
+                    if len(inside) == shard_size:
+                        _write_listing(folder, shards, inside, lines, names)
+                        shards, inside, lines = shards + 1, [], []
+                    items += 1
+                    inside.append(entry)
+                else:
+                    LOG.warning("skipped %s", entry)
+                line = f"{line_of(entry)}\n"
+                digest.update(line.encode())
+                lines.append(line)
+                counted.total = items + 1  # how many there are is not known
+                counted.reach(items)
+            counted.finish()
+            if lines:
+                _write_listing(folder, shards, inside, lines, names)
+                shards += 1
     except OSError as error:
         raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
     return items, shards, digest.hexdigest()
 
 
-def _write_listing(folder: Path, shard: int, items: int, lines: list[str]) -> None:
+def _write_listing(folder: Path, shard: int, items: Sequence[Item], lines: Sequence[str], names: UniqueNames) -> None:
+    """Write the inputs of a shard.
+
+    Raises: UsageError if an item has the name of another one, of this shard or of one before.
+    """
+    if (place := names.first_repeated([item.name for item in items])) is not None:
+        where = f"{items[place].name}, the second time in {printable(items[place].path)}"
+        raise UsageError(f"two inputs have the same name {where}: embed them apart")
     content = "".join(lines).encode()
-    head = {"shard": shard, "items": items, "sha256": hashlib.sha256(content).hexdigest()}
+    head = {"shard": shard, "items": len(items), "sha256": hashlib.sha256(content).hexdigest()}
     write_hashed(listing_path(folder, shard), [f"{json.dumps(head)}\n".encode(), content])
 
 
@@ -131,42 +137,3 @@ def listing_sha256(folder: Path, shards: int) -> str:
         for line in _lines(folder, shard):
             digest.update(f"{line}\n".encode())
     return digest.hexdigest()
-
-
-class UniqueNames:
-    """The names of all items, compared in bounded memory."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Item] = []
-        self._database = sqlite3.connect("", isolation_level=None)  # a file without a name, once it outgrows its cache
-        for pragma in (f"cache_size=-{CACHE_KIB}", "journal_mode=OFF", "synchronous=OFF"):
-            self._database.execute(f"PRAGMA {pragma}")
-        self._database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
-
-    def add(self, item: Item) -> None:
-        """Remember the name of an item.
-
-        Raises: UsageError if an item had it before, at the latest when `close` is called.
-        """
-        self._waiting.append(item)
-        if len(self._waiting) >= NAMES_AT_ONCE:
-            self._flush()
-
-    def close(self) -> None:
-        """Compare the names that are left, and forget all of them."""
-        self._flush()
-        self._database.close()
-
-    def _flush(self) -> None:
-        item = None
-        try:
-            self._database.execute("BEGIN")
-            for item in self._waiting:
-                self._database.execute("INSERT INTO names VALUES (?)", (item.name.encode(errors="surrogateescape"),))
-            self._database.execute("COMMIT")
-        except sqlite3.IntegrityError:
-            where = "" if item is None else f"{item.name}, the second time in {printable(item.path)}"
-            raise UsageError(f"two inputs have the same name {where}: embed them apart") from None
-        except sqlite3.Error as error:
-            raise OutputError(f"the names cannot be compared in the temporary folder: {error}: set TMPDIR") from error
-        self._waiting.clear()

@@ -29,8 +29,8 @@ SECTIONS_BY_NAME = {
     "Images": ("mean", "std"),
     "Engine": ("load", "timing_cache"),
     "Run": (
-        *("backend", "batch", "concurrency", "decoders", "device", "duration", "image_size", "instances", "memory"),
-        *("merge", "num_features", "ray", "runtime_cache", "server_backend", "shard", "shard_size", "sweep"),
+        *("backend", "batch", "concurrency", "decoders", "device", "duration", "head", "image_size", "instances"),
+        *("memory", "merge", "num_features", "ray", "runtime_cache", "server_backend", "shard", "shard_size", "sweep"),
         "threads",
     ),
     "Checks": (

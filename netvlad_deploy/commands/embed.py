@@ -16,7 +16,25 @@ from netvlad_deploy.support.limits import check_limit, whole_number
 if TYPE_CHECKING:
     from netvlad_deploy.workflow.embed import EmbedResult, Part
 
-StoredType = Annotated[str, one_of(("float32", "float16"), "--dtype", "The type in which descriptors are kept.")]
+StoredType = Annotated[str, one_of(("float32", "float16"), "--dtype", "Type of the values that are written.")]
+TargetOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="TARGET", help=".npz, .npy, .h5 or .parquet; without a suffix a folder of shards."
+    ),
+]
+InputsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="INPUT", help="Images, or local descriptors for a head alone: folders, files, patterns in quotes."
+    ),
+]
+RuntimeCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="TensorRT-RTX: keep compiled kernels in this file, for a faster start next time."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -24,10 +42,14 @@ class InputFlags:
     """Inputs that stand in a list, or in files that hold many."""
 
     listing: Annotated[
-        str | None, typer.Option("--list", metavar="FILE", help="A file with one input a line; - is standard input.")
+        str | None, typer.Option("--list", metavar="FILE", help="File with one path on each line; - is standard input.")
     ] = None
-    column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of images in Parquet files.")] = None
-    topic: Annotated[str | None, typer.Option(metavar="NAME", help="The topic of images in ROS bags.")] = None
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Parquet: the column of images, if several could hold them.")
+    ] = None
+    topic: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ROS bags: the topic of images, if there are several.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -35,14 +57,19 @@ class ShardFlags:
     """How the work is divided."""
 
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only part I of N, counted from 0; --merge joins the parts.")
+        str | None, typer.Option(metavar="I/N", help="Compute part I of N, from 0 to N-1; join them with --merge.")
     ] = None
-    merge: Annotated[bool, typer.Option("--merge", help="Join the shards that parts have made.")] = False
+    merge: Annotated[bool, typer.Option("--merge", help="Join what all parts of --shard have computed.")] = False
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Compute on a Ray cluster: local, auto or HOST:PORT.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Compute on a Ray cluster: local (starts one on this machine), auto (the one it is in) or HOST:PORT.",
+        ),
     ] = None
     shard_size: Annotated[
-        int | None, typer.Option(help="Items of a shard.  [default: 1024, or 64 MiB of descriptors]")
+        int | None,
+        typer.Option(help="Inputs that are computed and saved as one unit.  [default: 1024, or 64 MiB of descriptors]"),
     ] = None
 
     @property
@@ -60,32 +87,32 @@ class ShardFlags:
 
 def embed(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An ONNX file, an engine or a checkpoint.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="TARGET", help="Descriptors; without a suffix a folder of shards.")
-    ],
+    output: TargetOption,
     given: InputFlags,
     shards: ShardFlags,
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="INPUT", help="Images, or local descriptors for a head: folders, files, patterns."),
-    ] = None,
+    inputs: InputsArgument = None,
     backend: flags.Backend = None,
-    batch: Annotated[int | None, typer.Option(help="Images at once.  [default: 8, or 32 of local descriptors]")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Inputs computed at once, at most.  [default: 8 images, or 32 of local descriptors]"),
+    ] = None,
     decoders: Annotated[
-        int | None, typer.Option(help="Threads that read and decode.  [default: as many as keep up]")
+        int | None, typer.Option(help="Threads that read and decode images.  [default: as many as keep up]")
     ] = None,
-    head: Annotated[str | None, typer.Option(metavar="NAME", help="Which head, of a graph of several.")] = None,
-    runtime_cache: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Kernels that TensorRT-RTX compiles, kept for the next time.")
+    head: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The head to compute, of a graph with several.")
     ] = None,
+    runtime_cache: RuntimeCacheOption = None,
     dtype: StoredType = "float32",
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Turn images or local descriptors into descriptors; killed, the same command goes on.
+    """Turn images or local descriptors into descriptors.
 
-    Exit 1 if an input was skipped; a part of --shard exits 0 then.
+    If it was stopped, the same command goes on where it was.
+
+    Exit 1 if an input was skipped. A part of --shard exits with 0 then, so that no scheduler starts it again.
     """
     from netvlad_deploy.runtime.open_runner import Candidate
     from netvlad_deploy.workflow.embed import EmbedOptions

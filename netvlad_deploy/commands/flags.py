@@ -54,7 +54,7 @@ BackboneName = Annotated[
     ),
 ]
 ExpectSha256 = Annotated[
-    str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse a file of another hash.")
+    str | None, typer.Option("--expect-sha256", metavar="HASH", help="Refuse the file if its SHA-256 is another.")
 ]
 AllowNotRun = Annotated[
     bool, typer.Option("--allow-not-run", help="Exit 0 although something could not run on this machine.")

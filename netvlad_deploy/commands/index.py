@@ -16,9 +16,12 @@ def index(
         Path, typer.Argument(metavar="DESCRIPTORS", help="A file of descriptors, or a folder of shards.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Index to write, .faiss.")],
-    kind: Annotated[str, one_of(INDEX_KINDS, "--kind", "How descriptors are kept; auto goes by their number.")] = AUTO,
+    kind: Annotated[
+        str, one_of(INDEX_KINDS, "--kind", "How descriptors are kept; auto takes what fits their number and --memory.")
+    ] = AUTO,
     memory: Annotated[
-        int | None, typer.Option(metavar="MIB", help="What the index may take.  [default: half of the memory]")
+        int | None,
+        typer.Option(metavar="MIB", help="Most memory that the index may take.  [default: half of the machine's]"),
     ] = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
@@ -36,15 +39,19 @@ def index(
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="An index of the verb index.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A file that the verb index has written.")],
     queries: Annotated[
         list[Path], typer.Argument(metavar="QUERY", help="Photos and folders of them; or one file of descriptors.")
     ],
     artifact: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What made the index.  [default: that name beside the index]")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The artifact that made the indexed descriptors.  [default: that name beside the index]",
+        ),
     ] = None,
     backend: flags.Backend = None,
-    top: Annotated[int, typer.Option(help="Matches of each query.")] = 5,
+    top: Annotated[int, typer.Option(help="Matches for each query.")] = 5,
     images: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The photos that were indexed, for the pictures of -o.")
     ] = None,
@@ -54,7 +61,7 @@ def search(
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Find what an index holds near to photos.
+    """Find what is nearest to photos in an index.
 
     Exit 1 if a file was skipped.
     """

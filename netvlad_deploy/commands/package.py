@@ -42,7 +42,10 @@ def package(
     ] = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Put an artifact into the model repository of an inference server, as the next version of its model."""
+    """Put an artifact into a model repository of Triton.
+
+    It becomes the next version of its model.
+    """
     from netvlad_deploy.workflow.package import package_triton as run
 
     check_choice("server", server, SERVERS)

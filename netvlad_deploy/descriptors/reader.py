@@ -1,5 +1,6 @@
 """The base of what reads a file of descriptors: block by block, whoever wrote it."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from netvlad_deploy.descriptors.header import MAX_DESCRIPTOR_SIZE, DescriptorHea
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array, Float32
 from netvlad_deploy.support.formats import shown
+from netvlad_deploy.support.unique_names import UniqueNames
 
 READ_ROWS: Final = 4096
 MAX_BLOCK_BYTES: Final = 1 << 28
@@ -59,21 +61,21 @@ class DescriptorReader(ABC):
         Raises: as `blocks`.
         """
         rows = max(1, min(rows, MAX_BLOCK_BYTES // (self.descriptor_size * 4)))
-        seen: set[str] = set()
-        for names, values, times in self._blocks(rows):
-            before = len(seen)
-            seen.update(names)
-            if len(seen) != before + len(names):
-                raise InputError(f"{self.path} holds a name twice, one of {shown(names[0])} to {shown(names[-1])}")
-            with np.errstate(over="ignore"):
-                single = values.astype(np.float32, copy=False)
-            finite = np.isfinite(single).all(axis=1)
-            if not finite.all():
-                name = names[int(finite.argmin())]
-                raise InputError(f"{self.path}: the descriptor of {shown(name)} is not finite: embed it again")
-            yield names, single, times
-        if len(seen) != self.count:
-            raise InputError(f"{self.path} holds {len(seen)} descriptors, expected {self.count}: it is damaged")
+        count = 0
+        with contextlib.closing(UniqueNames()) as seen:
+            for names, values, times in self._blocks(rows):
+                if (place := seen.first_repeated(names)) is not None:
+                    raise InputError(f"{self.path} holds a name twice, {shown(names[place])}: rename one of the two")
+                with np.errstate(over="ignore"):
+                    single = values.astype(np.float32, copy=False)
+                finite = np.isfinite(single).all(axis=1)
+                if not finite.all():
+                    name = names[int(finite.argmin())]
+                    raise InputError(f"{self.path}: the descriptor of {shown(name)} is not finite: embed it again")
+                count += len(names)
+                yield names, single, times
+        if count != self.count:
+            raise InputError(f"{self.path} holds {count} descriptors, expected {self.count}: it is damaged")
 
     @abstractmethod
     def _blocks(self, rows: int) -> Iterator[Rows]:

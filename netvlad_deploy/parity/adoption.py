@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from netvlad_deploy.errors import InputError, ParityError, RunError
-from netvlad_deploy.export.foreign.cut import Layout, cut, layouts
+from netvlad_deploy.export.foreign.cut import FeatureLayout, cut, layouts
 from netvlad_deploy.export.foreign.read import CURE, ForeignModel
 from netvlad_deploy.export.foreign.recover import Recovered, projected, recover
 from netvlad_deploy.export.foreign.sites import BURST, Site, Start
@@ -35,7 +35,7 @@ class ForeignHead:
 
     site: Site
     start: Start
-    layout: Layout
+    layout: FeatureLayout
     layer: Recovered
     runner: Runner
     cases: tuple[Case, ...]
@@ -63,13 +63,13 @@ def prove_head(model: ForeignModel, site: Site) -> ForeignHead:
     raise InputError(f"softmax {site.name} looks like that of a NetVLAD, but {reason}; {CURE}")
 
 
-def _ways(model: ForeignModel, site: Site) -> Iterator[tuple[Start, Layout]]:
+def _ways(model: ForeignModel, site: Site) -> Iterator[tuple[Start, FeatureLayout]]:
     for start in site.starts:
         for layout in layouts(model, start.tensor, site.feature_size):
             yield start, layout
 
 
-def _by(model: ForeignModel, site: Site, start: Start, layout: Layout) -> ForeignHead:
+def _by(model: ForeignModel, site: Site, start: Start, layout: FeatureLayout) -> ForeignHead:
     """Return the NetVLAD at a site by one reading of where it starts.
 
     Raises: InputError, RunError if it is none by this reading.
@@ -87,7 +87,7 @@ def _by(model: ForeignModel, site: Site, start: Start, layout: Layout) -> Foreig
     return _proven(site, start, layout, layer, runner)
 
 
-def _proven(site: Site, start: Start, layout: Layout, layer: Recovered, runner: Runner) -> ForeignHead:
+def _proven(site: Site, start: Start, layout: FeatureLayout, layer: Recovered, runner: Runner) -> ForeignHead:
     parameters = layer.parameters()
     cases: list[Case] = []
     lost: list[Case] = []

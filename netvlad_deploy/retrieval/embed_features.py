@@ -1,39 +1,18 @@
-"""Turn feature files into descriptors: one (B,N,D) array, or ragged sequences through the mask."""
+"""Turn local descriptors in memory into descriptors: an array (B,N,D), or sequences of any lengths with a mask."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
-from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval.loading import takes_mask
 from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner, check_features
 from netvlad_deploy.spec.items import Item, Skipped
-from netvlad_deploy.support.arrays import Array, Arrays, Float32, read_arrays
+from netvlad_deploy.support.arrays import Array, Arrays, Float32
 from netvlad_deploy.support.progress import Progress
-
-FEATURE_SUFFIXES: Final = (".npy", ".npz")
-
-
-def load_features(path: Path) -> Array | Arrays:
-    """Read one array (B,N,D) from `.npy`, or named sequences (N_i,D) from `.npz`; pickles are refused.
-
-    Raises: InputError if the file is missing, unreadable or holds something else.
-    """
-    if path.suffix not in FEATURE_SUFFIXES:
-        raise InputError(f"{path} is no feature file: expected {' or '.join(FEATURE_SUFFIXES)}")
-    return read_arrays(path)
-
-
-def check_target(source: Path, target: Path) -> None:
-    """Raise UsageError unless the target is another file of the source's kind: array to array, or sequences to them."""
-    if source.suffix != target.suffix:
-        raise UsageError(f"{source.name} becomes a {source.suffix} file, the target is {target.name}")
-    if source.exists() and target.exists() and source.samefile(target):
-        raise UsageError(f"{target} holds the features, it cannot be the target too: name another file")
 
 
 def embed_array(runner: Runner, features: Array, *, batch: int) -> Float32:

@@ -48,9 +48,7 @@ class Pace:
         return self.decoders
 
 
-def paced(
-    loaded: InOrder[Any, Made], runs: Callable[[], InOrder[Any, Any]], *, most: int, period_s: float = PERIOD_S
-) -> Iterator[Made]:
+def paced(loaded: InOrder[Any, Made], runs: Callable[[], InOrder[Any, Any]], *, most: int) -> Iterator[Made]:
     """Yield what is loaded, and widen or narrow the loading by what the runs, which take it, have to wait."""
     pace = Pace(loaded.width, most=most)
     started, waited_s = time.perf_counter(), 0.0
@@ -63,7 +61,7 @@ def paced(
         if runs().idle:
             waited_s += loaded.waited_s - before_s
         now = time.perf_counter()
-        if now - started >= period_s:
+        if now - started >= PERIOD_S:
             loaded.widen(pace.adjust(waiting=waited_s / (now - started), full=loaded.full))
             started, waited_s = now, 0.0
         yield made

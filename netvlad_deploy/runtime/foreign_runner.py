@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from netvlad_deploy.errors import InputError, RunError
-from netvlad_deploy.export.foreign.cut import Layout, Part, cut, feeds_of
+from netvlad_deploy.export.foreign.cut import FeatureLayout, Part, cut, feeds_of
 from netvlad_deploy.export.foreign.read import ForeignModel
 from netvlad_deploy.export.foreign.wrap import fixed_lengths
 from netvlad_deploy.runner import Runner
@@ -30,7 +30,7 @@ TRIED_MAP = (6, 8)
 """Height and width of feature maps whose size a head computes with: an unrolled loop on a large one takes minutes."""
 
 
-def shapes_of(layout: Layout) -> Profile:
+def shapes_of(layout: FeatureLayout) -> Profile:
     """Return the shapes on which a part is tried: those that its layout allows."""
     axes = (layout.batch, 1, 2, TRIED_IMAGES), (layout.num_features, 1, TRIED_ROWS, TRIED_MOST_ROWS)
     batch, rows = (
@@ -114,7 +114,7 @@ class ForeignPart:
     Raises: RunError if ONNX Runtime cannot load it.
     """
 
-    def __init__(self, part: Part, layout: Layout, *, name: str) -> None:
+    def __init__(self, part: Part, layout: FeatureLayout, *, name: str) -> None:
         self.name, self.layout, self._part = name, layout, part
         self._session = _Session(part.content, name)
 
@@ -130,7 +130,7 @@ class ForeignPart:
         return found.reshape(len(features), -1)
 
 
-def bound(model: ForeignModel, tensor: str, layout: Layout) -> tuple[Layout, tuple[int | None, ...]]:
+def bound(model: ForeignModel, tensor: str, layout: FeatureLayout) -> tuple[FeatureLayout, tuple[int | None, ...]]:
     """Return the layout of local descriptors in a tensor for one size of the whole input, and the shape of that input.
 
     It is for heads that compute with the size of the image: they run on the positions of that size alone.

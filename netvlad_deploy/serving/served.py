@@ -26,7 +26,7 @@ MOST_IMAGE_BYTES: Final = 64 << 20
 """Bytes of an encoded image: no photo has more, and the server takes no longer request over HTTP by default."""
 
 NOT_FINITE: Final = "the descriptor of {name} is not finite"
-Reply: TypeAlias = Float32 | NetVLADDeployError
+Answer: TypeAlias = Float32 | NetVLADDeployError
 
 
 class Served:
@@ -64,7 +64,7 @@ class Served:
         self._pool.shutdown(cancel_futures=True)
         self._runner.close()
 
-    def answer(self, requests: Sequence[Sequence[Content]]) -> list[Reply]:
+    def answer(self, requests: Sequence[Sequence[Content]]) -> list[Answer]:
         """Return the descriptors (n,P) float32 of the n images of each request, or why it has none.
 
         Images of one size are computed together, whichever request they are of.
@@ -119,7 +119,7 @@ def _name(request: Sequence[Content], place: int) -> str:
     return "image" if len(request) == 1 else f"image {place}"
 
 
-def _joined(found: Sequence[Array | NetVLADDeployError]) -> Reply:
+def _joined(found: Sequence[Array | NetVLADDeployError]) -> Answer:
     """Return the descriptors of one request, or its first error."""
     for each in found:
         if isinstance(each, NetVLADDeployError):

@@ -23,6 +23,19 @@ FEATURE_FILES: Final = (NPY, NPZ)
 FEATURE_DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float16))
 
 
+class FeatureFile(Source):
+    """A file of local descriptors.
+
+    Args:
+        path: the file.
+        feature_size: D, None where any is taken.
+    """
+
+    def __init__(self, path: Path, feature_size: int | None) -> None:
+        self.path = path
+        self.feature_size = feature_size
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where the items of a `.npy` file stand: B items of one shape (N,D) from a place on, or one alone."""
@@ -38,17 +51,8 @@ class _Layout:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class NpyFile(Source):
-    """The items of one array: (B,N,D), called `FILE/0` to `FILE/B-1`, or (N,D), one item that is called as the file.
-
-    Args:
-        path: the file.
-        feature_size: D, None where any is taken.
-    """
-
-    def __init__(self, path: Path, feature_size: int | None) -> None:
-        self.path = path
-        self.feature_size = feature_size
+class NpyFile(FeatureFile):
+    """The items of one array: (B,N,D), called `FILE/0` to `FILE/B-1`, or (N,D), one item that is called as the file."""
 
     def items(self) -> Iterator[Item]:
         """Yield an item for each of the first axis; of the file its header alone is read.
@@ -100,17 +104,8 @@ class NpyFile(Source):
             return native(values.reshape(layout.shape))
 
 
-class NpzFile(Source):
-    """The arrays of an `.npz` file, each the local descriptors (N,D) of one item, by their names.
-
-    Args:
-        path: the file.
-        feature_size: D, None where any is taken.
-    """
-
-    def __init__(self, path: Path, feature_size: int | None) -> None:
-        self.path = path
-        self.feature_size = feature_size
+class NpzFile(FeatureFile):
+    """The arrays of an `.npz` file, each the local descriptors (N,D) of one item, by their names."""
 
     def items(self) -> Iterator[Item]:
         """Yield an item for each array in the order of the file; of the file its table of contents alone is read.

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from netvlad_deploy.sources.feature_files import features_of
+from netvlad_deploy.sources.feature_files import FeatureFile, features_of
 from netvlad_deploy.sources.image_folders import item_of_file
-from netvlad_deploy.sources.source import Source
 from netvlad_deploy.spec.items import Item, Load
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.formats import naming, reading, shown
@@ -30,17 +29,11 @@ MAX_FEATURE_BYTES: Final = 1 << 28
 """Most bytes of one item: 65,536 local descriptors of 1,024 values."""
 
 
-class Hdf5Features(Source):
-    """The local descriptors of many images in an HDF5 file, sorted by name.
-
-    Args:
-        path: the file.
-        feature_size: D, None where any is taken.
-    """
+class Hdf5Features(FeatureFile):
+    """The local descriptors of many images in an HDF5 file, sorted by name."""
 
     def __init__(self, path: Path, feature_size: int | None) -> None:
-        self.path = path
-        self.feature_size = feature_size
+        super().__init__(path, feature_size)
         self._said = False
 
     def items(self) -> Iterator[Item]:

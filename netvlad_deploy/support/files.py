@@ -166,9 +166,9 @@ class Staging:
         self._locks.append(handle)
         return self._moves[target]
 
-    def open(self, target: Path, *, private: bool = False) -> contextlib.AbstractContextManager[IO[bytes]]:
+    def open(self, target: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open a new temporary file for `target`; at the end of the block it is flushed to the disk."""
-        return _open_flushed(self.add(target, private=private))
+        return _open_flushed(self.add(target))
 
     def write(
         self, target: Path, content: bytes | Iterable[bytes | memoryview], *, private: bool = False

@@ -15,11 +15,11 @@ from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.pipelines import compare_goldens
 from netvlad_deploy.parity.ranks import Bank, near_ties
 from netvlad_deploy.parity.several_heads import compare_heads
-from netvlad_deploy.retrieval.embed_features import load_features
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate, check_lineage, parity_backend
 from netvlad_deploy.runtime.unfolded import Unfolded, unfolded_module
 from netvlad_deploy.spec.layer import HeadsSpec, NetVLADSpec
+from netvlad_deploy.support.arrays import read_arrays
 from netvlad_deploy.support.files import sha256_file
 from netvlad_deploy.support.streams import stdout_to_stderr
 from netvlad_deploy.workflow.source import Source
@@ -107,7 +107,7 @@ def _own_bank(bank: Path | None, queries: Path | None) -> Iterator[Bank]:
     if bank is None and queries is not None:
         raise UsageError(f"queries {queries} have no images to rank: pass --bank too")
     if bank is not None:
-        yield Bank(name=bank.name, images=load_features(bank), queries=load_features(queries) if queries else None)
+        yield Bank(name=bank.name, images=read_arrays(bank), queries=read_arrays(queries) if queries else None)
 
 
 def _open_reference(artifact: AnyArtifact, other: Candidate, read_as: Source | None) -> Runner:

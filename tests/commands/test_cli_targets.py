@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.retrieval import embed_features as embed
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.tensorrt import engine
 from netvlad_deploy.workflow import validate
@@ -24,7 +23,6 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("netvlad_deploy.export.onnx_model._head", worked)
     monkeypatch.setattr(engine, "build_apart", worked)
-    monkeypatch.setattr(embed, "load_features", worked)
     monkeypatch.setattr(Candidate, "open", worked)
     monkeypatch.setattr(validate, "compare", worked)
 
@@ -60,8 +58,16 @@ def test_embed(command: Command, no_work: None, masked: OnnxArtifact, tmp_path: 
     before = (tmp_path / "x.npy").read_bytes()
     read_only(tmp_path / "y.npy")
     assert command("embed", masked.path, "x.npy", "-o", "y.npy", "--force").code == 73
-    for force in ((), ("--force",)):
-        outcome = command("embed", masked.path, "x.npy", "-o", "x.npy", *force)
+    (tmp_path / "link.npy").symlink_to("x.npy")
+    (tmp_path / "hard.npy").hardlink_to(tmp_path / "x.npy")
+    for target in (
+        ("x.npy",),
+        ("x.npy", "--force"),
+        (f"../{tmp_path.name}/x.npy", "--force"),
+        ("link.npy", "--force"),
+        ("hard.npy", "--force"),
+    ):
+        outcome = command("embed", masked.path, "x.npy", "-o", *target)
         assert outcome.code == 2
         assert "holds what is embedded, it cannot be the target too" in outcome.err
     assert (tmp_path / "x.npy").read_bytes() == before

@@ -86,19 +86,20 @@ class Native:
 
     def pixels(self, views: Sequence[View]) -> list[Array | str]:
         """Return the prepared pixels of each view (H,W,3), or the error."""
-        return _answers(self.run("pixels", given=b"".join(view.case() for view in views)), np.dtype(np.uint8))
+        return answers_of(self.run("pixels", given=b"".join(view.case() for view in views)), np.dtype(np.uint8))
 
     def descriptors(self, artifact: Path, views: Sequence[View]) -> list[Array | str]:
         """Return the descriptor of each view (P,), or the error; of an artifact that is refused that one error."""
         given = b"".join(view.case() for view in views)
-        return _answers(self.run("describe", artifact, given=given), np.dtype(np.float32))
+        return answers_of(self.run("describe", artifact, given=given), np.dtype(np.float32))
 
     def load(self, paths: Sequence[Path]) -> list[str]:
         """Return `ok` or the error of each artifact."""
         return self.run("load", given="".join(f"{path}\n" for path in paths).encode()).decode().splitlines()
 
 
-def _answers(content: bytes, dtype: np.dtype[np.uint8] | np.dtype[np.float32]) -> list[Array | str]:
+def answers_of(content: bytes, dtype: np.dtype[np.uint8] | np.dtype[np.float32]) -> list[Array | str]:
+    """Return the arrays and errors in what the probe wrote."""
     answers: list[Array | str] = []
     while content:
         line, _, content = content.partition(b"\n")

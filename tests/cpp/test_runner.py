@@ -136,8 +136,10 @@ def test_a_sidecar_that_was_changed_or_is_not_for_this_runner_is_refused(native:
         assert words in answer
         assert answer.endswith(": export or build again")
     sidecar.write_bytes(seal({**record, "kind": "engine"}))
+    assert native.load([robot]) == [f"error {sidecar}: it lacks options: export or build again"]
+    sidecar.write_bytes(seal({**record, "kind": "tflite"}))
     (refused,) = native.descriptors(robot, [])
-    assert refused == f"{robot} is of the kind engine, this runner takes ONNX files alone"
+    assert refused == f"{robot} is of the kind tflite, expected onnx or engine"
 
 
 def test_garbage_for_a_sidecar_or_a_model_is_an_error_and_nothing_else(native: Native, robot: Path) -> None:

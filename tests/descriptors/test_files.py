@@ -238,7 +238,7 @@ def test_row_groups_are_alike_whatever_is_written_at_once(tmp_path: Path, monkey
         ({"descriptor": [[], [1.0]]}, "has descriptors of 0 values"),
         ({"a": [[1.0]], "b": [[1.0]]}, "several columns with lists of numbers, but a, b"),
         ({"a": ["x"]}, "no column with lists of numbers, but a: call that of the descriptors descriptor"),
-        ({"name": ["a", "a"], "descriptor": [[1.0], [2.0]]}, "holds a name twice, one of a to a"),
+        ({"name": ["a", "a"], "descriptor": [[1.0], [2.0]]}, "holds a name twice, a: rename one"),
         ({"name": ["a"], "descriptor": [[float("nan")]]}, "the descriptor of a is not finite"),
     ],
 )

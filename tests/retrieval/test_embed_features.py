@@ -1,13 +1,12 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.errors import InputError, RunError, UsageError
+from netvlad_deploy.errors import InputError, RunError
 from netvlad_deploy.retrieval.batches import pad
-from netvlad_deploy.retrieval.embed_features import check_target, embed_array, embed_sequences, load_features
+from netvlad_deploy.retrieval.embed_features import embed_array, embed_sequences
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.spec.profiles import AxisRange, Profile
@@ -75,25 +74,6 @@ def test_a_sequence_of_another_shape_is_named(masked: OnnxArtifact, shape: tuple
 def test_no_sequence_is_an_error(masked: OnnxArtifact) -> None:
     with open_runner(masked) as runner, pytest.raises(InputError, match="no sequence"):
         embed_sequences(runner, {}, batch=2)
-
-
-def test_feature_files_are_read_without_pickles(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", features(1, 2, 3))
-    assert isinstance(load_features(tmp_path / "x.npy"), np.ndarray)
-    np.savez(tmp_path / "x.npz", allow_pickle=False, a=features(1, 2, 3)[0])
-    assert list(load_features(tmp_path / "x.npz")) == ["a"]
-    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
-    (tmp_path / "truncated.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:50])
-    (tmp_path / "truncated.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:90])
-    for name in ("object.npy", "truncated.npy", "truncated.npz", "missing.npy", "x.txt"):
-        with pytest.raises(InputError, match=name):
-            load_features(tmp_path / name)
-
-
-def test_the_target_is_of_the_sources_kind() -> None:
-    check_target(Path("x.npy"), Path("y.npy"))
-    with pytest.raises(UsageError, match=r"becomes a .npz file"):
-        check_target(Path("x.npz"), Path("y.npy"))
 
 
 def test_a_descriptor_that_overflows_is_named(exported: OnnxArtifact) -> None:

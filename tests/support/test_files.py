@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netvlad_deploy.errors import ArtifactError, NetVLADDeployError, OutputError, UsageError
-from netvlad_deploy.retrieval.embed_features import check_target
+from netvlad_deploy.errors import ArtifactError, NetVLADDeployError, OutputError
 from netvlad_deploy.support.files import (
     Staging,
     check_private,
@@ -185,21 +184,6 @@ def test_code_that_others_may_have_written_is_refused(tmp_path: Path) -> None:
     assert read_private(tmp_path / "none") == b""
     with pytest.raises(ArtifactError, match="holds code"):
         check_private(tmp_path, os.stat_result((0o40700, 0, 0, 1, os.geteuid() + 1, 0, 0, 0, 0, 0)))
-
-
-@pytest.mark.parametrize("kind", ["itself", "link", "hard link", "other way to it"])
-def test_features_are_not_replaced_by_their_descriptors(tmp_path: Path, kind: str) -> None:
-    source = tmp_path / "x.npy"
-    source.write_bytes(b"features")
-    (tmp_path / "folder").mkdir()
-    targets = {"itself": source, "other way to it": tmp_path / "folder" / ".." / "x.npy"}
-    target = targets.get(kind, tmp_path / "y.npy")
-    if kind == "link":
-        target.symlink_to(source)
-    elif kind == "hard link":
-        os.link(source, target)
-    with pytest.raises(UsageError, match="holds the features, it cannot be the target too"):
-        check_target(source, target)
 
 
 def test_every_error_of_a_target_has_its_exit_code(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ Artifact described(const Json& record) {
   artifact.kind = record.at("kind").string();
   artifact.precision = record.at("precision").string();
   artifact.preparation = preparation_of(record.at("images"));
+  if (artifact.kind == "engine") artifact.engine = EngineRecord::of(record);
   const Json* external = record.find("external_data");
   if (external != nullptr && !external->is_null()) {
     throw Error("its weights stand in a file of their own, which this runner does not read: build an engine of it");
@@ -126,6 +127,7 @@ Artifact load_artifact(const std::filesystem::path& path) {
   } catch (const Error& error) {
     throw Error(beside.string() + ": " + error.what() + remedy);
   }
+  artifact.path = path;
   artifact.content = read_file(path, bytes);
   if (sha256(artifact.content) != expected) {
     throw Error(path.string() + " is not the file that its sidecar describes" + remedy);

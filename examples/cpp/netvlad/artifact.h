@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <optional>
 #include <string>
 
+#include "netvlad/engine_record.h"
 #include "netvlad/prepare.h"
 
 namespace netvlad {
@@ -18,12 +20,14 @@ struct Layout {
 
 // What a runner of images must know of an artifact, and the bytes of its file, which were compared with their hash.
 struct Artifact {
+  std::filesystem::path path;
   std::string kind;  // onnx or engine
   std::string precision;
   std::string input;   // name of the tensor of images
   std::string output;  // name of the descriptor
   Layout layout;
   Preparation preparation;
+  std::optional<EngineRecord> engine;  // of an engine alone
   std::string content;
 };
 

@@ -14,6 +14,14 @@ float grey_of(const std::uint8_t* rgb) {
 
 }  // namespace
 
+TensorShape shape_of(const Layout& layout, std::size_t batch, Size size) {
+  const auto images = static_cast<std::int64_t>(batch);
+  const auto height = static_cast<std::int64_t>(size.height), width = static_cast<std::int64_t>(size.width);
+  const std::int64_t channels = layout.is_grey ? 1 : 3;
+  return layout.channels_first ? TensorShape{images, channels, height, width}
+                               : TensorShape{images, height, width, channels};
+}
+
 std::vector<float> laid_out(const Image& prepared, const Layout& layout) {
   const std::size_t pixels = prepared.size.height * prepared.size.width;
   const std::size_t channels = layout.is_grey ? 1 : 3;

@@ -2,7 +2,6 @@
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
 
-#include <array>
 #include <cstdint>
 
 #include "netvlad/error.h"
@@ -52,10 +51,7 @@ class OnnxRunner final : public Runner {
 
   template <class Value>
   std::vector<float> run_on(std::vector<Value>& values, Size size) const {
-    const auto height = static_cast<std::int64_t>(size.height), width = static_cast<std::int64_t>(size.width);
-    const std::int64_t channels = layout_.is_grey ? 1 : 3;
-    using Shape = std::array<std::int64_t, 4>;
-    const Shape shape = layout_.channels_first ? Shape{1, channels, height, width} : Shape{1, height, width, channels};
+    const TensorShape shape = shape_of(layout_, 1, size);
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const char* const inputs[] = {input_.c_str()};
     const char* const outputs[] = {output_.c_str()};

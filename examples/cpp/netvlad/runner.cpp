@@ -18,7 +18,8 @@ std::vector<float> Runner::describe(const ImageView& image) const {
 std::unique_ptr<Runner> open_runner(const std::filesystem::path& path, int threads) {
   const Artifact artifact = load_artifact(path);
   if (artifact.kind == "onnx") return open_onnx(artifact, threads);
-  throw Error(path.string() + " is of the kind " + artifact.kind.substr(0, 40) + ", this runner takes ONNX files alone");
+  if (artifact.kind == "engine") return open_engine(artifact);
+  throw Error(path.string() + " is of the kind " + artifact.kind.substr(0, 40) + ", expected onnx or engine");
 }
 
 }  // namespace netvlad

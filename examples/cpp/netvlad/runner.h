@@ -30,11 +30,14 @@ class Runner {
   Preparation preparation_;
 };
 
-// Opens an ONNX file on ONNX Runtime's CPU provider. `threads` is the number of threads of one run, 0 for one a core.
-// Throws Error as load_artifact does, for an engine, and if ONNX Runtime is too old or refuses the file.
+// Opens an ONNX file on ONNX Runtime's CPU provider, or an engine on this thread's current GPU. `threads` is the number
+// of threads of one run on the CPU, 0 for one a core. Throws Error as load_artifact does, if ONNX Runtime is too old or
+// refuses the file, for an engine if this program was built without TensorRT, and if the engine was built by another
+// TensorRT or for another GPU.
 std::unique_ptr<Runner> open_runner(const std::filesystem::path& path, int threads = 0);
 
-// The part of open_runner that knows ONNX Runtime.
+// The part of open_runner that knows ONNX Runtime, and the one that knows TensorRT.
 std::unique_ptr<Runner> open_onnx(const Artifact& artifact, int threads);
+std::unique_ptr<Runner> open_engine(const Artifact& artifact);
 
 }  // namespace netvlad

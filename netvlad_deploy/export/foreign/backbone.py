@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.export.foreign.cut import Layout, needed
+from netvlad_deploy.export.foreign.cut import FeatureLayout, needed
 from netvlad_deploy.export.foreign.paths import Paths
 from netvlad_deploy.export.foreign.products import attributes
 from netvlad_deploy.support.arrays import Array
@@ -34,7 +34,7 @@ class ForeignBackbone(nn.Module):
     Raises: InputError naming the operators that cannot be turned into torch, or a setting of one.
     """
 
-    def __init__(self, paths: Paths, last: str, layout: Layout, *, channels_last: bool) -> None:
+    def __init__(self, paths: Paths, last: str, layout: FeatureLayout, *, channels_last: bool) -> None:
         super().__init__()
         self._source, self._last, self._layout, self._channels_last = paths.source, last, layout, channels_last
         nodes = needed(paths.nodes, last)

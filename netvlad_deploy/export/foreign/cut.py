@@ -12,10 +12,10 @@ from netvlad_deploy.support.require import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FeatureLayout:
     """The arrangement of local descriptors in a tensor: its rank, the axis of D, and fixed lengths of the others.
 
-    >>> Layout(rank=4, axis=1, batch=None, positions=(None, None)).arranged(np.zeros((2, 6, 8))).shape  # B,D,h,w
+    >>> FeatureLayout(rank=4, axis=1, batch=None, positions=(None, None)).arranged(np.zeros((2, 6, 8))).shape  # B,D,h,w
     (2, 8, 1, 6)
     """
 
@@ -56,11 +56,11 @@ class Part:
     whole: tuple[str, tuple[int | None, ...]] | None = None
 
 
-def layouts(model: ForeignModel, tensor: str, width: int) -> Iterator[Layout]:
+def layouts(model: ForeignModel, tensor: str, width: int) -> Iterator[FeatureLayout]:
     """Yield the ways in which local descriptors of D values may lie in a tensor, the likeliest first."""
     shape = shape_of(model, tensor)
     if shape is not None and len(shape) == 2 and shape[1] in (None, width):
-        yield Layout(rank=2, axis=1, batch=1, positions=shape[:1])
+        yield FeatureLayout(rank=2, axis=1, batch=1, positions=shape[:1])
     if shape is None or len(shape) not in (3, 4):
         return
     rank = len(shape)
@@ -68,7 +68,7 @@ def layouts(model: ForeignModel, tensor: str, width: int) -> Iterator[Layout]:
     for axis in [axis for axis in axes if shape[axis] == width] or axes:
         if shape[axis] in (None, width):
             others = tuple(length for index, length in enumerate(shape) if index not in (0, axis))
-            yield Layout(rank=rank, axis=axis, batch=shape[0], positions=others)
+            yield FeatureLayout(rank=rank, axis=axis, batch=shape[0], positions=others)
 
 
 def shape_of(model: ForeignModel, tensor: str) -> tuple[int | None, ...] | None:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.export.foreign.backbone import FUNCTIONS, LAYERS, ForeignBackbone
-from netvlad_deploy.export.foreign.cut import Layout
+from netvlad_deploy.export.foreign.cut import FeatureLayout
 from netvlad_deploy.export.foreign.paths import Paths
 from netvlad_deploy.support.arrays import Array
 
@@ -76,7 +76,10 @@ def test_an_operator_computes_what_onnx_runtime_does(name: str) -> None:
     kind, constants, settings = CASES[name]
     graph = graph_of(helper.make_node(kind, ["x", *constants], ["first"], **settings), constants)
     backbone = ForeignBackbone(
-        Paths(graph, "x", "y", 18), "y", Layout(rank=4, axis=1, batch=None, positions=(None, None)), channels_last=False
+        Paths(graph, "x", "y", 18),
+        "y",
+        FeatureLayout(rank=4, axis=1, batch=None, positions=(None, None)),
+        channels_last=False,
     ).eval()
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -109,7 +112,10 @@ def test_what_is_not_known_is_refused(node: Any, words: str, tmp_path: Path) -> 
     graph = graph_of(node, {"w": normal(3, 3, 3, 3)})
     with pytest.raises(InputError, match=words):
         ForeignBackbone(
-            Paths(graph, "x", "y", 18), "y", Layout(rank=4, axis=1, batch=None, positions=()), channels_last=False
+            Paths(graph, "x", "y", 18),
+            "y",
+            FeatureLayout(rank=4, axis=1, batch=None, positions=()),
+            channels_last=False,
         )
 
 
@@ -128,7 +134,7 @@ def test_images_whose_channels_come_last_and_a_map_like_that() -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(kernels, "w")],
     )
-    layout = Layout(rank=4, axis=3, batch=None, positions=(None, None))
+    layout = FeatureLayout(rank=4, axis=3, batch=None, positions=(None, None))
     backbone = ForeignBackbone(Paths(graph, "x", "y", 18), "y", layout, channels_last=True)
     images = torch.from_numpy(normal(2, 3, 9, 11))
     with torch.no_grad():
