@@ -24,6 +24,7 @@ from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.files import read_bounded, write_text
 from netvlad_deploy.support.journal import JOURNAL_NAME
+from netvlad_deploy.support.locks import left_behind
 from netvlad_deploy.support.records import from_record
 
 LOG = logging.getLogger(__name__)
@@ -123,11 +124,13 @@ def load_plan(folder: Path) -> Plan:
 def make_plan(folder: Path, wanted: Manifest, entries: Iterable[Item | Skipped]) -> Plan:
     """List all inputs into a folder, then write its manifest; a folder without one is not planned yet.
 
-    Raises: InputError if there is no item; UsageError if two items have one name; OutputError if the disk refuses.
+    Raises: InputError if there is no item; UsageError if two items have one name, or one is the target itself;
+        OutputError if the disk refuses.
     """
+    target = Plan(folder=folder, manifest=wanted).target
     with contextlib.ExitStack() as undo:
         undo.callback(remove_plan, folder)
-        items, shards, sha256 = write_listings(folder, entries, wanted.shard_size)
+        items, shards, sha256 = write_listings(folder, _apart_from(target, entries), wanted.shard_size)
         if not items:
             skipped = [one for one in read_listing(folder, 0) if isinstance(one, Skipped)] if shards else []
             raise InputError(f"nothing to embed: {count_reasons(skipped) or 'none was found'}")
@@ -135,6 +138,17 @@ def make_plan(folder: Path, wanted: Manifest, entries: Iterable[Item | Skipped])
         write_text(folder / MANIFEST_NAME, manifest.content().decode())
         undo.pop_all()
     return load_plan(folder)
+
+
+def _apart_from(target: Path, entries: Iterable[Item | Skipped]) -> Iterator[Item | Skipped]:
+    """Yield what was found; a target that is among it would be read, and then written over.
+
+    Raises: UsageError if it is.
+    """
+    for entry in entries:
+        if isinstance(entry, Item) and entry.path.name == target.name and entry.path.resolve() == target.resolve():
+            raise UsageError(f"{target} is one of the inputs, it cannot be the target too: name another file")
+        yield entry
 
 
 def make_folder(folder: Path) -> None:
@@ -164,7 +178,7 @@ def _is_ours(manifest: Path) -> bool:
 
 
 def remove_plan(folder: Path) -> None:
-    """Remove what runs of `embed` have written into a folder, all but the claim of this one.
+    """Remove what runs of `embed` have written into a folder, all but the claims that are held.
 
     First go the shards, then the manifest, then the inputs: so a process that is killed meanwhile leaves a plan with
     fewer shards, or none at all.
@@ -172,7 +186,7 @@ def remove_plan(folder: Path) -> None:
     Raises: UsageError if there are shards without a manifest, which may be of others; OutputError if the disk refuses.
     """
     try:
-        ours = [path for path in folder.iterdir() if OWN_NAMES.fullmatch(path.name) and path.name != RUN_CLAIM]
+        ours = [path for path in folder.iterdir() if OWN_NAMES.fullmatch(path.name)]
         results = sorted(path for path in ours if re.fullmatch(RESULT_NAMES, path.name))
         manifest = folder / MANIFEST_NAME
         if results and not manifest.exists():
@@ -180,7 +194,10 @@ def remove_plan(folder: Path) -> None:
                 f"{folder} holds {results[0].name} and no {MANIFEST_NAME} of a run: name another folder, or remove it"
             )
         for path in (*results, manifest, *ours):  # sorted, a record goes before its shard
-            if path.is_dir() and not path.is_symlink():  # of a process that was killed at a shard
+            if path.suffix == ".lock":
+                with contextlib.suppress(OSError), left_behind(path):  # it is held, by this process or another
+                    path.unlink()
+            elif path.is_dir() and not path.is_symlink():  # of a process that was killed at a shard
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)

@@ -147,7 +147,8 @@ def embed(
     Raises: UsageError if artifact, inputs, target and plan do not fit; InputError if nothing could be embedded.
     """
     started = time.perf_counter()
-    _check_target(target, [str(each) for each in inputs], runtime_cache)
+    read = [str(each) for each in inputs] + ([options.listing] if options.listing else [])
+    _check_target(target, read, runtime_cache)
     wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
     folder = plan_folder(target)
     if (result := _ready(target, wanted, started, force=force)) is not None and not (target.suffix and folder.exists()):
@@ -187,7 +188,8 @@ def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None
         known = ", ".join(DESCRIPTOR_WRITERS)
         raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
     inputs = [Path(text) for text in texts]
-    if same := next((each for each in inputs if each.exists() and target.exists() and each.samefile(target)), None):
+    written = [each for each in (target, *_files(target)) if each.exists()]
+    if same := next((each for each in inputs if each.exists() and any(map(each.samefile, written))), None):
         raise UsageError(f"{same} holds what is embedded, it cannot be the target too: name another file")
     if runtime_cache is not None:
         check_apart(runtime_cache, (*inputs, target), "runtime cache")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.bulk.plan import remove_plan
 from netvlad_deploy.descriptors.open_files import read_descriptors
+from netvlad_deploy.support.claims import claimed
 from tests.bulk.conftest import PHOTOS, RUN, SHARDS
 from tests.command import Command, error_of
 
@@ -106,6 +108,16 @@ def test_a_folder_with_files_of_others_is_refused(command: Command, pipeline: On
         outcome = command(*RUN, "-o", "mine", *options)
         assert (outcome.code, f"mine holds {name}" in error_of(outcome.err)) == (2, True)
         assert [(path.name, path.read_text()) for path in Path("mine").iterdir()] == [(name, "mine")]
+
+
+def test_a_claim_that_is_held_is_not_removed(tmp_path: Path) -> None:
+    """Otherwise a second process makes the plan at the same time, and removes the files of the first."""
+    for name in ("plan.lock", "shard-000001.lock", "shard-000000.inputs.jsonl"):
+        (tmp_path / name).touch()
+    with claimed(tmp_path / "plan.lock"):
+        remove_plan(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["plan.lock"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_hidden_files_of_others_stay(command: Command, pipeline: OnnxArtifact) -> None:

@@ -262,6 +262,20 @@ class TestFinished:
         assert outcome.out == f"whole.npz  {PHOTOS} x 12, 2 of {SHARDS} shards were there already\n"
         assert sorted(path.name for path in Path().glob("whole.npz*")) == ["whole.npz", "whole.npz.json"]
 
+    def test_an_input_is_never_written_over(self, command: Command, exported: OnnxArtifact, tmp_path: Path) -> None:
+        """Whichever way it is named, and with --force too."""
+        os.chdir(tmp_path)
+        Path("in").mkdir()
+        np.save("in/x.npy", np.ones((3, 5, exported.spec.feature_size), np.float32))
+        before = Path("in/x.npy").read_bytes()
+        Path("list.npz").write_text("in/x.npy\n")
+        for given, target in ((("in",), "in/x.npy"), (("--list", "list.npz"), "in/x.npy"),
+                              (("in/*.npy",), "in/x.npy"), (("--list", "list.npz"), "list.npz")):  # fmt: skip
+            outcome = command("embed", exported.path, *given, "-o", target, "--force")
+            assert (outcome.code, "cannot be the target too" in error_of(outcome.err)) == (2, True), given
+        assert (Path("in/x.npy").read_bytes(), Path("list.npz").read_text()) == (before, "in/x.npy\n")
+        assert not list(tmp_path.rglob("*.parts"))
+
     def test_a_file_of_others_stays(self, command: Command, pipeline: OnnxArtifact) -> None:
         for name in ("y.npz", "y.npz.json"):
             Path(name).write_text("{}")
