@@ -188,11 +188,19 @@ def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None
         known = ", ".join(DESCRIPTOR_WRITERS)
         raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
     inputs = [Path(text) for text in texts]
-    written = [each for each in (target, *_files(target)) if each.exists()]
-    if same := next((each for each in inputs if each.exists() and any(map(each.samefile, written))), None):
+    written = [each for each in (target, *_files(target)) if _is_there(each)]
+    if same := next((each for each in inputs if _is_there(each) and any(map(each.samefile, written))), None):
         raise UsageError(f"{same} holds what is embedded, it cannot be the target too: name another file")
     if runtime_cache is not None:
         check_apart(runtime_cache, (*inputs, target), "runtime cache")
+
+
+def _is_there(path: Path) -> bool:
+    """Return False, too, for what no file can be called, such as a name that is too long: whoever opens it says so."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _files(target: Path) -> tuple[Path, ...]:

@@ -145,6 +145,7 @@ def test_ctrl_c_ends_the_threads() -> None:
 
     def call(number: int) -> int:
         if number == 3:
+            until(lambda: bool(until_stopped))
             signal.pthread_kill(main, signal.SIGINT)
             until(lambda: until_stopped[0].stopped)
         return number
