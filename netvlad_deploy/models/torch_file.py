@@ -21,6 +21,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.pickled import Standin, Storage
 from netvlad_deploy.models.tensor_names import names
 from netvlad_deploy.models.unpickling import Unpickler
+from netvlad_deploy.support.formats import shown
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -90,7 +91,7 @@ def _read_zip(archive: zipfile.ZipFile, path: Path) -> Pickled:
         if key not in storages:
             info = members[f"{root}data/{key}"]
             if type(numel) is not int or info.file_size != numel * dtype.itemsize:
-                raise ValueError(f"{info.filename} has {info.file_size} bytes, expected {numel} of {dtype}")
+                raise ValueError(f"{shown(info.filename)} has {info.file_size} bytes, expected {numel} of {dtype}")
             storages[key] = Storage(dtype=dtype, numel=numel, read=partial(_read_member, archive, info))
         return storages[key]
 
@@ -104,13 +105,13 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
     Raises: ValueError if it is compressed; EOFError if it has another size than the archive says.
     """
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise ValueError(f"{info.filename} is compressed, which torch.save does not do")
+        raise ValueError(f"{shown(info.filename)} is compressed, which torch.save does not do")
     values = bytearray()
     with archive.open(info) as stream:
         while block := stream.read(READ_BLOCK_BYTES):
             values += block
     if len(values) != info.file_size:
-        raise EOFError(f"{info.filename} has {len(values)} bytes, its archive says {info.file_size}")
+        raise EOFError(f"{shown(info.filename)} has {len(values)} bytes, its archive says {info.file_size}")
     return values
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.support.formats import reading
+from netvlad_deploy.support.formats import reading, shown
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -59,7 +59,7 @@ def npz_members(path: Path, archive: zipfile.ZipFile, prefix: str | tuple[str, .
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     wanted = {name: info for name, info in members.items() if name.startswith(prefix)}
     if other := next((info.filename for info in wanted.values() if not info.filename.endswith(".npy")), None):
-        raise InputError(f"{path} holds {other}, which is no array: keep arrays alone in it")
+        raise InputError(f"{path} holds {shown(other)}, which is no array: keep arrays alone in it")
     if len(wanted) > MAX_ARRAYS:
         raise InputError(f"{path} holds {len(wanted)} arrays, expected {MAX_ARRAYS} at most")
     return wanted
@@ -78,7 +78,9 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     """
     ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_DEFLATE_RATIO}.get(info.compress_type, 0)
     if info.file_size > ratio * info.compress_size:
-        raise ValueError(f"{info.filename} claims {info.file_size} bytes of {info.compress_size} compressed ones")
+        raise ValueError(
+            f"{shown(info.filename)} claims {info.file_size} bytes of {info.compress_size} compressed ones"
+        )
     return archive.open(info)
 
 

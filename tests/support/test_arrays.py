@@ -35,6 +35,14 @@ def test_damage_of_any_kind_is_one_error(tmp_path: Path) -> None:
             read_arrays(tmp_path / name)
 
 
+@pytest.mark.parametrize("broken", ["\n", "\x85", "\u2028"])
+def test_a_member_s_name_breaks_no_line(tmp_path: Path, broken: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr(f"one{broken}two", "no array")
+    with pytest.raises(InputError, match="holds one two, which is no array"):
+        read_arrays(tmp_path / "x.npz")
+
+
 def npy(descr: str, shape: str, content: bytes = b"") -> bytes:
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content

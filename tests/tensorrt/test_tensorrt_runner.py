@@ -16,6 +16,7 @@ import pytest
 
 from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputError, OutputError, RunError, UsageError
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK
+from netvlad_deploy.spec.tensors import LaidOut
 from netvlad_deploy.tensorrt.cuda import Cuda
 from netvlad_deploy.tensorrt.tensorrt_runner import TensorRTRunner
 from tests.double.machine import SPEC, Machine
@@ -60,6 +61,14 @@ def test_masks_and_half_precision(machine: Machine, tmp_path: Path) -> None:
         assert runner.run({FEATURES: values(1, 1, 3).astype(np.float16)})[DESCRIPTOR].dtype == np.float16
         with pytest.raises(InputError, match="features are float32, expected float16"):
             runner.run({FEATURES: values(2, 5, 3)})
+
+
+def test_feeds_that_were_checked_are_taken_as_they_are(machine: Machine, tmp_path: Path) -> None:
+    x = values(2, 3, 3)
+    with TensorRTRunner(machine.engine(tmp_path / "m.engine")) as runner:
+        found = runner.run(LaidOut({FEATURES: x}))[DESCRIPTOR]
+        assert np.array_equal(found, runner.run({FEATURES: x})[DESCRIPTOR])
+    assert np.abs(found - descriptors(x, SIZE, None)).max() < 1e-4
 
 
 def test_a_result_is_the_callers_own(machine: Machine, tmp_path: Path) -> None:
