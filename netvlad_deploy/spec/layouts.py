@@ -1,11 +1,13 @@
-"""How images lie in the tensor that a graph takes: their type, their channels and the order of the axes."""
+"""How images lie in the tensor that a graph takes: their type, their channels and the order of the axes.
+
+NumPy is imported where it is used: the help of the command line reads the names of the layouts.
+"""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from netvlad_deploy.support.arrays import Array
+if TYPE_CHECKING:
+    from netvlad_deploy.support.arrays import Array
 
 UINT8: Final = "uint8"
 
@@ -50,8 +52,10 @@ class Layout:
         batch, height, width = lengths
         return (batch, self.channels, height, width) if self.channels_first else (batch, height, width, self.channels)
 
-    def laid_out(self, images: Array) -> Array:
+    def laid_out(self, images: "Array") -> "Array":
         """Return images (B,H,W,3) uint8 RGB in this layout."""
+        import numpy as np
+
         if self.channels == 1:
             images = to_grey(images)
         if self.channels_first:
@@ -59,12 +63,15 @@ class Layout:
         return np.ascontiguousarray(images, dtype=self.dtype)
 
 
-def to_grey(images: Array) -> Array:
+def to_grey(images: "Array") -> "Array":
     """Return the grey values (...,1) uint8 of images (...,3) uint8; three equal values give that value.
 
+    >>> import numpy as np
     >>> to_grey(np.array([[255, 0, 0], [7, 7, 7]], np.uint8)).tolist()
     [[76], [7]]
     """
+    import numpy as np
+
     sums = images.astype(np.uint32) @ np.array(LUMA, np.uint32)
     return ((sums + 0x8000) >> 16).astype(np.uint8)[..., None]
 

@@ -7,15 +7,18 @@ graph may want it otherwise: a runner changes one into the other.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR
 from netvlad_deploy.spec.layouts import LAYOUTS, UINT8, Layout
-from netvlad_deploy.support.arrays import Array
+
+if TYPE_CHECKING:
+    from netvlad_deploy.support.arrays import Array
 
 
-class LaidOut(dict[str, Array]):
+class LaidOut(dict[str, Any]):
     """Feeds that were checked, and are as their graph takes them."""
 
 
@@ -27,7 +30,7 @@ class ImageTensors:
     output: str
     layout: Layout
 
-    def feeds(self, images: Array) -> LaidOut:
+    def feeds(self, images: "Array") -> LaidOut:
         """Return images (B,H,W,3) uint8 as the feeds of the graph."""
         return LaidOut({self.input: self.layout.laid_out(images)})
 
