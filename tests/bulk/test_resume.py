@@ -152,13 +152,18 @@ def test_a_file_that_changes_during_the_run_is_skipped(
     command: Command, pipeline: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change() -> None:
-        Path("photos/0010.png").write_bytes(b"other")
+        longer, later = Path("photos/0010.png"), Path("photos/0013.png")
+        before = longer.stat()
+        longer.write_bytes(longer.read_bytes() + b"more")  # a photo still, and as old as it was
+        os.utime(longer, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(later, ns=(0, 0))
         Path("photos/0011.png").unlink()
 
     stop_at_shard(monkeypatch, 1, change)
     outcome = command(*RUN, "-o", "y.npz")
-    assert (outcome.code, f"{PHOTOS - 2} x 12, 2 skipped" in outcome.out) == (1, True)
+    assert (outcome.code, f"{PHOTOS - 3} x 12, 3 skipped" in outcome.out) == (1, True)
     assert "0010.png: changed since the run was begun" in outcome.err
+    assert "0013.png: changed since the run was begun" in outcome.err
     assert "0011.png: gone since the run was begun" in outcome.err
     assert "of other inputs (were 20, are 19)" in command(*RUN, "-o", "y.npz").err
 
