@@ -277,10 +277,10 @@ def measured(group: Group) -> list[Bar]:
 
 
 def alone() -> Iterator[Bar]:
-    """Yield the bars of TIMES, which share a folder."""
+    """Yield the bars of TIMES, one group after the other, each in a folder of its own."""
     torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as name:
-        for group in TIMES:
+    for group in TIMES:
+        with tempfile.TemporaryDirectory() as name:
             yield from group(Path(name))
 
 

@@ -182,7 +182,7 @@ def _refusal_names(runner: Runner, x: Float32) -> bool:
     try:
         embed_array(runner, too_large, batch=2)
     except InputError as error:
-        return "batch item 1, row 7, 70000" in str(error)
+        return "batch item 1: features are too large for this artifact: first at row 7, 70000 " in str(error)
     return False
 
 
