@@ -39,7 +39,8 @@ VERBS = (
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Export a trained NetVLAD to ONNX, build a TensorRT engine, prove parity, measure latency.",
+    help="From a trained NetVLAD to a proven ONNX graph and TensorRT engine, and to descriptors, an index, a server.",
+    epilog="Begin with: export CHECKPOINT, then validate. COMMAND --help lists the options of a command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -48,7 +49,7 @@ for verb in VERBS:
     app.command(cls=VerbCommand)(as_command(verb))
 
 
-def _say_version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"{DISTRIBUTION} {installed_version(DISTRIBUTION) or '(not installed: no version is known)'}")
         raise typer.Exit
@@ -57,7 +58,7 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def every_verb(
     version: Annotated[  # noqa: ARG001 - its callback has the answer
-        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

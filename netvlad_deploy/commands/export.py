@@ -55,9 +55,11 @@ def adopt(
         str | None, typer.Option(metavar="NAME", help="Softmax or output of its NetVLAD.  [default: the only one]")
     ] = None,
     no_head: Annotated[
-        bool, typer.Option("--no-head", help="Take the file as it is, whatever it computes; --head names its output.")
+        bool, typer.Option("--no-head", help="Keep the whole graph as it is, NetVLAD or not; --head names its output.")
     ] = False,
-    takes: Annotated[str | None, one_of(INPUT_KINDS, "--input", "features to leave its backbone out.")] = None,
+    takes: Annotated[
+        str | None, one_of(INPUT_KINDS, "--input", "What the graph takes; features leave the backbone out.")
+    ] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of pixels.  [default: ImageNet's]")] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Deviation of pixels.  [default: ImageNet's]")
@@ -66,7 +68,7 @@ def adopt(
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Take over an ONNX file that others made.
+    """Turn an ONNX file that others made into an artifact.
 
     Its NetVLAD is found, and the same network written with the head in this package's form, unless the two compute
     different descriptors. The target is MODEL-adopted.onnx in this folder.

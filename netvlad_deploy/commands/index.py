@@ -15,7 +15,9 @@ def index(
     descriptors: Annotated[
         Path, typer.Argument(metavar="DESCRIPTORS", help="A file of descriptors, or a folder of shards.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Index to write, .faiss.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="TARGET", help="Index to write, with the suffix .faiss.")
+    ],
     kind: Annotated[
         str, one_of(INDEX_KINDS, "--kind", "How descriptors are kept; auto takes what fits their number and --memory.")
     ] = AUTO,
@@ -39,9 +41,9 @@ def index(
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A file that the verb index has written.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="An index that the verb index wrote.")],
     queries: Annotated[
-        list[Path], typer.Argument(metavar="QUERY", help="Photos and folders of them; or one file of descriptors.")
+        list[Path], typer.Argument(metavar="QUERY", help="Photos, folders of photos, or one file of descriptors.")
     ],
     artifact: Annotated[
         Path | None,
@@ -61,7 +63,7 @@ def search(
     force: flags.Force = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Find what is nearest to photos in an index.
+    """Find the nearest places of photos in an index.
 
     Exit 1 if a file was skipped.
     """

@@ -75,8 +75,8 @@ def bench(
 ) -> None:
     """Measure latency, each file in a process of its own.
 
-    All are compared round by round with the first; --peers adds what you would pick instead, --sweep measures over a
-    grid.
+    All are compared round by round with the first. --peers adds other ways to run the same weights; --sweep measures
+    over a grid.
     """
     from netvlad_deploy.report.junit import latency_junit
     from netvlad_deploy.report.text import latency_lines
@@ -158,7 +158,7 @@ def inspect(
     expect_sha256: flags.ExpectSha256 = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Say what a checkpoint, an ONNX file or an engine is.
+    """Show what a checkpoint, an ONNX file or an engine is.
 
     Of an artifact: tensors, versions, profiles, flags, and how to build an engine again. Of a checkpoint: dialect,
     sizes, conventions, backbone, and what else is in it.
@@ -181,7 +181,7 @@ def inspect(
 
 
 def doctor(as_json: flags.Json = False) -> None:
-    """Say what can run on this machine, and why something cannot.
+    """Check what can run on this machine, and why something cannot.
 
     Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.
     """

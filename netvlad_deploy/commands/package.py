@@ -42,7 +42,7 @@ def package(
     ] = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Put an artifact into a model repository of Triton.
+    """Put an artifact into a model repository of NVIDIA's Triton.
 
     It becomes the next version of its model.
     """

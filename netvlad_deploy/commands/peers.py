@@ -20,14 +20,14 @@ class PeerFlags:
         bool,
         typer.Option(
             "--peers",
-            help="Measure all of openvino, torch, torch-compile, straight and limit that can run here, too.",
+            help="Also measure openvino, torch, torch-compile, straight and limit, if they can run here.",
         ),
     ] = False
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="What torch, torch-compile and straight are made of.  [default: the artifact's own, beside it]",
+            help="Weights of torch, torch-compile and straight.  [default: the artifact's own, beside it]",
         ),
     ] = None
     prefix: Prefix = ""

@@ -293,7 +293,7 @@ def test_ctrl_c_inside_the_exporter_is_exit_130(
 
 def test_the_help_describes_each_verb_in_a_whole_sentence(command: Command) -> None:
     outcome = command("-h")
-    lines = outcome.out.partition("Commands:")[2].strip().splitlines()
+    lines = outcome.out.partition("Commands:")[2].strip().partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == [verb.__name__ for verb in VERBS]
     assert not any(line.endswith("...") for line in lines)
     assert "[OPTIONS] [CHECKPOINT]" in command("export", "-h").out
