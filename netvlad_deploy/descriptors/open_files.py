@@ -76,6 +76,8 @@ def open_writer(target: Path, header: DescriptorHeader, count: int, *, force: bo
 def read_descriptors(path: Path) -> DescriptorReader:
     """Return a reader of a file of descriptors, of this package or of others, or of a folder of such files.
 
+    Its `blocks(rows)` yields names and descriptors, float32 (n,P), of at most `rows` rows at a time.
+
     >>> import numpy as np
     >>> np.savez("y.npz", names=np.array(["a.jpg"]), descriptors=np.ones((1, 4), np.float32))
     >>> reader = read_descriptors(Path("y.npz"))

@@ -46,7 +46,7 @@ def measure(
     budget_p99_ms: float | None = None,
     seed: int = 0,
 ) -> LatencyReport:
-    """Time every candidate on the same feeds, of which each takes the inputs it has, and compare it with the first.
+    """Time every candidate on the same feeds, compare it with the first, and return the report, times in ms.
 
     A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on. The `limit` runs in the
     same rounds and gets a row of its own. A round is one block of each. Where a run is longer than a block there are

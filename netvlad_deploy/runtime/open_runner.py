@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 class Candidate:
-    """An artifact, loaded and proven once, or a checkpoint, with the backend to run it on, None for its own.
+    """An artifact or a checkpoint, and the backend to run it on; None for the usual backend of such a file.
 
     An artifact holds the bytes that were hashed until the candidate is opened: these bytes run, and `source` describes
     them, even if another file stands at the path by then.

@@ -54,10 +54,11 @@ def evaluate(
     command: str = "",
     force: bool = False,
 ) -> EvaluationReport:
-    """Measure how well artifacts find the right place again, into a folder with a report, which shows `command`.
+    """Measure recall@1, 5 and 10 and mAP of artifacts on images; write a report into `folder`, and return it.
 
-    An FP16 ONNX file is emulated strictly, unless its backend was chosen. Queries that are the database are looked for
-    among the others. Right is what `ground_truth` says or at most `within` away. Recall@1 below `min_recall` is a FAIL.
+    Where `queries` and `database` are one folder, each image is looked for among the others. Right is what the file
+    `ground_truth` says, or what is at most `within` places away by name. Recall@1 below `min_recall` is a FAIL. An FP16
+    ONNX file is emulated strictly, unless its backend was chosen. `command` is shown in the report.
 
     >>> from PIL import Image
     >>> from netvlad_deploy import GraphOptions

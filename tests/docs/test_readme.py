@@ -240,7 +240,7 @@ def test_an_environment_that_sees_the_systems_packages(tmp_path: Path) -> None:
 
 def test_links_lead_somewhere() -> None:
     """A link is to a file, or to one of the headings of a page, as GitHub names them."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
             target = page.parent / link if link else page
             assert target.exists(), f"{page.name}: {link}"
