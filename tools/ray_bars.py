@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from netvlad_deploy.bulk.flow import embed_shards
 from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import merge
 from netvlad_deploy.bulk.open_plan import header_for, open_plan_runner
 from netvlad_deploy.bulk.plan import Plan, make_plan, plan_folder, remove_plan, source_of
-from netvlad_deploy.bulk.shards import embed_shard, record_path
+from netvlad_deploy.bulk.shards import record_path
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -56,10 +57,10 @@ def costs(folder: Path) -> Iterator[Bar]:
     plan = planned(folder, candidate, photo.parent, "listed.npz", 1)
     one_each_us = (time.process_time() - started) / LISTED * 1e6
     with open_plan_runner(plan, candidate) as runner:
-        embed_shard(plan, 0, runner)
+        list(embed_shards(plan, [0], runner))
         started = time.perf_counter()
         for number in range(1, 51):
-            embed_shard(plan, number, runner)
+            list(embed_shards(plan, [number], runner))
         shard_ms = (time.perf_counter() - started) / 50 * 1e3
     remove_plan(plan.folder)
     plan.folder.rmdir()
@@ -86,8 +87,7 @@ def joined(folder: Path) -> Iterator[Bar]:
     np.save(inputs, np.random.default_rng(0).standard_normal((JOINED, 2, 64)).astype(np.float32))
     plan = planned(folder, candidate, inputs, "joined.npz", 1024)
     with open_plan_runner(plan, candidate) as runner:
-        for number in range(plan.shards):
-            embed_shard(plan, number, runner)
+        list(embed_shards(plan, range(plan.shards), runner))
     started = time.perf_counter()
     finished = merge(plan)
     speed = finished.size_bytes / MIB / (time.perf_counter() - started)
