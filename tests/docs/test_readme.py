@@ -179,14 +179,14 @@ def write_foreign(folder: Path) -> None:
 
 def test_the_commands_in_a_checkout() -> None:
     assert [shlex.split(command, comments=True) for command in IN_CHECKOUT] == [
-        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images]"],
+        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images,report]"],
         ["make", "demo"],
         ["python3", "-m", "netvlad_deploy.serving", "--model-repository=repository"],  # run in tests/serving
         ["make", "wheel"],
         ["python3", "-m", "pip", "install", "dist/netvlad_deploy-0.1.0-py3-none-any.whl[export,cpu,images]"],
         ["python3", "-m", "venv", "--system-site-packages", ".venv"],
-        [".venv/bin/python", "-m", "pip", "install", "-e", ".", "cuda-bindings>=12,<13"],
-        ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
+        [".venv/bin/python", "-m", "pip", "install", "-e", ".[images]", "cuda-bindings>=12,<13"],
+        ["python3", "-m", "pip", "install", "-e", ".[export,gpu,images,index,report,tensorrt]"],
         ["python3", "-m", "pip", "install", "-e", ".[cpu,openvino]"],
     ]
     assert "netvlad_deploy-" + re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[
