@@ -136,7 +136,8 @@ def compare(
 ) -> ParityReport:
     """Run every case through `candidate` and the reference, and return the verdict of each case and of all.
 
-    The reference is the oracle with these parameters, or the runner `against`. The rankings of `banks` are reported and have no part in the verdict; where a case is not finite there are none.
+    The reference is the oracle with these parameters, or the runner `against`. The rankings of `banks` are reported and
+    have no part in the verdict; where a case is not finite there are none.
 
     >>> from netvlad_deploy import compare, export_onnx, load_reference, open_runner
     >>> from netvlad_deploy.models.netvlad import initialize
