@@ -113,7 +113,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text(TIMM)
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 68
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 67
     printed: dict[str, str] = {}
     for section, commands in sections().items():
         for command in commands:
