@@ -30,6 +30,9 @@ LOG = logging.getLogger(__name__)
 MAX_INDEX_BYTES: Final = 64 << 20
 MAX_SHARDS: Final = 4096
 MAX_AXES: Final = 16
+ENTRY_NUMBERS: Final = {1: "dtype", 3: "shard", 4: "offset", 5: "size", 6: "checksum"}
+"""Fields of an index's entry that are numbers; 2 is the shape, 7 a part. Source: tensor_bundle.proto."""
+
 BIG_ENDIAN: Final = 1
 DTYPES: Final = {
     1: torch.float32, 2: torch.float64, 3: torch.int32, 4: torch.uint8, 5: torch.int16, 6: torch.int8, 9: torch.int64,
@@ -163,15 +166,8 @@ def _entry(message: bytes) -> _Entry:
             numbers[number] = value
         else:
             parts[number] = value
-    return _Entry(
-        dtype=numbers.get(1, 0),
-        shape=_shape(parts[2]) if 2 in parts else (),
-        shard=numbers.get(3, 0),
-        offset=numbers.get(4, 0),
-        size=numbers.get(5, 0),
-        checksum=numbers.get(6, 0),
-        sliced=7 in parts,
-    )
+    known = {name: numbers[number] for number, name in ENTRY_NUMBERS.items() if number in numbers}
+    return _Entry(shape=_shape(parts.get(2, memoryview(b""))), sliced=7 in parts, **known)
 
 
 def _shape(message: memoryview) -> tuple[int, ...]:
