@@ -39,23 +39,9 @@ CHECKPOINT_SUFFIXES: Final = (
 """Suffixes of files of weights, in lower case; `.tar` is for `.pth.tar`."""
 
 READER_ERRORS: Final = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    lzma.LZMAError,
-    pickle.PickleError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
+    *(SyntaxError, TypeError, ValueError, lzma.LZMAError, pickle.PickleError, struct.error, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error),
 )
 """Errors that NumPy, torch and the standard library raise for damaged files."""
 

@@ -17,30 +17,13 @@ from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.formats import READER_ERRORS
 from netvlad_deploy.support.require import require
 
-LAYOUT: Final = frozenset(
-    (
-        "Reshape",
-        "Transpose",
-        "Unsqueeze",
-        "Squeeze",
-        "Flatten",
-        "Expand",
-        "Slice",
-        "Gather",
-        "Concat",
-        "Identity",
-        "Cast",
-        "Split",
-        "Tile",
-        "Dropout",
-    )
-)
-"""Operators that move values and change none."""
-
 REARRANGED: Final = frozenset(
     ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Cast", "Dropout")
 )
 """Operators that give all the values that they are given, each once."""
+
+LAYOUT: Final = REARRANGED | {"Expand", "Slice", "Gather", "Concat", "Split", "Tile"}
+"""Operators that move values and change none."""
 
 ARITHMETIC: Final = frozenset(("Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Exp", "Abs"))
 SHAPES: Final = frozenset(("Shape", "Size"))
