@@ -1,5 +1,6 @@
 """Every figure that this project promises, measured and printed: `make bars`. Exit 1 if one does not hold.
 
+`python -m tools.bars NAME...` measures only the groups with these names, or those of files with these names.
 Figures that no other work can change are measured on all cores at once, then those of time, one after the other. A
 timing bar fails if the whole 99 % interval of its ratio lies on the wrong side three times: machines are noisy.
 """
@@ -10,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,7 @@ from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import won_by
 from netvlad_deploy.parity.visibility import SHORT
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
-from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
-from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import unit_rows
 from netvlad_deploy.support.files import stage_files
 from netvlad_deploy.tensorrt.engine import build_engine
@@ -48,7 +47,7 @@ from tools import (
     report_bars,
     triton_bars,
 )
-from tools.bar import MIB, Bar, fastest, steady
+from tools.bar import Bar, fastest, steady
 
 SCALES = {1e-4: 1e-5, 1.0: 1e-5, 100.0: 1e-5, 1e4: 1e-4}
 """Scale of the L2-normalised features, and the bar of the largest absolute error."""
@@ -58,7 +57,6 @@ SPEED_SHAPES = ((1, 1200, 512, 64), (8, 300, 1024, 256), (32, 100, 512, 64))
 TORCH_BAR, GEMM_BAR = 1.6, 1.7
 GEMM_BARS = {(1, 1200, 512, 64): GEMM_BAR, (1, 4096, 1024, 64): 1.3}
 RTX_VERSION = "1.7.1"
-WIDE = BuildOptions(flavor="tensorrt-rtx", profiles=(Profile.parse("1x1,8x300,64x4096"),))
 
 
 def accuracy(folder: Path) -> Iterator[Bar]:
@@ -191,15 +189,12 @@ def export_gemms(path: Path, width: int, assignment: np.ndarray) -> Path:
 def engine(folder: Path) -> Iterator[Bar]:
     """Activation memory and kernels of the FP32 engine, at the profile 1x1 / 8x300 / 64x4096."""
     artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", force=True)
-    nodes = len(onnx.load(artifact.path).graph.node)
-    yield Bar("nodes of the graph, K=64, G=8, no mask: at most 28", str(nodes), nodes <= 28)
-    built = build_engine(artifact, folder / "m.engine", WIDE, force=True)
+    built = build_engine(artifact, folder / "m.engine", half_bars.WIDE_PROFILE, force=True)
     version = built.versions["tensorrt-rtx"]
     assert version.startswith(RTX_VERSION), f"the figures are of TensorRT-RTX {RTX_VERSION}, installed is {version}"
-    mebibytes = (built.figures.activation_bytes or 0) / MIB
-    kernels = len(built.figures.kernels)
-    yield Bar(f"TensorRT-RTX {RTX_VERSION} activations: at most 152 MiB", f"{mebibytes:.2f} MiB", 0 < mebibytes <= 152)
-    yield Bar(f"TensorRT-RTX {RTX_VERSION} kernels: at most 8", str(kernels), 0 < kernels <= 8)
+    yield half_bars.nodes("nodes", artifact, 28)
+    yield half_bars.activations(f"TensorRT-RTX {RTX_VERSION} activations:", built.figures, 152)
+    yield half_bars.kernels(f"TensorRT-RTX {RTX_VERSION} kernels", built.figures)
 
 
 def command_line(folder: Path) -> Iterator[Bar]:
@@ -276,20 +271,24 @@ def measured(group: Group) -> list[Bar]:
         return list(group(Path(name)))
 
 
-def alone() -> Iterator[Bar]:
-    """Yield the bars of TIMES, one group after the other, each in a folder of its own."""
+def alone(groups: Iterable[Group]) -> Iterator[Bar]:
+    """Yield the bars of some groups, one group after the other, each in a folder of its own."""
     torch.set_num_threads(2)
-    for group in TIMES:
+    for group in groups:
         with tempfile.TemporaryDirectory() as name:
             yield from group(Path(name))
 
 
 def main() -> None:
     """Print a line for each bar as it is measured."""
+    known = [*FIGURES, *TIMES, backbone_bars.others]
+    chosen = [each for each in known if {each.__name__, each.__module__.rpartition(".")[2]} & set(sys.argv[1:])]
+    if len(sys.argv) > 1 and not chosen:
+        raise SystemExit(f"no group is called so: choose from {', '.join(each.__name__ for each in known)}")
     if not half_bars.DATA.is_dir():
         raise SystemExit(f"make bars needs the shared data, there is no {half_bars.DATA}: set NETVLAD_DATA")
     failed = 0
-    for bar in itertools.chain(together(), alone()):
+    for bar in alone(chosen) if chosen else itertools.chain(together(), alone(TIMES)):
         failed += not bar.holds
         print(f"{'PASS' if bar.holds else 'FAIL'}  {bar.name}: {bar.measured}", flush=True)
     raise SystemExit(1 if failed else 0)

@@ -221,7 +221,7 @@ def _against(artifact: OnnxArtifact, model: "ForeignModel", found: "ForeignHead"
         else:
             goldens = load_goldens(artifact.reference_path)
             output = found.site.paths.output
-            with ForeignImageRunner(model, output, artifact.spec, artifact.images, name="the file") as old:
+            with ForeignImageRunner(model, output, artifact.spec, artifact.images) as old:
                 report = compare_goldens(runner, goldens, found.layer.parameters(), against=old)
     check_passed(report)
     return report
