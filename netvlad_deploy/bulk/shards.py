@@ -6,7 +6,6 @@ depends on the plan alone, and not on who computed it, or when.
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from netvlad_deploy.descriptors.open_files import open_writer
 from netvlad_deploy.errors import ArtifactError, InputError, OutputError
 from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner
+from netvlad_deploy.sources.source import size_and_change
 from netvlad_deploy.spec.items import Item, Skipped, printable
 from netvlad_deploy.support.arrays import Float32
 from netvlad_deploy.support.claims import claimed
@@ -121,23 +121,22 @@ def embed_shard(
 
 def _unchanged(items: Iterable[Item], lost: dict[str, Skipped]) -> Iterator[Item]:
     """Yield the items whose files are those that were listed; the others join `lost` by their names."""
-    path, status = Path(), None
+    path, found = Path(), None
     for item in items:
         if item.path != path:
-            path, status = item.path, _status(item.path)
-        same_time = status is not None and status.st_mtime_ns == item.modified_ns
-        if status is not None and same_time and (item.part or status.st_size == item.size_bytes):
+            path, found = item.path, _found(item.path)
+        if found is not None and found[1] == item.modified_ns and (item.part or found[0] == item.size_bytes):
             yield item
             continue
-        one = Skipped(path=printable(item.path), reason=GONE if status is None else CHANGED)
+        one = Skipped(path=printable(item.path), reason=GONE if found is None else CHANGED)
         LOG.warning("skipped %s", one)
         lost[item.name] = one
 
 
-def _status(path: Path) -> os.stat_result | None:
-    """Return the status of a file, None if it is gone."""
+def _found(path: Path) -> tuple[int, int] | None:
+    """Return the size of a file and when it was changed, None if it is gone."""
     try:
-        return path.stat()
+        return size_and_change(path)
     except OSError:
         return None
 
