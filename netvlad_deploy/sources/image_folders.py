@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
+from netvlad_deploy.sources.source import size_and_change
 from netvlad_deploy.spec.items import UNREADABLE, Item, Skipped, printable
 from netvlad_deploy.support.files import open_regular
 
@@ -114,10 +115,10 @@ def item_of_file(path: Path, name: str) -> Item:
     Raises: InputError if the file vanished.
     """
     try:
-        status = path.stat()
+        size_bytes, modified_ns = size_and_change(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return Item(name=name, path=path, size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    return Item(name=name, path=path, size_bytes=size_bytes, modified_ns=modified_ns)
 
 
 def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:

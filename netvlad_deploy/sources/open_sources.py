@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.errors import UsageError
+from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.sources.feature_files import FEATURE_FILES, NPY, NPZ, NpyFile, NpzFile
 from netvlad_deploy.sources.globs import expand, fixed_folder, is_pattern
 from netvlad_deploy.sources.hdf5_features import HDF5_SUFFIXES, Hdf5Features
@@ -86,13 +86,16 @@ class _Given(Source):
     def items(self) -> Iterator[Item | Skipped]:
         """Yield the items of everything that was given, one after another; names are not compared.
 
-        Raises: InputError if something is missing or damaged; UsageError if it is not what is taken.
+        Raises: InputError if something is missing or damaged, or cannot be read; UsageError if it is not what is taken.
         """
-        for one in self._all():
-            if isinstance(one, Skipped) or is_name(one.name):
-                yield one
-            else:
-                yield Skipped(path=one.place[:MOST_NAME_CHARACTERS], reason=NO_NAME)
+        try:
+            for one in self._all():
+                if isinstance(one, Skipped) or is_name(one.name):
+                    yield one
+                else:
+                    yield Skipped(path=one.place[:MOST_NAME_CHARACTERS], reason=NO_NAME)
+        except OSError as error:
+            raise InputError(f"{error.filename or 'an input'} cannot be read: {error.strerror or error}") from error
 
     def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
         """Yield the items with what loads each; a file that holds many is opened once for those side by side."""

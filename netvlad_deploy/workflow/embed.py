@@ -186,6 +186,8 @@ def _planned(wanted: Manifest, target: Path, *, trusted: bool, force: bool) -> P
 
 def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None) -> None:
     """Refuse a target of another format, or one that the same command reads."""
+    if target.name in ("-", *DESCRIPTOR_WRITERS):  # which would be folders of shards of these names
+        raise UsageError(f"{target} is not the name of a file: name one such as places.npz")
     if target.suffix and target.suffix not in DESCRIPTOR_WRITERS:
         known = ", ".join(DESCRIPTOR_WRITERS)
         raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
