@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.descriptors.header import header_of
+from netvlad_deploy.bulk.open_plan import header_for
 from netvlad_deploy.descriptors.open_files import open_writer, read_descriptors
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.index.exact import DEPTH, ExactNearest
@@ -20,7 +20,7 @@ from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.netvlad import initialize
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
-from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import ImageChanges, Resize
 from netvlad_deploy.spec.layer import NetVLADSpec
@@ -71,8 +71,7 @@ def network(folder: Path) -> OnnxArtifact:
 def large_index(folder: Path) -> Iterator[Bar]:
     """Index, recall against exact search in FP32 by queries that the index has not seen, and one photo's search."""
     artifact = network(folder)
-    with open_runner(artifact) as runner:
-        header = header_of(artifact, runner.spec, dtype="float16")
+    header = header_for(Candidate.of(artifact), head=None, dtype="float16")
     with open_writer(folder / "places.npz", header, COUNT) as writer:
         for start in range(0, COUNT, BLOCK):
             names = [f"walk/{place:06}.jpg" for place in range(start, start + BLOCK)]

@@ -8,10 +8,10 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
 from netvlad_deploy.spec.items import Item, Skipped, printable
@@ -34,11 +34,7 @@ def line_of(entry: Item | Skipped) -> str:
     """Return an item, or what was skipped, as a line."""
     if isinstance(entry, Skipped):
         return json.dumps(asdict(entry))
-    return json.dumps([str(value) if isinstance(value, Path) else value for value in _values(entry)])
-
-
-def _values(item: Item) -> Iterator[Any]:
-    return (getattr(item, name) for name in FIELDS)
+    return json.dumps([getattr(entry, name) for name in FIELDS], default=str)  # a path is no JSON
 
 
 def entry_of(line: str) -> Item | Skipped:

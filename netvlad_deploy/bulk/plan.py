@@ -8,7 +8,7 @@ import contextlib
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -31,11 +31,14 @@ LOG = logging.getLogger(__name__)
 
 MANIFEST_NAME: Final = "manifest.json"
 RUN_CLAIM, PLAN_CLAIM = "run.lock", "plan.lock"
+COMPLETE_NAME: Final = "complete.json"
+"""The record of a run in a folder of shards that stays."""
+
 MAX_MANIFEST_BYTES: Final = 16 * 2**20
 PARTS_SUFFIX: Final = ".parts"
 RESULT_NAMES: Final = r"shard-\d{6,}\.(npz|json)|complete\.json|skipped\.jsonl"
 WORK_NAMES: Final = (
-    r"shard-\d{6,}\.(inputs\.jsonl|lock)|shard-joined\.\w+(\.jsonl)?|manifest\.json|run\.lock|plan\.lock"
+    r"shard-\d{6,}\.(inputs\.jsonl|lock)|\.shard-joined\.\w+(\.jsonl)?|manifest\.json|run\.lock|plan\.lock"
 )
 OWN_NAMES: Final = re.compile(
     rf"{RESULT_NAMES}|{WORK_NAMES}|\.({RESULT_NAMES}|{WORK_NAMES})\.[0-9a-f]{{16}}\.tmp|\.shard-\d{{6,}}|\{JOURNAL_NAME}"
@@ -146,9 +149,15 @@ def _apart_from(target: Path, entries: Iterable[Item | Skipped]) -> Iterator[Ite
     Raises: UsageError if it is.
     """
     for entry in entries:
-        if isinstance(entry, Item) and entry.path.name == target.name and entry.path.resolve() == target.resolve():
+        if isinstance(entry, Item) and is_one_of(entry, (target,)):
             raise UsageError(f"{target} is one of the inputs, it cannot be the target too: name another file")
         yield entry
+
+
+def is_one_of(entry: Item | Skipped, files: Sequence[Path]) -> bool:
+    """Return True for what was found in one of these files."""
+    found = Path(entry.path)
+    return any(found.name == path.name and found.resolve() == path.resolve() for path in files)
 
 
 def make_folder(folder: Path) -> None:
@@ -227,12 +236,12 @@ def find_or_make_plan(folder: Path, wanted: Manifest, *, trusted: bool, force: b
         folder: the folder, which this process holds.
         wanted: what the plan is for.
         trusted: do not list the inputs again, to compare them with those of a plan that is there.
-        force: remove a plan that is another one or damaged, and begin again.
+        force: remove a plan that is another one or damaged, or a folder of shards that is complete, and begin again.
 
     Raises: UsageError naming what has changed; ArtifactError if the plan is damaged; and as `make_plan`.
     """
     with claimed(folder / PLAN_CLAIM, wait=True):
-        if not (folder / MANIFEST_NAME).exists():
+        if not (folder / MANIFEST_NAME).exists() or (force and (folder / COMPLETE_NAME).exists()):
             remove_plan(folder)
             return make_plan(folder, wanted, source_of(wanted).items())
         try:

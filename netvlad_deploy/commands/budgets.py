@@ -40,21 +40,21 @@ class BaselineFlags:
         return BaselineOptions(
             compared=self.baseline,
             saved=self.save_baseline,
-            allowed=parse_percent(self.max_regression or "5%", "max_regression"),
+            allowed=parse_percent(self.max_regression or "5%"),
             force=force,
         )
 
 
-def parse_percent(text: str, name: str) -> float:
-    """Read a percentage, such as `5%`, as a share.
+def parse_percent(text: str) -> float:
+    """Read the percentage of --max-regression, such as `5%`, as a share.
 
     Raises: UsageError if the text has another form, such as a number without its sign, or is out of range.
 
-    >>> parse_percent("2.5%", "max_regression")
+    >>> parse_percent("2.5%")
     0.025
     """
     form = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)%", text)
     if form is None:
-        raise UsageError(f"{name.replace('_', '-')} {text[:40]!r} is no percentage, for example 5%")
-    check_limit(name, float(form[1]))
+        raise UsageError(f"max-regression {text[:40]!r} is no percentage, for example 5%")
+    check_limit("max_regression", float(form[1]))
     return float(form[1]) / 100

@@ -155,7 +155,7 @@ def parse_part(text: str) -> "Part":
 
 def embed_line(result: "EmbedResult") -> str:
     """Return what was written as a line."""
-    from netvlad_deploy.bulk.merge import reason_words
+    from netvlad_deploy.spec.items import reason_words
 
     line = f"{result.output}  {result.descriptors} x {result.descriptor_size}"
     if result.part is not None:

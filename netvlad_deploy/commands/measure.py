@@ -88,7 +88,7 @@ def bench(
     check_reports(pages := report or ())
     paths, options = artifacts or [], baselines.options(force=force)
     if sweep.asked(paths):
-        alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file, **peers.given}
+        alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file, **vars(peers)}
         fixed = {"backends": backend or (), "expect_sha256": expect_sha256, **place.arguments}
         sweep.run(paths, fixed, alone, pages, allow_not_run=allow_not_run, as_json=as_json)
     with junit_file(junit, f"latency of {', '.join(path.name for path in paths)}") as write:

@@ -8,6 +8,7 @@ import typer
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
 from netvlad_deploy.commands.output import render
+from netvlad_deploy.spec.backends import DEVICES, SERVER_BACKENDS
 from netvlad_deploy.support.limits import check_choice
 
 if TYPE_CHECKING:
@@ -25,13 +26,9 @@ def package(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name.  [default: the file's]")] = None,
     server_backend: Annotated[
         str | None,
-        one_of(
-            ("onnxruntime", "tensorrt", "python"),
-            "--backend",
-            "Of the server; python takes JPEG and PNG.  [default: python for images]",
-        ),
+        one_of(SERVER_BACKENDS, "--backend", "Of the server; python takes JPEG and PNG.  [default: python for images]"),
     ] = None,
-    device: Annotated[str | None, one_of(("cpu", "gpu"), "--device", "[default: gpu for an engine, else cpu]")] = None,
+    device: Annotated[str | None, one_of(DEVICES, "--device", "[default: gpu for an engine, else cpu]")] = None,
     instances: Annotated[int, typer.Option(help="Copies of the model that compute side by side.")] = 1,
     batch: Annotated[
         int | None, typer.Option(help="Items computed together, at most.  [default: 8, or as the engine takes]")

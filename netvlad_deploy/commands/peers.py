@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,14 +40,3 @@ class PeerFlags:
         from netvlad_deploy.runtime.unfolded import Unfolded
 
         return Unfolded(checkpoint=self.checkpoint, prefix=self.prefix, dialect=self.dialect, backbone=self.backbone)
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Return the options and their values, by name."""
-        return {
-            "peers": self.peers,
-            "checkpoint": self.checkpoint,
-            "prefix": self.prefix,
-            "dialect": self.dialect,
-            "backbone": self.backbone,
-        }

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import IO, Final
@@ -38,12 +39,10 @@ def names_path(path: Path) -> Path:
 class NpyWriter(Writer):
     """Writes the descriptors and their names side by side; both files become visible together."""
 
-    def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
-        super().__init__(staging, target, header, count)
-        with contextlib.ExitStack() as stack:
-            self._rows = stack.enter_context(staging.open(target))
-            self._names = stack.enter_context(staging.open(names_path(target)))
-            self._open = stack.pop_all()
+    def __init__(self, staging: Staging, opened: ExitStack, target: Path, header: DescriptorHeader, count: int) -> None:
+        super().__init__(target, header, count)
+        self._rows = opened.enter_context(staging.open(target))
+        self._names = opened.enter_context(staging.open(names_path(target)))
         dtype = np.dtype(header.dtype).newbyteorder("<").str
         self._rows.write(npy_header((count, header.descriptor_size), dtype))
         self._names.write(header.to_json().encode() + b"\n")
@@ -53,13 +52,6 @@ class NpyWriter(Writer):
         for name, time in zip(names, times, strict=True):
             row = {"name": name} if time is None else {"name": name, "time_ns": time}
             self._names.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-
-    def _finish(self) -> None:
-        """Nothing is left to write."""
-
-    def close(self) -> None:
-        """Close the files."""
-        self._open.close()
 
 
 class NpyReader(DescriptorReader):

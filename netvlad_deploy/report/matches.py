@@ -109,7 +109,7 @@ def _photos(row: QueryResult, album: Album) -> list[Photo]:
         Photo(
             album.jpeg(album.database[match.name]),
             match.name,
-            f"{match.rank}, cosine {match.similarity:.3f}",
+            f"{match.rank}, cosine {match.similarity:.4f}",
             right=match.right,
         )
         for match in _shown(row)
@@ -167,7 +167,7 @@ def _cells(row: QueryResult, album: Album) -> list[Cell]:
         Cell(
             album.database[match.name],
             RIGHT if match.right else WRONG,
-            (match.name, f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"),
+            (match.name, f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.4f}"),
         )
         for match in _shown(row)
     ]

@@ -119,7 +119,7 @@ def _rows(report: SearchReport, album: Album) -> list[Sequence[Cell]]:
         [
             Cell(album.queries[answer.query], PALE, (f"query {answer.query}", "")),
             *(
-                Cell(album.database[match.name], PALE, (match.name, f"{match.rank}: {word} {match.score:.3f}"))
+                Cell(album.database[match.name], PALE, (match.name, f"{match.rank}: {word} {match.score:.4f}"))
                 for match in answer.matches[:SHOWN]
             ),
         ]

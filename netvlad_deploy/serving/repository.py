@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -185,5 +186,4 @@ def _stage(staging: Staging, artifact: ArtifactType, target: Path) -> None:
         beside.append(artifact.external_data)
     for file in beside:
         with open_regular(artifact.path.parent / file.name, missing="an artifact is served with it") as stream:
-            blocks = iter(lambda stream=stream: stream.read(HASH_BLOCK_BYTES), b"")  # type: ignore[misc]
-            staging.write(target.parent / Path(file.name).name, blocks)
+            staging.write(target.parent / Path(file.name).name, iter(partial(stream.read, HASH_BLOCK_BYTES), b""))

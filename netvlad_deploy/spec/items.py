@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -80,8 +80,16 @@ class UnfitError(InputError):
 
 def count_reasons(skipped: Iterable[Skipped]) -> str:
     """Return the number of skipped files for each reason in words, empty if there is none."""
-    counts = Counter(one.reason for one in skipped)
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return reason_words(Counter(one.reason for one in skipped))
+
+
+def reason_words(reasons: Mapping[str, int]) -> str:
+    """Return how many files were skipped for each reason in words, the most frequent first.
+
+    >>> reason_words({"unreadable": 1, "an empty file": 2})
+    '2 an empty file, 1 unreadable'
+    """
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
 
 
 def is_name(name: str) -> bool:

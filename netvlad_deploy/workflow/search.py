@@ -180,7 +180,7 @@ def _embedded(sources: Sequence[Path], candidate: Candidate) -> _Asked:
     assert candidate.artifact is not None
     assert candidate.artifact.images is not None
     files, skipped = find_images(sources)
-    with stdout_to_stderr(), candidate.open() as runner:
+    with stdout_to_stderr(), candidate.open(spin=False) as runner:  # the photos are decoded meanwhile
         described = embed_images(runner, candidate.artifact.images, files, batch=BATCH, skipped=skipped)
     photos = {file.name: file.path for file in files}
     content = [(described.names, described.descriptors)]
