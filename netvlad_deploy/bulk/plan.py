@@ -23,6 +23,7 @@ from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.files import read_bounded, write_text
+from netvlad_deploy.support.formats import writing
 from netvlad_deploy.support.journal import JOURNAL_NAME
 from netvlad_deploy.support.locks import left_behind
 from netvlad_deploy.support.records import from_record
@@ -140,7 +141,7 @@ def make_plan(folder: Path, wanted: Manifest, entries: Iterable[Item | Skipped])
         manifest = replace(wanted, items=items, shards=shards, listing_sha256=sha256)
         write_text(folder / MANIFEST_NAME, manifest.content().decode())
         undo.pop_all()
-    return load_plan(folder)
+    return Plan(folder=folder, manifest=manifest)
 
 
 def _apart_from(target: Path, entries: Iterable[Item | Skipped]) -> Iterator[Item | Skipped]:
@@ -165,11 +166,9 @@ def make_folder(folder: Path) -> None:
 
     Raises: UsageError if there is one with files of others, hidden ones aside; OutputError if it cannot be made.
     """
-    try:
+    with writing(folder):
         folder.mkdir(exist_ok=True)
         names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
     others = [name for name in names if not name.startswith(".") and not OWN_NAMES.fullmatch(name)]
     if MANIFEST_NAME in names and not _is_ours(folder / MANIFEST_NAME):
         others.append(MANIFEST_NAME)
@@ -241,21 +240,19 @@ def find_or_make_plan(folder: Path, wanted: Manifest, *, trusted: bool, force: b
     Raises: UsageError naming what has changed; ArtifactError if the plan is damaged; and as `make_plan`.
     """
     with claimed(folder / PLAN_CLAIM, wait=True):
-        if not (folder / MANIFEST_NAME).exists() or (force and (folder / COMPLETE_NAME).exists()):
-            remove_plan(folder)
-            return make_plan(folder, wanted, source_of(wanted).items())
-        try:
-            plan = load_plan(folder)
-            check_same(plan, wanted)
-            if not trusted:
-                check_listing(plan, plan.source().items())
-        except (ArtifactError, UsageError) as error:
-            if not force:
-                raise
-            LOG.warning("begun again: %s", error)
-            remove_plan(folder)
-            return make_plan(folder, wanted, source_of(wanted).items())
-        return plan
+        if (folder / MANIFEST_NAME).exists() and not (force and (folder / COMPLETE_NAME).exists()):
+            try:
+                check_same(plan := load_plan(folder), wanted)
+                if not trusted:
+                    check_listing(plan, plan.source().items())
+            except (ArtifactError, UsageError) as error:
+                if not force:
+                    raise
+                LOG.warning("begun again: %s", error)
+            else:
+                return plan
+        remove_plan(folder)
+        return make_plan(folder, wanted, source_of(wanted).items())
 
 
 def check_same(plan: Plan, wanted: Manifest) -> None:

@@ -19,6 +19,7 @@ from netvlad_deploy.errors import ArtifactError, OutputError
 from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.arrays import Float32
 from netvlad_deploy.support.files import read_bounded, sha256_file, write_text
+from netvlad_deploy.support.formats import writing
 from netvlad_deploy.support.sidecar import Form, read_sealed, seal
 
 LOG = logging.getLogger(__name__)
@@ -109,10 +110,9 @@ def _apart(folder: Path, number: int) -> Iterator[Path]:
     apart = folder / f".shard-{number:06}"
     try:
         shutil.rmtree(apart, ignore_errors=True)  # of a process that was killed
-        apart.mkdir()
-        yield apart
-    except OSError as error:
-        raise OutputError(f"{error.filename or apart} cannot be written: {error.strerror or error}") from error
+        with writing(apart):
+            apart.mkdir()
+            yield apart
     finally:
         shutil.rmtree(apart, ignore_errors=True)
 

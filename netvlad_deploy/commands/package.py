@@ -7,7 +7,7 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import render
+from netvlad_deploy.commands.output import Shown
 from netvlad_deploy.spec.backends import DEVICES, SERVER_BACKENDS
 from netvlad_deploy.support.limits import check_choice
 
@@ -37,8 +37,7 @@ def package(
     force: Annotated[
         bool, typer.Option("--force", help="Write another configuration, or add the same file as a new version.")
     ] = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Put an artifact into a model repository of Triton.
 
     It becomes the next version of its model.
@@ -57,7 +56,7 @@ def package(
         expect_sha256=expect_sha256,
         force=force,
     )
-    render("package", model, _lines, as_json)
+    return Shown(model, _lines)
 
 
 def _lines(model: "TritonModel") -> list[str]:

@@ -5,8 +5,8 @@ as `{"name":"a.jpg"}` or `{"name":"1700000000000000000","time_ns":17000000000000
 """
 
 import contextlib
-import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -67,12 +67,12 @@ class NpyReader(DescriptorReader):
                 if header is None:
                     raise InputError("its first line is no header of descriptors: embed again")
         with reading(path), path.open("rb") as stream, naming(path):
-            count, size, _ = descriptor_rows(stream, _size(stream))
+            count, size, _ = descriptor_rows(stream, os.fstat(stream.fileno()).st_size)
         super().__init__(path, header, count, size)
 
     def _blocks(self, rows: int) -> Iterator[Rows]:
         with reading(self.path), self.path.open("rb") as stream, naming(self.path):
-            count, width, dtype = descriptor_rows(stream, _size(stream))
+            count, width, dtype = descriptor_rows(stream, os.fstat(stream.fileno()).st_size)
             start, names = 0, self._names(count)
             for values in read_rows(stream, dtype, (count, width), rows):
                 named = list(islice(names, len(values)))
@@ -95,12 +95,6 @@ class NpyReader(DescriptorReader):
                     raise InputError(f"has the line {line[:40].decode(errors='replace')!r}, expected a name")
                 time = row.get("time_ns")
                 yield row["name"], time if type(time) is int else None
-
-
-def _size(stream: IO[bytes]) -> int:
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    return size
 
 
 @contextlib.contextmanager

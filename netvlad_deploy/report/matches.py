@@ -32,11 +32,8 @@ CAPTION, TITLE = 14, 22
 """Lengths in pixels: a photo, its frame, the gaps between photos, the page's margin, and the two sizes of letters."""
 
 JPEG_QUALITY: Final = 75
-"""Quality of a small photo on a page."""
-
-MOST_JPEG_BYTES: Final = 32_000
-"""Most bytes of a small photo; noise has as many, usual photos a quarter. A row has six of them, an artifact MOST_ROWS
-rows, so a page takes at most 2.1 MB for each artifact, and usually half a megabyte."""
+"""Quality of a small photo on a page: noise has 32,000 bytes at most, usual photos a quarter. A row has six of them, an
+artifact MOST_ROWS rows, so a page takes at most 2.1 MB for each artifact, and usually half a megabyte."""
 
 PAPER, INK, PALE, RIGHT, WRONG = "#ffffff", "#222222", "#767676", "#228833", "#cc3311"
 """Colours of the page, of text, of captions and queries, and of the frames of right and wrong matches."""

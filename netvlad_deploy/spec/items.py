@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 
 UNREADABLE = "unreadable"
@@ -65,17 +64,6 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
-
-
-class UnfitError(InputError):
-    """One item that gives no descriptor: `reason` is one of few, to count by, `detail` is about this item.
-
-    Where many are embedded it becomes a `Skipped` in the place of the descriptor.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason + (f": {detail}" if detail else ""))
-        self.reason, self.detail = reason, detail
 
 
 def count_reasons(skipped: Iterable[Skipped]) -> str:

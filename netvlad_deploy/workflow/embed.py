@@ -173,9 +173,10 @@ def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None
     """Refuse a target of another format, or one that the same command reads."""
     if target.suffix:
         check_target(target)
-    written = [each for each in (target, *result_files(target)) if each.exists()]
-    for text in texts:  # Path.exists raises for a name that is too long, which whoever opens it says
-        if os.path.exists(text) and any(map(Path(text).samefile, written)):  # noqa: PTH110
+    there = os.path.exists  # Path.exists raises for a name that is too long: whoever opens that file says so
+    written = [each for each in (target, *result_files(target)) if there(each)]
+    for text in texts:
+        if there(text) and any(map(Path(text).samefile, written)):
             raise UsageError(f"{text} holds what is embedded, it cannot be the target too: name another file")
     if runtime_cache is not None:
         check_apart(runtime_cache, (*map(Path, texts), target), "runtime cache")

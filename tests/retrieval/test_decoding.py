@@ -16,10 +16,10 @@ from netvlad_deploy.retrieval import loading
 from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.retrieval.pixels import TOO_LARGE
 from netvlad_deploy.sources import image_folders
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec import items
 from netvlad_deploy.spec.images import ImageInput, Resize
-from netvlad_deploy.spec.items import Skipped, count_reasons
+from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.support.arrays import Array
 
 pillow: Any = importlib.import_module("PIL.Image")
@@ -36,7 +36,9 @@ def save(path: Path, image: Any = None, **options: Any) -> Path:
 
 
 def load(path: Path, resize: Resize | None = None) -> Array | Skipped:
-    with load_images([ImageFile(path=path, name=path.name)], ImageInput(resize=resize or Resize())) as loaded:
+    with load_images(
+        [Item(path=path, name=path.name, size_bytes=0, modified_ns=0)], ImageInput(resize=resize or Resize())
+    ) as loaded:
         ((_, image),) = loaded
     return image
 

@@ -11,9 +11,8 @@ import pytest
 
 from netvlad_deploy.retrieval import pixels
 from netvlad_deploy.retrieval.loading import load_images
-from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import FILTERS, ImageInput, Resize
-from netvlad_deploy.spec.items import Skipped
+from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.arrays import Array
 
 pillow: Any = importlib.import_module("PIL.Image")
@@ -22,7 +21,9 @@ PIXELS = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
 def load(path: Path, prepared: ImageInput | None = None) -> Array | Skipped:
-    with load_images([ImageFile(path=path, name=path.name)], prepared or ImageInput()) as loaded:
+    with load_images(
+        [Item(path=path, name=path.name, size_bytes=0, modified_ns=0)], prepared or ImageInput()
+    ) as loaded:
         ((_, image),) = loaded
     return image
 
