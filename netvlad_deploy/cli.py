@@ -17,10 +17,11 @@ import typer
 
 from netvlad_deploy.commands.as_command import VerbCommand, as_command
 from netvlad_deploy.commands.bars import bars_on_a_terminal
+from netvlad_deploy.commands.bench import bench
 from netvlad_deploy.commands.embed import embed
 from netvlad_deploy.commands.export import adopt, build, deploy, export, fit, precision
 from netvlad_deploy.commands.index import index, search
-from netvlad_deploy.commands.measure import bench, doctor, evaluate, inspect, validate
+from netvlad_deploy.commands.measure import doctor, evaluate, inspect, validate
 from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages, open_messages
 from netvlad_deploy.commands.output import flush_errors, standard_streams
 from netvlad_deploy.commands.package import package

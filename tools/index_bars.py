@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.descriptors.header import header_of
+from netvlad_deploy.bulk.open_plan import header_for
 from netvlad_deploy.descriptors.open_files import open_writer, read_descriptors
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.index.exact import DEPTH, ExactNearest
 from netvlad_deploy.index.place_index import OpenIndex
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
-from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.support.arrays import Float32, unit_rows
 from tools.bar import MIB, Bar, fastest, printed
@@ -62,8 +62,7 @@ def large_index(folder: Path) -> Iterator[Bar]:
     An untrained ResNet-18 describes the photo by as many values.
     """
     artifact = export_onnx(untrained("resnet18-conv4", "480x640", SIZE // 256), folder / "m.onnx")
-    with open_runner(artifact) as runner:
-        header = header_of(artifact, runner.spec, dtype="float16")
+    header = header_for(Candidate.of(artifact), head=None, dtype="float16")
     with open_writer(folder / "places.npz", header, COUNT) as writer:
         for start in range(0, COUNT, BLOCK):
             names = [f"walk/{place:06}.jpg" for place in range(start, start + BLOCK)]

@@ -19,12 +19,12 @@ from typing import Final, NamedTuple
 from netvlad_deploy.bulk.listing import read_listing
 from netvlad_deploy.bulk.plan import Plan
 from netvlad_deploy.bulk.shards import ShardDone, write_shard
-from netvlad_deploy.errors import InputError
+from netvlad_deploy.errors import InputError, UnfitError
 from netvlad_deploy.retrieval.in_order import InOrder
 from netvlad_deploy.retrieval.stream import Result, describe
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.sources.source import Source, size_and_change
-from netvlad_deploy.spec.items import Content, Item, Load, Skipped, UnfitError, printable
+from netvlad_deploy.spec.items import Content, Item, Load, Skipped, printable
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.progress import Progress
 

@@ -7,7 +7,7 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import command_line, render
+from netvlad_deploy.commands.output import Shown, command_line
 from netvlad_deploy.index.kinds import AUTO, INDEX_KINDS
 
 
@@ -26,8 +26,7 @@ def index(
         typer.Option(metavar="MIB", help="Most memory that the index may take.  [default: half of the machine's]"),
     ] = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Make an index of descriptors, and measure its recall.
 
     Exit 1 if recall@10 against exact search is below 0.99, or cannot be measured.
@@ -36,8 +35,7 @@ def index(
     from netvlad_deploy.workflow.index import index as run
 
     record = run(descriptors, output, kind=kind, memory_mib=memory, force=force)
-    render("index", record, index_lines, as_json)
-    raise typer.Exit(0 if record.has_recall else 1)
+    return Shown(record, index_lines, 0 if record.has_recall else 1)
 
 
 def search(
@@ -61,8 +59,7 @@ def search(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for a report.")
     ] = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Find the nearest places of photos in an index.
 
     Exit 1 if a file was skipped.
@@ -81,5 +78,4 @@ def search(
         command=command_line(),
         force=force,
     )
-    render("search", report, search_lines, as_json)
-    raise typer.Exit(1 if report.skipped else 0)
+    return Shown(report, search_lines, 1 if report.skipped else 0)

@@ -9,6 +9,7 @@ Source: cvg/Hierarchical-Localization, hloc/extract_features.py and hloc/pairs_f
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,11 +33,12 @@ HEADER, COUNT, NAME, TIME = "netvlad_deploy", "count", "name", "time_ns"
 class Hdf5Writer(Writer):
     """Writes a group for each descriptor; no times of writing are kept, so equal rows give equal bytes."""
 
-    def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
-        super().__init__(staging, target, header, count)
+    def __init__(self, staging: Staging, opened: ExitStack, target: Path, header: DescriptorHeader, count: int) -> None:
+        super().__init__(target, header, count)
         h5py = require("h5py", extra="hdf5")
         self._path = staging.add(target)
         self._file = h5py.File(self._path, "w", locking=False)  # the staging holds a lock of its own
+        opened.callback(self._file.close)
         self._file.attrs[HEADER] = np.bytes_(header.to_json().encode())
         self._file.attrs[COUNT] = count
 
@@ -56,10 +58,6 @@ class Hdf5Writer(Writer):
         self._file.close()
         with self._path.open("rb+") as stream:
             os.fsync(stream.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class Hdf5Reader(DescriptorReader):

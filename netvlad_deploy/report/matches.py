@@ -145,7 +145,7 @@ def _cells(row: QueryResult, album: Album) -> list[Cell]:
     first = "right image first" if row.first_right == 1 else f"right image at rank {row.first_right}"
     matches = [*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:]]
     return [Cell(album.queries[row.query], f"query {row.query}", first)] + [
-        Cell(album.database[match.name], match.name, f"{match.rank}, cosine {match.similarity:.3f}", match.right)
+        Cell(album.database[match.name], match.name, f"{match.rank}, cosine {match.similarity:.4f}", match.right)
         for match in matches
     ]
 

@@ -114,7 +114,7 @@ def _rows(report: SearchReport, album: Album) -> list[Sequence[Cell]]:
         [
             Cell(album.queries[answer.query], f"query {answer.query}", ""),
             *(
-                Cell(album.database[match.name], match.name, f"{match.rank}: {word} {match.score:.3f}")
+                Cell(album.database[match.name], match.name, f"{match.rank}: {word} {match.score:.4f}")
                 for match in answer.matches[:SHOWN]
             ),
         ]

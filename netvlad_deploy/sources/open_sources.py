@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -61,27 +62,19 @@ def open_sources(
     return _Given(texts, listing, column, topic, features, feature_size)
 
 
+@dataclass(frozen=True)
 class _Given(Source):
     """All that was given, in its order.
 
     An item with a part is of a file that holds many, which its path leads to; any other is a file itself.
     """
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        listing: str | None,
-        column: str | None,
-        topic: str | None,
-        features: bool,
-        feature_size: int | None,
-    ) -> None:
-        self.texts = texts
-        self.listing = listing
-        self.column = column
-        self.topic = topic
-        self.features = features
-        self.feature_size = feature_size
+    texts: Sequence[str]
+    listing: str | None
+    column: str | None
+    topic: str | None
+    features: bool
+    feature_size: int | None
 
     def items(self) -> Iterator[Item | Skipped]:
         """Yield the items of everything that was given, one after another; names are not compared.

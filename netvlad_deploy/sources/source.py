@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.errors import ArtifactError
-from netvlad_deploy.spec.items import UNREADABLE, Item, Load, Skipped, UnfitError
+from netvlad_deploy.errors import ArtifactError, UnfitError
+from netvlad_deploy.spec.items import UNREADABLE, Item, Load, Skipped
 from netvlad_deploy.support.files import open_regular
 
 MAX_ENCODED_BYTES: Final = 1 << 30

@@ -18,9 +18,9 @@ from netvlad_deploy.retrieval.embed_images import BATCH, Described, embed_images
 from netvlad_deploy.retrieval.ground_truth import Positives, load_positives, positives_within
 from netvlad_deploy.retrieval.recall import agree, check_answerable, measure_recall
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.items import Skipped
+from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.files import make_folder
 from netvlad_deploy.support.streams import stdout_to_stderr
 
@@ -159,7 +159,7 @@ def _require_images(candidate: Candidate) -> ImageInput:
     return images
 
 
-def _embed_all(candidates: Sequence[Candidate], folders: Sequence[Sequence[ImageFile]], batch: int) -> list[_Side]:
+def _embed_all(candidates: Sequence[Candidate], folders: Sequence[Sequence[Item]], batch: int) -> list[_Side]:
     """Return the descriptors of each candidate, one after the other."""
     artifacts = {id(candidate.artifact): candidate.artifact for candidate in candidates}
     counts = Counter(id(candidate.artifact) for candidate in candidates)
@@ -180,7 +180,7 @@ def _names(candidates: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def _embed_folders(candidate: Candidate, name: str, folders: Sequence[Sequence[ImageFile]], batch: int) -> _Side:
+def _embed_folders(candidate: Candidate, name: str, folders: Sequence[Sequence[Item]], batch: int) -> _Side:
     """Embed the database and, if they are others, the queries."""
     images = _require_images(candidate)
     backend = candidate.backend or parity_backend(candidate.artifact)
@@ -207,5 +207,5 @@ def _common(sides: Sequence[_Side]) -> list[_Side]:
     return [replace(side, queries=side.queries.only(queries), database=side.database.only(database)) for side in sides]
 
 
-def _paths(files: Sequence[ImageFile]) -> dict[str, Path]:
+def _paths(files: Sequence[Item]) -> dict[str, Path]:
     return {file.name: file.path for file in files}
