@@ -14,6 +14,7 @@ from netvlad_deploy.bulk.merge import (
     Finished,
     check_finished,
     finished_path,
+    lost_shard,
     merge,
     read_finished,
     remove_parts,
@@ -228,6 +229,8 @@ def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: E
 def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
     """Return the result of a target that is complete and just what is wanted, None if it is still to be made.
 
+    A folder that has lost a shard since is not complete: it is to be made again.
+
     Raises: UsageError if another target stands there; OutputError if it cannot be written.
     """
     finish_writing(target.parent)
@@ -236,6 +239,9 @@ def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> 
         check_targets(*_files(target), force=force)
         return None
     check_finished(finished, target, wanted, source_of(wanted).items())
+    if not target.suffix and (lost := lost_shard(finished, target)):
+        LOG.warning("%s is not complete any more: %s", target, lost)
+        return None
     return replace(_result(finished, target, started_s, kept=finished.manifest.shards), complete=True)
 
 
