@@ -30,8 +30,8 @@ from netvlad_deploy.support.progress import Progress
 
 LOG = logging.getLogger(__name__)
 
-MOST_BEGUN: Final = 8
-"""Shards under way at once, each with an open claim: of the usual size one is decoded, one run, one or two written."""
+MOST_BEGUN: Final = 4
+"""Shards under way at once, each with its claim: one is decoded, one is run, one waits, and one is written."""
 
 RECORDS_BYTES: Final = 1 << 20
 """Records that wait for whoever takes them, each counted as a kibibyte."""
