@@ -76,9 +76,11 @@ def most_resident(work: Callable[[], object]) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    work()
-    done.set()
-    watcher.join()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
     return peak[0]
 
 

@@ -23,9 +23,10 @@ from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
 from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import IMAGES, ImageChanges, ImageInput, Resize
+from netvlad_deploy.spec.items import Item
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, unit_rows
 from netvlad_deploy.workflow.export import export
@@ -51,7 +52,7 @@ def untrained(backbone: str, size: str, clusters: int = CLUSTERS) -> Pipeline:
     return ready.under(initialize(spec, 0))
 
 
-def photos(folder: Path, images: ImageInput, count: int | None = None) -> tuple[list[ImageFile], list[Array]]:
+def photos(folder: Path, images: ImageInput, count: int | None = None) -> tuple[list[Item], list[Array]]:
     """Return the photos of a folder, or `count` of them in turn, as files and decoded as a pipeline takes them."""
     files, _ = find_images([folder])
     files = files if count is None else (files * count)[:count]

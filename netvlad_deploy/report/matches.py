@@ -96,12 +96,9 @@ def match_blocks(report: EvaluationReport, album: Album, *, picture: str) -> lis
     Raises: MissingDependencyError without Pillow.
     """
     blocks: list[Paragraph | Photos] = []
-    for one in report.candidates:
-        rows = choose(one.found.queries)
-        alt = f"Queries with their best matches by {one.name}, misses first"
-        blocks.append(Paragraph(f"{one.name}: {section_caption(one, rows)}."))
-        cells = [_cells(row, album) for row in rows]
-        blocks.append(album.photos(cells, alt, picture if one is report.candidates[0] else ""))
+    for number, (name, caption, rows) in enumerate(_sections(report, album)):
+        alt = f"Queries with their best matches by {name}, misses first"
+        blocks += [Paragraph(f"{name}: {caption}."), album.photos(rows, alt, "" if number else picture)]
     return blocks
 
 
@@ -110,10 +107,13 @@ def draw_matches(report: EvaluationReport, album: Album) -> bytes:
 
     Raises: MissingDependencyError without Pillow.
     """
+    return draw(_sections(report, album), album)
+
+
+def _sections(report: EvaluationReport, album: Album) -> list[tuple[str, str, list[list[Cell]]]]:
+    """Return for each artifact its name, the line under it, and a row for each of its chosen queries."""
     chosen = [(one, choose(one.found.queries)) for one in report.candidates]
-    return draw(
-        [(one.name, section_caption(one, rows), [_cells(row, album) for row in rows]) for one, rows in chosen], album
-    )
+    return [(one.name, section_caption(one, rows), [_cells(row, album) for row in rows]) for one, rows in chosen]
 
 
 def draw(sections: Sequence[tuple[str, str, Sequence[Sequence[Cell]]]], album: Album) -> bytes:
