@@ -30,7 +30,7 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
     Raises: ArtifactError if it cannot be read, is no regular file, or is missing: `missing` is added to that message.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as stream:
+        with _opened(path) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ArtifactError(f"{path} is no regular file: name a file")
             yield stream
@@ -38,6 +38,13 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
         raise ArtifactError(f"{path} is missing{missing and ': '}{missing}") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "rb", opener=_without_waiting)
+    except ValueError as error:  # a NUL in its name, or half a surrogate pair
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
 
 
 def _without_waiting(path: str, flags: int) -> int:
