@@ -104,6 +104,6 @@ def test_a_list_of_states_and_one_tensor_are_said_to_be_that(tmp_path: Path) -> 
 def test_the_name_of_a_member_is_told_in_one_line(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("two\nlines", b"")
-    with pytest.raises(InputError, match="expected one data.pkl, found two lines") as refused:
+    with pytest.raises(InputError, match=r"expected one data\.pkl, found two lines") as refused:
         read_tensors(tmp_path / "m.pt")
     assert "\n" not in str(refused.value)

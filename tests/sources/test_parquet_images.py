@@ -116,12 +116,13 @@ def test_only_row_groups_with_wanted_rows_are_read(tmp_path: Path) -> None:
 
 def test_a_path_that_no_file_can_have_is_its_own_rows_loss(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"one")
-    images = [{"bytes": None, "path": each} for each in ("a\0.jpg", str(tmp_path / "a.jpg"))]
+    images: list[dict[str, Any]] = [{"bytes": None, "path": each} for each in ("a\0.jpg", str(tmp_path / "a.jpg"))]
+    images.append({"bytes": b"two", "path": None})
     path = write(tmp_path / "x.parquet", {"image": images})
     items, _ = listed(path)
     with pytest.raises(InputError, match="cannot be read: embedded null byte"):
         read(path, items[:1])
-    assert read(path, items[1:]) == [b"one"]
+    assert read(path, items[1:]) == [b"one", b"two"]
 
 
 def test_a_page_that_claims_more_than_the_file_has_takes_no_memory_for_it(tmp_path: Path) -> None:
