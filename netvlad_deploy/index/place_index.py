@@ -173,7 +173,8 @@ class OpenIndex:
 
         The score is the cosine, or the Euclidean distance, whichever the index has.
 
-        Raises: InputError if the queries have another width, are not finite, or not of length 1 as the index's are.
+        Raises: InputError if the queries have another width, are not finite, or not of length 1 as the index's are;
+            ArtifactError as `name`.
         """
         self._check(queries)
         scores, places = self._index.search(np.ascontiguousarray(queries, np.float32), min(top, self.record.count))
@@ -189,9 +190,15 @@ class OpenIndex:
         ]
 
     def name(self, place: int) -> str:
-        """Return the name of the descriptor at a place of the index."""
+        """Return the name of the descriptor at a place of the index.
+
+        Raises: ArtifactError if it is no UTF-8.
+        """
         start = int(self._ends[place - 1]) + 1 if place else 0
-        return self._names[start : int(self._ends[place])].tobytes().decode()
+        try:
+            return self._names[start : int(self._ends[place])].tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{self.record.names_path}, line {place + 1} is no UTF-8: {INDEX_AGAIN}") from error
 
     def _check(self, queries: Float32) -> None:
         if queries.ndim != 2 or queries.shape[1] != self.record.descriptor_size:

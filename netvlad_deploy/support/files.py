@@ -30,8 +30,7 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
     Raises: ArtifactError if it cannot be read, is no regular file, or is missing: `missing` is added to that message.
     """
     try:
-        # A pipe is opened without waiting for a process that writes into it.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        with _opened(path) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ArtifactError(f"{path} is no regular file: name a file")
             yield stream
@@ -39,6 +38,14 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
         raise ArtifactError(f"{path} is missing{missing and ': '}{missing}") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file; a pipe, without waiting for a process that writes into it."""
+    try:
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    except ValueError as error:  # a NUL in its name, or half a surrogate pair
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
 
 
 def sha256_file(path: Path, *, missing: str = "") -> str:
