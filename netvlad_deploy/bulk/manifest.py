@@ -17,7 +17,7 @@ MANIFEST: Final = Form(
     hash_name="manifest_sha256",
     remedy="remove its folder, or begin again with --force",
 )
-COUNTED: Final = ("items", "shards", "listing_sha256")
+OF_THE_LISTING: Final = ("items", "shards", "listing_sha256")
 """Fields that are known when all inputs have been listed."""
 
 MAX_SHOWN: Final = 60
@@ -97,7 +97,7 @@ def differences(was: Manifest, wanted: Manifest, *, apart: tuple[str, ...] = ())
     return [
         f"{name} was {_shown(old)}, is {_shown(new)}"
         for name, old, new in _unequal(before, after)
-        if name.split(".")[0] not in (*COUNTED, *apart)
+        if name.split(".")[0] not in (*OF_THE_LISTING, *apart)
     ]
 
 

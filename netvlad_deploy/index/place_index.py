@@ -198,7 +198,8 @@ class OpenIndex:
         try:
             return self._names[start : int(self._ends[place])].tobytes().decode()
         except UnicodeDecodeError as error:
-            raise ArtifactError(f"{self.record.names_path}, line {place + 1} is no UTF-8: {INDEX_AGAIN}") from error
+            path = names_path(self.record.path)
+            raise ArtifactError(f"{path}, line {place + 1} is no UTF-8: {INDEX_AGAIN}") from error
 
     def _check(self, queries: Float32) -> None:
         if queries.ndim != 2 or queries.shape[1] != self.record.descriptor_size:
