@@ -134,10 +134,9 @@ def compare(
     cases: Iterable[Case] | None = None,
     banks: Iterable[Bank] = (),
 ) -> ParityReport:
-    """Run every case through `candidate` and the reference, and return the verdict of each case and of all.
+    """Run every case through `candidate` and the reference (the oracle, or `against`); return the verdict of each.
 
-    The reference is the oracle with these parameters, or the runner `against`. The rankings of `banks` are reported and
-    have no part in the verdict; where a case is not finite there are none.
+    The rankings of `banks` are reported and have no part in the verdict; where a case is not finite there are none.
 
     >>> from netvlad_deploy import compare, export_onnx, load_reference, open_runner
     >>> from netvlad_deploy.models.netvlad import initialize
