@@ -143,18 +143,14 @@ def _logits(paths: Paths, node: Any) -> Affine | None:
 
 def _bypassed(paths: Paths, node: Any, logits: Affine) -> bool:
     """Return True if data goes past a softmax: then no tensor between its product and itself is a gate."""
-    first, last = _position(paths, logits.node.output[0]), _position(paths, node.output[0])
-    return not any(first <= _position(paths, gate) <= last for gate in paths.gates)
-
-
-def _position(paths: Paths, name: str) -> int:
-    return -1 if name == paths.source else next(i for i, node in enumerate(paths.nodes) if name in node.output)
+    first, last = paths.position(logits.node.output[0]), paths.position(node.output[0])
+    return not any(first <= paths.position(gate) <= last for gate in paths.gates)
 
 
 def _site(name: str, paths: Paths, node: Any, logits: Affine) -> Site:
-    softmax = _position(paths, node.output[0])
-    before = [gate for gate in paths.gates if _position(paths, gate) < softmax]
-    after = [gate for gate in paths.gates if _position(paths, gate) > softmax]
+    softmax = paths.position(node.output[0])
+    before = [gate for gate in paths.gates if paths.position(gate) < softmax]
+    after = [gate for gate in paths.gates if paths.position(gate) > softmax]
     aggregate, tail = _end(paths, after, softmax, logits)
     nodes = paths.between(before[-1], aggregate)
     if strange := sorted(set(_branches(paths, nodes))):
@@ -233,7 +229,7 @@ def _end(paths: Paths, after: list[str], softmax: int, logits: Affine) -> tuple[
         product = product_of(paths, node)
         if product is None or product.weight.shape[0] % width:
             continue
-        aggregate = [gate for gate in after if _position(paths, gate) < index][-1:]
+        aggregate = [gate for gate in after if paths.position(gate) < index][-1:]
         if aggregate:
             return aggregate[0], _tail(paths, aggregate[0], product)
     return paths.output, None
