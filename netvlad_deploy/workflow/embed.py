@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
+from netvlad_deploy.bulk.flow import embed_shards
 from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import (
     Finished,
@@ -32,7 +33,7 @@ from netvlad_deploy.bulk.plan import (
     shard_size_for,
     source_of,
 )
-from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
+from netvlad_deploy.bulk.shards import find_shard, record_path
 from netvlad_deploy.descriptors.header import StoredDtype
 from netvlad_deploy.descriptors.open_files import DESCRIPTOR_WRITERS, files_of
 from netvlad_deploy.errors import UsageError
@@ -267,8 +268,10 @@ def _embed_shards(
     progress.reach(progress.total - sum(map(plan.items_of, missing)))
     if missing:
         with open_plan_runner(plan, candidate, runtime_cache=runtime_cache) as runner:
-            for number in missing:
-                embed_shard(plan, number, runner, decoders=decoders, progress=progress)
+            shards = embed_shards(plan, missing, runner, decoders=decoders, progress=progress)
+            with contextlib.closing(shards):
+                for _ in shards:  # each stands in its files
+                    pass
     progress.finish()
     return len(numbers) - len(missing)
 
