@@ -26,7 +26,7 @@ from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages, op
 from netvlad_deploy.commands.output import flush_errors, standard_streams
 from netvlad_deploy.commands.package import package
 from netvlad_deploy.commands.terminal import RED, has_colours, painted
-from netvlad_deploy.errors import NetVLADDeployError
+from netvlad_deploy.errors import InputError, NetVLADDeployError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.require import DISTRIBUTION, installed_version
 from netvlad_deploy.support.scratch import sweep
@@ -105,6 +105,8 @@ def main() -> None:
         _fail(SIGNALS[signal.Signals(end.number)], 128 + end.number)
     except NetVLADDeployError as error:
         _fail(str(error), error.exit_code)
+    except PermissionError as error:  # of a path in a folder that is closed to this user: even `Path.exists` raises it
+        _fail(f"{error.filename or 'a file'} cannot be looked at: {error.strerror}", InputError.exit_code)
     except Exception as error:  # noqa: BLE001 - a fault of this package: its trace is printed
         traceback.print_exc()
         _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)

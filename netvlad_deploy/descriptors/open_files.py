@@ -1,5 +1,6 @@
 """Opening files of descriptors by their suffix."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_descriptors(path: Path) -> DescriptorReader:
 
     Raises: InputError if it is missing, damaged, or no such file.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - in a closed folder `Path.is_dir` raises, and the reader says it better
         return ShardReader(path, READERS)
     reader = READERS.get(path.suffix.lower())
     if reader is None:

@@ -1,5 +1,6 @@
 """The verbs that need no GPU, by the command line: output, files and exit codes."""
 
+import errno
 import json
 import os
 import signal
@@ -232,6 +233,21 @@ def test_an_unforeseen_error_keeps_its_trace_and_is_exit_70(
     assert outcome.code == 70
     assert "ZeroDivisionError" in outcome.err
     assert outcome.err.strip().endswith("internal error (ZeroDivisionError): please report the lines above")
+
+
+def test_a_file_in_a_closed_folder_is_an_input_that_cannot_be_looked_at(
+    command: Command, exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played, since root looks into every folder. The journal in it is nothing to remove."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(exported.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", closed)
+        outcome = command("validate", exported.path)
+    assert (outcome.code, outcome.out) == (65, "")
+    assert error_of(outcome.err) == f"error: {exported.path} cannot be looked at: Permission denied"
 
 
 def test_an_unknown_option_is_exit_2(command: Command) -> None:
