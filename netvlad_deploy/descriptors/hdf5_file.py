@@ -45,7 +45,7 @@ class Hdf5Writer(Writer):
     def _write(self, names: list[str], values: Array, times: list[int | None]) -> None:
         for name, row, time in zip(names, values, times, strict=True):
             try:
-                group = self._file.require_group(name)
+                group = self._group(name)
                 group.create_dataset(GLOBAL, data=row, track_times=False)
             except (TypeError, ValueError) as error:
                 raise InputError(f"{shown(name)} stands in the way of another name in HDF5: write .parquet") from error
@@ -53,6 +53,13 @@ class Hdf5Writer(Writer):
                 group.attrs[NAME] = np.bytes_(name.encode())  # HDF5 shortens a//b, ./a and /a
             if time is not None:
                 group.attrs[TIME] = time
+
+    def _group(self, name: str) -> Any:
+        """Return the group of a name, which stands already where a name before it lies below: `a` after `a/b`."""
+        try:
+            return self._file.create_group(name)  # to ask first, as `require_group` does, takes a fifth of the time
+        except ValueError:
+            return self._file.require_group(name)
 
     def _finish(self) -> None:
         self._file.close()

@@ -183,6 +183,9 @@ def test_names_that_hdf5_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"stands in the way of another name in HDF5: write \.parquet"):
             with open_writer(tmp_path / "x.h5", header(), 2) as writer:
                 writer.write(names, ROWS[:2])
+    with open_writer(tmp_path / "y.h5", header(), 2) as writer:
+        writer.write(["a/b", "a"], ROWS[:2])  # the group of the second is there already
+    assert sorted(rows(tmp_path / "y.h5")) == ["a", "a/b"]
 
 
 # files of others
