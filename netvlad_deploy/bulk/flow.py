@@ -19,12 +19,12 @@ from typing import Final, NamedTuple
 from netvlad_deploy.bulk.listing import read_listing
 from netvlad_deploy.bulk.plan import Plan
 from netvlad_deploy.bulk.shards import ShardDone, write_shard
-from netvlad_deploy.errors import InputError, UnfitError
+from netvlad_deploy.errors import InputError, RunError, UnfitError
 from netvlad_deploy.retrieval.in_order import InOrder
-from netvlad_deploy.retrieval.stream import Result, describe
+from netvlad_deploy.retrieval.stream import DESCRIPTOR_NOT_FINITE, Result, describe
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.sources.source import Source, size_and_change
-from netvlad_deploy.spec.items import Content, Item, Load, Skipped, printable
+from netvlad_deploy.spec.items import Content, Item, Load, Skipped
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.progress import Progress
 
@@ -62,7 +62,7 @@ def embed_shards(
         progress: is moved on by each item, in another thread.
 
     Raises: UsageError if another process works on a shard; InputError if none of the inputs of one is there;
-        OutputError if the disk refuses; RunError if a descriptor is not finite. The shards before that one are there.
+        OutputError if the disk refuses; RunError if no descriptor of one is finite. The shards before it are there.
     """
     flow = _Flow(plan, sorted(numbers), runner, decoders, progress)
     with contextlib.ExitStack() as stack:
@@ -124,6 +124,7 @@ class _Flow:
             self._contents(),
             batch=self._plan.manifest.batch,
             apart=size,
+            skip_not_finite=True,
             decoders=self._decoders,
         )
         with contextlib.closing(stream):
@@ -142,7 +143,7 @@ class _Flow:
     def _write(self, shard: _Computed) -> ShardDone:
         """Write a shard and give up its claim."""
         with self._claims.pop(shard.number):
-            _check_there(shard)
+            _check_some(shard)
             found = {item.name: value for item, value in shard.results}
             values = [entry if isinstance(entry, Skipped) else found[entry.name] for entry in shard.entries]
             kept = [(item, value) for item, value in shard.results if not isinstance(value, Skipped)]
@@ -152,13 +153,20 @@ class _Flow:
         return done
 
 
-def _check_there(shard: _Computed) -> None:
-    """Raise InputError if none of the inputs of a shard is there: it would be skipped as a whole."""
-    if all(isinstance(value, Skipped) and value.reason == GONE for _, value in shard.results):
-        raise InputError(
-            f"none of the {len(shard.results)} inputs of shard {shard.number} is there, such as "
-            f"{printable(shard.results[0][0].path)}: run the command where the plan was made, with the same files"
-        )
+def _check_some(shard: _Computed) -> None:
+    """Refuse a shard that would be skipped as a whole, for a reason that is likely to be that of all others, too.
+
+    Raises: InputError if none of its inputs is there; RunError if none of its descriptors is finite.
+    """
+    reasons = {value.reason if isinstance(value, Skipped) else "" for _, value in shard.results}
+    if reasons == {GONE}:
+        raise InputError(f"{_none_of(shard)} is there: run the command where the plan was made, with the same files")
+    if reasons == {DESCRIPTOR_NOT_FINITE}:
+        raise RunError(f"{_none_of(shard)} has a finite descriptor: validate the artifact, or export it in fp32")
+
+
+def _none_of(shard: _Computed) -> str:
+    return f"none of the {len(shard.results)} inputs of shard {shard.number}, such as {shard.results[0][0].place},"
 
 
 def _as_listed(source: Source, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:

@@ -68,10 +68,11 @@ def pad(sequences: Sequence[Array], *, shortest: int = 1) -> tuple[Array, Array]
     return padded, np.arange(longest) < lengths[:, None]
 
 
-def run_batch(runner: Runner, feeds: Feeds, names: Sequence[str], not_finite: str) -> Array:
+def run_batch(runner: Runner, feeds: Feeds, names: Sequence[str], not_finite: str | None) -> Array:
     """Return the descriptor of each name (B,P); where every profile wants more items, the last one comes again.
 
-    Raises: RunError if a descriptor is not finite, in the words of `not_finite` with {runner} and {name}.
+    Raises: RunError if a descriptor is not finite, in the words of `not_finite` with {runner} and {name}; without
+        words, whoever calls this looks for such descriptors.
     """
     shape = feeds[runner.inputs[0]].shape[:-1]
     missing = (smallest_shape(runner.profiles, shape) or shape)[0] - len(names)
@@ -79,6 +80,6 @@ def run_batch(runner: Runner, feeds: Feeds, names: Sequence[str], not_finite: st
         feeds = {name: np.concatenate([array, *[array[-1:]] * missing]) for name, array in feeds.items()}
     descriptors = runner.run(feeds)[DESCRIPTOR][: len(names)]
     finite = np.isfinite(descriptors).all(axis=1)
-    if not finite.all():
+    if not_finite is not None and not finite.all():
         raise RunError(not_finite.format(runner=runner.name, name=names[int(finite.argmin())]))
     return descriptors

@@ -44,6 +44,7 @@ PORTION_BYTES: Final = 2**26
 
 IMAGES_NOT_FINITE: Final = "descriptors of {runner} are not finite for {name}"
 FEATURES_NOT_FINITE: Final = "{runner} gave a descriptor that is not finite for {name}: scale its features down"
+DESCRIPTOR_NOT_FINITE: Final = "its descriptor is not finite"
 
 Result = tuple[Item, Float32 | Skipped]
 
@@ -55,6 +56,7 @@ def describe(
     *,
     batch: int,
     apart: int | None = None,
+    skip_not_finite: bool = False,
     decoders: int | None = None,
     lanes: int | None = None,
 ) -> Generator[Result, None, None]:
@@ -70,13 +72,14 @@ def describe(
             thread iterates over them.
         batch: most items that run at once; a profile may take fewer.
         apart: no batch holds items from both sides of a multiple of this number, counted from the first one.
+        skip_not_finite: an item whose descriptor is not finite is skipped, instead of ending the stream.
         decoders: threads that read and decode; by default as many as keep the runner busy, up to the cores.
         lanes: batches that are run at the same time; by default as many as are of use to the runner.
 
     A generator that is not used to its end should be closed: that ends its threads.
 
-    Raises: RunError if a descriptor is not finite or the runner failed; UsageError if the runner takes other inputs,
-        or no more than one batch at a time.
+    Raises: RunError if the runner failed, or a descriptor is not finite unless that is skipped; UsageError if the
+        runner takes other inputs, or no more than one batch at a time.
     """
     lanes = lanes or runner.lanes
     if lanes > 1 and not runner.concurrent:
@@ -85,7 +88,7 @@ def describe(
         raise UsageError(f"{runner.name} takes {', '.join(sorted(others))} too, which no item has")
     if images is not None:
         check_decoder()
-    return _results(_Batching(runner, images, batch, apart), contents, decoders, lanes)
+    return _results(_Batching(runner, images, batch, apart, skip_not_finite), contents, decoders, lanes)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class _Batching:
     images: ImageInput | None
     batch: int
     apart: int | None
+    skip_not_finite: bool
 
     @property
     def prepare(self) -> Prepare:
@@ -133,15 +137,23 @@ class _Batching:
         results = {index: one.values for index, one in enumerate(portion) if isinstance(one.values, Skipped)}
         arrays = [(index, one.values) for index, one in enumerate(portion) if not isinstance(one.values, Skipped)]
         arrays.sort(key=lambda each: each[1].shape, reverse=True)
-        words = FEATURES_NOT_FINITE if self.images is None else IMAGES_NOT_FINITE
         for group in batches(arrays, self.largest, padded=self.padded):
             if stopped():
                 return []
             names = [portion[index].item.name for index, _ in group]
             feeds = self.feeds([array for _, array in group])
-            descriptors = run_batch(self.runner, feeds, names, words).astype(np.float32, copy=False)
-            results |= {index: descriptor for (index, _), descriptor in zip(group, descriptors, strict=True)}
+            descriptors = run_batch(self.runner, feeds, names, self.not_finite).astype(np.float32, copy=False)
+            for (index, _), descriptor in zip(group, descriptors, strict=True):
+                lacks = Skipped(path=portion[index].item.place, reason=DESCRIPTOR_NOT_FINITE)
+                results[index] = descriptor if np.isfinite(descriptor).all() else lacks
         return [(one.item, results[index]) for index, one in enumerate(portion)]
+
+    @property
+    def not_finite(self) -> str | None:
+        """Return the words of the error about a descriptor that is not finite, None if its item is skipped."""
+        if self.skip_not_finite:
+            return None
+        return FEATURES_NOT_FINITE if self.images is None else IMAGES_NOT_FINITE
 
     def feeds(self, arrays: Sequence[Array]) -> Feeds:
         """Return what the runner takes for items: images (B,H,W,3), or features (B,N,D) and their mask if need be."""

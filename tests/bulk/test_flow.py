@@ -11,7 +11,7 @@ from netvlad_deploy.bulk import flow
 from netvlad_deploy.bulk.flow import MOST_BEGUN, embed_shards
 from netvlad_deploy.bulk.plan import Plan
 from netvlad_deploy.bulk.shards import ShardDone, record_path, shard_path, write_shard
-from netvlad_deploy.errors import InUseError, OutputError
+from netvlad_deploy.errors import InUseError, OutputError, RunError
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
@@ -46,6 +46,19 @@ def planned(tmp_path: Path) -> Callable[..., Plan]:
         return plan_of(tmp_path / "photos", tmp_path / name, values=3, batch=2, shard_size=shard_size)
 
     return plan
+
+
+class Faulty(Means):
+    """Gives descriptors that are not finite for images that are dark at their first pixel, or for all."""
+
+    def __init__(self, darkest: int) -> None:
+        super().__init__()
+        self.darkest = darkest
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        descriptors = super()._run(feeds)[DESCRIPTOR]
+        descriptors[feeds[IMAGES][:, 0, 0, 0] < self.darkest, 0] = np.nan
+        return {DESCRIPTOR: descriptors}
 
 
 @pytest.fixture
@@ -137,3 +150,19 @@ def test_what_ends_it_early_leaves_whole_shards_alone(
     assert (len(there) == 2) == (how != "closed")
     assert there == sorted(path.stem for path in plan.folder.glob("shard-??????.json"))
     assert not left(plan)
+
+
+def test_a_descriptor_that_is_not_finite_is_skipped_and_no_others(planned: Callable[..., Plan]) -> None:
+    """What shares a batch with it keeps its bytes, and where all of a shard have none the artifact is to blame."""
+    sound, faulty = planned(24, "sound.npz"), planned(24, "faulty.npz")
+    (whole,), (part,) = embed_shards(sound, [0], Means()), embed_shards(faulty, [0], Faulty(64))
+    assert whole.skipped == ()
+    assert 0 < len(part.skipped) < 24
+    assert {one.reason for one in part.skipped} == {"its descriptor is not finite"}
+    lost = {Path(one.path).name for one in part.skipped}
+    with np.load(shard_path(sound.folder, 0)) as expected, np.load(shard_path(faulty.folder, 0)) as found:
+        kept = [place for place, name in enumerate(expected["names"]) if name not in lost]
+        assert found["names"].tolist() == expected["names"][kept].tolist()
+        assert np.array_equal(found["descriptors"], expected["descriptors"][kept])
+    with pytest.raises(RunError, match=r"none of the 24 inputs of shard 0, such as .*, has a finite descriptor"):
+        list(embed_shards(planned(24, "none.npz"), [0], Faulty(256)))
