@@ -41,15 +41,11 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
+    """Open a file, and a pipe without waiting for a process that writes into it."""
     try:
-        return open(path, "rb", opener=_without_waiting)
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     except ValueError as error:  # a NUL in its name, or half a surrogate pair
         raise ArtifactError(f"{path} cannot be read: {error}") from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, and a pipe without waiting for a process that writes into it."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def sha256_file(path: Path, *, missing: str = "") -> str:
