@@ -1,11 +1,9 @@
 """The page of a deployment: its size, and the time it takes to write it, with the imports of what draws it."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.bar import Bar
+from tools.bar import Bar, printed
 
 MOST_BYTES, MOST_SECONDS = 1_000_000, 2.0
 TRIES = 3
@@ -22,10 +20,8 @@ print(len(text.encode()), time.perf_counter() - started)
 
 def page(folder: Path) -> Iterator[Bar]:
     """The page of 18 cases, 300 clusters and three candidates, made up, in processes of their own."""
-    command = [sys.executable, "-c", WRITE]
-    written = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(TRIES)]
-    size_bytes = int(written[0].split()[0])
-    seconds = min(float(each.split()[1]) for each in written)
+    (size_bytes, *_), times = zip(*(printed(WRITE) for _ in range(TRIES)), strict=True)
+    seconds = min(times)
     yield Bar("page of a deployment: under 1 MB", f"{size_bytes / 1e3:.0f} kB", size_bytes < MOST_BYTES)
     yield Bar(
         f"page of a deployment: written in {MOST_SECONDS:g} s, the fastest of {TRIES} processes",

@@ -28,7 +28,11 @@ class ShardReader(DescriptorReader):
     """
 
     def __init__(self, folder: Path, readers: Mapping[str, Callable[[Path], DescriptorReader]]) -> None:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in readers and not path.name.startswith("."))
+        try:
+            found = sorted(folder.iterdir())
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+        paths = [path for path in found if path.suffix in readers and not path.name.startswith(".")]
         if not paths:
             raise InputError(f"{folder} holds no file of descriptors: {', '.join(readers)} are read")
         if len(suffixes := sorted({path.suffix for path in paths})) > 1:

@@ -41,7 +41,7 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """Open a file, and a pipe without waiting for a process that writes into it."""
+    """Open a file; a pipe, without waiting for a process that writes into it."""
     try:
         return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     except ValueError as error:  # a NUL in its name, or half a surrogate pair
@@ -295,9 +295,9 @@ def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
     check_targets(*targets, force=force)
 
 
-def write_text(path: Path, text: str, *, force: bool = True) -> None:
-    """Write a text file under a temporary name, and rename it when it is complete."""
-    with stage_files(force=force) as staging:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, or write it anew, under a temporary name, and rename it when it is complete."""
+    with stage_files(force=True) as staging:
         staging.write(path, text.encode())
 
 
