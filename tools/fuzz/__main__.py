@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,8 @@ def _fuzzed(name: str, seconds: float) -> dict[str, Any]:
     if done.returncode:
         return {"faults": {f"dies with {done.returncode}: {done.stderr[-300:]}": folder}}
     outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if not outcome["faults"]:
+        shutil.rmtree(folder)
     edges = [int(found) for found in re.findall(r"^#\d+\s.*?cov: (\d+)", done.stderr, re.MULTILINE)]
     reached = {"edges of the seeds": edges[0], "edges": edges[-1]} if edges else {}
     return {"a second": (outcome["read"] + outcome["refused"]) / seconds, **outcome, **reached}
