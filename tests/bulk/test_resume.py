@@ -181,7 +181,7 @@ def test_inputs_that_are_all_gone_are_an_error(command: Command, begun: Path, tm
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     outcome = command(*RUN, "-o", "y.npz", "--shard", "0/1")
     assert outcome.code == 65
-    assert "none of the 3 inputs of shard 2 is there, such as photos/0006.png" in error_of(outcome.err)
+    assert "none of the 3 inputs of shard 2, such as photos/0006.png, is there: run" in error_of(outcome.err)
 
 
 def test_a_damaged_shard_is_named_and_made_again(command: Command, whole: bytes, begun: Path) -> None:

@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "float pixels": (inputs(np.zeros((1, 64, 80, 3), np.float32)), "data-type is 'FP32'"),
     "grey pixels": (inputs(np.zeros((1, 64, 80, 1), np.uint8)), "unexpected shape"),
     "one axis": (inputs(np.zeros(4, np.uint8)), "unexpected shape"),
-    "no rows": (inputs(np.zeros((1, 0, 80, 3), np.uint8)), "image: no pixels of uint8 RGB"),
+    "no rows": (inputs(np.zeros((1, 0, 80, 3), np.uint8)), "shape (1, 0, 80, 3), expected at least one image"),
     "another input": (inputs(b"x", "photo"), "unexpected inference input 'photo'"),
 }
 
