@@ -39,6 +39,11 @@ def slowness() -> float:
     return max(1.0, (time.perf_counter() - started) / YARDSTICK_S)
 
 
+def allowed(limit_s: float, seconds: float) -> float:
+    """Return a limit, times how slow the machine is now if the seconds are over it: what is in time needs no excuse."""
+    return limit_s if seconds <= limit_s else limit_s * slowness()
+
+
 def fastest(command: list[str], folder: Path, times: int = 5) -> float:
     """Return the seconds of the fastest of several runs."""
     seconds = []
