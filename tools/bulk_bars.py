@@ -104,7 +104,7 @@ def killed_and_resumed(folder: Path) -> Bar:
         runs += 1
         process = start(folder, *words, "y.npz")
         try:
-            process.wait(moments.uniform(0.2, 0.6) * duration_s)
+            process.wait(moments.uniform(0.1, 0.4) * duration_s)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             killed += 1
