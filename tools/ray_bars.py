@@ -1,5 +1,7 @@
-"""What a fleet costs beside the work itself, measured for `make bars`: the plan, a shard, and the join."""
+"""What a fleet costs beside the work itself, measured for `make bars`: the plan, a shard, the join, and Ray."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,19 +9,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from netvlad_deploy.bulk.flow import embed_shards
 from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import merge
 from netvlad_deploy.bulk.open_plan import header_for, open_plan_runner
 from netvlad_deploy.bulk.plan import Plan, make_plan, plan_folder, remove_plan, source_of
-from netvlad_deploy.bulk.shards import embed_shard
+from netvlad_deploy.bulk.shards import record_path
 from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.runtime.open_runner import Candidate
 from tests.modules import make_module
 from tests.pipelines import tiny_pipeline
-from tools.bar import MIB, Bar
+from tools.bar import MIB, Bar, steady
+from tools.index_bars import network
 
 LISTED, MOST_LISTED_US, MOST_PLAN_BYTES = 20_000, 150.0, 200.0
 MOST_SHARD_MS, JOINED, LEAST_JOINED_MIBS = 150.0, 8192, 30.0
+PHOTOS, SHARD, LEAST_SHARE = 96, 8, 0.8
 
 
 def planned(folder: Path, candidate: Candidate, inputs: Path, target: str, shard_size: int) -> Plan:
@@ -51,10 +57,10 @@ def costs(folder: Path) -> Iterator[Bar]:
     plan = planned(folder, candidate, photo.parent, "listed.npz", 1)
     one_each_us = (time.process_time() - started) / LISTED * 1e6
     with open_plan_runner(plan, candidate) as runner:
-        embed_shard(plan, 0, runner)
+        list(embed_shards(plan, [0], runner))
         started = time.perf_counter()
         for number in range(1, 51):
-            embed_shard(plan, number, runner)
+            list(embed_shards(plan, [number], runner))
         shard_ms = (time.perf_counter() - started) / 50 * 1e3
     remove_plan(plan.folder)
     plan.folder.rmdir()
@@ -81,8 +87,7 @@ def joined(folder: Path) -> Iterator[Bar]:
     np.save(inputs, np.random.default_rng(0).standard_normal((JOINED, 2, 64)).astype(np.float32))
     plan = planned(folder, candidate, inputs, "joined.npz", 1024)
     with open_plan_runner(plan, candidate) as runner:
-        for number in range(plan.shards):
-            embed_shard(plan, number, runner)
+        list(embed_shards(plan, range(plan.shards), runner))
     started = time.perf_counter()
     finished = merge(plan)
     speed = finished.size_bytes / MIB / (time.perf_counter() - started)
@@ -93,4 +98,31 @@ def joined(folder: Path) -> Iterator[Bar]:
     )
 
 
-TIMES: tuple[Callable[[Path], Iterator[Bar]], ...] = (costs, joined)
+def on_ray(folder: Path) -> Iterator[Bar]:
+    """A cluster of this machine against no cluster, by the time between the first shard and the last."""
+    network(folder)
+    (folder / "photos").mkdir()
+    for number in range(PHOTOS):
+        Image.fromarray(golden_image(480, 640, seed=number)).save(folder / "photos" / f"{number:03}.jpg")
+    yield steady(lambda: beside_plain(folder))
+
+
+def beside_plain(folder: Path) -> Bar:
+    """Measure one run without Ray, and one on Ray."""
+    plain, ray = (images_per_second(folder, options) for options in ((), ("--ray", "local")))
+    return Bar(
+        f"embed --ray local, ResNet-18 at 480x640, without its start: at least {LEAST_SHARE:.0%} of embed's images/s",
+        f"{ray / plain:.0%}, {ray:.1f} of {plain:.1f} images/s",
+        ray >= LEAST_SHARE * plain,
+    )
+
+
+def images_per_second(folder: Path, options: tuple[str, ...]) -> float:
+    """Return the speed of a run of `embed` from the end of its first shard to the end of its last."""
+    command = ["embed", "m.onnx", "photos", "-o", "shards", "--shard-size", str(SHARD), "--force", *options]
+    subprocess.run([sys.executable, "-m", "netvlad_deploy", *command], cwd=folder, check=True, capture_output=True)
+    ends = sorted(record_path(folder / "shards", number).stat().st_mtime for number in range(PHOTOS // SHARD))
+    return (PHOTOS - SHARD) / (ends[-1] - ends[0])
+
+
+TIMES: tuple[Callable[[Path], Iterator[Bar]], ...] = (costs, joined, on_ray)

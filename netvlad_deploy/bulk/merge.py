@@ -180,12 +180,13 @@ def _record(finished: Finished) -> dict[str, Any]:
 
 
 def read_finished(target: Path) -> Finished | None:
-    """Return the record of a finished run, None if the target or its record is not there, or is of something else.
+    """Return the record of a finished run, None if a file of the target, or its record, is not there or of others.
 
     Raises: ArtifactError if the record was written by another version of this package.
     """
     path = finished_path(target)
-    if not (target.exists() and path.is_file()):
+    files = files_of(target) if target.suffix else (target,)
+    if not (all(each.exists() for each in files) and path.is_file()):
         return None
     content = read_bounded(path, MAX_FINISHED_BYTES)
     try:
@@ -224,7 +225,7 @@ def remove_parts(target: Path) -> None:
 def check_finished(finished: Finished, target: Path, wanted: Manifest, entries: Iterable[Item | Skipped]) -> None:
     """Refuse a target that a run has made which is not the wanted one; decodes nothing, and hashes no input.
 
-    The target is hashed only if it was changed after its record was written.
+    Of a folder the shards are not looked at: `lost_shard` does that.
 
     Raises: UsageError naming what differs; ArtifactError if the target was changed.
     """
@@ -241,9 +242,32 @@ def check_finished(finished: Finished, target: Path, wanted: Manifest, entries: 
     if digest.hexdigest() != was.listing_sha256:
         what = f"were {was.items}, are {items}" if items != was.items else "names, sizes or times of change differ"
         raise UsageError(f"{target} exists already, of other inputs ({what}): choose another name or pass --force")
-    if not target.is_file():
-        return
-    status = target.stat()
-    newer = status.st_mtime_ns > finished_path(target).stat().st_mtime_ns
-    if status.st_size != finished.size_bytes or (newer and sha256_file(target) != finished.sha256):
+    if target.suffix and _is_changed(target, finished.size_bytes, finished.sha256, finished_path(target)):
         raise ArtifactError(f"{target} was changed after it was written: {FINISHED.remedy}")
+
+
+def lost_shard(finished: Finished, folder: Path) -> str:
+    """Return in words which shard of a folder that was complete is gone or was changed, empty if none is."""
+    plan = Plan(folder=folder, manifest=finished.manifest)
+    for number in range(plan.shards):
+        path = shard_path(folder, number)
+        try:
+            done = read_shard(plan, number, proven=False)
+            if done is None or not path.is_file():
+                return f"shard {number} is gone"
+            if _is_changed(path, done.size_bytes, done.sha256, finished_path(folder)):
+                return f"{path} was changed after it was written"
+        except ArtifactError as error:
+            return str(error)
+    return ""
+
+
+def _is_changed(path: Path, size_bytes: int, sha256: str, record: Path) -> bool:
+    """Return True if a file is not the one of its record.
+
+    It is hashed only if it was changed, or got its name, after the record did: a file that was moved there keeps its
+    time of change.
+    """
+    status, since = path.stat(), record.stat()
+    newer = status.st_mtime_ns > since.st_mtime_ns or status.st_ctime_ns > since.st_ctime_ns
+    return status.st_size != size_bytes or (newer and sha256_file(path) != sha256)

@@ -44,7 +44,7 @@ OWN_NAMES: Final = re.compile(
 
 SHARD_ITEMS: Final = 1024
 SHARD_BYTES: Final = 64 << 20
-"""A shard has at most so many items, and so many bytes of descriptors in float32, which stand in memory at once."""
+"""A shard has at most so many items, and so many bytes of descriptors in float32; two of them stand in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,31 +1,24 @@
-"""The work on one shard: its descriptors in one file, written whole, and a record of them.
+"""The files of one shard: its descriptors, written whole, and a record of them.
 
-The record is what counts: a shard without one is not there. Batches never cross shards, so that what a shard holds
-depends on the plan alone, and not on who computed it, or when.
+The record is what counts: a shard without one is not there.
 """
 
 import contextlib
 import logging
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from netvlad_deploy.bulk.listing import read_listing
 from netvlad_deploy.bulk.plan import Plan
 from netvlad_deploy.descriptors.open_files import open_writer
-from netvlad_deploy.errors import ArtifactError, InputError, OutputError
-from netvlad_deploy.retrieval.stream import describe
-from netvlad_deploy.runner import Runner
-from netvlad_deploy.spec.items import Item, Skipped, printable
+from netvlad_deploy.errors import ArtifactError, OutputError
+from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.arrays import Float32
-from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.files import read_bounded, sha256_file, write_text
-from netvlad_deploy.support.progress import Progress
 from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.sidecar import Form, seal, unseal
 
@@ -39,8 +32,8 @@ RECORD: Final = Form(
     hash_name="record_sha256",
     remedy="run the command again, which makes the shard again",
 )
-CHANGED: Final = "changed since the run was begun"
-GONE: Final = "gone since the run was begun"
+ROWS_TOGETHER: Final = 64
+"""Descriptors that are copied at once on their way into a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,82 +67,23 @@ def record_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:06}.json"
 
 
-def embed_shard(
-    plan: Plan, number: int, runner: Runner, *, decoders: int | None = None, progress: Progress | None = None
-) -> ShardDone:
-    """Compute a shard, unless it is there: its file is complete or not there, whatever ends this process.
+def write_shard(plan: Plan, number: int, kept: Sequence[tuple[Item, Float32]], skipped: Sequence[Skipped]) -> ShardDone:
+    """Write a shard that this process holds and then its record, which is returned.
 
     Args:
         plan: the plan that it belongs to.
         number: which shard, counted from 0.
-        runner: the runner of the plan's artifact and head.
-        decoders: threads that read and decode, as many as fit by themselves if None.
-        progress: is moved on by each item.
+        kept: items with their descriptors (P,), in their order.
+        skipped: inputs that have none.
 
-    Raises: UsageError if another process works on it; InputError if none of its inputs is there; OutputError if the
-        disk refuses; RunError if a descriptor is not finite.
+    Raises: OutputError if the disk refuses.
     """
-    with claimed(plan.folder / f"shard-{number:06}.lock"):
-        done = find_shard(plan, number)
-        if done is not None:
-            return done
-        entries = read_listing(plan.folder, number)
-        items = [entry for entry in entries if isinstance(entry, Item)]
-        lost: dict[str, Skipped] = {}  # by the name of the item: files are looked at ahead of what comes out
-        contents = plan.source().open(_unchanged(items, lost))
-        kept: list[Item] = []
-        rows: list[Float32] = []
-        stream = describe(runner, plan.images, contents, batch=plan.manifest.batch, decoders=decoders)
-        with contextlib.closing(stream) as results:
-            for item, value in results:
-                if isinstance(value, Skipped):
-                    LOG.warning("skipped %s", value)
-                    lost[item.name] = value
-                else:
-                    kept.append(item)
-                    rows.append(value)
-                if progress is not None:
-                    progress.advance()
-        if items and sum(one.reason == GONE for one in lost.values()) == len(items):
-            raise InputError(
-                f"none of the {len(items)} inputs of shard {number} is there, such as {printable(items[0].path)}: run "
-                "the command where the plan was made, with the same files"
-            )
-        skipped = [entry if isinstance(entry, Skipped) else lost.get(entry.name) for entry in entries]
-        return _write(plan, number, kept, rows, [one for one in skipped if one is not None])
-
-
-def _unchanged(items: Iterable[Item], lost: dict[str, Skipped]) -> Iterator[Item]:
-    """Yield the items whose files are those that were listed; the others join `lost` by their names."""
-    path, status = Path(), None
-    for item in items:
-        if item.path != path:
-            path, status = item.path, _status(item.path)
-        same_time = status is not None and status.st_mtime_ns == item.modified_ns
-        if status is not None and same_time and (item.part or status.st_size == item.size_bytes):
-            yield item
-            continue
-        one = Skipped(path=printable(item.path), reason=GONE if status is None else CHANGED)
-        LOG.warning("skipped %s", one)
-        lost[item.name] = one
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """Return the status of a file, None if it is gone."""
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _write(plan: Plan, number: int, kept: list[Item], rows: list[Float32], skipped: list[Skipped]) -> ShardDone:
-    """Write the descriptors of a shard and its record, and give the record its name last."""
-    header = plan.manifest.header
-    values = np.stack(rows) if rows else np.empty((0, header.descriptor_size), np.float32)
     with _apart(plan.folder, number) as apart:
         path, record = shard_path(apart, number), record_path(apart, number)
-        with open_writer(path, header, len(kept)) as writer:
-            writer.write([item.name for item in kept], values, [item.time_ns for item in kept])
+        with open_writer(path, plan.manifest.header, len(kept)) as writer:
+            for start in range(0, len(kept), ROWS_TOGETHER):
+                items, rows = zip(*kept[start : start + ROWS_TOGETHER], strict=True)
+                writer.write([item.name for item in items], np.stack(rows), [item.time_ns for item in items])
         done = ShardDone(
             manifest_sha256=plan.manifest.sha256,
             shard=number,

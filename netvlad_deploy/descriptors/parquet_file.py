@@ -107,7 +107,10 @@ class ParquetReader(DescriptorReader):
             start = 0
             for batch in file.iter_batches(batch_size=rows, columns=columns):
                 numbers = range(start, start + len(batch))
-                names = list(map(str, batch.column(self._named).to_pylist() if self._named else numbers))
+                named = batch.column(self._named).to_pylist() if self._named else [*numbers]
+                if None in named:
+                    raise InputError(f"row {start + named.index(None)} has no {self._named}: write one in all rows")
+                names = list(map(str, named))
                 times = batch.column("time_ns").to_pylist() if self._timed else [None] * len(batch)
                 yield names, self._values(batch.column(self._column), start), times
                 start += len(batch)

@@ -18,8 +18,8 @@ from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.children import Child
 from netvlad_deploy.support.scratch import scratch_folder
 
-START_S: Final = 60
-"""Seconds that a cluster of this machine may take to know its node: 10 on two idle cores."""
+START_S: Final = 180
+"""Seconds that a cluster of this machine may take to know its node: 10 on two idle cores, over 60 on busy ones."""
 
 TAIL_BYTES: Final = 4096
 """Of what Ray has printed, for the last line of a driver that died."""

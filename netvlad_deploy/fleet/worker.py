@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import netvlad_deploy
+from netvlad_deploy.bulk.flow import embed_shards
 from netvlad_deploy.bulk.open_plan import open_plan_runner
 from netvlad_deploy.bulk.plan import Plan, load_plan
-from netvlad_deploy.bulk.shards import embed_shard
+from netvlad_deploy.bulk.shards import find_shard
 from netvlad_deploy.errors import InputError, NetVLADDeployError, UsageError
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -64,7 +65,10 @@ class Worker:
     def embed(self, number: int) -> Reply:
         """Compute a shard that is not there; return `done`, the fields of its record."""
         try:
-            return {"done": asdict(embed_shard(self._plan, number, self._runner, decoders=self._decoders))}
+            done = find_shard(self._plan, number)
+            if done is None:
+                (done,) = embed_shards(self._plan, [number], self._runner, decoders=self._decoders)
+            return {"done": asdict(done)}
         except NetVLADDeployError as error:
             return _answer(error)
 

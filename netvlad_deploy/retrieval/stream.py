@@ -54,6 +54,7 @@ def describe(
     contents: Iterable[tuple[Item, Load]],
     *,
     batch: int,
+    apart: int | None = None,
     decoders: int | None = None,
     lanes: int | None = None,
 ) -> Generator[Result, None, None]:
@@ -68,6 +69,7 @@ def describe(
         contents: the items, and for each the function that reads it, which is called in a decoder thread. One other
             thread iterates over them.
         batch: most items that run at once; a profile may take fewer.
+        apart: no batch holds items from both sides of a multiple of this number, counted from the first one.
         decoders: threads that read and decode; by default as many as keep the runner busy, up to the cores.
         lanes: batches that are run at the same time; by default as many as are of use to the runner.
 
@@ -83,7 +85,7 @@ def describe(
         raise UsageError(f"{runner.name} takes {', '.join(sorted(others))} too, which no item has")
     if images is not None:
         check_decoder()
-    return _results(_Batching(runner, images, batch), contents, decoders, lanes)
+    return _results(_Batching(runner, images, batch, apart), contents, decoders, lanes)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class _Batching:
     runner: Runner
     images: ImageInput | None
     batch: int
+    apart: int | None
 
     @property
     def prepare(self) -> Prepare:
@@ -111,14 +114,15 @@ class _Batching:
         portion: list[Loaded] = []
         shapes: set[Shape] = set()
         count = size_bytes = 0
-        for one in loaded:
+        for number, one in enumerate(loaded, 1):
             portion.append(one)
             if not isinstance(one.values, Skipped):
                 shapes.add(one.values.shape)
                 count, size_bytes = count + 1, size_bytes + one.values.nbytes
             whole = len(shapes) == 1 and count >= self.largest(next(iter(shapes)))
             large = count >= self.batch and size_bytes >= PORTION_BYTES
-            if whole or large or len(portion) >= PORTION_BATCHES * self.batch:
+            parted = self.apart is not None and number % self.apart == 0
+            if whole or large or parted or len(portion) >= PORTION_BATCHES * self.batch:
                 yield portion
                 portion, shapes, count, size_bytes = [], set(), 0, 0
         if portion:

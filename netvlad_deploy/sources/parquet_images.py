@@ -18,7 +18,7 @@ from netvlad_deploy.sources.path_lists import MISSING
 from netvlad_deploy.sources.source import Source, read_image_file
 from netvlad_deploy.spec.items import Content, Item, Load, Skipped, printable
 from netvlad_deploy.support.formats import naming, shown
-from netvlad_deploy.support.parquet import name_column, reading_parquet
+from netvlad_deploy.support.parquet import holds_text, name_column, reading_parquet
 from netvlad_deploy.support.require import require
 
 PARQUET_SUFFIX: Final = ".parquet"
@@ -101,9 +101,7 @@ class ParquetImages(Source):
         pa = require("pyarrow", extra="parquet")
         schema = file.schema_arrow
         images = [field.name for field in schema if _holds_images(pa, field.type)]
-        texts = [
-            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
+        texts = [field.name for field in schema if holds_text(pa, field.type)]
         listed = shown(", ".join(map(str, schema.names[:12])), 300)
         if self.column is not None:
             if self.column not in (*images, *texts):
@@ -161,7 +159,7 @@ def _holds_images(pa: Any, kind: Any) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_images(pa, kind.field(place).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return str(kind) in ("binary", "large_binary", "binary_view")
 
 
 def _first_is_path(file: Any, column: str) -> bool:

@@ -30,6 +30,13 @@ def name_column(pa: Any, schema: Any, others: Collection[str]) -> str | None:
     for name in NAME_COLUMNS:
         if name in schema.names and name not in others:
             kind = schema.field(name).type
-            if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+            if holds_text(pa, kind) or pa.types.is_integer(kind):
                 return name
     return None
+
+
+def holds_text(pa: Any, kind: Any) -> bool:
+    """Return True for texts, however Arrow keeps them: a category of pandas is an index into a dictionary of texts."""
+    if pa.types.is_dictionary(kind):
+        return holds_text(pa, kind.value_type)
+    return str(kind) in ("string", "large_string", "string_view")

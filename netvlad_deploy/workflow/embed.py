@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
+from netvlad_deploy.bulk.flow import embed_shards
 from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import (
     Finished,
     check_finished,
     finished_path,
+    lost_shard,
     merge,
     read_finished,
     remove_parts,
@@ -31,7 +33,7 @@ from netvlad_deploy.bulk.plan import (
     shard_size_for,
     source_of,
 )
-from netvlad_deploy.bulk.shards import embed_shard, find_shard, record_path
+from netvlad_deploy.bulk.shards import find_shard, record_path
 from netvlad_deploy.descriptors.header import StoredDtype
 from netvlad_deploy.descriptors.open_files import DESCRIPTOR_WRITERS, files_of
 from netvlad_deploy.errors import UsageError
@@ -227,6 +229,8 @@ def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: E
 def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> EmbedResult | None:
     """Return the result of a target that is complete and just what is wanted, None if it is still to be made.
 
+    A folder that has lost a shard since is not complete: it is to be made again.
+
     Raises: UsageError if another target stands there; OutputError if it cannot be written.
     """
     finish_writing(target.parent)
@@ -235,6 +239,9 @@ def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> 
         check_targets(*_files(target), force=force)
         return None
     check_finished(finished, target, wanted, source_of(wanted).items())
+    if not target.suffix and (lost := lost_shard(finished, target)):
+        LOG.warning("%s is not complete any more: %s", target, lost)
+        return None
     return replace(_result(finished, target, started_s, kept=finished.manifest.shards), complete=True)
 
 
@@ -259,8 +266,10 @@ def _embed_shards(
     progress.reach(progress.total - sum(map(plan.items_of, missing)))
     if missing:
         with open_plan_runner(plan, candidate, runtime_cache=runtime_cache) as runner:
-            for number in missing:
-                embed_shard(plan, number, runner, decoders=decoders, progress=progress)
+            shards = embed_shards(plan, missing, runner, decoders=decoders, progress=progress)
+            with contextlib.closing(shards):
+                for _ in shards:  # each stands in its files
+                    pass
     progress.finish()
     return len(numbers) - len(missing)
 

@@ -10,7 +10,7 @@ import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.bulk.plan import remove_plan
-from netvlad_deploy.descriptors.open_files import read_descriptors
+from netvlad_deploy.descriptors.open_files import files_of, read_descriptors
 from netvlad_deploy.support.claims import claimed
 from tests.bulk.conftest import PHOTOS, RUN, SHARDS
 from tests.command import Command, error_of
@@ -99,6 +99,24 @@ def test_a_folder_of_shards_stays_as_it_is(command: Command, whole: bytes) -> No
     assert (outcome.code, "photos" in error_of(outcome.err)) == (2, True)
 
 
+def test_a_folder_that_has_lost_shards_is_made_whole_again(command: Command, pipeline: OnnxArtifact) -> None:
+    """Whether a shard is gone, is another file of the same size, or lost its record."""
+    assert command(*RUN, "-o", "shards").code == 0
+    shards = sorted(Path("shards").glob("shard-*.npz"))
+    before = [path.read_bytes() for path in shards]
+    for lose in (
+        lambda: shards[1].unlink(),
+        lambda: shards[2].write_bytes(before[2][:-1] + b"x"),
+        lambda: Path("shards/shard-000003.json").unlink(),
+    ):
+        lose()
+        outcome = command(*RUN, "-o", "shards")
+        assert (outcome.code, outcome.out) == (0, f"shards  {PHOTOS} x 12, 6 of {SHARDS} shards were there already\n")
+        assert "shards is not complete any more: " in outcome.err
+        assert [path.read_bytes() for path in shards] == before
+        assert "complete already" in command(*RUN, "-o", "shards").out
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "manifest.json", "shard-00000-of-00010.tar", "shard-000000.npz"])
 def test_a_folder_with_files_of_others_is_refused(command: Command, pipeline: OnnxArtifact, name: str) -> None:
     """Also those that are called as a run calls its own, and also with --force."""
@@ -152,6 +170,10 @@ def test_every_format_holds_the_same(command: Command, whole: bytes, suffix: str
         assert names == written["names"].tolist()
         assert np.array_equal(descriptors, written["descriptors"].astype(np.float16).astype(np.float32))
     assert "complete already" in command(*RUN, "-o", f"y{suffix}", "--dtype", "float16").out
+    for beside in files_of(Path(f"y{suffix}"))[1:]:  # the names of an .npy
+        beside.unlink()
+        outcome = command(*RUN, "-o", f"y{suffix}", "--dtype", "float16")
+        assert (outcome.code, f"y{suffix} exists already" in error_of(outcome.err)) == (2, True)
 
 
 def test_a_list_from_standard_input(

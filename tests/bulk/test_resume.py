@@ -6,35 +6,44 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
+from netvlad_deploy.bulk.listing import read_listing
 from netvlad_deploy.bulk.manifest import MANIFEST
-from netvlad_deploy.retrieval.stream import describe
+from netvlad_deploy.bulk.shards import record_path
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.sidecar import seal
 from tests.bulk.conftest import PHOTOS, RUN, SHARDS, write_photos
 from tests.colour_graphs import band_pipeline
 from tests.command import Command, error_of
+from tests.processes import until
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
 
-def stop_at_shard(monkeypatch: pytest.MonkeyPatch, number: int, stop: object) -> None:
-    """Let something happen when the work on a shard begins."""
+def at_shard(monkeypatch: pytest.MonkeyPatch, number: int, happens: Callable[[], object]) -> None:
+    """Let something happen when the work on a shard begins, with all shards before it done."""
 
-    def stopping(*arguments: object, **options: object) -> object:
-        began.append(0)
-        if len(began) == number + 1:
-            stop()  # type: ignore[operator]
-        return describe(*arguments, **options)  # type: ignore[arg-type]
+    def listing(folder: Path, shard: int) -> object:
+        if shard == number:
+            until(lambda: all(record_path(folder, each).exists() for each in range(number)))
+            happens()
+        return read_listing(folder, shard)
 
-    began: list[int] = []
-    monkeypatch.setattr("netvlad_deploy.bulk.shards.describe", stopping)
+    monkeypatch.setattr("netvlad_deploy.bulk.flow.read_listing", listing)
+
+
+def end(by: signal.Signals) -> None:
+    """Send a signal to the main thread; the one that begins the shard goes no further."""
+    signal.pthread_kill(threading.main_thread().ident or 0, by)
+    raise RuntimeError("this thread was not stopped")
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def whole(command: Command, pipeline: OnnxArtifact) -> bytes:
 def begun(command: Command, whole: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of a run that was interrupted with two of seven shards done."""
     with monkeypatch.context() as patch:
-        stop_at_shard(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        at_shard(patch, 2, lambda: end(signal.SIGINT))
         outcome = command(*RUN, "-o", "y.npz")
     assert outcome.code == 130
     assert outcome.err.splitlines() == [
@@ -109,7 +118,7 @@ def test_a_full_disk_loses_no_shard(
 def test_a_run_of_which_no_shard_is_done_leaves_nothing(
     command: Command, pipeline: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_at_shard(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGTERM))
+    at_shard(monkeypatch, 0, lambda: end(signal.SIGTERM))
     outcome = command(*RUN, "-o", "y.npz")
     assert (outcome.code, outcome.err) == (143, "error: terminated\n")
     assert not list(Path().glob("y.npz*"))
@@ -159,7 +168,7 @@ def test_a_file_that_changes_during_the_run_is_skipped(
         os.utime(later, ns=(0, 0))
         Path("photos/0011.png").unlink()
 
-    stop_at_shard(monkeypatch, 1, change)
+    at_shard(monkeypatch, 1, change)
     outcome = command(*RUN, "-o", "y.npz")
     assert (outcome.code, f"{PHOTOS - 3} x 12, 3 skipped" in outcome.out) == (1, True)
     assert "0010.png: changed since the run was begun" in outcome.err
@@ -247,8 +256,9 @@ class TestFinished:
         outcome = command(*RUN, "-o", "whole.npz")
         assert (outcome.code, "of other inputs (names, sizes or times of change differ)" in outcome.err) == (2, True)
         assert command(*RUN, "-o", "whole.npz", "--force").code == 0
-        with Path("whole.npz").open("r+b") as stream:
-            stream.write(b"x")
+        Path("other.npz").write_bytes(b"x" + Path("whole.npz").read_bytes()[1:])
+        os.utime("other.npz", ns=(1, 1))
+        Path("other.npz").replace("whole.npz")  # of the same size, and older
         outcome = command(*RUN, "-o", "whole.npz")
         assert outcome.code == 65
         assert "whole.npz was changed after it was written: choose another name or pass --force" in outcome.err
@@ -258,7 +268,7 @@ class TestFinished:
     ) -> None:
         """The command of the target that is there does not throw away the work of another one."""
         with monkeypatch.context() as patch:
-            stop_at_shard(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+            at_shard(patch, 2, lambda: end(signal.SIGINT))
             assert command(*RUN, "-o", "whole.npz", "--batch", 1, "--force").code == 130
         outcome = command(*RUN, "-o", "whole.npz")
         assert (outcome.code, outcome.out) == (0, f"whole.npz  {PHOTOS} x 12, complete already\n")

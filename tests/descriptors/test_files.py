@@ -204,6 +204,9 @@ def test_parquet_of_others(tmp_path: Path) -> None:
     path = parquet(tmp_path / "y.parquet", {"anything": pa.array(ROWS.tolist(), pa.large_list(pa.float32()))})
     assert list(rows(path)) == list("012345")
     assert read_descriptors(path).header is None
+    for kind in (pa.string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):  # pandas has categories
+        path = parquet(tmp_path / "z.parquet", {"vector": lists, "path": pa.array(list("uvwxyz")).cast(kind)})
+        assert list(rows(path)) == list("uvwxyz")
 
 
 @BULK
@@ -239,6 +242,7 @@ def test_row_groups_are_alike_whatever_is_written_at_once(tmp_path: Path, monkey
         ({"a": [[1.0]], "b": [[1.0]]}, "several columns with lists of numbers, but a, b"),
         ({"a": ["x"]}, "no column with lists of numbers, but a: call that of the descriptors descriptor"),
         ({"name": ["a", "a"], "descriptor": [[1.0], [2.0]]}, "holds a name twice, a: rename one"),
+        ({"name": ["a", None], "descriptor": [[1.0], [2.0]]}, "row 1 has no name: write one in all rows"),
         ({"name": ["a"], "descriptor": [[float("nan")]]}, "the descriptor of a is not finite"),
     ],
 )

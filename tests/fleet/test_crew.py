@@ -242,3 +242,11 @@ def test_an_error_of_ray_itself_counts_against_the_shard(run: Run) -> None:
 
     crew, _ = run(Ray([node("a", CPU=4)], say))
     assert crew.failed[1]["reason"] == "node host-a: MemoryError: 3 GiB"
+
+
+def test_a_cluster_that_does_not_start_is_named_by_what_ray_says() -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nmore")  # noqa: TRY002 - the class that Ray raises
+
+    with pytest.raises(DeviceUnavailableError, match=r"Ray at local cannot be used: .* timed out during startup\.$"):
+        cluster_module.connect(SimpleNamespace(init=init), "local", "scratch")

@@ -84,6 +84,26 @@ SEQUENCES = local(*[5, 1, 9, 9, 30, 2, 2] * 9)
 
 
 @pytest.mark.parametrize("kind", ["images", "features", "masked features"])
+def test_no_batch_reaches_from_one_part_into_the_next(kind: str) -> None:
+    """The results and batches are those of streams of their own, also where an item is skipped."""
+    contents: list[Content | Exception] = list(IMAGES_OF_TWO_SIZES if kind == "images" else SEQUENCES)
+    contents[6] = OSError(5, "Input/output error")
+    images = ImageInput() if kind == "images" else None
+
+    def runner() -> Means:
+        return Means(images=kind == "images", masked=kind == "masked features")
+
+    together, alone = runner(), runner()
+    got = list(describe(together, images, of(*contents), batch=4, apart=7, decoders=3, lanes=1))
+    parts = [contents[start : start + 7] for start in range(0, len(contents), 7)]
+    expected = [value for part in parts for _, value in describe(alone, images, of(*part), batch=4, lanes=1)]
+    assert together.batches == alone.batches
+    for (_, one), other in zip(got, expected, strict=True):
+        assert isinstance(one, Skipped) == isinstance(other, Skipped)
+        assert isinstance(one, Skipped) or np.array_equal(one, other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["images", "features", "masked features"])
 def test_threads_change_neither_results_nor_batches(kind: str) -> None:
     contents: list[Content | Exception] = list(IMAGES_OF_TWO_SIZES if kind == "images" else SEQUENCES)
     expected = [np.atleast_2d(each.reshape(-1, 3).mean(axis=0, dtype=np.float64)) for each in contents]  # type: ignore[union-attr]

@@ -67,6 +67,21 @@ def test_paths_are_items_of_their_own_files(tmp_path: Path, monkeypatch: pytest.
     assert [item.name for item in listed(path)[0]] == ["first"]
 
 
+def test_views_and_categories_are_texts_and_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Polars may keep them, and pandas its categories."""
+    import pyarrow as pa
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    path = write(tmp_path / "x.parquet", {"path": pa.array(["a.jpg"]).dictionary_encode()})
+    assert read(path, listed(path)[0]) == [b"a"]
+    names = pa.array(["n", "m"], pa.string_view())
+    path = write(tmp_path / "y.parquet", {"jpg": pa.array(IMAGES[:2], pa.binary_view()), "name": names})
+    items, _ = listed(path)
+    assert [item.name for item in items] == ["n", "m"]
+    assert read(path, items) == IMAGES[:2]
+
+
 def test_which_column_is_meant(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", {"left": IMAGES, "right": IMAGES[::-1], "n": [1] * 5})
     with pytest.raises(UsageError, match="images may be in left, right: choose with --column"):
