@@ -1,4 +1,4 @@
-"""netvlad-deploy: from a trained NetVLAD in PyTorch to a verified TensorRT engine.
+"""netvlad-deploy: from a trained NetVLAD to a proven ONNX graph and TensorRT engine.
 
 The public API below is loaded on first use, so that importing this package costs nothing and needs nothing. A name
 whose package is missing says so when it is first used: MissingDependencyError, with the line that installs it.

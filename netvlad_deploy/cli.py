@@ -17,15 +17,16 @@ import typer
 
 from netvlad_deploy.commands.as_command import VerbCommand, as_command
 from netvlad_deploy.commands.bars import bars_on_a_terminal
+from netvlad_deploy.commands.bench import bench
 from netvlad_deploy.commands.embed import embed
 from netvlad_deploy.commands.export import adopt, build, deploy, export, fit, precision
 from netvlad_deploy.commands.index import index, search
-from netvlad_deploy.commands.measure import bench, doctor, evaluate, inspect, validate
+from netvlad_deploy.commands.measure import doctor, evaluate, inspect, validate
 from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages, open_messages
 from netvlad_deploy.commands.output import flush_errors, standard_streams
 from netvlad_deploy.commands.package import package
 from netvlad_deploy.commands.terminal import RED, has_colours, painted
-from netvlad_deploy.errors import NetVLADDeployError
+from netvlad_deploy.errors import InputError, NetVLADDeployError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.require import DISTRIBUTION, installed_version
 from netvlad_deploy.support.scratch import sweep
@@ -39,7 +40,8 @@ VERBS = (
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Export a trained NetVLAD to ONNX, build a TensorRT engine, prove parity, measure latency.",
+    help="From a trained NetVLAD to a proven ONNX graph and TensorRT engine, and to descriptors, an index, a server.",
+    epilog="Begin with: export CHECKPOINT, then validate. COMMAND --help lists the options of a command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -48,7 +50,7 @@ for verb in VERBS:
     app.command(cls=VerbCommand)(as_command(verb))
 
 
-def _say_version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"{DISTRIBUTION} {installed_version(DISTRIBUTION) or '(not installed: no version is known)'}")
         raise typer.Exit
@@ -57,7 +59,7 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def every_verb(
     version: Annotated[  # noqa: ARG001 - its callback has the answer
-        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -103,6 +105,8 @@ def main() -> None:
         _fail(SIGNALS[signal.Signals(end.number)], 128 + end.number)
     except NetVLADDeployError as error:
         _fail(str(error), error.exit_code)
+    except PermissionError as error:  # of a path in a folder that is closed to this user: even `Path.exists` raises it
+        _fail(f"{error.filename or 'a file'} cannot be looked at: {error.strerror}", InputError.exit_code)
     except Exception as error:  # noqa: BLE001 - a fault of this package: its trace is printed
         traceback.print_exc()
         _fail(f"internal error ({type(error).__name__}): please report the lines above", INTERNAL_ERROR)

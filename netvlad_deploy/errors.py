@@ -5,6 +5,7 @@
     │  └─ InUseError              2   another process is at this work
     ├─ ArtifactError             65   an artifact or its sidecar is damaged, stale or mixed up
     ├─ InputError                65   a checkpoint or a feature array cannot be used
+    │  └─ UnfitError             65   one image of many gives no descriptor
     ├─ MissingDependencyError    69   a package is not installed
     ├─ DeviceUnavailableError    69   a GPU, driver or execution provider is not there
     ├─ ExportError               70   the ONNX graph could not be made
@@ -45,6 +46,17 @@ class InputError(NetVLADDeployError):
     """A checkpoint, feature array or mask is missing, damaged, or does not fit the layer."""
 
     exit_code = 65
+
+
+class UnfitError(InputError):
+    """One item that gives no descriptor: `reason` is one of few, to count by, `detail` is about this item.
+
+    Where many are embedded it becomes a `Skipped` in the place of the descriptor.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason + (f": {detail}" if detail else ""))
+        self.reason, self.detail = reason, detail
 
 
 class MissingDependencyError(NetVLADDeployError):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from netvlad_deploy.models.netvlad import NetVLAD, initialize
+from netvlad_deploy.oracle.equations import ReferenceParameters
+from netvlad_deploy.oracle.reference_file import parameters_from_arrays, reference_arrays
 from netvlad_deploy.spec.graph_options import FeatureRange
 from netvlad_deploy.spec.layer import NetVLADSpec, Projection
 
@@ -93,3 +95,10 @@ def make_projected(
             norm.weight.data.copy_(0.5 + torch.rand(columns, generator=generator))
             norm.bias.data.copy_(torch.randn(columns, generator=generator))
     return module
+
+
+def parameters_of(module: NetVLAD) -> ReferenceParameters:
+    """Return what the oracle reads of a module's file."""
+    from netvlad_deploy.export.onnx_model import _reference_arrays
+
+    return parameters_from_arrays(reference_arrays(_reference_arrays(module), module.spec))

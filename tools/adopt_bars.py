@@ -3,8 +3,8 @@
 The file is the loop over 64 clusters of 512 values, as torch's exporters unroll it, with a bias and normalised input.
 """
 
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from netvlad_deploy.report.adopt import Adoption
 from netvlad_deploy.support.arrays import cosines, unit_rows
 from netvlad_deploy.workflow.adopt import AdoptOptions, adopt
 from tests.export.foreign.graphs import Looped, export_by_torch
-from tools.bar import Bar
+from tools.bar import Bar, timed
 
 CLUSTERS, WIDTH, POSITIONS = 64, 512, (30, 40)
 MOST_NODES, MOST_DISTANCE, LEAST_RATIO, MOST_LOAD_S = 30, 1e-6, 3.0, 0.020
@@ -69,32 +69,11 @@ def speed(folder: Path) -> Iterator[Bar]:
     ratio = float(np.median(ratios))
     text = f"{ratio:.0f} times, {before:.1f} to {after:.2f} ms, the slowest block {min(ratios):.0f} times"
     yield Bar(f"adopted head: at least {LEAST_RATIO:g} times as fast as the file", text, min(ratios) >= LEAST_RATIO)
-    loads = np.array([[timed(lambda name=name: session(folder / name)) for name in ("loop.onnx", "adopted.onnx")]
-                      for _ in range(LOADS)])  # fmt: skip
+    names = ("loop.onnx", "adopted.onnx")
+    loads = np.array([[timed(partial(session, folder / name)) for name in names] for _ in range(LOADS)])
     old_s, new_s = np.median(loads, axis=0)
     text = f"{new_s * 1e3:.1f} ms, the file {old_s * 1e3:.0f} ms"
     yield Bar(f"adopted head: loads in under {MOST_LOAD_S * 1e3:g} ms", text, new_s < MOST_LOAD_S)
 
 
-def timed(work: object) -> float:
-    """Return the seconds of one call."""
-    assert callable(work)
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 TIMES = (head,)
-
-
-def main() -> None:
-    """Print these bars alone."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as name:
-        for bar in head(Path(name)):
-            print(f"{'PASS' if bar.holds else 'FAIL'}  {bar.name}: {bar.measured}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,7 @@
-"""The promises about networks from libraries, measured for `make bars`; alone with `python -m tools.backbone_bars`."""
+"""The promises about networks from libraries, measured for `make bars`."""
 
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,56 +10,44 @@ import torch
 from examples import demo
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.export.onnx_model import export_onnx
-from netvlad_deploy.models.assembly import read_backbone
-from netvlad_deploy.models.netvlad import initialize
-from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import golden_image
-from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.runtime.open_runner import open_runner
-from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.build_options import BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import IMAGES, ImageChanges, Resize
-from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
-from netvlad_deploy.support.arrays import Array
+from netvlad_deploy.spec.images import IMAGES
+from netvlad_deploy.spec.layer import DESCRIPTOR
+from netvlad_deploy.support.arrays import Array, cosines
 from netvlad_deploy.tensorrt.engine import build_engine
-from tools.bar import MIB, Bar, allowed
+from tools.bar import MIB, Bar, allowed, printed, steady
+from tools.image_bars import photos, untrained
 
 SMALL = "dinov2-s"
 SIZES = ("224x224", "224x308", "322x322")
 EQUAL, HALF_EQUAL = 1e-5, 1e-4
-EXPORT_S, GROWTH, TRIES = 30.0, 3.0, 3
+EXPORT_S, GROWTH = 30.0, 3.0
 LARGEST_S = 60.0
 """Most seconds of the largest: the same code took 29 s in one hour and 49 s in another of the same machine."""
-CLUSTERS, BATCH = 64, 5
+BATCH = 5
 LARGEST = "dinov2-l"
 OTHERS = (SMALL, "dinov2-b-registers", "vit-b16", "mobilenetv2", "efficientnet-b0")
-
-
-def pipeline_of(name: str, size: str) -> Pipeline:
-    """Return a backbone of random weights for images of a size, under a NetVLAD of 64 clusters."""
-    ready = read_backbone(name, changes=ImageChanges(resize=Resize.parse(size)), seed=0)
-    spec = NetVLADSpec(num_clusters=CLUSTERS, feature_size=ready.width, normalize_input=True)
-    return ready.under(initialize(spec, 0))
 
 
 def exported(folder: Path, precision: str, size: str) -> OnnxArtifact:
     """Return the small transformer as an ONNX file of a precision."""
     target = folder / f"{SMALL}-{size}-{precision}.onnx"
-    return export_onnx(pipeline_of(SMALL, size), target, GraphOptions(precision=precision), force=True)
+    return export_onnx(untrained(SMALL, size), target, GraphOptions(precision=precision), force=True)
 
 
 def distance(got: Array, expected: Array) -> float:
     """Return the largest 1 - cosine of descriptors (B,P), in float64."""
-    left, right = got.astype(np.float64), expected.astype(np.float64)
-    return float((1 - (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).max())
+    return float((1 - cosines(got, expected)).max())
 
 
 def accuracy(folder: Path) -> Iterator[Bar]:
     """ONNX Runtime against torch at three sizes."""
     worst = 0.0
     for size in SIZES:
-        pipeline = pipeline_of(SMALL, size)
+        pipeline = untrained(SMALL, size)
         assert pipeline.images.size is not None
         images = np.stack([golden_image(*pipeline.images.size, seed) for seed in (11, 12)])
         with torch.inference_mode():
@@ -80,10 +66,8 @@ def corridor(folder: Path) -> Iterator[Bar]:
         found[precision] = []
         with open_runner(artifact, backend=backend) as runner:
             for side in (walk.queries, walk.database):
-                files, _ = find_images([side])
-                with load_images(files, artifact.images) as loaded:
-                    images = np.stack([image for _, image in loaded if isinstance(image, np.ndarray)])
-                parts = np.array_split(images, len(images) // BATCH)
+                images = photos(side, artifact.images)[1]
+                parts = np.array_split(np.stack(images), len(images) // BATCH)
                 found[precision].append(np.concatenate([runner.run({IMAGES: part})[DESCRIPTOR] for part in parts]))
     worst = max(distance(*sides) for sides in zip(found["fp16"], found["fp32"], strict=True))
     name = f"{SMALL}, corridor: 1-cos of FP16 (strict emulation) and FP32 at most {HALF_EQUAL:g}"
@@ -111,25 +95,17 @@ def engines(folder: Path) -> Iterator[Bar]:
 
 
 SCRIPT = """
-import sys, threading, time
-from pathlib import Path
-from tools.backbone_bars import pipeline_of
+import sys, time
+from tools.bar import most_resident, resident_bytes
+from tools.image_bars import untrained
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.spec.graph_options import GraphOptions
-
-def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-small = pipeline_of("mobilenetv2", "64x64")
-export_onnx(small, "small.onnx", force=True)
-before, peak, done = resident(), [0], threading.Event()
-pipeline = pipeline_of(sys.argv[1], "224x224")
-started = time.perf_counter()
-size = sum(tensor.nbytes for tensor in pipeline.backbone.state_dict().values())
-def watch():
-    while not done.wait(0.01): peak[0] = max(peak[0], resident())
-watcher = threading.Thread(target=watch); watcher.start()
-export_onnx(pipeline, f"{sys.argv[1]}.onnx", GraphOptions(precision=sys.argv[2]), force=True)
-done.set(); watcher.join()
-print(time.perf_counter() - started, (peak[0] - before) / size, size)
+export_onnx(untrained("mobilenetv2", "64x64"), "small.onnx", force=True)
+before, pipeline = resident_bytes(), untrained(sys.argv[1], "224x224")
+size, started = sum(tensor.nbytes for tensor in pipeline.backbone.state_dict().values()), time.perf_counter()
+options = GraphOptions(precision="fp16")
+peak = most_resident(lambda: export_onnx(pipeline, f"{sys.argv[1]}.onnx", options, force=True))
+print(time.perf_counter() - started, (peak - before) / size, size)
 """
 """Exports a small network first, so that the libraries' own memory and time are not counted; nor is the time to draw
 random weights, in whose place a user reads a file.
@@ -138,30 +114,21 @@ random weights, in whose place a user reads a file.
 
 def largest(folder: Path) -> Iterator[Bar]:
     """Seconds of the export of the largest network in FP16, and its memory."""
-    yield from exports(folder, (LARGEST,))
+    yield steady(partial(export_bar, folder, LARGEST))
 
 
 def others(folder: Path) -> Iterator[Bar]:
-    """Seconds of the exports of the others; not in `make bars`, since each is faster than the largest."""
-    yield from exports(folder, OTHERS)
+    """Seconds of the exports of the others; `make bars` leaves them out, since each is faster than the largest."""
+    for name in OTHERS:
+        yield steady(partial(export_bar, folder, name))
 
 
-def exports(folder: Path, names: tuple[str, ...]) -> Iterator[Bar]:
-    """Seconds of each export in FP16, in a fresh process; of the largest, what memory grows by, with its weights."""
-    for name in names:
-        tries = (one_export(folder, name) for _ in range(TRIES))
-        last = next(tries)
-        while not last.holds and (another := next(tries, None)) is not None:
-            last = another
-        yield last
+def export_bar(folder: Path, name: str) -> Bar:
+    """Return the bar of one export in FP16; of the largest also what memory grows by, with its weights.
 
-
-def one_export(folder: Path, name: str) -> Bar:
-    """Return the bar of one export, in a fresh process."""
-    outcome = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, "fp16"], cwd=folder, check=True, capture_output=True, text=True
-    )
-    seconds, growth, size = map(float, outcome.stdout.split()[-3:])
+    Its seconds may be more by how slow the machine is.
+    """
+    seconds, growth, size = printed(SCRIPT, name, folder=folder)
     most = LARGEST_S if name == LARGEST else EXPORT_S
     limit_s = allowed(most, seconds)
     text = f"{seconds:.0f} s of {limit_s:.0f} s on this machine"
@@ -175,12 +142,3 @@ def one_export(folder: Path, name: str) -> Bar:
 
 
 FIGURES = (largest, accuracy, corridor, engines)
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        for group in (*FIGURES, others):
-            if len(sys.argv) == 1 or group.__name__ in sys.argv[1:]:
-                for bar in group(Path(scratch)):
-                    sys.stdout.write(f"{'holds' if bar.holds else 'FAILS'}  {bar.name}: {bar.measured}\n")
-                    sys.stdout.flush()

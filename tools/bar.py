@@ -1,7 +1,9 @@
-"""What a bar is, and the stopwatch."""
+"""What a bar is, and what several of them measure with: stopwatches, memory, programs in processes of their own."""
 
+import functools
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,14 +46,47 @@ def allowed(limit_s: float, seconds: float) -> float:
     return limit_s if seconds <= limit_s else limit_s * slowness()
 
 
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def fastest(command: list[str], folder: Path, times: int = 5) -> float:
     """Return the seconds of the fastest of several runs."""
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    run = functools.partial(subprocess.run, command, cwd=folder, check=True, capture_output=True)
+    return min(timed(run) for _ in range(times))
+
+
+def printed(program: str, *arguments: object, folder: Path | None = None) -> list[float]:
+    """Return the numbers that a program prints, in a fresh process of Python."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def most_resident(work: Callable[[], object]) -> int:
+    """Return the most memory that this process has while it does some work."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return peak[0]
 
 
 def steady(bar: Callable[[], Bar]) -> Bar:

@@ -16,8 +16,10 @@ from safetensors.numpy import save_file
 
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport
+from netvlad_deploy.latency.statistics import comparison
 from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.vocabulary import VocabularyRecord, backbone_state, head_module, head_state
+from netvlad_deploy.report.text import estimate_text
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import ImageChanges, Resize, Size
@@ -69,9 +71,9 @@ class Row:
         ratios = [None if one is None else one.ratio for one in found]
         return [
             self.name,
-            words(ours.percentiles_ms.get("p50"), digits=3),
-            words(ours.over_limit),
-            *(words(ratio) for ratio in ratios),
+            milliseconds(ours.percentiles_ms.get("p50")),
+            estimate_text(ours.over_limit, ".2f"),
+            *(estimate_text(ratio, ".2f") for ratio in ratios),
             faster(ratios[0]),
         ]
 
@@ -83,17 +85,14 @@ class Row:
                 yield f"{self.name}: {one.name} did not run: {one.reason}"
 
 
-def words(estimate: Estimate | None, digits: int = 2) -> str:
-    """Return a value with its interval, a dash for None: a ratio to two places, milliseconds to three digits.
+def milliseconds(estimate: Estimate | None) -> str:
+    """Return milliseconds with their interval to three digits, a dash for None.
 
-    >>> words(Estimate(value=1.234, low=1.1, high=1.5)), words(Estimate(value=2331.7, low=2290, high=2400), digits=3)
-    ('1.23 [1.10, 1.50]', '2332 [2290, 2400]')
+    >>> milliseconds(Estimate(value=2331.7, low=2290, high=2400)), milliseconds(Estimate(value=0.3, low=0.2, high=0.4))
+    ('2332 [2290, 2400]', '0.300 [0.200, 0.400]')
     """
-    if estimate is None:
-        return "-"
-    whole = int(estimate.value)
-    places = 2 if digits == 2 else max(0, digits - len(str(whole)) * (whole > 0))
-    return f"{estimate.value:.{places}f} [{estimate.low:.{places}f}, {estimate.high:.{places}f}]"
+    whole = 0 if estimate is None else int(estimate.value)
+    return estimate_text(estimate, f".{max(0, 3 - len(str(whole)) * (whole > 0))}f")
 
 
 def faster(openvino: Estimate | None) -> str:
@@ -104,9 +103,7 @@ def faster(openvino: Estimate | None) -> str:
     """
     if openvino is None:
         return "-"
-    if openvino.low <= 1 <= openvino.high:
-        return "not told apart"
-    return "OpenVINO" if openvino.high < 1 else "ONNX Runtime"
+    return {"faster": "OpenVINO", "slower": "ONNX Runtime", "": "not told apart"}[comparison(openvino)]
 
 
 def head_row(shape: tuple[int, int, int, int], folder: Path, seconds: float) -> Row:

@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 ROOT_FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 
-def tracked(root: Path = ROOT) -> list[str]:
+def tracked() -> list[str]:
     """Return the files that make the distributions, as git knows them: those of the package, and three beside it."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "netvlad_deploy", *ROOT_FILES], cwd=root, capture_output=True, check=True
+        ["git", "ls-files", "-z", "netvlad_deploy", *ROOT_FILES], cwd=ROOT, capture_output=True, check=True
     )
     return sorted(name.decode() for name in listed.stdout.split(b"\0") if name)
 

@@ -1,12 +1,10 @@
 """Sources and files of descriptors: the memory that they take does not grow with the number of items."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from netvlad_deploy.sources.image_folders import IMAGE_SUFFIXES
-from tools.bar import MIB, Bar
+from tools.bar import MIB, Bar, printed
 
 FEW, MANY, IN_A_FOLDER = 4_000, 40_000, 1_000
 MOST_GROWTH_MIB = 8
@@ -52,11 +50,6 @@ print(peak_memory_bytes())
 """
 
 
-def _numbers(program: str, *arguments: object) -> list[int]:
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return [int(word) for word in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
-
-
 def listing(folder: Path) -> Iterator[Bar]:
     """A tree of many empty files is listed; that a file is empty shows only when it is read."""
     for number in range(MANY):
@@ -64,7 +57,7 @@ def listing(folder: Path) -> Iterator[Bar]:
         if not number % IN_A_FOLDER:
             path.parent.mkdir(parents=True)
         path.touch()
-    (few, before), (many, after) = (_numbers(LISTED, folder / "walks", count) for count in (FEW, MANY + 1))
+    (few, before), (many, after) = (printed(LISTED, folder / "walks", count) for count in (FEW, MANY + 1))
     grown = (after - before) / MIB
     yield Bar(
         f"listing {MANY:,} images takes at most {MOST_GROWTH_MIB} MiB more than {FEW:,}",
@@ -76,8 +69,8 @@ def listing(folder: Path) -> Iterator[Bar]:
 def files(folder: Path) -> Iterator[Bar]:
     """Descriptors are written and read in every format."""
     for suffix in (".npz", ".npy", ".h5", ".parquet"):
-        few, many = _numbers(WRITTEN, folder / f"x{suffix}", ROWS, SIZE, BLOCK)
-        first, last = _numbers(READ, folder / f"x{suffix}", BLOCK)
+        few, many = printed(WRITTEN, folder / f"x{suffix}", ROWS, SIZE, BLOCK)
+        first, last = printed(READ, folder / f"x{suffix}", BLOCK)
         what = f"{ROWS:,} descriptors of {SIZE:,} values in {suffix} ({ROWS * SIZE * 4 / MIB:.0f} MiB)"
         text = f"{(many - few) / MIB:.0f} MiB, {(last - first) / MIB:.0f} MiB"
         yield Bar(

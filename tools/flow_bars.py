@@ -15,6 +15,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from netvlad_deploy.bulk.flow import embed_shards
+from netvlad_deploy.bulk.plan import remove_plan
 from netvlad_deploy.retrieval import loading, stream
 from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner
@@ -22,12 +24,15 @@ from netvlad_deploy.spec.images import IMAGES, ImageInput
 from netvlad_deploy.spec.items import Item, Load
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays
+from tests.bulk.conftest import plan_of, write_photos
 from tools.bar import MIB, Bar, steady
 
 BATCH, COUNT, ALONE = 8, 480, 10
 LARGE, MANY = (480, 640, 3), 600
 RUN_S, COPY_S = 0.040, 0.010
 LEAST_SHARE = 0.95
+SHARDS, SHARD_SIZE, SHARD_BATCH, VALUES = 8, 256, 16, 4096
+"""Each takes the runner 0.64 s, as 1,024 items do at 1,600 a second."""
 DECODERS = (1, 4, 16)
 SPARE = 0.75
 """Share of the time of all decoders that their work takes: where it is 1 nobody could keep up."""
@@ -38,8 +43,8 @@ class Device(Runner):
 
     concurrent = True
 
-    def __init__(self, *, run_s: float = RUN_S, copy_s: float = 0.0) -> None:
-        spec = NetVLADSpec(num_clusters=1, feature_size=3)
+    def __init__(self, *, run_s: float = RUN_S, copy_s: float = 0.0, values: int = 3) -> None:
+        spec = NetVLADSpec(num_clusters=1, feature_size=values)
         super().__init__("device", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.dtype(np.uint8))
         self.run_s, self.copy_s, self._computes = run_s, copy_s, threading.Lock()
 
@@ -48,7 +53,7 @@ class Device(Runner):
         with self._computes:
             time.sleep(self.run_s)
         time.sleep(self.copy_s)
-        return {DESCRIPTOR: feeds[IMAGES][:, 0, 0].astype(np.float32)}
+        return {DESCRIPTOR: np.repeat(feeds[IMAGES][:, 0, 0, :1].astype(np.float32), self.spec.descriptor_size, axis=1)}
 
 
 def contents(count: int, decode_s: float, shape: tuple[int, int, int] = (24, 32, 3)) -> Iterator[tuple[Item, Load]]:
@@ -74,12 +79,12 @@ def rate(runner: Runner, decode_s: float, *, decoders: int | None, lanes: int) -
     return (COUNT - start) / (times[-1] - times[start - 1])
 
 
-def alone(runner: Device) -> float:
+def alone(runner: Device, batch: int = BATCH) -> float:
     """Return the items a second of the runner's work alone: its copies are done beside it."""
     started = time.perf_counter()
     for _ in range(ALONE):
         time.sleep(runner.run_s)
-    return ALONE * BATCH / (time.perf_counter() - started)
+    return ALONE * batch / (time.perf_counter() - started)
 
 
 def share(needed: int, *, decoders: int | None, lanes: int, copy_s: float = 0.0) -> Bar:
@@ -103,6 +108,28 @@ def throughput(folder: Path) -> Iterator[Bar]:
             yield steady(partial(share, needed, decoders=None, lanes=2, copy_s=COPY_S))
 
 
+def shards(folder: Path) -> Iterator[Bar]:
+    """A run of several shards with descriptors of 4,096 values: decoded, run, written, hashed and flushed."""
+    write_photos(folder / "photos", SHARDS * SHARD_SIZE)
+    yield steady(partial(shards_share, folder))
+
+
+def shards_share(folder: Path) -> Bar:
+    """Measure the whole of a run, from the first file that is opened to the last record."""
+    plan = plan_of(folder / "photos", folder / "y.npz", values=VALUES, batch=SHARD_BATCH, shard_size=SHARD_SIZE)
+    runner = Device(copy_s=COPY_S, values=VALUES)
+    runner.lanes = 2
+    before = alone(runner, SHARD_BATCH)
+    started = time.perf_counter()
+    assert sum(done.descriptors for done in embed_shards(plan, range(SHARDS), runner)) == SHARDS * SHARD_SIZE
+    got = SHARDS * SHARD_SIZE / (time.perf_counter() - started)
+    most = (before + alone(runner, SHARD_BATCH)) / 2
+    remove_plan(plan.folder)
+    plan.folder.rmdir()
+    name = f"{SHARDS} shards of {SHARD_SIZE}, all in all: at least {LEAST_SHARE:.0%} of the runner alone"
+    return Bar(name, f"{got / most:.1%}, {got:.0f} of {most:.0f} images/s", got >= LEAST_SHARE * most)
+
+
 def memory(folder: Path) -> Iterator[Bar]:
     """The most arrays that stand in memory at once, by NumPy's own account, whoever is slow."""
     side = {"decoders": (0.0, 0.02), "runner": (0.004, 0.0)}
@@ -122,4 +149,4 @@ def memory(folder: Path) -> Iterator[Bar]:
 
 
 FIGURES = (memory,)
-TIMES = (throughput,)
+TIMES = (throughput, shards)

@@ -12,34 +12,34 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
+from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.export.audit import audit
 from netvlad_deploy.export.fold_head import fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.checkpoints import load_checkpoint
-from netvlad_deploy.models.netvlad import NetVLAD, initialize
+from netvlad_deploy.models.netvlad import initialize
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.visibility import SHORT
 from netvlad_deploy.retrieval.embed_features import embed_array
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
-from netvlad_deploy.spec.build_options import BuildOptions
+from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.spec.profiles import Profile
-from netvlad_deploy.support.arrays import Array, Arrays, Float32, Float64, cosines, npz_content
-from netvlad_deploy.support.files import stage_files
+from netvlad_deploy.support.arrays import Array, Float32, Float64, cosines
 from netvlad_deploy.tensorrt.engine import build_engine
 from tests.heads import adapt_soccernet, sharp_head, trying_features
 from tests.modules import features, make_module
 from tools.bar import MIB, Bar, fastest, steady
+from tools.reweighted import reweighted
 
 DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 ALPHAS, GHOSTS, SEEDS = (10, 50, 164), (0, 8), range(8)
 SINGLE_CLUSTER_SEEDS = range(2)
-HALF, WIDE = GraphOptions(precision="fp16"), GraphOptions(precision="fp16", wide_logits=True)
+HALF, WIDE = GRAPHS = GraphOptions(precision="fp16"), GraphOptions(precision="fp16", wide_logits=True)
 LIMITS = {
     "unit norm": 1e-5,
     "unit norm x 1e-4": 1e-5,
@@ -72,7 +72,8 @@ def strict_accuracy(folder: Path) -> Iterator[Bar]:
                 inputs = {name: x.astype(np.float16) for name, x in trying_features(module, seed)}
             _, warnings = audit(fold(module, GraphOptions(precision="fp16", feature_norm=450)))
             warned += any("apart at features of norm 450" in warning for warning in warnings)
-            runners = [open_runner(reweighted(template, module), backend="strict") for template in templates]
+            artifacts = [reweighted(each, module, options) for each, options in zip(templates, GRAPHS, strict=True)]
+            runners = [open_runner(each, backend="strict") for each in artifacts]
             oracle = OracleRunner(load_reference(templates[0].reference_path))
             for name, x in inputs.items():
                 expected = oracle.run({FEATURES: x.astype(np.float32)})[DESCRIPTOR]
@@ -105,29 +106,13 @@ def _templates(folder: Path, clusters: int, ghosts: int) -> list[OnnxArtifact]:
     """Export one head in FP16 and with wide logits, and prove that new weights in it are a new export."""
     module, other = (sharp_head(clusters, 512, ghosts, alpha, 0) for alpha in (10, 50))
     templates = []
-    for options in (HALF, WIDE):
+    for options in GRAPHS:
         target = folder / f"{options.precision_name}.onnx"
         exported = export_onnx(module, target, options, force=True).path.read_bytes()
         template = export_onnx(other, target, options, force=True)
-        assert reweighted(template, module).path.read_bytes() == exported
+        assert reweighted(template, module, options).path.read_bytes() == exported
         templates.append(template)
     return templates
-
-
-def reweighted(template: OnnxArtifact, module: NetVLAD) -> OnnxArtifact:
-    """Put another module's folded weights into an exported graph of the same shape, at a tenth of an export's time."""
-    options = WIDE if template.precision == WIDE.precision_name else HALF
-    buffers = {name: tensor.numpy() for name, tensor in fold(module, options).named_buffers()}
-    model = onnx.load(template.path)
-    for tensor in model.graph.initializer:
-        if tensor.name in buffers:
-            tensor.raw_data = buffers[tensor.name].tobytes()
-    assert module.batch_norm is not None
-    state: Arrays = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    state["batch_norm.eps"] = np.array(module.batch_norm.eps)
-    template.reference_path.write_bytes(npz_content(state))
-    with stage_files(force=True) as staging:
-        return stage_artifact(staging, template, model.SerializeToString(deterministic=True))
 
 
 def distances(got: Array, expected: Float64) -> Float64:
@@ -190,13 +175,10 @@ def _refusal_names(runner: Runner, x: Float32) -> bool:
 def half_engine(folder: Path) -> Iterator[Bar]:
     """Nodes, activation memory, kernels and types of the FP16 engine, at the profile 1x1 / 8x300 / 64x4096."""
     artifact = export_onnx(make_module(64, 512, 8), folder / "m.onnx", HALF, force=True)
-    nodes = len(onnx.load(artifact.path).graph.node)
-    yield Bar("FP16 nodes of the graph, K=64, G=8, no mask: at most 44", str(nodes), nodes <= 44)
-    built = build_engine(artifact, folder / "m.engine", WIDE_PROFILE, force=True)
-    figures = built.figures
-    mebibytes = (figures.activation_bytes or 0) / MIB
-    yield Bar("FP16 TensorRT-RTX activations: at most 116 MiB", f"{mebibytes:.2f} MiB", 0 < mebibytes <= 116)
-    yield Bar("FP16 TensorRT-RTX kernels: at most 8", str(len(figures.kernels)), 0 < len(figures.kernels) <= 8)
+    figures = build_engine(artifact, folder / "m.engine", WIDE_PROFILE, force=True).figures
+    yield nodes("FP16 nodes", artifact, 44)
+    yield activations("FP16 TensorRT-RTX activations:", figures, 116)
+    yield kernels("FP16 TensorRT-RTX kernels", figures)
     products = [(kernel.inputs, kernel.outputs) for kernel in figures.kernels if kernel.kind == "gemm"]
     others = [kernel for kernel in figures.kernels if kernel.kind != "gemm"]
     reads, writes = (sum(getattr(kernel, side).count("Half") for kernel in others) for side in ("inputs", "outputs"))
@@ -214,9 +196,25 @@ def normalising_engines(folder: Path) -> Iterator[Bar]:
     for options, limit in ((GraphOptions(), 153), (HALF, 114)):
         artifact = export_onnx(module, folder / "normalising.onnx", options, force=True)
         built = build_engine(artifact, folder / "normalising.engine", WIDE_PROFILE, force=True)
-        mebibytes = (built.figures.activation_bytes or 0) / MIB
-        name = f"{options.precision.upper()}, L2-normalised input: TensorRT-RTX activations, at most {limit} MiB"
-        yield Bar(name, f"{mebibytes:.2f} MiB", 0 < mebibytes <= limit)
+        name = f"{options.precision.upper()}, L2-normalised input: TensorRT-RTX activations,"
+        yield activations(name, built.figures, limit)
+
+
+def nodes(name: str, artifact: OnnxArtifact, most: int) -> Bar:
+    """Return the bar of the nodes of a graph."""
+    count = len(onnx.load(artifact.path).graph.node)
+    return Bar(f"{name} of the graph, K=64, G=8, no mask: at most {most}", str(count), count <= most)
+
+
+def activations(name: str, figures: BuildFigures, most: int) -> Bar:
+    """Return the bar of an engine's activation memory."""
+    mebibytes = (figures.activation_bytes or 0) / MIB
+    return Bar(f"{name} at most {most} MiB", f"{mebibytes:.2f} MiB", 0 < mebibytes <= most)
+
+
+def kernels(name: str, figures: BuildFigures) -> Bar:
+    """Return the bar of an engine's kernels."""
+    return Bar(f"{name}: at most 8", str(len(figures.kernels)), 0 < len(figures.kernels) <= 8)
 
 
 def export_time(folder: Path) -> Iterator[Bar]:

@@ -1,10 +1,9 @@
 """The promises about images, measured for `make bars`: a real walk, a large pipeline, how fast images go through."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,14 @@ from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.graph_options import GraphOptions
-from netvlad_deploy.spec.images import IMAGES, ImageChanges, Resize
+from netvlad_deploy.spec.images import IMAGES, ImageChanges, ImageInput, Resize
+from netvlad_deploy.spec.items import Item
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec
-from netvlad_deploy.support.arrays import unit_rows
+from netvlad_deploy.support.arrays import Array, unit_rows
 from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source, load_module
 from netvlad_deploy.workflow.validate import validate
-from tools.bar import MIB, Bar, allowed
+from tools.bar import MIB, Bar, allowed, printed, steady
 
 LEAST_RECALL, LEAST_GAIN, MOST_DISTANCE, MOST_SECONDS = 0.86, 0.10, 1e-4, 60.0
 EXPORT_S, BUILD_S, HOST_BYTES = 20.0, 5.0, 2.5e9
@@ -43,6 +43,21 @@ Sides = list[Any]
 """Something of the queries, and of the database."""
 
 LEAST_SHARE, ROUNDS, IN_A_ROUND, BATCH = 0.9, 5, 16, 8
+
+
+def untrained(backbone: str, size: str, clusters: int = CLUSTERS) -> Pipeline:
+    """Return a backbone of random weights for images of a size, under a NetVLAD."""
+    ready = read_backbone(backbone, changes=ImageChanges(resize=Resize.parse(size)), seed=0)
+    spec = NetVLADSpec(num_clusters=clusters, feature_size=ready.width, batch_norm=False, normalize_input=True)
+    return ready.under(initialize(spec, 0))
+
+
+def photos(folder: Path, images: ImageInput, count: int | None = None) -> tuple[list[Item], list[Array]]:
+    """Return the photos of a folder, or `count` of them in turn, as files and decoded as a pipeline takes them."""
+    files, _ = find_images([folder])
+    files = files if count is None else (files * count)[:count]
+    with load_images(files, images) as loaded:
+        return files, [image for _, image in loaded if isinstance(image, np.ndarray)]
 
 
 def corridor(folder: Path) -> Iterator[Bar]:
@@ -78,11 +93,9 @@ def features_of(checkpoint: Path) -> tuple[Sides, Sides]:
     pipeline, names, features = load_module(Source(checkpoint=checkpoint, takes=IMAGES))[0], [], []
     assert isinstance(pipeline, Pipeline)
     for side in (demo.corridor().queries, demo.corridor().database):
-        files, _ = find_images([side])
-        with load_images(files, pipeline.images) as loaded:
-            images = np.stack([image for _, image in loaded if isinstance(image, np.ndarray)])
+        files, images = photos(side, pipeline.images)
         names.append([file.name for file in files])
-        features.append(local_descriptors(pipeline, images))
+        features.append(local_descriptors(pipeline, np.stack(images)))
     return names, features
 
 
@@ -131,15 +144,12 @@ def large_pipeline(folder: Path) -> Iterator[Bar]:
     write_patch_netvlad(folder / "large.pth.tar")
     export = ["export", "large.pth.tar", "--precision", "fp16", "-o", "large.onnx", "--force"]
     build = ["build", "large.onnx", "--flavor", "tensorrt-rtx", "--profile", "1x480x640", "--force"]
-    limits = ((export, EXPORT_S), (build, BUILD_S))
-    seconds, allow, peaks = zip(*(steady(arguments, folder, limit_s) for arguments, limit_s in limits), strict=True)
-    name = "VGG16 + NetVLAD + 4096 whitening, 480x640, FP16"
-    texts = [f"{taken:.1f} s of {most:.1f} s on this machine" for taken, most in zip(seconds, allow, strict=True)]
-    yield Bar(f"{name}: exports in {EXPORT_S:g} s", texts[0], seconds[0] <= allow[0])
-    yield Bar(f"{name}: builds with TensorRT-RTX in {BUILD_S:g} s", texts[1], seconds[1] <= allow[1])
-    text = f"{peaks[0] / 1e9:.2f} and {peaks[1] / 1e9:.2f} GB"
-    yield Bar(f"{name}: host memory of both under {HOST_BYTES / 1e9:g} GB", text, max(peaks) < HOST_BYTES)
-    _, peak = measured(["validate", "large.onnx"], folder)
+    name, peaks = "VGG16 + NetVLAD + 4096 whitening, 480x640, FP16", list[float]()
+    for words, limit_s, does in ((export, EXPORT_S, "exports"), (build, BUILD_S, "builds with TensorRT-RTX")):
+        yield steady(partial(command_bar, f"{name}: {does} in {limit_s:g} s", words, limit_s, folder, peaks))
+    text = " and ".join(f"{peak / 1e9:.2f}" for peak in peaks)
+    yield Bar(f"{name}: host memory of both under {HOST_BYTES / 1e9:g} GB", f"{text} GB", max(peaks) < HOST_BYTES)
+    _, peak = printed(COMMAND, "validate", "large.onnx", folder=folder)
     yield Bar(
         f"{name}: host memory of validate under {HOST_BYTES / 1e9:g} GB", f"{peak / 1e9:.2f} GB", peak < HOST_BYTES
     )
@@ -148,73 +158,47 @@ def large_pipeline(folder: Path) -> Iterator[Bar]:
     yield Bar(f"{name}: figures in the sidecar", text, bool(figures["activation_bytes"]) and figures["host_bytes"] > 0)
 
 
-def steady(arguments: list[str], folder: Path, limit_s: float) -> tuple[float, float, float]:
-    """Return the seconds of a command, how many it may take on this machine, and its peak memory in bytes.
-
-    It has three tries where it takes longer than that.
-    """
-    for left in (2, 1, 0):
-        seconds, peak = measured(arguments, folder)
-        most = allowed(limit_s, seconds)
-        if seconds <= most or not left:
-            return seconds, most, peak
-        time.sleep(10)
-    raise AssertionError("three tries were none")
+COMMAND = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+command = [sys.executable, "-m", "netvlad_deploy", *sys.argv[1:]]
+subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+"""Prints the seconds and the peak memory, in bytes, of a command in a process of its own."""
 
 
-def measured(arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Return the seconds and the peak memory, in bytes, of a command in a process of its own."""
-    script = (
-        "import resource, subprocess, sys; "
-        "subprocess.run([sys.executable, '-m', 'netvlad_deploy', *sys.argv[1:]], check=True); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
-    )
-    started = time.perf_counter()
-    outcome = subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    )
-    return time.perf_counter() - started, float(outcome.stdout.splitlines()[-1])
+def command_bar(name: str, words: list[str], limit_s: float, folder: Path, peaks: list[float]) -> Bar:
+    """Return the bar of a command's seconds, more on a machine that is slow now; its memory joins the peaks."""
+    seconds, peak = printed(COMMAND, *words, folder=folder)
+    peaks.append(peak)
+    most = allowed(limit_s, seconds)
+    return Bar(name, f"{seconds:.1f} s of {most:.1f} s on this machine", seconds <= most)
 
 
 GROWTH_SCRIPT = """
-import sys, threading, time
-from pathlib import Path
-import torch
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.spec.layer import Projection
-from netvlad_deploy.spec.graph_options import GraphOptions
-
-def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+from tools.bar import most_resident, resident_bytes
 export_onnx(NetVLAD(4, 8, projection=Projection(size=4)).eval(), "small.onnx", force=True)
 layer = NetVLAD(64, 512, projection=Projection(size=4096)).eval()
 for parameter in layer.parameters(): parameter.data.normal_()
-before, peak, done = resident(), [0], threading.Event()
-def watch():
-    while not done.wait(0.005): peak[0] = max(peak[0], resident())
-watcher = threading.Thread(target=watch); watcher.start()
-export_onnx(layer, "grown.onnx", GraphOptions(precision="fp32"), force=True)
-done.set(); watcher.join()
-print((peak[0] - before) / layer.projection.weight.nbytes)
+before = resident_bytes()
+print((most_resident(lambda: export_onnx(layer, "grown.onnx", force=True)) - before) / layer.projection.weight.nbytes)
 """
 
 
 def memory(folder: Path) -> Iterator[Bar]:
     """How much an export grows by, against the size of its whitening."""
-    outcome = subprocess.run(
-        [sys.executable, "-c", GROWTH_SCRIPT], cwd=folder, check=True, capture_output=True, text=True
-    )
-    growth = float(outcome.stdout.splitlines()[-1])
+    (growth,) = printed(GROWTH_SCRIPT, folder=folder)
     name = f"export of a {WHITENED} x {CLUSTERS * WIDTH} whitening in FP32: grows by at most {GROWTH} times its size"
     yield Bar(name, f"{growth:.2f} times", growth <= GROWTH)
 
 
 def throughput(folder: Path) -> Iterator[Bar]:
     """Files against the bare session on the same images in memory, by the benchmark's usual network and size."""
-    size = Resize(size=(480, 640))
-    head = initialize(NetVLADSpec(num_clusters=CLUSTERS, feature_size=256, batch_norm=False, normalize_input=True), 0)
-    pipeline = read_backbone("resnet18-conv4", changes=ImageChanges(resize=size), seed=0).under(head)
-    usual = export_onnx(pipeline, folder / "usual.onnx")
+    usual = export_onnx(untrained("resnet18-conv4", "480x640"), folder / "usual.onnx")
     shares = rounds_of(usual, IN_A_ROUND)
     share = sorted(shares)[ROUNDS // 2]
     name = f"embed, ResNet-18 at 480x640, 2 cores: at least {LEAST_SHARE:.0%} of the bare session's images/s"
@@ -224,9 +208,7 @@ def throughput(folder: Path) -> Iterator[Bar]:
 def rounds_of(artifact: Artifact, count: int) -> list[float]:
     """Return the share of the bare session's speed in some rounds over this many photos of the corridor."""
     assert artifact.images is not None
-    files = (find_images([demo.corridor().database])[0] * count)[:count]
-    with load_images(files, artifact.images) as loaded:
-        images = [image for _, image in loaded if isinstance(image, np.ndarray)]
+    files, images = photos(demo.corridor().database, artifact.images, count)
     batches = [np.stack(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
     shares = []
@@ -244,10 +226,7 @@ def rounds_of(artifact: Artifact, count: int) -> list[float]:
 def backbones(folder: Path) -> Iterator[Bar]:
     """ONNX Runtime against torch for each kind of backbone, untrained, at three sizes, two of them odd."""
     for name in ("vgg16", "alexnet", "resnet18-conv5", "resnet50-conv4", "efficientnet-lite0"):
-        ready = read_backbone(name, changes=ImageChanges(resize=Resize(size=(120, 160))), seed=0)
-        spec = NetVLADSpec(num_clusters=8, feature_size=ready.width, batch_norm=False, normalize_input=True)
-        pipeline = ready.under(initialize(spec, 0))
-        worst = 0.0
+        pipeline, worst = untrained(name, "120x160", 8), 0.0
         with open_runner(export_onnx(pipeline, folder / f"{name}.onnx")) as runner, torch.inference_mode():
             for height, width in ((120, 160), (97, 131), (225, 301)):
                 images = golden_image(height, width, seed=1)[None]

@@ -1,7 +1,6 @@
 """An index of 100,000 descriptors of 4,096 values: its recall against exact search, its memory, and its time."""
 
 import functools
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,21 +10,18 @@ import numpy as np
 from PIL import Image
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.descriptors.header import header_of
+from netvlad_deploy.bulk.open_plan import header_for
 from netvlad_deploy.descriptors.open_files import open_writer, read_descriptors
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.index.exact import DEPTH, ExactNearest
 from netvlad_deploy.index.place_index import OpenIndex
-from netvlad_deploy.models.assembly import read_backbone
-from netvlad_deploy.models.netvlad import initialize
 from netvlad_deploy.oracle.goldens import golden_image
 from netvlad_deploy.retrieval.embed_images import embed_images
-from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.sources.image_folders import find_images
-from netvlad_deploy.spec.images import ImageChanges, Resize
-from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.arrays import Float32, unit_rows
-from tools.bar import MIB, Bar, fastest
+from tools.bar import MIB, Bar, fastest, printed
+from tools.image_bars import untrained
 
 COUNT, SIZE, PLACES, SPREAD = 100_000, 4096, 2_000, 1.0
 """Descriptors lie around so many random places: 50 each, as many as a walk has photos of one corner, at a cosine of
@@ -60,19 +56,13 @@ def centres() -> Float32:
     return rows
 
 
-def network(folder: Path) -> OnnxArtifact:
-    """Export an untrained ResNet-18 whose descriptors have 4,096 values."""
-    ready = read_backbone("resnet18-conv4", changes=ImageChanges(resize=Resize(size=(480, 640))), seed=0)
-    clusters = SIZE // ready.width
-    spec = NetVLADSpec(num_clusters=clusters, feature_size=ready.width, batch_norm=False, normalize_input=True)
-    return export_onnx(ready.under(initialize(spec, 0)), folder / "m.onnx")
-
-
 def large_index(folder: Path) -> Iterator[Bar]:
-    """Index, recall against exact search in FP32 by queries that the index has not seen, and one photo's search."""
-    artifact = network(folder)
-    with open_runner(artifact) as runner:
-        header = header_of(artifact, runner.spec, dtype="float16")
+    """Index, recall against exact search in FP32 by queries that the index has not seen, and one photo's search.
+
+    An untrained ResNet-18 describes the photo by as many values.
+    """
+    artifact = export_onnx(untrained("resnet18-conv4", "480x640", SIZE // 256), folder / "m.onnx")
+    header = header_for(Candidate.of(artifact), head=None, dtype="float16")
     with open_writer(folder / "places.npz", header, COUNT) as writer:
         for start in range(0, COUNT, BLOCK):
             names = [f"walk/{place:06}.jpg" for place in range(start, start + BLOCK)]
@@ -91,10 +81,8 @@ def large_index(folder: Path) -> Iterator[Bar]:
 def of_kind(kind: str, folder: Path, exact: ExactNearest, artifact: OnnxArtifact) -> Iterator[Bar]:
     """Measure one kind of index."""
     started = time.perf_counter()
-    made = subprocess.run(
-        [sys.executable, "-c", INDEX, kind], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout
-    seconds, (peak, size) = time.perf_counter() - started, map(int, made.split())
+    peak, size = printed(INDEX, kind, folder=folder)
+    seconds = time.perf_counter() - started
     opened = OpenIndex(folder / f"{kind}.faiss")
     found = [[int(one.name[5:11]) for one in answer] for answer in opened.search(exact.queries, DEPTH)]
     recall = exact.recall(np.array(found))

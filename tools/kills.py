@@ -171,9 +171,9 @@ class Bench:
             self.tally.faults.append(f"{where}, then run again: {sorted(self.files() ^ self.clean)} differs")
 
 
-def kill(name: str, count: int, number: signal.Signals = signal.SIGKILL, seed: int = 0) -> Tally:
+def kill(name: str, count: int, number: signal.Signals = signal.SIGKILL) -> Tally:
     """Kill a verb this many times at random moments of its run."""
-    moments = random.Random(seed)
+    moments = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), name, VERBS[name])
         for _ in range(20 * count):

@@ -24,17 +24,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 
-from netvlad_deploy.artifact import OnnxArtifact, stage_artifact
+from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import FoldError
-from netvlad_deploy.export.audit import audit
-from netvlad_deploy.export.fold_head import fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD, initialize
 from netvlad_deploy.oracle.equations import ReferenceParameters, aggregate, by_cluster
-from netvlad_deploy.oracle.reference_file import load_reference, reference_arrays
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.heads import ParityReport, compare
@@ -58,9 +55,9 @@ from netvlad_deploy.spec.layer import (
 )
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Array, Arrays, npz_content
-from netvlad_deploy.support.files import stage_files
+from netvlad_deploy.support.arrays import Array
 from tools.head_faults import FAULTS, PLANTED
+from tools.reweighted import reweighted
 
 PRECISIONS = (GraphOptions(), GraphOptions(precision="fp16"), GraphOptions(precision="fp16", wide_logits=True))
 DRAWS = 10
@@ -127,34 +124,6 @@ def random_module(spec: NetVLADSpec, random: np.random.Generator, far: float = 0
             scaled = tensor.double() * 10 ** random.uniform(*EXPONENTS)
             tensor.copy_(scaled.clamp(-3e38, 3e38))
     return module.eval()
-
-
-def arrays_of(module: NetVLAD) -> Arrays:
-    arrays = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    for name, part in module.named_modules():
-        if isinstance(part, torch.nn.BatchNorm1d):
-            arrays[f"{name}.eps"] = np.array(part.eps)
-    return reference_arrays(arrays, module.spec)
-
-
-def reweighted(template: OnnxArtifact, module: NetVLAD, options: GraphOptions) -> OnnxArtifact:
-    """Put another layer's weights into an exported graph of its shape, or export it where the graph lost a constant.
-
-    Raises: FoldError, as an export would.
-    """
-    folded = fold(module, options)
-    limits, findings = audit(folded)
-    buffers = {name: tensor.numpy() for name, tensor in folded.named_buffers()}
-    model = onnx.load(template.path)
-    if buffers.keys() - {tensor.name for tensor in model.graph.initializer}:
-        return export_onnx(module, template.path.with_name("own.onnx"), options, force=True)
-    for tensor in model.graph.initializer:
-        if tensor.name in buffers:
-            tensor.raw_data = np.ascontiguousarray(buffers[tensor.name]).tobytes()
-    artifact = replace(template, range=limits, warnings=findings)
-    artifact.reference_path.write_bytes(npz_content(arrays_of(module)))
-    with stage_files(force=True) as staging:
-        return stage_artifact(staging, artifact, model.SerializeToString(deterministic=True))
 
 
 def open_untapped(artifact: OnnxArtifact, options: GraphOptions) -> Runner:

@@ -21,7 +21,7 @@ from netvlad_deploy.runtime.open_runner import Candidate
 from tests.modules import make_module
 from tests.pipelines import tiny_pipeline
 from tools.bar import MIB, Bar, steady
-from tools.index_bars import network
+from tools.image_bars import untrained
 
 LISTED, MOST_LISTED_US, MOST_PLAN_BYTES = 20_000, 150.0, 200.0
 MOST_SHARD_MS, JOINED, LEAST_JOINED_MIBS = 150.0, 8192, 30.0
@@ -100,7 +100,7 @@ def joined(folder: Path) -> Iterator[Bar]:
 
 def on_ray(folder: Path) -> Iterator[Bar]:
     """A cluster of this machine against no cluster, by the time between the first shard and the last."""
-    network(folder)
+    export_onnx(untrained("resnet18-conv4", "480x640", 16), folder / "m.onnx")
     (folder / "photos").mkdir()
     for number in range(PHOTOS):
         Image.fromarray(golden_image(480, 640, seed=number)).save(folder / "photos" / f"{number:03}.jpg")

@@ -1,11 +1,9 @@
 """The page of a deployment: its size, and the time it takes to write it, with the imports of what draws it."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.bar import Bar, steady
+from tools.bar import Bar, printed, steady
 
 MOST_BYTES, MOST_SECONDS = 1_000_000, 2.0
 WRITE = """
@@ -25,8 +23,7 @@ def page(folder: Path) -> Iterator[Bar]:
 
 
 def written() -> Bar:
-    outcome = subprocess.run([sys.executable, "-c", WRITE], check=True, capture_output=True, text=True)
-    size_bytes, seconds = map(float, outcome.stdout.split())
+    size_bytes, seconds = printed(WRITE)
     return Bar(
         f"page of a deployment: under {MOST_BYTES / 1e6:g} MB, and written in {MOST_SECONDS:g} s",
         f"{size_bytes / 1e3:.0f} kB, {seconds:.2f} s",

@@ -9,7 +9,6 @@ shard holds depends on the plan alone, and not on who computed it, or when.
 import contextlib
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
@@ -20,19 +19,19 @@ from typing import Final, NamedTuple
 from netvlad_deploy.bulk.listing import read_listing
 from netvlad_deploy.bulk.plan import Plan
 from netvlad_deploy.bulk.shards import ShardDone, write_shard
-from netvlad_deploy.errors import InputError
+from netvlad_deploy.errors import InputError, UnfitError
 from netvlad_deploy.retrieval.in_order import InOrder
 from netvlad_deploy.retrieval.stream import Result, describe
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.sources.source import Source
-from netvlad_deploy.spec.items import Content, Item, Load, Skipped, UnfitError, printable
+from netvlad_deploy.sources.source import Source, size_and_change
+from netvlad_deploy.spec.items import Content, Item, Load, Skipped, printable
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.progress import Progress
 
 LOG = logging.getLogger(__name__)
 
-MOST_BEGUN: Final = 8
-"""Shards under way at once, each with an open claim: of the usual size one is decoded, one run, one or two written."""
+MOST_BEGUN: Final = 4
+"""Shards under way at once, each with its claim: one is decoded, one is run, one waits, and one is written."""
 
 RECORDS_BYTES: Final = 1 << 20
 """Records that wait for whoever takes them, each counted as a kibibyte."""
@@ -176,13 +175,13 @@ def _as_listed(source: Source, items: Iterable[Item]) -> Iterator[tuple[Item, Lo
 
 def _with_fault(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
     """Yield items, each with what has become of its file since it was listed, empty if nothing has."""
-    path, status = Path(), None
+    path, found = Path(), None
     for item in items:
         if item.path != path:
-            path, status = item.path, _status(item.path)
-        if status is None:
+            path, found = item.path, _found(item.path)
+        if found is None:
             yield GONE, item
-        elif status.st_mtime_ns != item.modified_ns or (not item.part and status.st_size != item.size_bytes):
+        elif found[1] != item.modified_ns or (not item.part and found[0] != item.size_bytes):
             yield CHANGED, item
         else:
             yield "", item
@@ -192,9 +191,9 @@ def _refuse(fault: str) -> Content:
     raise UnfitError(fault)
 
 
-def _status(path: Path) -> os.stat_result | None:
-    """Return the status of a file, None if it is gone."""
+def _found(path: Path) -> tuple[int, int] | None:
+    """Return the size of a file and when it was changed, None if it is gone."""
     try:
-        return path.stat()
+        return size_and_change(path)
     except OSError:
         return None

@@ -8,14 +8,15 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.errors import ArtifactError, UsageError
 from netvlad_deploy.spec.items import Item, Skipped, printable
 from netvlad_deploy.support.files import read_bounded, write_hashed
+from netvlad_deploy.support.formats import writing
 from netvlad_deploy.support.progress import Progress
 from netvlad_deploy.support.unique_names import UniqueNames
 
@@ -34,11 +35,7 @@ def line_of(entry: Item | Skipped) -> str:
     """Return an item, or what was skipped, as a line."""
     if isinstance(entry, Skipped):
         return json.dumps(asdict(entry))
-    return json.dumps([str(value) if isinstance(value, Path) else value for value in _values(entry)])
-
-
-def _values(item: Item) -> Iterator[Any]:
-    return (getattr(item, name) for name in FIELDS)
+    return json.dumps([getattr(entry, name) for name in FIELDS], default=str)  # a path is no JSON
 
 
 def entry_of(line: str) -> Item | Skipped:
@@ -64,28 +61,25 @@ def write_listings(folder: Path, entries: Iterable[Item | Skipped], shard_size: 
     lines: list[str] = []
     inside: list[Item] = []
     items = shards = 0
-    try:
-        with contextlib.closing(UniqueNames()) as names:
-            for entry in entries:
-                if isinstance(entry, Item):
-                    if len(inside) == shard_size:
-                        _write_listing(folder, shards, inside, lines, names)
-                        shards, inside, lines = shards + 1, [], []
-                    items += 1
-                    inside.append(entry)
-                else:
-                    LOG.warning("skipped %s", entry)
-                line = f"{line_of(entry)}\n"
-                digest.update(line.encode())
-                lines.append(line)
-                counted.total = items + 1  # how many there are is not known
-                counted.reach(items)
-            counted.finish()
-            if lines:
-                _write_listing(folder, shards, inside, lines, names)
-                shards += 1
-    except OSError as error:
-        raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
+    with writing(folder), contextlib.closing(UniqueNames()) as names:
+        for entry in entries:
+            if isinstance(entry, Item):
+                if len(inside) == shard_size:
+                    _write_listing(folder, shards, inside, lines, names)
+                    shards, inside, lines = shards + 1, [], []
+                items += 1
+                inside.append(entry)
+            else:
+                LOG.warning("skipped %s", entry)
+            line = f"{line_of(entry)}\n"
+            digest.update(line.encode())
+            lines.append(line)
+            counted.total = items + 1  # how many there are is not known
+            counted.reach(items)
+        counted.finish()
+        if lines:
+            _write_listing(folder, shards, inside, lines, names)
+            shards += 1
     return items, shards, digest.hexdigest()
 
 

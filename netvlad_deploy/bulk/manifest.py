@@ -4,14 +4,12 @@ Whatever changes a single byte of the result stands in it, so that a run that go
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from netvlad_deploy.descriptors.header import DESCRIPTORS_SCHEMA, DescriptorHeader, header_from_json
-from netvlad_deploy.errors import ArtifactError, InputError
-from netvlad_deploy.support.records import from_record
-from netvlad_deploy.support.sidecar import Form, record_hash, seal, unseal
+from netvlad_deploy.descriptors.header import DescriptorHeader
+from netvlad_deploy.support.sidecar import Form, read_sealed, record_hash, seal
 
 MANIFEST: Final = Form(
     kind="the manifest of an embedding",
@@ -19,7 +17,7 @@ MANIFEST: Final = Form(
     hash_name="manifest_sha256",
     remedy="remove its folder, or begin again with --force",
 )
-COUNTED: Final = ("items", "shards", "listing_sha256")
+OF_THE_LISTING: Final = ("items", "shards", "listing_sha256")
 """Fields that are known when all inputs have been listed."""
 
 MAX_SHOWN: Final = 60
@@ -87,20 +85,7 @@ def read_manifest(content: bytes, name: str) -> Manifest:
 
     Raises: ArtifactError if it is damaged, or was written by another version of this package that keeps other fields.
     """
-    return manifest_of(unseal(content, name, MANIFEST), name)
-
-
-def manifest_of(record: Mapping[str, Any], name: str) -> Manifest:
-    """Return the manifest of a record.
-
-    Raises: ArtifactError if it has fields of another version.
-    """
-    fields = dict(record)
-    try:
-        header = header_from_json(json.dumps({**fields.pop("header"), "schema": DESCRIPTORS_SCHEMA}))
-        return from_record(Manifest, fields, header=header)
-    except (ValueError, TypeError, KeyError, InputError) as error:
-        raise ArtifactError(f"{name} has fields of another version ({error}): {MANIFEST.remedy}") from error
+    return read_sealed(Manifest, content, name, MANIFEST)
 
 
 def differences(was: Manifest, wanted: Manifest, *, apart: tuple[str, ...] = ()) -> list[str]:
@@ -112,7 +97,7 @@ def differences(was: Manifest, wanted: Manifest, *, apart: tuple[str, ...] = ())
     return [
         f"{name} was {_shown(old)}, is {_shown(new)}"
         for name, old, new in _unequal(before, after)
-        if name.split(".")[0] not in (*COUNTED, *apart)
+        if name.split(".")[0] not in (*OF_THE_LISTING, *apart)
     ]
 
 

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from netvlad_deploy.bulk.listing import line_of, listing_sha256
-from netvlad_deploy.bulk.manifest import Manifest, differences, manifest_of
-from netvlad_deploy.bulk.plan import MANIFEST_NAME, Plan, load_plan, plan_folder, remove_plan
+from netvlad_deploy.bulk.manifest import Manifest, differences
+from netvlad_deploy.bulk.plan import COMPLETE_NAME, MANIFEST_NAME, Plan, is_one_of, load_plan, plan_folder, remove_plan
 from netvlad_deploy.bulk.shards import ShardDone, read_shard, record_path, shard_path
 from netvlad_deploy.descriptors.open_files import files_of, open_writer, read_descriptors
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
-from netvlad_deploy.spec.items import Item, Skipped
+from netvlad_deploy.spec.items import Item, Skipped, reason_words
 from netvlad_deploy.support.files import Staging, read_bounded, sha256_file, stage_files
 from netvlad_deploy.support.progress import Progress
-from netvlad_deploy.support.records import from_record
-from netvlad_deploy.support.sidecar import Form, seal, unseal
+from netvlad_deploy.support.sidecar import Form, read_sealed, seal
 
 LOG = logging.getLogger(__name__)
 
@@ -65,12 +64,17 @@ class Finished:
 
 def finished_path(target: Path) -> Path:
     """Return the path of the record beside a target, or in a folder of shards."""
-    return target.with_name(f"{target.name}.json") if target.suffix else target / "complete.json"
+    return target.with_name(f"{target.name}.json") if target.suffix else target / COMPLETE_NAME
 
 
 def skipped_path(target: Path) -> Path:
     """Return the path of the list of what was skipped, JSON lines; it is there if anything was."""
     return target.with_name(f"{target.name}.skipped.jsonl") if target.suffix else target / "skipped.jsonl"
+
+
+def result_files(target: Path) -> tuple[Path, ...]:
+    """Return the files that a target consists of, none for a folder of shards, which is looked at when it is held."""
+    return (*files_of(target), finished_path(target), skipped_path(target)) if target.suffix else ()
 
 
 def merge(plan: Plan) -> Finished:
@@ -140,18 +144,9 @@ def _records(plan: Plan, numbers: Iterable[int], *, proven: bool) -> Iterator[Sh
         yield done
 
 
-def reason_words(reasons: Mapping[str, int]) -> str:
-    """Return how many inputs were skipped for each reason, in words.
-
-    >>> reason_words({"an empty file": 2, "unreadable": 1})
-    '2 an empty file, 1 unreadable'
-    """
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
-
-
 def _join(plan: Plan, count: int) -> dict[Path, Path]:
     """Write all descriptors into a file in the plan's folder; return where it, and what goes with it, shall stand."""
-    joined = plan.folder / f"shard-joined{plan.target.suffix}"
+    joined = plan.folder / f".shard-joined{plan.target.suffix}"  # hidden: the folder may stand among the inputs
     progress = Progress("joining", count, "descriptors")
     with open_writer(joined, plan.manifest.header, count, force=True) as writer:
         for number in range(plan.shards):
@@ -189,17 +184,9 @@ def read_finished(target: Path) -> Finished | None:
     if not (all(each.exists() for each in files) and path.is_file()):
         return None
     content = read_bounded(path, MAX_FINISHED_BYTES)
-    try:
-        fields = unseal(content, str(path), FINISHED)
-    except ArtifactError:
-        if FINISHED.hash_name.encode() in content and b'"schema": "netvlad-deploy/embedded/' in content:
-            raise
+    if FINISHED.hash_name.encode() not in content or b'"schema": "netvlad-deploy/embedded/' not in content:
         return None
-    manifest = manifest_of(fields.pop("manifest"), str(path))
-    try:
-        return from_record(Finished, fields, manifest=manifest)
-    except ValueError as error:
-        raise ArtifactError(f"{path} has fields of another version ({error}): {FINISHED.remedy}") from error
+    return read_sealed(Finished, content, str(path), FINISHED)
 
 
 def remove_parts(target: Path) -> None:
@@ -225,6 +212,8 @@ def remove_parts(target: Path) -> None:
 def check_finished(finished: Finished, target: Path, wanted: Manifest, entries: Iterable[Item | Skipped]) -> None:
     """Refuse a target that a run has made which is not the wanted one; decodes nothing, and hashes no input.
 
+    The target is hashed only if it was changed after its record was written. The files of the run are none of its
+    inputs, although they may stand in a folder of these.
     Of a folder the shards are not looked at: `lost_shard` does that.
 
     Raises: UsageError naming what differs; ArtifactError if the target was changed.
@@ -237,6 +226,9 @@ def check_finished(finished: Finished, target: Path, wanted: Manifest, entries: 
         )
     digest, items = hashlib.sha256(), 0
     for entry in entries:
+        if is_one_of(entry, result_files(target)):
+            LOG.info("%s is left out of the inputs, among which it stands: this run has made it", entry.path)
+            continue
         digest.update(f"{line_of(entry)}\n".encode())
         items += isinstance(entry, Item)
     if digest.hexdigest() != was.listing_sha256:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from netvlad_deploy.artifact import AnyArtifact
 from netvlad_deploy.bulk.plan import Plan
-from netvlad_deploy.descriptors.header import DescriptorHeader, StoredDtype, header_of
+from netvlad_deploy.descriptors.header import DescriptorHeader, StoredDtype
 from netvlad_deploy.errors import ArtifactError, UsageError
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.one_head import OneHead
@@ -55,21 +56,24 @@ def header_for(candidate: Candidate, *, head: str | None, dtype: StoredDtype) ->
     Raises: UsageError if the head is not one of the candidate's, or there are several and none is named.
     """
     artifact = candidate.artifact
+    made: Runner | AnyArtifact
     if artifact is None:
-        with stdout_to_stderr(), candidate.open() as runner:
-            spec = _of_head(candidate.name, runner.spec, head)
-            return DescriptorHeader(
-                artifact=candidate.path.name,
-                sha256=candidate_sha256(candidate),
-                precision=runner.precision,
-                descriptor_size=spec.descriptor_size,
-                dtype=dtype,
-                spec=json.loads(json.dumps(asdict(spec))),
-                images=None,
-            )
-    if artifact.images is not None and head is not None:
+        with stdout_to_stderr(), candidate.open() as made:
+            images = None
+    else:
+        made, images = artifact, artifact.images
+    if images is not None and head is not None:
         raise UsageError(f"{candidate.name} takes images and has one head: leave --head out")
-    return header_of(artifact, _of_head(candidate.name, artifact.spec, head), dtype=dtype)
+    spec = _of_head(candidate.name, made.spec, head)
+    return DescriptorHeader(
+        artifact=candidate.path.name,
+        sha256=candidate_sha256(candidate),
+        precision=made.precision,
+        descriptor_size=spec.descriptor_size,
+        dtype=dtype,
+        spec=json.loads(json.dumps(asdict(spec))),
+        images=None if images is None else json.loads(json.dumps(asdict(images))),
+    )
 
 
 def _of_head(name: str, spec: AnySpec, head: str | None) -> AnySpec:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +23,7 @@ from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.support.claims import claimed
 from netvlad_deploy.support.files import read_bounded, write_text
+from netvlad_deploy.support.formats import writing
 from netvlad_deploy.support.journal import JOURNAL_NAME
 from netvlad_deploy.support.locks import left_behind
 from netvlad_deploy.support.records import from_record
@@ -31,11 +32,14 @@ LOG = logging.getLogger(__name__)
 
 MANIFEST_NAME: Final = "manifest.json"
 RUN_CLAIM, PLAN_CLAIM = "run.lock", "plan.lock"
+COMPLETE_NAME: Final = "complete.json"
+"""The record of a run in a folder of shards that stays."""
+
 MAX_MANIFEST_BYTES: Final = 16 * 2**20
 PARTS_SUFFIX: Final = ".parts"
 RESULT_NAMES: Final = r"shard-\d{6,}\.(npz|json)|complete\.json|skipped\.jsonl"
 WORK_NAMES: Final = (
-    r"shard-\d{6,}\.(inputs\.jsonl|lock)|shard-joined\.\w+(\.jsonl)?|manifest\.json|run\.lock|plan\.lock"
+    r"shard-\d{6,}\.(inputs\.jsonl|lock)|\.shard-joined\.\w+(\.jsonl)?|manifest\.json|run\.lock|plan\.lock"
 )
 OWN_NAMES: Final = re.compile(
     rf"{RESULT_NAMES}|{WORK_NAMES}|\.({RESULT_NAMES}|{WORK_NAMES})\.[0-9a-f]{{16}}\.tmp|\.shard-\d{{6,}}|\{JOURNAL_NAME}"
@@ -137,7 +141,7 @@ def make_plan(folder: Path, wanted: Manifest, entries: Iterable[Item | Skipped])
         manifest = replace(wanted, items=items, shards=shards, listing_sha256=sha256)
         write_text(folder / MANIFEST_NAME, manifest.content().decode())
         undo.pop_all()
-    return load_plan(folder)
+    return Plan(folder=folder, manifest=manifest)
 
 
 def _apart_from(target: Path, entries: Iterable[Item | Skipped]) -> Iterator[Item | Skipped]:
@@ -146,9 +150,15 @@ def _apart_from(target: Path, entries: Iterable[Item | Skipped]) -> Iterator[Ite
     Raises: UsageError if it is.
     """
     for entry in entries:
-        if isinstance(entry, Item) and entry.path.name == target.name and entry.path.resolve() == target.resolve():
+        if isinstance(entry, Item) and is_one_of(entry, (target,)):
             raise UsageError(f"{target} is one of the inputs, it cannot be the target too: name another file")
         yield entry
+
+
+def is_one_of(entry: Item | Skipped, files: Sequence[Path]) -> bool:
+    """Return True for what was found in one of these files."""
+    found = Path(entry.path)
+    return any(found.name == path.name and found.resolve() == path.resolve() for path in files)
 
 
 def make_folder(folder: Path) -> None:
@@ -156,11 +166,9 @@ def make_folder(folder: Path) -> None:
 
     Raises: UsageError if there is one with files of others, hidden ones aside; OutputError if it cannot be made.
     """
-    try:
+    with writing(folder):
         folder.mkdir(exist_ok=True)
         names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
     others = [name for name in names if not name.startswith(".") and not OWN_NAMES.fullmatch(name)]
     if MANIFEST_NAME in names and not _is_ours(folder / MANIFEST_NAME):
         others.append(MANIFEST_NAME)
@@ -227,26 +235,24 @@ def find_or_make_plan(folder: Path, wanted: Manifest, *, trusted: bool, force: b
         folder: the folder, which this process holds.
         wanted: what the plan is for.
         trusted: do not list the inputs again, to compare them with those of a plan that is there.
-        force: remove a plan that is another one or damaged, and begin again.
+        force: remove a plan that is another one or damaged, or a folder of shards that is complete, and begin again.
 
     Raises: UsageError naming what has changed; ArtifactError if the plan is damaged; and as `make_plan`.
     """
     with claimed(folder / PLAN_CLAIM, wait=True):
-        if not (folder / MANIFEST_NAME).exists():
-            remove_plan(folder)
-            return make_plan(folder, wanted, source_of(wanted).items())
-        try:
-            plan = load_plan(folder)
-            check_same(plan, wanted)
-            if not trusted:
-                check_listing(plan, plan.source().items())
-        except (ArtifactError, UsageError) as error:
-            if not force:
-                raise
-            LOG.warning("begun again: %s", error)
-            remove_plan(folder)
-            return make_plan(folder, wanted, source_of(wanted).items())
-        return plan
+        if (folder / MANIFEST_NAME).exists() and not (force and (folder / COMPLETE_NAME).exists()):
+            try:
+                check_same(plan := load_plan(folder), wanted)
+                if not trusted:
+                    check_listing(plan, plan.source().items())
+            except (ArtifactError, UsageError) as error:
+                if not force:
+                    raise
+                LOG.warning("begun again: %s", error)
+            else:
+                return plan
+        remove_plan(folder)
+        return make_plan(folder, wanted, source_of(wanted).items())
 
 
 def check_same(plan: Plan, wanted: Manifest) -> None:

@@ -19,8 +19,8 @@ from netvlad_deploy.errors import ArtifactError, OutputError
 from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.arrays import Float32
 from netvlad_deploy.support.files import read_bounded, sha256_file, write_text
-from netvlad_deploy.support.records import from_record
-from netvlad_deploy.support.sidecar import Form, seal, unseal
+from netvlad_deploy.support.formats import writing
+from netvlad_deploy.support.sidecar import Form, read_sealed, seal
 
 LOG = logging.getLogger(__name__)
 
@@ -110,10 +110,9 @@ def _apart(folder: Path, number: int) -> Iterator[Path]:
     apart = folder / f".shard-{number:06}"
     try:
         shutil.rmtree(apart, ignore_errors=True)  # of a process that was killed
-        apart.mkdir()
-        yield apart
-    except OSError as error:
-        raise OutputError(f"{error.filename or apart} cannot be written: {error.strerror or error}") from error
+        with writing(apart):
+            apart.mkdir()
+            yield apart
     finally:
         shutil.rmtree(apart, ignore_errors=True)
 
@@ -144,11 +143,7 @@ def read_shard(plan: Plan, number: int, *, proven: bool = True) -> ShardDone | N
     path, record = shard_path(plan.folder, number), record_path(plan.folder, number)
     if not record.exists():
         return None
-    fields = unseal(read_bounded(record, MAX_RECORD_BYTES), str(record), RECORD)
-    try:
-        done = from_record(ShardDone, fields)
-    except ValueError as error:
-        raise ArtifactError(f"{record} has fields of another version ({error}): {RECORD.remedy}") from error
+    done = read_sealed(ShardDone, read_bounded(record, MAX_RECORD_BYTES), str(record), RECORD)
     if (done.manifest_sha256, done.shard) != (plan.manifest.sha256, number):
         raise ArtifactError(f"{record} belongs to another run, or to another shard: {RECORD.remedy}")
     if proven and (found := sha256_file(path, missing=RECORD.remedy)) != done.sha256:

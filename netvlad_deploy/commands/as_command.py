@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.core import TyperCommand
 
-from netvlad_deploy.commands.flags import EngineFlags, GraphFlags, ImageFlags, SourceFlags, Tuning
+from netvlad_deploy.commands.flags import EngineFlags, GraphFlags, ImageFlags, Json, SourceFlags, Tuning
 from netvlad_deploy.commands.messages import Quiet, Verbose, choose_messages
+from netvlad_deploy.commands.output import Shown, render
 from netvlad_deploy.support.limits import LIMITS, check_limit, check_path, range_words
 
 SECTIONS: dict[Any, str] = {
@@ -48,7 +49,7 @@ ORDER = ("Arguments", "Inputs", "Weights", "Images", "Graph", "Engine", "Options
 _SECTION_OF = {name: section for section, names in SECTIONS_BY_NAME.items() for name in names}
 _GENERAL = tuple(
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-    for name, annotation in (("quiet", Quiet), ("verbose", Verbose))
+    for name, annotation in (("as_json", Json), ("quiet", Quiet), ("verbose", Verbose))
 )
 
 
@@ -69,12 +70,12 @@ class VerbCommand(TyperCommand):
                     formatter.write_dl(rows)
 
 
-def as_command(verb: Callable[..., None]) -> Callable[..., None]:
+def as_command(verb: Callable[..., Shown]) -> Callable[..., None]:
     """Return a verb with a signature from which Typer reads the options, and its help the ranges of numbers.
 
     Each parameter that is a dataclass, `GraphFlags` or `Tuning` becomes an option for each of its fields: Typer has no
     groups. An option that was not given is left to the group's own default. `support/limits.py` checks every number and
-    path. Every verb takes --quiet and --verbose.
+    path. Every verb takes --json, --quiet and --verbose, and what it returns is printed, and ends the process.
     """
     own = inspect.signature(verb).parameters
     kinds = {name: each.annotation for name, each in own.items()}
@@ -84,10 +85,13 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(verb)
     def command(**values: Any) -> None:
         choose_messages(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
+        as_json = values.pop("as_json")
         for name, group in groups.items():
             given = {key: values.pop(key) for key in signatures[name]}
             values[name] = group(**{key: value for key, value in given.items() if value is not None})
-        verb(**values)
+        shown = verb(**values)
+        render(verb.__name__, shown, as_json=as_json)
+        raise typer.Exit(shown.exit_code)
 
     flat = [
         (SECTIONS.get(kinds[name]), each) for name in own for each in signatures.get(name, {name: own[name]}).values()

@@ -9,7 +9,7 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import render
+from netvlad_deploy.commands.output import Shown
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.support.limits import check_limit, whole_number
 
@@ -106,8 +106,7 @@ def embed(
     dtype: StoredType = "float32",
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Turn images or local descriptors into descriptors.
 
     If it was stopped, the same command goes on where it was.
@@ -132,8 +131,7 @@ def embed(
         runtime_cache=runtime_cache,
         force=force,
     )
-    render("embed", result, lambda _: [embed_line(result)], as_json)
-    raise typer.Exit(1 if result.reasons and result.part is None else 0)
+    return Shown(result, lambda done: [embed_line(done)], 1 if result.reasons and result.part is None else 0)
 
 
 def parse_part(text: str) -> "Part":
@@ -155,7 +153,7 @@ def parse_part(text: str) -> "Part":
 
 def embed_line(result: "EmbedResult") -> str:
     """Return what was written as a line."""
-    from netvlad_deploy.bulk.merge import reason_words
+    from netvlad_deploy.spec.items import reason_words
 
     line = f"{result.output}  {result.descriptors} x {result.descriptor_size}"
     if result.part is not None:

@@ -8,7 +8,7 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import command_line, leave, render
+from netvlad_deploy.commands.output import Shown, code_of, command_line
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.spec.graph_options import INPUT_KINDS, GraphOptions
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
@@ -29,8 +29,7 @@ def export(
     ] = False,
     output: flags.Output = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Turn trained weights into an ONNX file and its reference file.
 
     BatchNorm is folded; validate compares with the reference file, which holds the weights as they were. A checkpoint
@@ -44,7 +43,7 @@ def export(
     target = output or Path((stem_of(checkpoint) if checkpoint else "netvlad") + ".onnx")
     given = replace(_source(checkpoint, source, images.changes), all_heads=all_heads)
     artifact = run(given, target, GraphOptions(**graph), force=force)
-    render("export", artifact, artifact_lines, as_json)
+    return Shown(artifact, artifact_lines)
 
 
 def adopt(
@@ -55,18 +54,19 @@ def adopt(
         str | None, typer.Option(metavar="NAME", help="Softmax or output of its NetVLAD.  [default: the only one]")
     ] = None,
     no_head: Annotated[
-        bool, typer.Option("--no-head", help="Take the file as it is, whatever it computes; --head names its output.")
+        bool, typer.Option("--no-head", help="Keep the whole graph as it is, NetVLAD or not; --head names its output.")
     ] = False,
-    takes: Annotated[str | None, one_of(INPUT_KINDS, "--input", "features to leave its backbone out.")] = None,
+    takes: Annotated[
+        str | None, one_of(INPUT_KINDS, "--input", "What the graph takes; features leave the backbone out.")
+    ] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of pixels.  [default: ImageNet's]")] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Deviation of pixels.  [default: ImageNet's]")
     ] = None,
     output: flags.Output = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
-    """Take over an ONNX file that others made.
+) -> Shown:
+    """Turn an ONNX file that others made into an artifact.
 
     Its NetVLAD is found, and the same network written with the head in this package's form, unless the two compute
     different descriptors. The target is MODEL-adopted.onnx in this folder.
@@ -86,8 +86,7 @@ def adopt(
         std=None if std is None else flags.parse_triple(std, "std"),
         changes=images.changes,
     )
-    adoption = run(source, target, options, force=force)
-    render("adopt", adoption, adoption_lines, as_json)
+    return Shown(run(source, target, options, force=force), adoption_lines)
 
 
 def build(
@@ -100,8 +99,7 @@ def build(
     output: flags.Output = None,
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Build a strongly typed TensorRT engine of an ONNX file.
 
     It is for one or several optimization profiles: ranges of batch sizes and of features, or of image sizes. The target
@@ -119,7 +117,7 @@ def build(
         expect_sha256=expect_sha256,
         force=force,
     )
-    render("build", artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, timing_cache)}"], as_json)
+    return Shown(artifact, lambda done: [*artifact_lines(done), f"  {trtexec_line(done, timing_cache)}"])
 
 
 def deploy(
@@ -139,8 +137,7 @@ def deploy(
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Export, build, validate and measure into one folder.
 
     It gets report.html, report.md and report.json, too. An ONNX file is taken as it is, and needs no torch.
@@ -162,8 +159,8 @@ def deploy(
         raise UsageError("--expect-sha256 is for an ONNX file: leave it out, or name MODEL.onnx")
     else:
         deployment = deploy_all(_source(model, source, images.changes), output, GraphOptions(**graph), **options)
-    render("deploy", deployment, lambda done: table(("verdict", "step", "reason"), step_rows(done.steps)), as_json)
-    leave(deployment.verdict, allow_not_run)
+    lines = table(("verdict", "step", "reason"), step_rows(deployment.steps))
+    return Shown(deployment, lambda _: lines, code_of(deployment.verdict, allow_not_run))
 
 
 def precision(
@@ -172,8 +169,7 @@ def precision(
     output: flags.Folder = Path("precision"),
     feature_norm: Annotated[float, typer.Option(help="Norm of a usual local descriptor, to judge FP16 by.")] = 1.0,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Measure what FP16 costs your weights, without a GPU.
 
     The folder gets report.html, report.md, report.json and a picture.
@@ -182,7 +178,7 @@ def precision(
     from netvlad_deploy.workflow.precision import precision as run
 
     report = run(_source(checkpoint, source), output, feature_norm=feature_norm, command=command_line(), force=force)
-    render("precision", report, precision_lines, as_json)
+    return Shown(report, precision_lines)
 
 
 def fit(
@@ -202,8 +198,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of samples and k-means.")] = 0,
     samples: Annotated[int, typer.Option(help="Most local descriptors of one image.")] = 300,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Fit a vocabulary on images: a checkpoint that export takes.
 
     It holds the backbone and a head. Exit 1 if an image was skipped.
@@ -220,8 +215,7 @@ def fit(
         changes=images.changes,
     )
     vocabulary = fitting.fit(folders, output, options, force=force)
-    render("fit", vocabulary, _vocabulary_lines, as_json)
-    raise typer.Exit(1 if vocabulary.skipped else 0)
+    return Shown(vocabulary, _vocabulary_lines, 1 if vocabulary.skipped else 0)
 
 
 def _source(checkpoint: Path | None, given: flags.SourceFlags, changes: ImageChanges = NO_CHANGES) -> "Source":

@@ -45,12 +45,15 @@ Report = Annotated[
 ]
 Prefix = Annotated[str, typer.Option(help="What stands before the layer's keys in the checkpoint.")]
 Dialect = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Whose keys the checkpoint has.  [default: found by the keys]")
+    str | None,
+    typer.Option(metavar="NAME", help="The project whose keys the checkpoint has.  [default: found by the keys]"),
 ]
 BackboneName = Annotated[
     str | None,
     typer.Option(
-        "--backbone", metavar="NAME", help="Image backbone, or package.module:callable.  [default: the checkpoint's]"
+        "--backbone",
+        metavar="NAME",
+        help="Image backbone: a name, hf:FOLDER, timm:NAME or package.module:callable.  [default: the checkpoint's]",
     ),
 ]
 ExpectSha256 = Annotated[
@@ -86,7 +89,7 @@ class ImageFlags:
         typer.Option("--orient/--no-orient", help="Turn photos upright by EXIF, or not.  [default: the backbone's]"),
     ] = None
     depth: Annotated[
-        int | None, typer.Option(metavar="BITS", help="Bits of grey in files of 16 or 32.  [default: 16]")
+        int | None, typer.Option(metavar="BITS", help="Bits in use of grey images of 16 or 32 bits.  [default: 16]")
     ] = None
 
     @property
@@ -124,7 +127,7 @@ class SourceFlags:
     dialect: Dialect = None
     head_only: Annotated[
         bool,
-        typer.Option("--head-only", help="Leave out a projection after the head: descriptors are those before it."),
+        typer.Option("--head-only", help="Leave out the projection after the head, such as whitening."),
     ] = False
     takes: Annotated[
         str | None,

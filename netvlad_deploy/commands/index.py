@@ -7,7 +7,7 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import command_line, render
+from netvlad_deploy.commands.output import Shown, command_line
 from netvlad_deploy.index.kinds import AUTO, INDEX_KINDS
 
 
@@ -15,7 +15,9 @@ def index(
     descriptors: Annotated[
         Path, typer.Argument(metavar="DESCRIPTORS", help="A file of descriptors, or a folder of shards.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="TARGET", help="Index to write, .faiss.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="TARGET", help="Index to write, with the suffix .faiss.")
+    ],
     kind: Annotated[
         str, one_of(INDEX_KINDS, "--kind", "How descriptors are kept; auto takes what fits their number and --memory.")
     ] = AUTO,
@@ -24,8 +26,7 @@ def index(
         typer.Option(metavar="MIB", help="Most memory that the index may take.  [default: half of the machine's]"),
     ] = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Make an index of descriptors, and measure its recall.
 
     Exit 1 if recall@10 against exact search is below 0.99, or cannot be measured.
@@ -34,14 +35,13 @@ def index(
     from netvlad_deploy.workflow.index import index as run
 
     record = run(descriptors, output, kind=kind, memory_mib=memory, force=force)
-    render("index", record, index_lines, as_json)
-    raise typer.Exit(0 if record.has_recall else 1)
+    return Shown(record, index_lines, 0 if record.has_recall else 1)
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A file that the verb index has written.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="An index that the verb index wrote.")],
     queries: Annotated[
-        list[Path], typer.Argument(metavar="QUERY", help="Photos and folders of them; or one file of descriptors.")
+        list[Path], typer.Argument(metavar="QUERY", help="Photos, folders of photos, or one file of descriptors.")
     ],
     artifact: Annotated[
         Path | None,
@@ -59,9 +59,8 @@ def search(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for a report.")
     ] = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
-    """Find what is nearest to photos in an index.
+) -> Shown:
+    """Find the nearest places of photos in an index.
 
     Exit 1 if a file was skipped.
     """
@@ -79,5 +78,4 @@ def search(
         command=command_line(),
         force=force,
     )
-    render("search", report, search_lines, as_json)
-    raise typer.Exit(1 if report.skipped else 0)
+    return Shown(report, search_lines, 1 if report.skipped else 0)

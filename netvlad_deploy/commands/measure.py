@@ -1,4 +1,4 @@
-"""The verbs that take artifacts, `validate`, `bench`, `evaluate`, `inspect`, and a machine: `doctor`."""
+"""The verbs that take artifacts, `validate`, `evaluate`, `inspect`, and a machine: `doctor`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,11 +6,8 @@ from typing import Annotated
 import typer
 
 from netvlad_deploy.commands import flags
-from netvlad_deploy.commands.budgets import BaselineFlags
 from netvlad_deploy.commands.junit import Junit, junit_file
-from netvlad_deploy.commands.output import command_line, leave, render
-from netvlad_deploy.commands.peers import PeerFlags
-from netvlad_deploy.commands.sweep import PlaceFlags, SweepFlags
+from netvlad_deploy.commands.output import Shown, code_of, command_line
 from netvlad_deploy.errors import UsageError
 
 
@@ -31,8 +28,7 @@ def validate(
     report: flags.Report = None,
     expect_sha256: flags.ExpectSha256 = None,
     allow_not_run: flags.AllowNotRun = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Prove that an artifact computes what the unfolded layer does.
 
     Exit 1 if it does not or if nothing could be judged, 69 if it cannot run on this machine.
@@ -52,54 +48,7 @@ def validate(
         parity = run(candidate, against=against, read_as=read_as, bank=bank, queries=queries, expect_cases=expect_cases)
         write(parity_junit(parity))
     write_parity_pages(pages, parity, artifact, command=command_line())
-    render("validate", parity, parity_lines, as_json)
-    leave(parity.verdict, allow_not_run)
-
-
-def bench(
-    place: PlaceFlags,
-    peers: PeerFlags,
-    baselines: BaselineFlags,
-    sweep: SweepFlags,
-    artifacts: Annotated[
-        list[Path] | None, typer.Argument(metavar="ARTIFACT", help="ONNX files and engines; none to sweep layers.")
-    ] = None,
-    backend: flags.TimedBackends = None,
-    budget_p99_ms: Annotated[float | None, typer.Option(help="Exit 1 if p99 is above this.")] = None,
-    junit: Junit = None,
-    report: flags.Report = None,
-    expect_sha256: flags.ExpectSha256 = None,
-    allow_not_run: flags.AllowNotRun = False,
-    force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
-    """Measure latency, each file in a process of its own.
-
-    All are compared round by round with the first; --peers adds what you would pick instead, --sweep measures over a
-    grid.
-    """
-    from netvlad_deploy.report.junit import latency_junit
-    from netvlad_deploy.report.text import latency_lines
-    from netvlad_deploy.report.write import check_reports
-    from netvlad_deploy.runtime.open_runner import candidates_of
-    from netvlad_deploy.workflow.bench import bench as run
-    from netvlad_deploy.workflow.pages import write_latency_pages
-
-    check_reports(pages := report or ())
-    paths, options = artifacts or [], baselines.options(force=force)
-    if sweep.asked(paths):
-        alone = {"budget-p99-ms": budget_p99_ms, "junit": junit, "baseline": options.file, **peers.given}
-        fixed = {"backends": backend or (), "expect_sha256": expect_sha256, **place.arguments}
-        sweep.run(paths, fixed, alone, pages, allow_not_run=allow_not_run, as_json=as_json)
-    with junit_file(junit, f"latency of {', '.join(path.name for path in paths)}") as write:
-        known = peers.unfolded
-        candidates = candidates_of(paths, backend or [], expect_sha256=expect_sha256, hold=False, unfolded=known)
-        settings = {**place.arguments, "budget_p99_ms": budget_p99_ms, "baselines": options}
-        latency = run(candidates, **settings, peers=peers.peers)
-        write(latency_junit(latency))
-    write_latency_pages(pages, latency, paths, command=command_line())
-    render("bench", latency, latency_lines, as_json)
-    leave(latency.verdict, allow_not_run)
+    return Shown(parity, parity_lines, code_of(parity.verdict, allow_not_run))
 
 
 def evaluate(
@@ -124,8 +73,7 @@ def evaluate(
     min_recall: Annotated[float | None, typer.Option(help="Exit 1 if recall@1 of a file is below this share.")] = None,
     expect_sha256: flags.ExpectSha256 = None,
     force: flags.Force = False,
-    as_json: flags.Json = False,
-) -> None:
+) -> Shown:
     """Measure recall@1/5/10 and mAP on folders of images.
 
     The folder gets report.html, report.md, report.json and a picture. Exit 1 for a skipped file, or a missed recall.
@@ -146,8 +94,7 @@ def evaluate(
         command=command_line(),
         force=force,
     )
-    render("evaluate", report, evaluation_lines, as_json)
-    raise typer.Exit(1 if report.skipped or report.missed else 0)
+    return Shown(report, evaluation_lines, 1 if report.skipped or report.missed else 0)
 
 
 def inspect(
@@ -156,9 +103,8 @@ def inspect(
     prefix: flags.Prefix = "",
     dialect: flags.Dialect = None,
     expect_sha256: flags.ExpectSha256 = None,
-    as_json: flags.Json = False,
-) -> None:
-    """Say what a checkpoint, an ONNX file or an engine is.
+) -> Shown:
+    """Show what a checkpoint, an ONNX file or an engine is.
 
     Of an artifact: tensors, versions, profiles, flags, and how to build an engine again. Of a checkpoint: dialect,
     sizes, conventions, backbone, and what else is in it.
@@ -170,18 +116,14 @@ def inspect(
     if not is_checkpoint(file):
         if prefix or dialect:
             raise UsageError(f"{file} is no checkpoint: --prefix and --dialect say how one is read, leave them out")
-        found = inspection.inspect(file, load=load, expect_sha256=expect_sha256)
-        render("inspect", found, inspection_lines, as_json)
-    elif load or expect_sha256:
+        return Shown(inspection.inspect(file, load=load, expect_sha256=expect_sha256), inspection_lines)
+    if load or expect_sha256:
         raise UsageError(f"{file} is a checkpoint: --load and --expect-sha256 are for ONNX files and engines")
-    else:
-        render(
-            "inspect", inspection.inspect_checkpoint(file, prefix=prefix, dialect=dialect), checkpoint_lines, as_json
-        )
+    return Shown(inspection.inspect_checkpoint(file, prefix=prefix, dialect=dialect), checkpoint_lines)
 
 
-def doctor(as_json: flags.Json = False) -> None:
-    """Say what can run on this machine, and why something cannot.
+def doctor() -> Shown:
+    """Check what can run on this machine, and why something cannot.
 
     Exit 1 if something is broken: packages that exclude each other, or one that is installed and cannot be imported.
     """
@@ -189,5 +131,4 @@ def doctor(as_json: flags.Json = False) -> None:
     from netvlad_deploy.workflow.doctor import diagnose
 
     diagnosis = diagnose()
-    render("doctor", diagnosis, diagnosis_lines, as_json)
-    raise typer.Exit(1 if diagnosis.broken else 0)
+    return Shown(diagnosis, diagnosis_lines, 1 if diagnosis.broken else 0)

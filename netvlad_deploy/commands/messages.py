@@ -9,8 +9,8 @@ import typer
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.report.escape import printable
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results, warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each step, with the seconds since the start.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each step, with the seconds since the start.")]
 
 _LOGGER = logging.getLogger("netvlad_deploy")
 _LEVELS = {(False, False): logging.INFO, (True, False): logging.WARNING, (False, True): logging.DEBUG}

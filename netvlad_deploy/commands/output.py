@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 import typer
 
@@ -18,15 +18,27 @@ READER_GONE = 141
 """Exit code if the reader of standard output has closed it: the code of a process that SIGPIPE ends, 128 + 13."""
 
 
-def render(verb: str, result: Any, lines: Callable[[Any], list[str]], as_json: bool) -> None:
+class Shown(NamedTuple):
+    """What a verb ends with: its result, the function that makes lines of it, and the exit code.
+
+    `kind` is the verb under which its JSON stands, where that is another than the one that was typed.
+    """
+
+    result: Any
+    lines: Callable[[Any], list[str]]
+    exit_code: int = 0
+    kind: str = ""
+
+
+def render(verb: str, shown: Shown, *, as_json: bool) -> None:
     """Print a result as lines, verdicts in colours on a terminal, or as JSON."""
     from netvlad_deploy.report.serialize import to_json
 
     if as_json:
-        typer.echo(to_json(verb, result))
+        typer.echo(to_json(shown.kind or verb, shown.result))
         return
-    shown: Iterable[str] = map(printable, lines(result))
-    typer.echo("\n".join(map(with_verdict_painted, shown) if has_colours(sys.stdout) else shown))
+    lines: Iterable[str] = map(printable, shown.lines(shown.result))
+    typer.echo("\n".join(map(with_verdict_painted, lines) if has_colours(sys.stdout) else lines))
 
 
 def command_line() -> str:
@@ -34,11 +46,10 @@ def command_line() -> str:
     return shlex.join(["netvlad-deploy", *sys.argv[1:]])
 
 
-def leave(verdict: Verdict, allow_not_run: bool) -> NoReturn:
-    """End with the exit code of a verdict, 0 for NOT_RUN if that is allowed."""
+def code_of(verdict: Verdict, allow_not_run: bool) -> int:
+    """Return the exit code of a verdict, 0 for NOT_RUN if that is allowed."""
     not_run = 0 if allow_not_run else 69
-    codes = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOT_JUDGED: 1, Verdict.NOT_RUN: not_run}
-    raise typer.Exit(codes[verdict])
+    return {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOT_JUDGED: 1, Verdict.NOT_RUN: not_run}[verdict]
 
 
 @contextlib.contextmanager

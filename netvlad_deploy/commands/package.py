@@ -7,7 +7,8 @@ import typer
 
 from netvlad_deploy.commands import flags
 from netvlad_deploy.commands.choices import one_of
-from netvlad_deploy.commands.output import render
+from netvlad_deploy.commands.output import Shown
+from netvlad_deploy.spec.backends import DEVICES, SERVER_BACKENDS
 from netvlad_deploy.support.limits import check_choice
 
 if TYPE_CHECKING:
@@ -25,13 +26,9 @@ def package(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name.  [default: the file's]")] = None,
     server_backend: Annotated[
         str | None,
-        one_of(
-            ("onnxruntime", "tensorrt", "python"),
-            "--backend",
-            "Of the server; python takes JPEG and PNG.  [default: python for images]",
-        ),
+        one_of(SERVER_BACKENDS, "--backend", "Of the server; python takes JPEG and PNG.  [default: python for images]"),
     ] = None,
-    device: Annotated[str | None, one_of(("cpu", "gpu"), "--device", "[default: gpu for an engine, else cpu]")] = None,
+    device: Annotated[str | None, one_of(DEVICES, "--device", "[default: gpu for an engine, else cpu]")] = None,
     instances: Annotated[int, typer.Option(help="Copies of the model that compute side by side.")] = 1,
     batch: Annotated[
         int | None, typer.Option(help="Items computed together, at most.  [default: 8, or as the engine takes]")
@@ -40,9 +37,8 @@ def package(
     force: Annotated[
         bool, typer.Option("--force", help="Write another configuration, or add the same file as a new version.")
     ] = False,
-    as_json: flags.Json = False,
-) -> None:
-    """Put an artifact into a model repository of Triton.
+) -> Shown:
+    """Put an artifact into a model repository of NVIDIA's Triton.
 
     It becomes the next version of its model.
     """
@@ -60,7 +56,7 @@ def package(
         expect_sha256=expect_sha256,
         force=force,
     )
-    render("package", model, _lines, as_json)
+    return Shown(model, _lines)
 
 
 def _lines(model: "TritonModel") -> list[str]:

@@ -9,6 +9,7 @@ Source: cvg/Hierarchical-Localization, hloc/extract_features.py and hloc/pairs_f
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,18 +33,19 @@ HEADER, COUNT, NAME, TIME = "netvlad_deploy", "count", "name", "time_ns"
 class Hdf5Writer(Writer):
     """Writes a group for each descriptor; no times of writing are kept, so equal rows give equal bytes."""
 
-    def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
-        super().__init__(staging, target, header, count)
+    def __init__(self, staging: Staging, opened: ExitStack, target: Path, header: DescriptorHeader, count: int) -> None:
+        super().__init__(target, header, count)
         h5py = require("h5py", extra="hdf5")
         self._path = staging.add(target)
         self._file = h5py.File(self._path, "w", locking=False)  # the staging holds a lock of its own
+        opened.callback(self._file.close)
         self._file.attrs[HEADER] = np.bytes_(header.to_json().encode())
         self._file.attrs[COUNT] = count
 
     def _write(self, names: list[str], values: Array, times: list[int | None]) -> None:
         for name, row, time in zip(names, values, times, strict=True):
             try:
-                group = self._file.require_group(name)
+                group = self._group(name)
                 group.create_dataset(GLOBAL, data=row, track_times=False)
             except (TypeError, ValueError) as error:
                 raise InputError(f"{shown(name)} stands in the way of another name in HDF5: write .parquet") from error
@@ -52,14 +54,17 @@ class Hdf5Writer(Writer):
             if time is not None:
                 group.attrs[TIME] = time
 
+    def _group(self, name: str) -> Any:
+        """Return the group of a name, which stands already where a name before it lies below: `a` after `a/b`."""
+        try:
+            return self._file.create_group(name)  # to ask first, as `require_group` does, takes a fifth of the time
+        except ValueError:
+            return self._file.require_group(name)
+
     def _finish(self) -> None:
         self._file.close()
         with self._path.open("rb+") as stream:
             os.fsync(stream.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class Hdf5Reader(DescriptorReader):

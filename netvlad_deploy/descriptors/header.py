@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypeAlias
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import AnySpec
 from netvlad_deploy.support.limits import LIMITS
+from netvlad_deploy.support.records import from_record
 
 DESCRIPTORS_SCHEMA: Final = "netvlad-deploy/descriptors/1"
 MAX_HEADER_BYTES: Final = 60_000
@@ -44,32 +43,6 @@ class DescriptorHeader:
         return json.dumps({**asdict(self), "schema": DESCRIPTORS_SCHEMA}, sort_keys=True, separators=(",", ":"))
 
 
-class _Made(Protocol):
-    """What is asked of an artifact."""
-
-    @property
-    def path(self) -> Any: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def images(self) -> ImageInput | None: ...
-
-
-def header_of(artifact: _Made, spec: AnySpec, *, dtype: StoredDtype = "float32") -> DescriptorHeader:
-    """Return the header for descriptors of an artifact; `spec` is that of the runner, which may be one head of many."""
-    return DescriptorHeader(
-        artifact=artifact.path.name,
-        sha256=artifact.sha256,
-        precision=artifact.precision,
-        descriptor_size=spec.descriptor_size,
-        dtype=dtype,
-        spec=json.loads(json.dumps(asdict(spec))),
-        images=None if artifact.images is None else json.loads(json.dumps(asdict(artifact.images))),
-    )
-
-
 def header_from_json(text: str | bytes) -> DescriptorHeader | None:
     """Return the header in a text, None if the text is other JSON or none: then somebody else wrote the file.
 
@@ -80,21 +53,14 @@ def header_from_json(text: str | bytes) -> DescriptorHeader | None:
     except (ValueError, RecursionError):
         return None
     schema = record.pop("schema", None) if isinstance(record, dict) else None
-    if (
-        not isinstance(record, dict)
-        or not isinstance(schema, str)
-        or not schema.startswith(DESCRIPTORS_SCHEMA.rpartition("/")[0])
-    ):
+    if not isinstance(schema, str) or not schema.startswith(DESCRIPTORS_SCHEMA.rpartition("/")[0]):
         return None
     if schema != DESCRIPTORS_SCHEMA:
         raise InputError(f"has a header of {schema[:80]}, expected {DESCRIPTORS_SCHEMA}: embed again")
-    kinds = {"descriptor_size": (int,), "spec": (dict,), "images": (dict, type(None))}
-    names = [field.name for field in fields(DescriptorHeader)]
-    if set(record) != set(names) or any(type(record[name]) not in kinds.get(name, (str,)) for name in names):
-        raise InputError("has a damaged header: embed again")
-    if record["dtype"] not in get_args(StoredDtype) or not 0 < record["descriptor_size"] <= MAX_DESCRIPTOR_SIZE:
-        raise InputError("has a damaged header: embed again")
-    return DescriptorHeader(**record)
+    try:
+        return from_record(DescriptorHeader, record)
+    except ValueError as error:
+        raise InputError(f"has a damaged header ({error}): embed again") from error
 
 
 MAX_DESCRIPTOR_SIZE: Final = int(LIMITS["values of a layer"].most)

@@ -5,9 +5,10 @@ as `{"name":"a.jpg"}` or `{"name":"1700000000000000000","time_ns":17000000000000
 """
 
 import contextlib
-import io
 import json
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import IO, Final
@@ -38,12 +39,10 @@ def names_path(path: Path) -> Path:
 class NpyWriter(Writer):
     """Writes the descriptors and their names side by side; both files become visible together."""
 
-    def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
-        super().__init__(staging, target, header, count)
-        with contextlib.ExitStack() as stack:
-            self._rows = stack.enter_context(staging.open(target))
-            self._names = stack.enter_context(staging.open(names_path(target)))
-            self._open = stack.pop_all()
+    def __init__(self, staging: Staging, opened: ExitStack, target: Path, header: DescriptorHeader, count: int) -> None:
+        super().__init__(target, header, count)
+        self._rows = opened.enter_context(staging.open(target))
+        self._names = opened.enter_context(staging.open(names_path(target)))
         dtype = np.dtype(header.dtype).newbyteorder("<").str
         self._rows.write(npy_header((count, header.descriptor_size), dtype))
         self._names.write(header.to_json().encode() + b"\n")
@@ -53,13 +52,6 @@ class NpyWriter(Writer):
         for name, time in zip(names, times, strict=True):
             row = {"name": name} if time is None else {"name": name, "time_ns": time}
             self._names.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-
-    def _finish(self) -> None:
-        """Nothing is left to write."""
-
-    def close(self) -> None:
-        """Close the files."""
-        self._open.close()
 
 
 class NpyReader(DescriptorReader):
@@ -75,12 +67,12 @@ class NpyReader(DescriptorReader):
                 if header is None:
                     raise InputError("its first line is no header of descriptors: embed again")
         with reading(path), path.open("rb") as stream, naming(path):
-            count, size, _ = descriptor_rows(stream, _size(stream))
+            count, size, _ = descriptor_rows(stream, os.fstat(stream.fileno()).st_size)
         super().__init__(path, header, count, size)
 
     def _blocks(self, rows: int) -> Iterator[Rows]:
         with reading(self.path), self.path.open("rb") as stream, naming(self.path):
-            count, width, dtype = descriptor_rows(stream, _size(stream))
+            count, width, dtype = descriptor_rows(stream, os.fstat(stream.fileno()).st_size)
             start, names = 0, self._names(count)
             for values in read_rows(stream, dtype, (count, width), rows):
                 named = list(islice(names, len(values)))
@@ -103,12 +95,6 @@ class NpyReader(DescriptorReader):
                     raise InputError(f"has the line {line[:40].decode(errors='replace')!r}, expected a name")
                 time = row.get("time_ns")
                 yield row["name"], time if type(time) is int else None
-
-
-def _size(stream: IO[bytes]) -> int:
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    return size
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice, repeat
 from pathlib import Path
 from typing import IO, Any, Final
@@ -27,15 +28,13 @@ NO_TIME: Final = -1
 class NpzWriter(Writer):
     """Writes the descriptors as they come; names wait in a temporary file, since the longest decides their dtype."""
 
-    def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
-        super().__init__(staging, target, header, count)
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(staging.open(target))
-            self._names = stack.enter_context(tempfile.TemporaryFile("w+"))
-            self._archive = stack.enter_context(zipfile.ZipFile(stream, "w"))
-            self._open = stack.pop_all()
+    def __init__(self, staging: Staging, opened: ExitStack, target: Path, header: DescriptorHeader, count: int) -> None:
+        super().__init__(target, header, count)
+        stream = opened.enter_context(staging.open(target))
+        self._names = opened.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
+        self._archive = opened.enter_context(zipfile.ZipFile(stream, "w"))
         self._longest, self._timed = 1, False
-        self._rows = self._member("descriptors")
+        self._rows = opened.enter_context(self._member("descriptors"))
         dtype = np.dtype(header.dtype).newbyteorder("<").str
         self._rows.write(npy_header((count, header.descriptor_size), dtype))
 
@@ -70,12 +69,6 @@ class NpzWriter(Writer):
         while block := [tuple(json.loads(line)) for line in islice(self._names, READ_ROWS)]:
             yield block
 
-    def close(self) -> None:
-        """Close the files."""
-        if not self._rows.closed:
-            self._rows.close()
-        self._open.close()
-
 
 class NpzReader(DescriptorReader):
     """Reads `names` and `descriptors` of an `.npz` file, also of one that `numpy.savez` wrote."""
@@ -94,7 +87,7 @@ class NpzReader(DescriptorReader):
         super().__init__(path, header, count, size)
 
     def _blocks(self, rows: int) -> Iterator[Rows]:
-        with _opened(self.path) as (archive, members), contextlib.ExitStack() as stack:
+        with _opened(self.path) as (archive, members), ExitStack() as stack:
 
             def start(name: str) -> tuple[IO[bytes], int]:
                 info = members[name]

@@ -1,7 +1,8 @@
 """Opening files of descriptors by their suffix."""
 
-import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,9 @@ from netvlad_deploy.descriptors.reader import DescriptorReader
 from netvlad_deploy.descriptors.shard_folder import ShardReader
 from netvlad_deploy.descriptors.writer import Writer
 from netvlad_deploy.errors import InputError, UsageError
-from netvlad_deploy.support.files import stage_files
+from netvlad_deploy.support.files import Staging, stage_files
 
-DESCRIPTOR_WRITERS: Final[Mapping[str, type[Writer]]] = {
+DESCRIPTOR_WRITERS: Final[Mapping[str, Callable[[Staging, ExitStack, Path, DescriptorHeader, int], Writer]]] = {
     ".npz": NpzWriter,
     ".npy": NpyWriter,
     ".h5": Hdf5Writer,
@@ -34,7 +35,8 @@ READERS: Final[Mapping[str, Callable[[Path], DescriptorReader]]] = {
 def check_target(target: Path) -> None:
     """Raise UsageError unless descriptors can be written into a file of this name."""
     if target.suffix not in DESCRIPTOR_WRITERS:
-        raise UsageError(f"{target} is no file of descriptors: name it {target.stem}{' or '.join(DESCRIPTOR_WRITERS)}")
+        known = ", ".join(DESCRIPTOR_WRITERS)
+        raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
 
 
 def files_of(target: Path) -> tuple[Path, ...]:
@@ -46,7 +48,7 @@ def files_of(target: Path) -> tuple[Path, ...]:
     return (target, names_path(target)) if target.suffix == ".npy" else (target,)
 
 
-@contextlib.contextmanager
+@contextmanager
 def open_writer(target: Path, header: DescriptorHeader, count: int, *, force: bool = False) -> Iterator[Writer]:
     """Open a file for `count` descriptors, which is there, whole, after the block, and not at all after an error.
 
@@ -64,17 +66,16 @@ def open_writer(target: Path, header: DescriptorHeader, count: int, *, force: bo
     [(['a.jpg'], (1, 2))]
     """
     check_target(target)
-    with stage_files(force=force) as staging:
-        writer = DESCRIPTOR_WRITERS[target.suffix](staging, target, header, count)
-        try:
-            yield writer
-            writer.finish()
-        finally:
-            writer.close()
+    with stage_files(force=force) as staging, ExitStack() as opened:
+        writer = DESCRIPTOR_WRITERS[target.suffix](staging, opened, target, header, count)
+        yield writer
+        writer.finish()
 
 
 def read_descriptors(path: Path) -> DescriptorReader:
     """Return a reader of a file of descriptors, of this package or of others, or of a folder of such files.
+
+    Its `blocks(rows)` yields names and descriptors, float32 (n,P), of at most `rows` rows at a time.
 
     >>> import numpy as np
     >>> np.savez("y.npz", names=np.array(["a.jpg"]), descriptors=np.ones((1, 4), np.float32))
@@ -84,7 +85,7 @@ def read_descriptors(path: Path) -> DescriptorReader:
 
     Raises: InputError if it is missing, damaged, or no such file.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - in a closed folder `Path.is_dir` raises, and the reader says it better
         return ShardReader(path, READERS)
     reader = READERS.get(path.suffix.lower())
     if reader is None:

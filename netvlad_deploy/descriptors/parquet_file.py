@@ -5,6 +5,7 @@ The header is the value `netvlad_deploy` of the schema's metadata. Nothing is co
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,8 +32,8 @@ GROUP_BYTES: Final = 1 << 24
 class ParquetWriter(Writer):
     """Writes row groups of always the same rows, so that equal rows give equal bytes."""
 
-    def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
-        super().__init__(staging, target, header, count)
+    def __init__(self, staging: Staging, opened: ExitStack, target: Path, header: DescriptorHeader, count: int) -> None:
+        super().__init__(target, header, count)
         self._pa = require("pyarrow", extra="parquet")
         parquet = require("pyarrow.parquet", extra="parquet")
         value = self._pa.float16() if header.dtype == "float16" else self._pa.float32()
@@ -48,11 +49,9 @@ class ParquetWriter(Writer):
         self._names: list[str] = []
         self._times: list[int | None] = []
         self._values: list[Array] = []
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(staging.open(target))
-            options = {"compression": "none", "use_dictionary": False}
-            self._file = stack.enter_context(parquet.ParquetWriter(stream, self._schema, **options))
-            self._open = stack.pop_all()
+        stream = opened.enter_context(staging.open(target))
+        options = {"compression": "none", "use_dictionary": False}
+        self._file = opened.enter_context(parquet.ParquetWriter(stream, self._schema, **options))
 
     def _write(self, names: list[str], values: Array, times: list[int | None]) -> None:
         start = 0
@@ -76,11 +75,6 @@ class ParquetWriter(Writer):
     def _finish(self) -> None:
         if self._names:
             self._flush()
-        self._open.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._open.close()
 
 
 class ParquetReader(DescriptorReader):

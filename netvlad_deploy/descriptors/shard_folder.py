@@ -1,5 +1,6 @@
 """Descriptors in a folder of shards, which are files of one format: read in the order of their names, as one."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,11 @@ class ShardReader(DescriptorReader):
     """
 
     def __init__(self, folder: Path, readers: Mapping[str, Callable[[Path], DescriptorReader]]) -> None:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in readers and not path.name.startswith("."))
+        try:
+            found = sorted(folder.iterdir())
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+        paths = [path for path in found if path.suffix in readers and not path.name.startswith(".")]
         if not paths:
             raise InputError(f"{folder} holds no file of descriptors: {', '.join(readers)} are read")
         if len(suffixes := sorted({path.suffix for path in paths})) > 1:
@@ -49,14 +54,15 @@ class ShardReader(DescriptorReader):
 
 def _check_complete(folder: Path, paths: list[Path]) -> None:
     """Raise InputError if the manifest of a run, or the numbers of the shards, say that one is missing."""
-    numbers = [int(match[1]) for path in paths if (match := SHARD_NAME.fullmatch(path.stem))]
+    numbers = {int(match[1]) for path in paths if (match := SHARD_NAME.fullmatch(path.stem))}
     if not numbers:
         return
     count = max(numbers) + 1
     try:
-        manifest = json.loads(read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES))
-        count = max(count, int(manifest["shards"]))
-    except (ArtifactError, ValueError, KeyError, TypeError):
+        said = json.loads(read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES))["shards"]
+        count = max(count, said if type(said) is int else 0)
+    except (ArtifactError, ValueError, KeyError, TypeError, RecursionError):
         pass  # somebody else's folder: its numbers are all there is
-    if missing := sorted(set(range(count)) - set(numbers)):
-        raise InputError(f"{folder} lacks {len(missing)} of {count} shards, first {missing[0]}: finish the run")
+    if lacking := count - len(numbers):  # no set of them all: a name or a manifest may claim any number
+        first = next(number for number in itertools.count() if number not in numbers)
+        raise InputError(f"{folder} lacks {lacking} of {count} shards, first {first}: finish the run")

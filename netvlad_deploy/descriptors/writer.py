@@ -10,22 +10,22 @@ from netvlad_deploy.descriptors.header import MAX_HEADER_BYTES, DescriptorHeader
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.spec.items import MOST_NAME_CHARACTERS, is_name
 from netvlad_deploy.support.arrays import Array
-from netvlad_deploy.support.files import Staging
 from netvlad_deploy.support.formats import shown
 
 
 class Writer(ABC):
     """Writes descriptors row by row into staged files; how many rows one call brings changes no byte.
 
+    A format takes two arguments before these: the `Staging` of its files, and the `ExitStack` that closes what it
+    opens.
+
     Args:
-        staging: the files of the result, which become visible together.
         target: the file.
         header: what made the descriptors.
         count: how many there will be.
     """
 
-    def __init__(self, staging: Staging, target: Path, header: DescriptorHeader, count: int) -> None:
-        self.staging = staging
+    def __init__(self, target: Path, header: DescriptorHeader, count: int) -> None:
         self.target = target
         self.header = header
         self.count = count
@@ -76,10 +76,5 @@ class Writer(ABC):
     def _write(self, names: list[str], values: Array, times: list[int | None]) -> None:
         """Write checked rows (n,P), little-endian, in the dtype of the header."""
 
-    @abstractmethod
-    def _finish(self) -> None:
-        """Complete the files."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release what is open, complete or not."""
+    def _finish(self) -> None:  # noqa: B027 - a format may need no more than its rows
+        """Write what comes after the rows."""

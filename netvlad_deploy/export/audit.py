@@ -1,8 +1,6 @@
 """Warnings read from folded weights before anything runs: the logit step, lost weights, dead clusters, overflow."""
 
 import math
-from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,10 +8,9 @@ from torch import Tensor
 from netvlad_deploy.errors import FoldError
 from netvlad_deploy.export.fold_backbone import HALF_MAX
 from netvlad_deploy.export.fold_head import ASSIGNMENT_FLOOR, FoldedNetVLAD
-from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, OperatorTypes, logit_step
+from netvlad_deploy.spec.graph_options import COARSE_STEP, FeatureRange, logit_step
 from netvlad_deploy.spec.layer import FEATURES
 from netvlad_deploy.spec.profiles import Profile
-from netvlad_deploy.support.require import require
 
 LARGEST_FEATURE = 65440.0
 """Largest absolute value of FP16 features. A weighted mean is at most max|x| times the sum of the rounded weights,
@@ -36,28 +33,13 @@ LEAST_VALUE = 2.0**-13
 a weighted mean of such are subnormal below 2^-14, and err by 2^-25; times 2, as a column's scale may be too large by 2,
 that is a part 2^-11, which rounding to FP16 takes anyway."""
 
-COPYING_OPS = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
-"""Operators that convert or move values and compute none."""
-
 SMALLEST_NORMAL_HALF = 2.0**-14
 """Smallest FP16 number with all of its 11 significant bits."""
 
 
-def operator_types(path: Path) -> tuple[OperatorTypes, ...]:
-    """Return the computing operators of an ONNX file by name, with the number of their FP16 and FP32 results."""
-    onnx = require("onnx", extra="export")
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
-    counts = Counter((node.op_type, types[node.output[0]]) for node in graph.node if node.op_type not in COPYING_OPS)
-    operators = sorted({operator for operator, _ in counts})
-    return tuple(
-        OperatorTypes(
-            operator=operator,
-            half=counts[operator, onnx.TensorProto.FLOAT16],
-            single=counts[operator, onnx.TensorProto.FLOAT],
-        )
-        for operator in operators
-    )
+def overflow_alone(largest: float | None) -> FeatureRange:
+    """Return the range of a layer that is no NetVLAD, whose features overflow beyond `largest`, None for nowhere."""
+    return FeatureRange(norm=1.0, largest=largest, logit_slope=0.0, logit_step=0.0)
 
 
 def audit(folded: FoldedNetVLAD, *, alone: bool = True) -> tuple[FeatureRange, tuple[str, ...]]:

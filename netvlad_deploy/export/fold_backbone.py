@@ -59,14 +59,13 @@ class ChannelAffine(nn.Module):
 
 
 def fold_backbone(backbone: nn.Module, example: Tensor) -> nn.Module:
-    """Return a copy of the backbone in FP32 without any BatchNorm.
+    """Return a copy of a backbone that passes `check_backbone` in FP32, without any BatchNorm.
 
     Args: example: normalised images (B,3,H,W), with which the fold is tried.
 
-    Raises: FoldError if a module is in training mode, its state is damaged or the fold overflows FP32; ExportError if a
-        BatchNorm is of a kind that cannot be replaced, or the folded backbone gives another feature map.
+    Raises: FoldError if the fold overflows FP32; ExportError if a BatchNorm is of a kind that cannot be replaced, or
+        the folded backbone gives another feature map.
     """
-    check_backbone(backbone)
     if not any(isinstance(part, BATCH_NORMS) for part in backbone.modules()):
         folded = copied(backbone, torch.float32)
     else:

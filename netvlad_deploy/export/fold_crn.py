@@ -8,6 +8,8 @@ In an FP16 graph the convolutions of the context and the two matrix products are
 sums and norms are FP32.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -67,12 +69,4 @@ class FoldedCRN(nn.Module):
 
 def _copied(convolution: nn.Module, *, half: bool) -> nn.Module:
     """Return a copy of a convolution, in FP16 or FP32, without gradients."""
-    assert isinstance(convolution, nn.Conv2d)
-    copy = nn.Conv2d(
-        convolution.in_channels,
-        convolution.out_channels,
-        convolution.kernel_size,  # type: ignore[arg-type]
-        padding=convolution.padding,  # type: ignore[arg-type]
-    )
-    copy.load_state_dict(convolution.state_dict())
-    return copy.requires_grad_(False).to(torch.float16 if half else torch.float32)
+    return copy.deepcopy(convolution).requires_grad_(False).to(torch.float16 if half else torch.float32)

@@ -1,5 +1,6 @@
 """Golden features of an aggregator: local descriptors, and its other inputs, with the descriptors of its formula."""
 
+import contextlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -65,10 +66,6 @@ def example_feeds(module: Aggregator, num_features: int, seed: int) -> Arrays:
 def _distance(module: Aggregator, feeds: Mapping[str, Array], expected: Array, rounding: RoundedHead | None) -> float:
     """Return the distance of the module's descriptor from the expected one (P,), rounded by a mode if there is one."""
     tensors = [torch.from_numpy(array)[None] for array in feeds.values()]
-    with torch.inference_mode():
-        if rounding is None:
-            got = module(*tensors)
-        else:
-            with rounding:
-                got = module(*tensors)
+    with torch.inference_mode(), rounding or contextlib.nullcontext():
+        got = module(*tensors)
     return float(distances(got.numpy(), expected[None])[0])

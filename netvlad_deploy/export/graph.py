@@ -9,10 +9,12 @@ import gc
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import ExportError, UsageError
+from netvlad_deploy.spec.graph_options import OperatorTypes
 from netvlad_deploy.support.require import require
 
 FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "If", "ReduceLogSumExp"))
@@ -27,6 +30,9 @@ FORBIDDEN_OPS = frozenset(("BatchNormalization", "ScatterND", "Loop", "Scan", "I
 
 SHAPE_OPS = frozenset(("Shape", "Size", "Expand"))
 """Operators that compute with shapes: a head never needs them, and a backbone should not."""
+
+COPYING_OPS = frozenset(("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze"))
+"""Operators that convert or move values and compute none."""
 
 LARGE_BYTES = 2**20
 """Constants of at least this size stand apart while the graph is worked on."""
@@ -257,6 +263,23 @@ def extremes_over_axes(model: Any) -> Iterator[str]:
             yield f"{node.op_type} over axes {axes} of {[dim.dim_param or dim.dim_value for dim in dims]}"
 
 
+def operator_types(path: Path) -> tuple[OperatorTypes, ...]:
+    """Return the computing operators of an ONNX file by name, with the number of their FP16 and FP32 results."""
+    onnx = require("onnx", extra="export")
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    counts = Counter((node.op_type, types[node.output[0]]) for node in graph.node if node.op_type not in COPYING_OPS)
+    operators = sorted({operator for operator, _ in counts})
+    return tuple(
+        OperatorTypes(
+            operator=operator,
+            half=counts[operator, onnx.TensorProto.FLOAT16],
+            single=counts[operator, onnx.TensorProto.FLOAT],
+        )
+        for operator in operators
+    )
+
+
 def rename(traced: Graph, names: Mapping[str, str]) -> None:
     """Give tensors of a graph other names.
 
@@ -274,8 +297,8 @@ def rename(traced: Graph, names: Mapping[str, str]) -> None:
         node.output[:] = [new.get(name, name) for name in node.output]
 
 
-def clean(traced: Graph, artifact: OnnxArtifact) -> None:
-    """Remove stack traces and paths of this machine; add the producer, the layer's spec and the parent file."""
+def clean(traced: Graph, artifact: OnnxArtifact) -> Graph:
+    """Return a graph, changed in place: no stack traces and paths of this machine, but producer, spec and parent."""
     model, graph = traced.model, traced.model.graph
     for record in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         record.doc_string = ""
@@ -288,3 +311,4 @@ def clean(traced: Graph, artifact: OnnxArtifact) -> None:
         metadata["external_data"] = asdict(artifact.external_data)
     for key, value in metadata.items():
         model.metadata_props.add(key=f"netvlad_deploy.{key}", value=json.dumps(value, sort_keys=True))
+    return traced

@@ -3,7 +3,7 @@
 For a NetVLAD that is its two matrix products, for a pipeline its backbone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -28,10 +28,7 @@ def export_limit(like: AnyArtifact, target: Path) -> OnnxArtifact:
     """
     if like.images is None and isinstance(like.spec, NetVLADSpec):
         content = products_model(like.spec.feature_size, like.spec.num_clusters, like.spec.num_ghost_clusters)
-        dtypes = {FEATURES: FLOAT, DESCRIPTOR: FLOAT}
-        return write_like(
-            like, target, [content], inputs=(FEATURES,), outputs=(DESCRIPTOR,), dtypes=dtypes, precision="fp32"
-        )
+        return write_like(like, target, [content], {FEATURES: FLOAT, DESCRIPTOR: FLOAT}, precision="fp32")
     if like.images is None or not isinstance(like, OnnxArtifact) or like.external_data is not None:
         raise InputError(
             f"{like.path.name} has no known limit: that is of one NetVLAD, or an ONNX file of a pipeline up to 2 GB"
@@ -45,10 +42,7 @@ def export_limit(like: AnyArtifact, target: Path) -> OnnxArtifact:
     model.graph.output.extend(found)  # whoever runs it computes nothing that no output needs
     kind = onnx.helper.tensor_dtype_to_np_dtype(found[0].type.tensor_type.elem_type).name
     dtypes = {like.inputs[0]: like.dtypes[like.inputs[0]], LOCAL_DESCRIPTORS: kind}
-    parts = [model.SerializeToString()]
-    return write_like(
-        like, target, parts, inputs=like.inputs, outputs=(LOCAL_DESCRIPTORS,), dtypes=dtypes, precision=like.precision
-    )
+    return write_like(like, target, [model.SerializeToString()], dtypes, precision=like.precision)
 
 
 def products_model(width: int, clusters: int, ghosts: int) -> bytes:
@@ -86,15 +80,17 @@ def write_like(
     like: AnyArtifact,
     target: Path,
     parts: Iterable[bytes | memoryview],
-    *,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
     dtypes: Mapping[str, str],
+    *,
     precision: str,
 ) -> OnnxArtifact:
-    """Write a graph with the sidecar of another artifact of the same weights, and return its artifact."""
+    """Write a graph with the sidecar of another artifact of the same weights, and return its artifact.
+
+    `dtypes` has the dtype of each input of the graph, and at its end that of its one output.
+    """
+    *inputs, output = dtypes
     same = {field.name: getattr(like, field.name) for field in fields(Artifact)}
-    same |= {"path": target, "inputs": tuple(inputs), "outputs": tuple(outputs), "dtypes": dict(dtypes)}
+    same |= {"path": target, "inputs": tuple(inputs), "outputs": (output,), "dtypes": dict(dtypes)}
     same["precision"] = precision
     if like.images is not None and dtypes.get(IMAGES) == UINT8:
         same["images"] = replace(like.images, layout=UINT8)

@@ -23,11 +23,11 @@ from netvlad_deploy.artifact import (
 )
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.export import graph
-from netvlad_deploy.export.audit import LARGEST_FEATURE, audit
+from netvlad_deploy.export.audit import LARGEST_FEATURE, audit, overflow_alone
 from netvlad_deploy.export.fold_aggregators import fold_aggregator
 from netvlad_deploy.export.fold_backbone import check_backbone
 from netvlad_deploy.export.fold_head import FoldedNetVLAD, fold
-from netvlad_deploy.export.fold_heads import FoldedHeads, audit_heads, fold_heads
+from netvlad_deploy.export.fold_heads import fold_heads
 from netvlad_deploy.export.fold_pipeline import fold_pipeline, fold_size
 from netvlad_deploy.export.golden_features import golden_features
 from netvlad_deploy.export.make_goldens import make_goldens
@@ -38,7 +38,7 @@ from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.pipeline import Pipeline
 from netvlad_deploy.oracle.goldens import doubts, golden_arrays
 from netvlad_deploy.oracle.reference_file import heads_arrays, reference_arrays
-from netvlad_deploy.spec.graph_options import OLDEST_OPSET, FeatureRange, GraphOptions
+from netvlad_deploy.spec.graph_options import OLDEST_OPSET, FeatureRange, GraphOptions, HeadsRange
 from netvlad_deploy.spec.images import IMAGES, LOCAL_DESCRIPTORS, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, TOKEN, AggregatorSpec, AnySpec, HeadsSpec, input_shape
 from netvlad_deploy.spec.layouts import LAYOUTS, UINT8
@@ -52,7 +52,6 @@ EXPORTERS = ("torch", "onnx", "onnxscript")
 LARGEST_INSIDE = 2_000_000_000
 """Size in bytes up to which a file holds all of its weights: protobuf messages end at 2 GiB."""
 
-HEAD_AXES: graph.Axes = ({0: "batch", 1: "num_features"},)
 PIPELINE_AXES: graph.Axes = ({0: "batch", 1: "height", 2: "width"},)
 BATCH_AXIS: graph.Axes = ({0: "batch"},)
 """The dynamic axis of a pipeline whose backbone takes images of one size alone."""
@@ -62,22 +61,20 @@ BATCH_AXIS: graph.Axes = ({0: "batch"},)
 class _Subject:
     """All that an export needs to know of a head, another aggregator or a pipeline.
 
-    `module` is the folded module that is traced with the `examples`, `spec` that of its layer, and `head` its folded
-    NetVLAD head, or the module itself; None for another aggregator.
-    `axes` names the dynamic axes of each input, `dtypes` has the dtype of every input and output, and `tensors` the
-    names of all that the module returns, in order. `arrays` is the content of the reference file, `preprocessing`
+    `module` is the folded module that is traced with the `examples`; it returns the stages of its layer's `spec`, after
+    the local descriptors if it takes images. `axes` names the dynamic axes of each input, `dtypes` has the dtype of
+    every input and output. `arrays` is the content of the reference file, `range` that of the features, `preprocessing`
     describes the required input, `images` is None for a head, and `warnings` are sentences for the sidecar.
     """
 
     module: nn.Module
     spec: AnySpec
-    head: FoldedNetVLAD | None
     examples: tuple[Tensor, ...]
     axes: graph.Axes
     inputs: tuple[str, ...]
     dtypes: Mapping[str, str]
-    tensors: tuple[str, ...]
     arrays: dict[str, Array]
+    range: FeatureRange | HeadsRange
     preprocessing: str
     images: ImageInput | None = None
     warnings: tuple[str, ...] = ()
@@ -143,14 +140,13 @@ def _stage(
 ) -> OnnxArtifact:
     """Stage the ONNX file, its external data if any, the reference file and the sidecar; return the artifact."""
     with ThreadPoolExecutor(1) as beside:  # torch traces longer than the weights take to write
-        reference = beside.submit(_stage_reference, staging, subject, target)
-        feature_range, findings = _range(subject, options)
+        reference = beside.submit(stage_reference, staging, target, subject.arrays, subject.spec)
         traced = _trace(subject, options)
         plain = subject.images is None and not isinstance(subject.spec, AggregatorSpec)
         graph.check_graph(traced, subject.axes, subject.dtypes, options.opset, head=plain)
     names = options.pipeline_names if subject.images is not None else {}
     graph.rename(traced, names)
-    warnings = [*findings, *subject.warnings]
+    warnings = list(subject.warnings)
     if shaped := sorted({node.op_type for node in traced.model.graph.node} & graph.SHAPE_OPS):
         layer = "layer" if subject.images is None else "backbone"
         warnings.append(f"the {layer} computes with shapes ({', '.join(shaped)}), which may cost time")
@@ -162,7 +158,7 @@ def _stage(
         inputs=tuple(names.get(name, name) for name in subject.inputs),
         outputs=tuple(names.get(name, name) for name in subject.outputs),
         dtypes={names.get(name, name): dtype for name, dtype in subject.dtypes.items()},
-        range=feature_range,
+        range=subject.range,
         warnings=tuple(warnings),
         origin=origin,
         parent=parent,
@@ -173,8 +169,7 @@ def _stage(
         external_data=external,
         versions={name: installed_version(name) or "unknown" for name in EXPORTERS},
     )
-    graph.clean(traced, artifact)
-    return stage_artifact(staging, artifact, traced.parts())
+    return stage_artifact(staging, artifact, graph.clean(traced, artifact).parts())
 
 
 def _stage_weights(staging: Staging, traced: graph.Graph, target: Path) -> FileReference | None:
@@ -187,47 +182,63 @@ def _stage_weights(staging: Staging, traced: graph.Graph, target: Path) -> FileR
     return FileReference(name=path.name, sha256=staging.sha256(path))
 
 
-def _stage_reference(staging: Staging, subject: _Subject, target: Path) -> FileReference:
+def stage_reference(staging: Staging, target: Path, arrays: Mapping[str, Array], spec: AnySpec) -> FileReference:
+    """Stage the reference file of an ONNX file, and return a reference to it."""
     path = reference_path(target)
     with staging.open(path) as stream:
-        write_npz(stream, reference_arrays(subject.arrays, subject.spec))
+        write_npz(stream, reference_arrays(arrays, spec))
     return FileReference(name=path.name, sha256=staging.sha256(path))
+
+
+def feature_inputs(spec: AnySpec, dtypes: Mapping[str, str]) -> tuple[tuple[Tensor, ...], graph.Axes]:
+    """Return an example of each input of a layer by its dtype, and the names of their dynamic axes."""
+    lengths = 2, spec.least_features + 2
+    examples = tuple(
+        torch.zeros(input_shape(spec, name, lengths), dtype=getattr(torch, dtype)) for name, dtype in dtypes.items()
+    )
+    if isinstance(spec, HeadsSpec):
+        return examples, tuple({0: "batch", 1: f"num_features_{number}"} for number in range(len(examples)))
+    return examples, tuple(BATCH_AXIS[0] if name == TOKEN else {0: "batch", 1: "num_features"} for name in dtypes)
 
 
 def _head(module: NetVLAD, options: GraphOptions, preprocessing: str) -> _Subject:
     folded = fold(module, options)
+    feature_range, findings = audit(folded)
+    examples, axes = feature_inputs(folded.spec, {name: options.dtypes[name] for name in options.inputs})
     return _Subject(
         module=folded,
         spec=folded.spec,
-        head=folded,
-        examples=_examples(options, module.spec.feature_size),
-        axes=HEAD_AXES * len(options.inputs),
+        examples=examples,
+        axes=axes,
         inputs=options.inputs,
         outputs=options.outputs,
         dtypes=options.dtypes,
-        tensors=folded.spec.stages,
         arrays=_reference_arrays(module),
+        range=feature_range,
         preprocessing=preprocessing,
+        warnings=findings,
     )
 
 
 def _heads(module: Heads, options: GraphOptions, preprocessing: str) -> _Subject:
     if options.masked or options.probe:
         raise UsageError("several heads take no mask and give no probes: leave --masked and --probe out")
-    spec, dtype = module.spec, options.dtypes[FEATURES]
-    shapes = [input_shape(spec, name, (2, 3)) for name in spec.inputs]
+    spec = module.spec
+    folded, feature_range, findings = fold_heads(module, options)
+    dtypes = dict.fromkeys(spec.inputs, options.dtypes[FEATURES])
+    examples, axes = feature_inputs(spec, dtypes)
     return _Subject(
-        module=fold_heads(module, options),
+        module=folded,
         spec=spec,
-        head=None,
-        examples=tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape in shapes),
-        axes=tuple({0: "batch", 1: f"num_features_{number}"} for number in range(len(shapes))),
+        examples=examples,
+        axes=axes,
         inputs=spec.inputs,
         outputs=spec.outputs,
-        dtypes={**dict.fromkeys(spec.inputs, dtype), **dict.fromkeys(spec.outputs, options.output_dtype)},
-        tensors=spec.stages,
+        dtypes={**dtypes, **dict.fromkeys(spec.outputs, options.output_dtype)},
         arrays=heads_arrays({name: (_reference_arrays(head), head.spec) for name, head in module.by_name().items()}),
+        range=feature_range,
         preprocessing=preprocessing,
+        warnings=findings,
     )
 
 
@@ -238,33 +249,20 @@ def _aggregator(module: Aggregator, options: GraphOptions, preprocessing: str) -
     if spec.takes_map:
         raise UsageError(f"{spec.name} takes a feature map, not features: export it with its backbone")
     goldens = golden_features(module, options.precision_name)
-    dtype = options.dtypes[FEATURES]
-    lengths = 2, spec.least_features + 2
+    dtypes = dict.fromkeys(spec.inputs, options.dtypes[FEATURES])
+    examples, axes = feature_inputs(spec, dtypes)
     return _Subject(
         module=fold_aggregator(module, options),
         spec=spec,
-        head=None,
-        examples=tuple(
-            torch.zeros(input_shape(spec, name, lengths), dtype=getattr(torch, dtype)) for name in spec.inputs
-        ),
-        axes=tuple({0: "batch"} if name == TOKEN else HEAD_AXES[0] for name in spec.inputs),
+        examples=examples,
+        axes=axes,
         inputs=spec.inputs,
-        dtypes={**dict.fromkeys(spec.inputs, dtype), DESCRIPTOR: options.output_dtype},
-        tensors=(DESCRIPTOR,),
+        dtypes={**dtypes, DESCRIPTOR: options.output_dtype},
         arrays={**_reference_arrays(module), **golden_arrays(goldens)},
+        range=overflow_alone(LARGEST_FEATURE if options.half else None),
         preprocessing=preprocessing,
         warnings=doubts(goldens, options.precision_name),
     )
-
-
-def _range(subject: _Subject, options: GraphOptions) -> tuple[FeatureRange, tuple[str, ...]]:
-    """Return the range of features of a graph, and warnings; of another aggregator than NetVLAD only the overflow."""
-    if isinstance(subject.module, FoldedHeads):
-        return audit_heads(subject.module)
-    if subject.head is not None:
-        return audit(subject.head, alone=subject.images is None)
-    largest = LARGEST_FEATURE if options.half and subject.images is None else None
-    return FeatureRange(norm=1.0, largest=largest, logit_slope=0.0, logit_step=0.0), ()
 
 
 def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
@@ -281,30 +279,26 @@ def _pipeline(pipeline: Pipeline, options: GraphOptions) -> _Subject:
     warnings = doubts(goldens, options.precision_name)
     if not norm:
         warnings += ("every local descriptor of every golden image is 0: the descriptor says nothing of an image",)
-    folded, findings = fold_pipeline(
-        pipeline, replace(options, feature_norm=norm or 1.0), goldens[:-1]
-    )  # the last may be large
+    # Without the last golden image, which may be large.
+    folded, peaks = fold_pipeline(pipeline, replace(options, feature_norm=norm or 1.0), goldens[:-1])
+    if isinstance(folded.head, FoldedNetVLAD):
+        feature_range, findings = audit(folded.head, alone=False)
+    else:
+        feature_range, findings = overflow_alone(None), ()
     size = pipeline.images.size or fold_size(pipeline.images)
-    head = folded.head if isinstance(folded.head, FoldedNetVLAD) else None
     return _Subject(
         module=folded,
-        spec=folded.spec if head is None else head.spec,
-        head=head,
+        spec=folded.spec,
         examples=(torch.zeros(layout.shape((2, *size)), dtype=getattr(torch, layout.dtype)),),
         axes=BATCH_AXIS if pipeline.images.fixed else (dict(zip(layout.axes, PIPELINE_AXES[0].values(), strict=True)),),
         inputs=(IMAGES,),
         dtypes={IMAGES: layout.dtype, DESCRIPTOR: options.output_dtype},
-        tensors=(LOCAL_DESCRIPTORS, *pipeline.head.spec.stages),
         arrays={**_reference_arrays(pipeline.head), **golden_arrays(goldens)},
+        range=feature_range,
         preprocessing=f"{layout.words}, {pipeline.images.preparation}; the graph normalises",
         images=pipeline.images,
-        warnings=(*warnings, *findings),
+        warnings=(*findings, *warnings, *peaks),
     )
-
-
-def _examples(options: GraphOptions, feature_size: int) -> tuple[Tensor, ...]:
-    features = torch.zeros(2, 3, feature_size, dtype=getattr(torch, options.dtypes[FEATURES]))
-    return (features, torch.ones(2, 3, dtype=torch.bool)) if options.masked else (features,)
 
 
 def _reference_arrays(module: NetVLAD | Aggregator) -> dict[str, Array]:
@@ -320,12 +314,13 @@ def _reference_arrays(module: NetVLAD | Aggregator) -> dict[str, Array]:
 
 def _trace(subject: _Subject, options: GraphOptions) -> graph.Graph:
     """Return the graph of the folded module: its stages named, the outputs of `options` alone."""
+    stages = subject.spec.stages
     model = graph.trace(
         subject.module,
         subject.examples,
         subject.axes,
         inputs=subject.inputs,
-        outputs=subject.tensors,
+        outputs=stages if subject.images is None else (LOCAL_DESCRIPTORS, *stages),
         opset=options.opset,
         variadic=isinstance(subject.spec, HeadsSpec),
     )

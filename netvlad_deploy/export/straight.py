@@ -11,10 +11,10 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.export import graph
 from netvlad_deploy.export.fold_pipeline import fold_size
 from netvlad_deploy.export.limit import write_like
-from netvlad_deploy.export.onnx_model import BATCH_AXIS, HEAD_AXES, PIPELINE_AXES
+from netvlad_deploy.export.onnx_model import BATCH_AXIS, PIPELINE_AXES, feature_inputs
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.images import CHANNELS, IMAGES
-from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, TOKEN, HeadsSpec, NetVLADSpec, input_shape
+from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, HeadsSpec, NetVLADSpec
 
 
 def export_straight(module: nn.Module, like: AnyArtifact, target: Path, *, half: bool = False) -> OnnxArtifact:
@@ -29,25 +29,22 @@ def export_straight(module: nn.Module, like: AnyArtifact, target: Path, *, half:
     if isinstance(spec, HeadsSpec):
         raise InputError(f"{like.path.name} has several heads, of which no straight export is made: export one")
     floats = "float16" if half else "float32"
-    examples: tuple[torch.Tensor, ...]
     if images is not None:
-        inputs: tuple[str, ...] = (IMAGES,)
-        examples = (torch.zeros(2, *(images.size or fold_size(images)), CHANNELS, dtype=torch.uint8),)
+        dtypes = {IMAGES: "uint8"}
+        examples: tuple[torch.Tensor, ...] = (
+            torch.zeros(2, *(images.size or fold_size(images)), CHANNELS, dtype=torch.uint8),
+        )
         axes = BATCH_AXIS if images.fixed else PIPELINE_AXES
     else:
-        inputs = (FEATURES,) if isinstance(spec, NetVLADSpec) else spec.inputs
-        shapes = [input_shape(spec, name, (2, spec.least_features + 2)) for name in inputs]
-        examples = tuple(torch.zeros(shape, dtype=getattr(torch, floats)) for shape in shapes)
-        axes = tuple({0: "batch"} if name == TOKEN else HEAD_AXES[0] for name in inputs)
+        dtypes = dict.fromkeys((FEATURES,) if isinstance(spec, NetVLADSpec) else spec.inputs, floats)
+        examples, axes = feature_inputs(spec, dtypes)
     model = graph.trace(
         copy.deepcopy(module).half() if half else module,
         examples,
         axes,
-        inputs=inputs,
+        inputs=tuple(dtypes),
         outputs=(DESCRIPTOR,),
         opset=GraphOptions().opset,
     )
-    dtypes = {**{name: "uint8" if name == IMAGES else floats for name in inputs}, DESCRIPTOR: floats}
     parts = graph.without_large(model).parts()
-    precision = "fp16" if half else "fp32"
-    return write_like(like, target, parts, inputs=inputs, outputs=(DESCRIPTOR,), dtypes=dtypes, precision=precision)
+    return write_like(like, target, parts, {**dtypes, DESCRIPTOR: floats}, precision="fp16" if half else "fp32")

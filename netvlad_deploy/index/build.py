@@ -55,13 +55,13 @@ def build_index(reader: DescriptorReader, choice: Choice, write_names: Callable[
     known = survey(reader, choice)
     index = empty_index(faiss, reader.descriptor_size, choice, unit=known.unit)
     threads = faiss.omp_get_max_threads()
-    if choice.kind == HNSW:
-        faiss.omp_set_num_threads(1)  # the order in which threads link descriptors is nobody's promise
+    adding = 1 if choice.kind == HNSW else threads  # the order in which threads link descriptors is nobody's promise
     try:
+        faiss.omp_set_num_threads(adding)
         held, exact = _fill(index, reader, choice, known, write_names)
         faiss.omp_set_num_threads(threads)
         visited, recall = _measured(index, choice, exact)
-        faiss.omp_set_num_threads(1 if choice.kind == HNSW else threads)
+        faiss.omp_set_num_threads(adding)
         index.add(known.queries)
         write_names(held)
     finally:

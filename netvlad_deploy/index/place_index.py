@@ -24,7 +24,7 @@ from netvlad_deploy.support.arrays import Float32
 from netvlad_deploy.support.files import finish_writing, open_regular, read_bounded
 from netvlad_deploy.support.records import from_record
 from netvlad_deploy.support.require import require
-from netvlad_deploy.support.sidecar import MAX_SIDECAR_BYTES, Form, seal, unseal
+from netvlad_deploy.support.sidecar import MAX_SIDECAR_BYTES, Form, read_sealed, seal
 
 INDEX_AGAIN: Final = "index the descriptors again"
 INDEX_FORM: Final = Form(
@@ -94,11 +94,6 @@ class PlaceIndex:
     versions: Mapping[str, str]
 
     @property
-    def names_path(self) -> Path:
-        """Return the path of the file of names."""
-        return names_path(self.path)
-
-    @property
     def has_recall(self) -> bool:
         """Return True if the recall was measured, and is what it should be at least."""
         return self.recall_at_10 is not None and self.recall_at_10 >= self.least_recall
@@ -135,10 +130,7 @@ def load_record(path: Path) -> PlaceIndex:
     sidecar = sidecar_path(path)
     finish_writing(path.parent)
     content = read_bounded(sidecar, MAX_SIDECAR_BYTES, missing="an index needs the sidecar it was written with")
-    try:
-        return from_record(PlaceIndex, unseal(content, str(sidecar), INDEX_FORM), path=path)
-    except ValueError as error:
-        raise ArtifactError(f"{sidecar} has fields of another version ({error}): {INDEX_AGAIN}") from error
+    return read_sealed(PlaceIndex, content, str(sidecar), INDEX_FORM, path=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +156,7 @@ class OpenIndex:
         self.record = record = load_record(path)
         faiss = require("faiss", extra="index")
         self._content = _proven(path, record.size_bytes, record.sha256)
-        self._names = _proven(record.names_path, record.names_bytes, record.names_sha256)
+        self._names = _proven(names_path(path), record.names_bytes, record.names_sha256)
         self._ends = np.flatnonzero(self._names == ord("\n"))
         try:
             reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(self._content), len(self._content))
@@ -181,7 +173,8 @@ class OpenIndex:
 
         The score is the cosine, or the Euclidean distance, whichever the index has.
 
-        Raises: InputError if the queries have another width, are not finite, or not of length 1 as the index's are.
+        Raises: InputError if the queries have another width, are not finite, or not of length 1 as the index's are;
+            ArtifactError as `name`.
         """
         self._check(queries)
         scores, places = self._index.search(np.ascontiguousarray(queries, np.float32), min(top, self.record.count))
@@ -197,9 +190,16 @@ class OpenIndex:
         ]
 
     def name(self, place: int) -> str:
-        """Return the name of the descriptor at a place of the index."""
+        """Return the name of the descriptor at a place of the index.
+
+        Raises: ArtifactError if it is no UTF-8.
+        """
         start = int(self._ends[place - 1]) + 1 if place else 0
-        return self._names[start : int(self._ends[place])].tobytes().decode()
+        try:
+            return self._names[start : int(self._ends[place])].tobytes().decode()
+        except UnicodeDecodeError as error:
+            path = names_path(self.record.path)
+            raise ArtifactError(f"{path}, line {place + 1} is no UTF-8: {INDEX_AGAIN}") from error
 
     def _check(self, queries: Float32) -> None:
         if queries.ndim != 2 or queries.shape[1] != self.record.descriptor_size:

@@ -13,13 +13,13 @@ from typing import Final
 
 from netvlad_deploy.artifact import FileReference
 from netvlad_deploy.errors import ArtifactError, ParityError, UsageError
+from netvlad_deploy.latency.feeds import lengths_of
 from netvlad_deploy.latency.gpu_state import read_gpus
 from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport, Regression
 from netvlad_deploy.latency.statistics import INTERVAL, LEAST_ROUNDS, median_interval
 from netvlad_deploy.runner import Feeds
 from netvlad_deploy.runtime.execution_providers import CPU
 from netvlad_deploy.runtime.open_runner import ENGINES, Candidate
-from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.files import read_bounded, sha256_file
 from netvlad_deploy.support.limits import LIMITS
@@ -66,15 +66,8 @@ class Setup:
         """
         if candidate.artifact is None:
             raise UsageError(f"{candidate.path} is a checkpoint: a baseline is of an ONNX file or an engine")
-        images, main = feeds.get(IMAGES), next(iter(feeds.values()))
-        return cls(
-            backend=candidate.backend or (ENGINES if candidate.path.suffix == ".engine" else CPU),
-            batch=len(main),
-            num_features=main.shape[1] if images is None else None,
-            image_size=None if images is None else (images.shape[1], images.shape[2]),
-            threads=threads,
-            concurrency=concurrency,
-        )
+        backend = candidate.backend or (ENGINES if candidate.path.suffix == ".engine" else CPU)
+        return cls(backend=backend, **lengths_of(feeds), threads=threads, concurrency=concurrency)
 
 
 @dataclass(frozen=True, kw_only=True)

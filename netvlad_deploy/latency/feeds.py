@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.oracle.goldens import USUAL_PHOTO
+from netvlad_deploy.runner import Feeds
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.spec.layer import FEATURES, MASK, AnySpec, NetVLADSpec, input_shape
@@ -56,6 +57,16 @@ def random_feeds(
     size = image_size or images.target(*USUAL_PHOTO)
     check_limit("bytes of input", math.prod((batch, *size, CHANNELS)))
     return {IMAGES: random.integers(0, 256, (batch, *size, CHANNELS), dtype=np.uint8)}
+
+
+def lengths_of(feeds: Feeds) -> dict[str, Any]:
+    """Return `batch`, and of heads `num_features`, of pipelines `image_size`; what they do not have is None."""
+    images, main = feeds.get(IMAGES), next(iter(feeds.values()))
+    return {
+        "batch": len(main),
+        "num_features": main.shape[1] if images is None else None,
+        "image_size": None if images is None else (images.shape[1], images.shape[2]),
+    }
 
 
 def _kind_of(candidate: Candidate) -> tuple[AnySpec, ImageInput | None]:

@@ -5,8 +5,8 @@ What a machine does not tell is left out: a container has no governor, a Jetson 
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +42,7 @@ class MachineState:
     governors: tuple[str, ...] = ()
     megahertz: tuple[float, ...] = ()
     throttles: int | None = None
-    gpus: tuple[GpuState, ...] = field(default_factory=tuple)
+    gpus: tuple[GpuState, ...] = ()
     no_gpus: str = ""
 
     def facts(self) -> dict[str, str]:
@@ -68,13 +68,11 @@ def read_state(pids: Sequence[int] = (), root: Path = Path("/")) -> MachineState
     """
     ticks = os.sysconf("SC_CLK_TCK")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(available_cores())
-    counts = [count for core in cores if (count := _counts(root, core))]
+    counts = _counts(root, {f"cpu{core}" for core in cores})
     folders = [root / "sys/devices/system/cpu" / f"cpu{core}" for core in cores]
     governors = {_text(folder / "cpufreq/scaling_governor") for folder in folders} - {""}
-    kilohertz = [text for folder in folders if (text := _text(folder / "cpufreq/scaling_cur_freq")).isdigit()]
-    throttles = [
-        text for folder in folders if (text := _text(folder / "thermal_throttle/core_throttle_count")).isdigit()
-    ]
+    kilohertz = _numbers(folders, "cpufreq/scaling_cur_freq")
+    throttles = _numbers(folders, "thermal_throttle/core_throttle_count")
     gpus, no_gpus = read_gpus()
     return MachineState(
         time_s=time.monotonic(),
@@ -84,20 +82,22 @@ def read_state(pids: Sequence[int] = (), root: Path = Path("/")) -> MachineState
         own_s=sum(_ticks_of(root, pid) for pid in (os.getpid(), *pids)) / ticks,
         steal_s=sum(each[STEAL_FIELD] for each in counts) / ticks,
         governors=tuple(sorted(governors)),
-        megahertz=tuple(int(text) / 1e3 for text in kilohertz),
-        throttles=sum(map(int, throttles)) if throttles else None,
+        megahertz=tuple(each / 1e3 for each in kilohertz),
+        throttles=sum(throttles) if throttles else None,
         gpus=gpus,
         no_gpus=no_gpus,
     )
 
 
-def _counts(root: Path, core: int) -> list[int]:
-    """Return the counters of a core in /proc/stat, in ticks; none if it is not there."""
-    for line in _text(root / "proc/stat").splitlines():
-        name, *values = line.split()
-        if name == f"cpu{core}" and len(values) > STEAL_FIELD:
-            return [int(value) for value in values]
-    return []
+def _counts(root: Path, cores: Set[str]) -> list[list[int]]:
+    """Return the counters of each of these cores in /proc/stat, in ticks."""
+    lines = map(str.split, _text(root / "proc/stat").splitlines())
+    return [list(map(int, values)) for name, *values in lines if name in cores and len(values) > STEAL_FIELD]
+
+
+def _numbers(folders: Sequence[Path], name: str) -> list[int]:
+    """Return the whole numbers that the files of this name hold."""
+    return [int(text) for folder in folders if (text := _text(folder / name)).isdigit()]
 
 
 def _ticks_of(root: Path, pid: int) -> int:

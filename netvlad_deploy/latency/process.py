@@ -10,11 +10,10 @@ import numpy as np
 from netvlad_deploy.errors import DeviceUnavailableError, MissingDependencyError, NetVLADDeployError
 from netvlad_deploy.latency import statistics
 from netvlad_deploy.latency.advice import candidate_advice
-from netvlad_deploy.latency.agreement import disagreement
 from netvlad_deploy.latency.results import CandidateLatency, DeviceTimes, Estimate
 from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.spec.verdict import Verdict
-from netvlad_deploy.support.arrays import Array, Float64
+from netvlad_deploy.support.arrays import Array, Float64, cosines
 from netvlad_deploy.support.children import Child
 
 LOG = logging.getLogger(__name__)
@@ -25,6 +24,9 @@ THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_T
 """Read by NumPy's matrix products when the worker starts."""
 
 WORKER: Final = "netvlad_deploy.latency.worker"
+
+MOST_APART: Final = 1e-3
+"""Largest 1 - cosine of two descriptors of one image: far above what FP16 costs, far below what another image gives."""
 
 
 class CandidateProcess:
@@ -118,6 +120,23 @@ class CandidateProcess:
             raise
         except NetVLADDeployError as error:
             raise type(error)(f"{self.candidate.name}: {error}") from error
+
+
+def disagreement(own: Array, other: Array, name: str) -> str:
+    """Return in words how far a descriptor is from that of the candidate `name`, empty if they agree.
+
+    >>> disagreement(np.array([3.0, 4.0]), np.array([4.0, 3.0]), "m.onnx")
+    'computes something else than m.onnx, so it was not timed: 1 - cosine of their descriptors is 0.04'
+    >>> disagreement(np.array([3.0, 4.0]), np.array([6.0, 8.0]), "m.onnx")
+    ''
+    """
+    what = f"computes something else than {name}, so it was not timed"
+    if own.shape != other.shape:
+        return f"{what}: {own.size} values, not {other.size}"
+    if own.any() != other.any():
+        return f"{what}: one of their descriptors is zero"
+    apart = 1 - float(cosines(own[None], other[None])[0]) if own.any() else 0.0
+    return "" if apart <= MOST_APART else f"{what}: 1 - cosine of their descriptors is {apart:.2g}"
 
 
 def device_times(times: Sequence[Mapping[str, float]]) -> DeviceTimes | None:

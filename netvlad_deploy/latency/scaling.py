@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from netvlad_deploy.latency.results import Estimate
+from netvlad_deploy.latency.statistics import INTERVAL, student_quantile
 from netvlad_deploy.support.arrays import Float64
-
-ANGLES: Final = 100_001
-"""Points of the numeric integral of Student's distribution: its quantiles are then right to four digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ def fit_exponents(candidate: str, axes: Mapping[str, Sequence[float]], times_ms:
     fitted, *_ = np.linalg.lstsq(design, times, rcond=None)
     variance = float(np.sum((times - design @ fitted) ** 2)) / freedom
     errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
-    reach = student_quantile(0.975, freedom) * errors
+    reach = student_quantile((1 + INTERVAL) / 2, freedom) * errors
     return [
         Exponent(
             candidate=candidate,
@@ -55,18 +52,3 @@ def fit_exponents(candidate: str, axes: Mapping[str, Sequence[float]], times_ms:
         )
         for name, value, half in zip(varying, fitted[1:], reach[1:], strict=True)
     ]
-
-
-def student_quantile(share: float, freedom: int) -> float:
-    """Return a quantile of Student's distribution: the t below which a share of it lies.
-
-    With t = sqrt(n) tan(a) its density is proportional to cos(a)**(n - 1), which is summed on a grid.
-
-    >>> f"{student_quantile(0.975, 1):.1f} {student_quantile(0.975, 10):.3f}"
-    '12.7 2.228'
-    """
-    angles = np.linspace(-np.pi / 2, np.pi / 2, ANGLES)
-    density = np.cos(angles) ** (freedom - 1)
-    below = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    angle = np.interp(share * below[-1], below, angles)
-    return float(np.sqrt(freedom) * np.tan(angle))

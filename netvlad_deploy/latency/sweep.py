@@ -18,6 +18,7 @@ from typing import Final
 
 from netvlad_deploy.errors import ArtifactError, OutputError
 from netvlad_deploy.latency.results import Estimate
+from netvlad_deploy.support.formats import writing
 from netvlad_deploy.support.locks import lock
 from netvlad_deploy.support.records import from_record
 
@@ -95,7 +96,7 @@ class SweepFile:
     def append(self, point: SweepPoint) -> None:
         """Write a point to the disk."""
         line = json.dumps({"schema": POINT_SCHEMA, **asdict(point)}).encode() + b"\n"
-        with _as_output_error(self.path):
+        with writing(self.path):
             if os.write(self._handle, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._handle)
@@ -115,7 +116,7 @@ class SweepFile:
             if rest[: len(START)] != START[: len(rest)]:
                 raise ArtifactError(f"line {len(points) + 1} of {self.path} is no point of a sweep: name another file")
             LOG.warning("%s ends in half a line of a sweep that was killed: dropped", self.path)
-            with _as_output_error(self.path):
+            with writing(self.path):
                 os.ftruncate(self._handle, len(content) - len(rest))
         return points
 
@@ -126,7 +127,7 @@ def open_sweep(path: Path) -> Iterator[SweepFile]:
 
     Raises: OutputError if it cannot be written, or another sweep writes it; ArtifactError if it is another file.
     """
-    with _as_output_error(path):
+    with writing(path):
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
         handle = os.open(path, flags, 0o666)
     try:
@@ -155,11 +156,3 @@ def _point(line: bytes, where: str) -> SweepPoint:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error)[:300]
     raise ArtifactError(f"{where} is no point of a sweep ({reason}): name another file")
-
-
-@contextlib.contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

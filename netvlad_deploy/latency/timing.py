@@ -9,15 +9,16 @@ and what is not, with the figures behind it, is in docs/latency.md.
 import io
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from netvlad_deploy.errors import ParityError
 from netvlad_deploy.latency.advice import machine_advice
+from netvlad_deploy.latency.feeds import lengths_of
 from netvlad_deploy.latency.machine_state import MachineState, read_state
 from netvlad_deploy.latency.process import CandidateProcess, result_of
-from netvlad_deploy.latency.results import CandidateLatency, LatencyReport
+from netvlad_deploy.latency.results import LatencyReport
 from netvlad_deploy.latency.statistics import LEAST_ROUNDS
 from netvlad_deploy.runner import Feeds, check_finite
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -46,7 +47,7 @@ def measure(
     budget_p99_ms: float | None = None,
     seed: int = 0,
 ) -> LatencyReport:
-    """Time every candidate on the same feeds, of which each takes the inputs it has, and compare it with the first.
+    """Time every candidate on the same feeds, compare it with the first, and return the report, times in ms.
 
     A candidate that cannot run on this machine is NOT_RUN with its reason; the others go on. The `limit` runs in the
     same rounds and gets a row of its own. A round is one block of each. Where a run is longer than a block there are
@@ -72,11 +73,13 @@ def measure(
         rounds = _affordable(running, rounds, block_ms)
         before, after = _run_rounds(running, rounds, block_ms, np.random.default_rng(seed))
     rivals = processes[0], None if limit is None else processes[-1]
-    batch = len(next(iter(feeds.values())))
-    rows = [result_of(each, *rivals, batch=batch, budget_p99_ms=budget_p99_ms) for each in processes]
-    settings = {"threads": threads, "concurrency": concurrency, "block_ms": block_ms, "warmup_ms": warmup_ms}
-    name = "" if limit is None else limit.name
-    return _report(feeds, rows, before, after, rounds=rounds, limit=name, **settings)
+    lengths = lengths_of(feeds)
+    rows = [result_of(each, *rivals, batch=lengths["batch"], budget_p99_ms=budget_p99_ms) for each in processes]
+    return LatencyReport(
+        **lengths, threads=threads, concurrency=concurrency, rounds=rounds, block_ms=block_ms, warmup_ms=warmup_ms,
+        machine=describe_machine() | installed_versions(), before=before.facts(), after=after.facts(),
+        limit="" if limit is None else limit.name, advice=machine_advice(before, after), candidates=tuple(rows),
+    )  # fmt: skip
 
 
 def _check(candidates: Sequence[Candidate], feeds: Feeds, rounds: int, concurrency: int) -> None:
@@ -120,20 +123,3 @@ def _run_rounds(
             running[index].run_block(block_ms, place)
         progress.advance()
     return before, read_state(pids)
-
-
-def _report(
-    feeds: Feeds, rows: Sequence[CandidateLatency], before: MachineState, after: MachineState, **settings: Any
-) -> LatencyReport:
-    images, main = feeds.get(IMAGES), next(iter(feeds.values()))
-    return LatencyReport(
-        batch=len(main),
-        num_features=main.shape[1] if images is None else None,
-        image_size=None if images is None else (images.shape[1], images.shape[2]),
-        machine=describe_machine() | installed_versions(),
-        before=before.facts(),
-        after=after.facts(),
-        advice=machine_advice(before, after),
-        candidates=tuple(rows),
-        **settings,
-    )

@@ -5,17 +5,18 @@ It answers only when it is asked, so that one process is busy at a time: two tha
 
 import contextlib
 import io
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from threading import Barrier
 from typing import Any, Final
 
 import numpy as np
 
 from netvlad_deploy.errors import UsageError
-from netvlad_deploy.latency.placement import place_threads
 from netvlad_deploy.latency.statistics import WARM_WINDOW, settled
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -26,6 +27,8 @@ WARMUP_SLICES: Final = 5
 
 LONGEST_WARMUP: Final = 8
 """A warm-up that does not settle ends after this many times its shortest length."""
+
+TASKS: Final = Path("/proc/self/task")
 
 
 def serve(channel: Channel) -> None:
@@ -51,6 +54,26 @@ def serve(channel: Channel) -> None:
             times = runner.time(lanes.feeds) if request["clock"] else None  # it also wakes the thread pool
             samples, completed = lanes.run_for(request["block_ms"])
             channel.send({"samples_ms": samples, "completed": completed, "times_ms": times and asdict(times)})
+
+
+def place_threads(shift: int) -> None:
+    """Move each thread of this process to a core of its own, counted from core number `shift`, and let it go again.
+
+    A scheduler leaves a thread where it ran before. So of two processes one may share its core with something busy for
+    a whole measurement and the other not, and a ratio of the two would tell the cores apart, not the candidates. So the
+    measurement draws where a block starts, the same core for every candidate.
+
+    Threads that may run on one core only stay there: a library has bound them. Does nothing where there is no Linux.
+    """
+    if not TASKS.is_dir():
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    for number, task in enumerate(sorted(int(path.name) for path in TASKS.iterdir())):
+        with contextlib.suppress(ProcessLookupError):  # a thread that has ended since
+            allowed = os.sched_getaffinity(task)
+            if len(allowed) > 1:
+                os.sched_setaffinity(task, {cores[(number + shift) % len(cores)]})
+                os.sched_setaffinity(task, allowed)
 
 
 def _warm_up(lanes: "_Lanes", warmup_ms: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from netvlad_deploy.models.aggregators.base import Aggregator
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.models.tensor_names import BATCH_NORM_COUNTER
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.layer import AggregatorSpec, NetVLADSpec, Projection
+from netvlad_deploy.spec.layer import AnySpec, NetVLADSpec, Projection
 
 PREPROCESSING = "none: local descriptors (batch, num_features, D) as the layer was trained on"
 
@@ -86,28 +86,19 @@ class Head:
 
     def alone(self) -> "Head":
         """Return the head without its projection and gating, and without what it does not know after it."""
-        if not isinstance(self.spec, NetVLADSpec):
-            return replace(self._unprojected(self.spec), projections=(), unplaced=())
-        return replace(
-            self,
-            spec=replace(self.spec, projection=None),
-            tensors={name: tensor for name, tensor in self.tensors.items() if not name.startswith(PROJECTION_PREFIXES)},
-            ignored=tuple(sorted((*self.ignored, *self.projected))),
-            projected=(),
-            projections=(),
-        )
-
-    def _unprojected(self, spec: AggregatorSpec) -> "Head":
-        """Return the head of another aggregator than NetVLAD without a linear layer at its end, if it has one."""
+        left = replace(self, projected=(), projections=(), unplaced=())
         if not self.projected:
-            return self
-        size = self.tensors["projection.weight"].shape[1]
+            return left
+        if isinstance(self.spec, NetVLADSpec):
+            spec: AnySpec = replace(self.spec, projection=None)
+        else:  # another aggregator, with a linear layer at its end
+            size = self.tensors["projection.weight"].shape[1]
+            spec = replace(self.spec, descriptor_size=size, settings={**self.spec.settings, "projected": 0})
         return replace(
-            self,
-            spec=replace(spec, descriptor_size=size, settings={**spec.settings, "projected": 0}),
+            left,
+            spec=spec,
             tensors={name: tensor for name, tensor in self.tensors.items() if not name.startswith(PROJECTION_PREFIXES)},
             ignored=tuple(sorted((*self.ignored, *self.projected))),
-            projected=(),
         )
 
     def netvlad(self, path: Path | str) -> NetVLAD:

@@ -73,8 +73,6 @@ class NetVLAD(nn.Module):
         )
         self.cluster_size = cluster_size
         self.feature_size = feature_size
-        self.ghost_clusters = ghost_clusters
-        self.add_batch_norm = add_batch_norm
         self.out_dim = self.spec.descriptor_size
         scale = 1.0 / math.sqrt(feature_size)
         self.clusters = nn.Parameter(scale * torch.randn(feature_size, cluster_size + ghost_clusters))

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.support.formats import shown
 
 BATCH_NORM_COUNTER = "num_batches_tracked"
 """Last part of the name of BatchNorm's count of training steps, which inference does not need."""
 
-MAX_NAMES_SHOWN = 12
+MAX_NAMES_SHOWN, MAX_NAME_SHOWN = 12, 200
 
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts of a name that torch adds when DataParallel, compile, FSDP or activation checkpointing wraps a module."""
@@ -42,12 +43,12 @@ def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def names(found: Iterable[str]) -> str:
-    """Return names in one line, sorted, at most MAX_NAMES_SHOWN of them.
+    r"""Return names in one line, sorted, at most MAX_NAMES_SHOWN of them.
 
-    >>> names(["pool.conv.weight", "pool.centroids"])
-    'pool.centroids, pool.conv.weight'
+    >>> names(["pool.conv.weight", "pool.centroids", "of two\nlines"])
+    'of two lines, pool.centroids, pool.conv.weight'
     """
-    ordered = sorted(found)
+    ordered = sorted(shown(name, MAX_NAME_SHOWN) for name in found)
     more = ", ..." if len(ordered) > MAX_NAMES_SHOWN else ""
     return ", ".join(ordered[:MAX_NAMES_SHOWN]) + more or "no tensor"
 
@@ -58,5 +59,6 @@ def counted(found: Iterable[str]) -> str:
     >>> counted(["encoder.0.weight", "encoder.0.bias", "step"])
     'encoder.* (2 tensors), step (1 tensor)'
     """
-    groups = Counter(f"{start}.*" if dot else start for start, dot, _ in (name.partition(".") for name in found))
+    parts = (shown(name, MAX_NAME_SHOWN).partition(".") for name in found)
+    groups = Counter(f"{start}.*" if dot else start for start, dot, _ in parts)
     return ", ".join(f"{group} ({count} tensor{'s' if count > 1 else ''})" for group, count in sorted(groups.items()))

@@ -11,8 +11,7 @@ import contextlib
 import logging
 import math
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -23,15 +22,16 @@ from torch import Tensor
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.crc32c import masked_crc32c
 from netvlad_deploy.models.tensor_names import names
-from netvlad_deploy.models.tensorflow_table import read_table, read_varint
+from netvlad_deploy.models.tensorflow_table import read_table
+from netvlad_deploy.support.protobuf import fields
 
 LOG = logging.getLogger(__name__)
 
 MAX_INDEX_BYTES: Final = 64 << 20
 MAX_SHARDS: Final = 4096
 MAX_AXES: Final = 16
-VARINT, BYTES_8, DELIMITED, BYTES_4 = 0, 1, 2, 5
-"""Ways in which a field of a message is written."""
+ENTRY_NUMBERS: Final = {1: "dtype", 3: "shard", 4: "offset", 5: "size", 6: "checksum"}
+"""Fields of an index's entry that are numbers; 2 is the shape, 7 a part. Source: tensor_bundle.proto."""
 
 BIG_ENDIAN: Final = 1
 DTYPES: Final = {
@@ -147,68 +147,37 @@ def _shards(header: bytes) -> int:
 
     Raises: InputError if numbers are big-endian; ValueError if there are too many shards.
     """
-    fields = dict(_fields(header))
-    if fields.get(2, 0) == BIG_ENDIAN:
+    found = dict(fields(header))
+    if found.get(2, 0) == BIG_ENDIAN:
         raise InputError("the checkpoint was written on a big-endian machine: save it again on another")
-    count = fields.get(1, 0)
+    count = found.get(1, 0)
     if not isinstance(count, int) or not 1 <= count <= MAX_SHARDS:
         raise ValueError(f"the checkpoint has {count!r} shards, expected from 1 to {MAX_SHARDS}")
     return count
 
 
 def _entry(message: bytes) -> _Entry:
-    found: dict[int, int | bytes] = {}
-    for number, value in _fields(message):
-        if isinstance(value, bytes) != (number in (2, 7)):
+    numbers: dict[int, int] = {}
+    parts: dict[int, memoryview] = {}
+    for number, value in fields(message):
+        if isinstance(value, int) == (number in (2, 7)):
             raise ValueError(f"field {number} of a variable is written in another way")
-        found[number] = value
-    shape = found.pop(2, b"")
-    sliced = found.pop(7, None) is not None
-    numbers = {number: value for number, value in found.items() if isinstance(value, int)}
-    return _Entry(
-        dtype=numbers.get(1, 0),
-        shape=_shape(shape) if isinstance(shape, bytes) else (),
-        shard=numbers.get(3, 0),
-        offset=numbers.get(4, 0),
-        size=numbers.get(5, 0),
-        checksum=numbers.get(6, 0),
-        sliced=sliced,
-    )
+        if isinstance(value, int):
+            numbers[number] = value
+        else:
+            parts[number] = value
+    known = {name: numbers[number] for number, name in ENTRY_NUMBERS.items() if number in numbers}
+    return _Entry(shape=_shape(parts.get(2, memoryview(b""))), sliced=7 in parts, **known)
 
 
-def _shape(message: bytes) -> tuple[int, ...]:
+def _shape(message: memoryview) -> tuple[int, ...]:
     axes: list[int] = []
-    for number, value in _fields(message):
-        if number != 2 or not isinstance(value, bytes):
+    for number, value in fields(message):
+        if number != 2 or isinstance(value, int):
             raise ValueError("a variable has no shape")
-        length = dict(_fields(value)).get(1, 0)
-        if (
-            not isinstance(length, int) or length >> 48 or len(axes) == MAX_AXES
-        ):  # a negative one has its upper bits set
+        length = dict(fields(value)).get(1, 0)
+        # A negative length has its upper bits set.
+        if not isinstance(length, int) or length >> 48 or len(axes) == MAX_AXES:
             raise ValueError(f"an axis of a variable has the length {length!r}")
         axes.append(length)
     return tuple(axes)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the numbers of the fields of a message of Protocol Buffers, with their values.
-
-    Raises: errors of `formats.READER_ERRORS` if the message is damaged.
-    """
-    at = 0
-    while at < len(message):
-        tag, at = read_varint(message, at)
-        kind = tag & 7
-        if kind == VARINT:
-            value, at = read_varint(message, at)
-            yield tag >> 3, value
-            continue
-        if kind == DELIMITED:
-            size, at = read_varint(message, at)
-        else:
-            size = {BYTES_4: 4, BYTES_8: 8}[kind]
-        if at + size > len(message):
-            raise EOFError(f"a field of {size} bytes is expected, {len(message) - at} are left")
-        content = message[at : at + size]
-        at += size
-        yield tag >> 3, content if kind == DELIMITED else struct.unpack("<I" if size == 4 else "<Q", content)[0]

@@ -13,6 +13,7 @@ from typing import Final
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.models.crc32c import masked_crc32c
+from netvlad_deploy.support.protobuf import read_varint
 
 MAGIC: Final = 0xDB4775248B80FB57
 FOOTER_BYTES: Final = 48
@@ -21,7 +22,6 @@ TRAILER_BYTES: Final = 5
 
 PLAIN, SNAPPY = 0, 1
 MAX_KEY_BYTES: Final = 1024
-MAX_VARINT_BYTES: Final = 10
 
 
 def read_table(content: bytes) -> dict[bytes, bytes]:
@@ -46,23 +46,6 @@ def read_table(content: bytes) -> dict[bytes, bytes]:
                 raise ValueError(f"the key {key!r} follows {last!r}")
             values[key], last = value, key
     return values
-
-
-def read_varint(content: bytes, at: int) -> tuple[int, int]:
-    r"""Return the number at a place, of seven bits a byte, and the place after it.
-
-    >>> read_varint(b"\xac\x02", 0)
-    (300, 2)
-
-    Raises: IndexError if it goes on after the end; ValueError if it goes on for too long.
-    """
-    number = 0
-    for index in range(MAX_VARINT_BYTES):
-        byte = content[at + index]
-        number |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return number, at + index + 1
-    raise ValueError("a number does not end")
 
 
 def _handle(content: bytes, at: int) -> tuple[int, int, int]:

@@ -87,18 +87,17 @@ def read_tensors(path: Path | str, *, lone: str = "") -> dict[str, torch.Tensor]
         raise InputError(f"{path} is {kind}")
     if not is_checkpoint(path):
         raise InputError(f"{path} is no checkpoint: expected one of {', '.join(CHECKPOINT_SUFFIXES)}")
-    with reading(path):
-        if path.suffix.lower() == ".mat":
+    suffix = path.suffix.lower()
+    with reading(path), naming(path):
+        if suffix == ".mat":
             return read_matlab(path)
-        if path.suffix.lower() == INDEX_SUFFIX:
-            with naming(path):
-                return _tensors_in(path, read_bundle(path))
+        if suffix == INDEX_SUFFIX:
+            return _tensors_in(path, read_bundle(path))
         if first_bytes(path).startswith(HDF5_MAGIC):
-            with naming(path):
-                return _tensors_in(path, read_keras(path))
+            return _tensors_in(path, read_keras(path))
         if is_safetensors(path):
             return _tensors_in(path, _read_safetensors(path))
-        if path.suffix.lower() == ".npz":
+        if suffix == ".npz":
             return _tensors_in(path, _read_npz(path))
         with open_pickled(path) as (content, skipped):
             named = {lone: content} if lone and isinstance(content, TENSOR_TYPES) else content

@@ -9,11 +9,15 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from netvlad_deploy.oracle.equations import soft_assignment
 from netvlad_deploy.spec.layer import AggregatorSpec
 from netvlad_deploy.support.arrays import Array, Float64
 
 Formula: TypeAlias = Callable[[AggregatorSpec, Mapping[str, Array], Mapping[str, Array]], Float64]
 """A function of the spec, the parameters and the feeds (B,...), all in float64, that returns descriptors (B,P)."""
+
+TENSORFLOW: Final = 1e-6
+"""Least norm of `tf.nn.l2_normalize`, which takes its square as at least 1e-12."""
 
 
 def _salad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
@@ -79,23 +83,17 @@ def _hfnet(spec: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str,
 
     Source: ethz-asl/hfnet, hfnet/models/utils/layers.py.
     """
-
-    def normal(values: Float64, axis: int) -> Float64:
-        """Return `tf.nn.l2_normalize`, which takes the square of a norm as at least 1e-12."""
-        result: Float64 = values / np.sqrt(np.maximum((values * values).sum(axis=axis, keepdims=True), 1e-12))
-        return result
-
     slope = 1 / np.sqrt(state["running_var"] + float(spec.settings["epsilon"]))
     scores = (feeds["features"] @ state["memberships"] - state["running_mean"]) * slope + state["offset"]
-    masses = np.exp(scores - scores.max(axis=2, keepdims=True))
-    masses /= masses.sum(axis=2, keepdims=True)
+    masses = soft_assignment(scores, len(state["clusters"]))
     found = np.empty((len(scores), *state["clusters"].shape))
     for cluster, centre in enumerate(state["clusters"]):
         found[:, cluster] = np.einsum("bn,bnd->bd", masses[:, :, cluster], centre - feeds["features"])
-    whole = normal(normal(found, 1).reshape(len(found), -1), 1)
+    whole = _unit(_unit(found, 1, TENSORFLOW).reshape(len(found), -1), 1, TENSORFLOW)
     if not spec.settings["projected"]:
         return whole
-    return normal(normal(whole, 1) @ state["projection.weight"].T + state["projection.bias"], 1)
+    projected = _unit(whole, 1, TENSORFLOW) @ state["projection.weight"].T + state["projection.bias"]
+    return _unit(projected, 1, TENSORFLOW)
 
 
 def _ghost_vlad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[str, Array]) -> Float64:
@@ -104,13 +102,12 @@ def _ghost_vlad(_: AggregatorSpec, state: Mapping[str, Array], feeds: Mapping[st
     Source: WeidiXie/VGG-Speaker-Recognition, src/model.py.
     """
     logits = feeds["assignment_features"] @ state["assignment.weight"].T + state["assignment.bias"]
-    powers = np.exp(logits - logits.max(axis=2, keepdims=True))
-    shares = powers / powers.sum(axis=2, keepdims=True)
+    shares = soft_assignment(logits, len(state["centres"]))
     clusters = [
         (shares[:, :, [k]] * (feeds["features"] - centre)).sum(axis=1) for k, centre in enumerate(state["centres"])
     ]
-    joined = np.concatenate([_unit(cluster, 1, 1e-6) for cluster in clusters], axis=1)
-    return _unit(np.maximum(joined @ state["projection.weight"].T + state["projection.bias"], 0), 1, 1e-6)
+    joined = np.concatenate([_unit(cluster, 1, TENSORFLOW) for cluster in clusters], axis=1)
+    return _unit(np.maximum(joined @ state["projection.weight"].T + state["projection.bias"], 0), 1, TENSORFLOW)
 
 
 FORMULAS: Final[dict[str, Formula]] = {

@@ -124,11 +124,7 @@ def load_reference(path: Path | str) -> ReferenceParameters:
     >>> parameters.clusters.shape, parameters.centroids.shape
     ((8, 3), (2, 8))
     """
-    try:
-        arrays = read_arrays(Path(path))
-        return parameters_from_arrays(arrays if isinstance(arrays, dict) else {})
-    except InputError as error:
-        raise ArtifactError(f"no reference file: {error}: export again") from error
+    return _load(Path(path), "", "no reference file")
 
 
 def load_references(path: Path | str, spec: HeadsSpec) -> dict[str, ReferenceParameters]:
@@ -136,17 +132,17 @@ def load_references(path: Path | str, spec: HeadsSpec) -> dict[str, ReferencePar
 
     Raises: ArtifactError if the file is missing, is no reference file or holds other parameters.
     """
-    found = {}
-    for name in spec.heads:
-        try:
-            arrays = read_arrays(Path(path))
-            start = of_head(name, "")
-            held = arrays if isinstance(arrays, dict) else {}
-            own = {key.removeprefix(start): array for key, array in held.items() if key.startswith(start)}
-            found[name] = parameters_from_arrays(own)
-        except InputError as error:
-            raise ArtifactError(f"no reference file of the head {name}: {error}: export again") from error
-    return found
+    return {name: _load(Path(path), of_head(name, ""), f"no reference file of the head {name}") for name in spec.heads}
+
+
+def _load(path: Path, start: str, refusal: str) -> ReferenceParameters:
+    """Return the parameters in the arrays whose names have this start."""
+    try:
+        arrays = read_arrays(path, start)
+        held = arrays if isinstance(arrays, dict) else {}
+        return parameters_from_arrays({name.removeprefix(start): array for name, array in held.items()})
+    except InputError as error:
+        raise ArtifactError(f"{refusal}: {error}: export again") from error
 
 
 def heads_arrays(heads: Mapping[str, tuple[Mapping[str, Array], NetVLADSpec]]) -> Arrays:

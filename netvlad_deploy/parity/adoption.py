@@ -1,6 +1,5 @@
 """The head of a foreign file: read as a NetVLAD, and believed only because it computes what the oracle computes."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,19 +53,14 @@ def prove_head(model: ForeignModel, site: Site) -> ForeignHead:
             f"plain NetVLAD; {CURE}"
         )
     failed = []
-    for start, layout in _ways(model, site):
-        try:
-            return _by(model, site, start, layout)
-        except (InputError, ParityError, RunError) as error:
-            failed.append(str(error))
-    reason = failed[0] if failed else f"no tensor of {site.feature_size} values for each position enters it"
-    raise InputError(f"softmax {site.name} looks like that of a NetVLAD, but {reason}; {CURE}")
-
-
-def _ways(model: ForeignModel, site: Site) -> Iterator[tuple[Start, FeatureLayout]]:
     for start in site.starts:
         for layout in layouts(model, start.tensor, site.feature_size):
-            yield start, layout
+            try:
+                return _by(model, site, start, layout)
+            except (InputError, ParityError, RunError) as error:
+                failed.append(str(error))
+    reason = failed[0] if failed else f"no tensor of {site.feature_size} values for each position enters it"
+    raise InputError(f"softmax {site.name} looks like that of a NetVLAD, but {reason}; {CURE}")
 
 
 def _by(model: ForeignModel, site: Site, start: Start, layout: FeatureLayout) -> ForeignHead:
@@ -80,10 +74,10 @@ def _by(model: ForeignModel, site: Site, start: Start, layout: FeatureLayout) ->
         tried, shape = bound(model, start.tensor, layout)
         whole = cut(model, start.tensor, site.paths.output, shape)
     shapes = shapes_of(tried)
-    head = ForeignPart(cut(model, start.tensor, site.aggregate, shape), tried, name="its head")
+    head = ForeignPart(cut(model, start.tensor, site.aggregate, shape), tried)
     found = recover(site, head, shapes.num_features.min, shapes.batch.max, normalize_input=start.normalize_input)
     layer = projected(site, found)
-    runner = ForeignRunner(ForeignPart(whole, tried, name="its head"), layer.spec)
+    runner = ForeignRunner(ForeignPart(whole, tried), layer.spec)
     return _proven(site, start, layout, layer, runner)
 
 
@@ -98,9 +92,9 @@ def _proven(site: Site, start: Start, layout: FeatureLayout, layer: Recovered, r
         raise InputError("its descriptors are not finite, whatever the features")
     proof = compare(runner, parameters, cases=cases)
     check_passed(proof)
-    names = ", ".join(case.name for case in lost)
     notes = layer.notes
     if lost:
+        names = ", ".join(case.name for case in lost)
         notes += (f"not compared where the file's own descriptors are not finite: {names}",)
     return ForeignHead(
         site=site, start=start, layout=layout, layer=layer, runner=runner, cases=tuple(cases), proof=proof, notes=notes
@@ -116,14 +110,11 @@ def check_passed(report: ParityReport) -> None:
         return
     failed = [(output, case) for case in report.cases for output in case.outputs if output.verdict is Verdict.FAIL]
     if not failed:
-        raise InputError(f"no case proves that it is one: {report.unseen or _reasons(report.cases)}")
+        reasons = "; ".join(dict.fromkeys(case.reason for case in report.cases))
+        raise InputError(f"no case proves that it is one: {report.unseen or reasons}")
     output, case = max(failed, key=lambda each: each[0].worst_ratio)
     part = "" if output.worst_cluster is None else f" in cluster {output.worst_cluster}"
     raise InputError(
         f"it computes something else: {len(failed)} of {len(report.cases)} cases differ, {case.name!r} by "
         f"{output.worst_error:.1e}{part} where rounding explains {output.tolerance:.1e}"
     )
-
-
-def _reasons(cases: Sequence[object]) -> str:
-    return "; ".join(dict.fromkeys(str(getattr(case, "reason", "")) for case in cases))

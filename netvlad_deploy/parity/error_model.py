@@ -77,11 +77,8 @@ def tolerances(parameters: ReferenceParameters, feeds: Mapping[str, Array], expe
     """
     rounding = ROUNDINGS[precision]
     error = LAMBDA * rounding.unit
-    features, assignment = (
-        equations.local_descriptors(parameters, feeds[layer.FEATURES]),
-        expected[layer.SOFT_ASSIGNMENT],
-    )
-    lengths = _lengths(parameters, feeds)
+    features = equations.local_descriptors(parameters, feeds[layer.FEATURES])
+    assignment, lengths = expected[layer.SOFT_ASSIGNMENT], _lengths(parameters, feeds)
     logits = _logit_errors(parameters, features, lengths.norms, rounding)
     rho = _relative_errors(parameters, features, logits, 4 * error)
     growth = _growth(parameters, features, rho)

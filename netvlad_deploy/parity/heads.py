@@ -134,7 +134,7 @@ def compare(
     cases: Iterable[Case] | None = None,
     banks: Iterable[Bank] = (),
 ) -> ParityReport:
-    """Run every case through `candidate` and the reference (the oracle, or `against`), and judge the difference.
+    """Run every case through `candidate` and the reference (the oracle, or `against`); return the verdict of each.
 
     The rankings of `banks` are reported and have no part in the verdict; where a case is not finite there are none.
 

@@ -66,29 +66,24 @@ def deployment_page(deployment: Deployment, *, graph: Block | None = None, comma
 
 def _headline(deployment: Deployment) -> str:
     """Return the outcome in a sentence: what failed, else what did not run, and what is proven of the ONNX file."""
-    by_verdict = {
-        verdict: [step.name for step in deployment.steps if step.verdict is verdict]
-        for verdict in (Verdict.FAIL, Verdict.NOT_JUDGED, Verdict.NOT_RUN)
-    }
     words = {
         Verdict.FAIL: "Failed: {}.",
         Verdict.NOT_JUDGED: "Nothing is proven by: {}.",
         Verdict.NOT_RUN: "Not run on this machine: {}.",
     }
-    said = [words[verdict].format(", ".join(names)) for verdict, names in by_verdict.items() if names]
+    names = {verdict: [step.name for step in deployment.steps if step.verdict is verdict] for verdict in words}
+    said = [words[verdict].format(", ".join(found)) for verdict, found in names.items() if found]
     first = [parity_headline(report) for report in deployment.parity if report.verdict is Verdict.PASS]
     return " ".join((*first, *said))
 
 
 def _facts(deployment: Deployment) -> tuple[tuple[str, str], ...]:
-    engine = deployment.engine
-    built = (
-        ()
-        if engine is None
-        else (
-            ("activations of the engine", mebibytes(engine.figures.activation_bytes)),
-            ("kernels of the engine", str(len(engine.figures.kernels))),
+    built: tuple[tuple[str, str], ...] = ()
+    if deployment.engine is not None:
+        figures = deployment.engine.figures
+        built = (
+            ("activations of the engine", mebibytes(figures.activation_bytes)),
+            ("kernels of the engine", str(len(figures.kernels))),
         )
-    )
     size = ("size of the ONNX file", mebibytes(deployment.onnx.size_bytes))
     return (*parity_facts(deployment.parity[0]), *latency_facts(deployment.latency), size, *built)

@@ -15,6 +15,12 @@ from netvlad_deploy.spec.verdict import Verdict
 MOST_NAMES = 10
 """Most names of images that a line lists."""
 
+COUNTED = (
+    "recall@N is the share of all queries with a right image among the first N, as published figures have it: a query "
+    "without a right image is a miss. mAP is the mean average precision over the whole ranking, of the queries with a "
+    "right image. Images are ranked by the Euclidean distance of their descriptors, exactly."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRecall:
@@ -109,6 +115,8 @@ def evaluation_page(
         matches: the photos of the matches with their headings.
         command: the line that made it.
     """
+    facts = [Paragraph(f"{fact}.") for fact in _facts(report)]
+    lost = [(one.path, one.reason, one.detail) for one in report.skipped]
     return Page(
         title=f"Retrieval of {', '.join(one.name for one in report.candidates)}",
         verdict=None if report.min_recall is None else report.verdict,
@@ -122,10 +130,10 @@ def evaluation_page(
             )
         ],
         sections=(
-            Section("Recall", (*(Paragraph(f"{fact}.") for fact in _facts(report)), *_recall_blocks(report))),
+            Section("Recall", (*facts, Grid(*recall_table(report)), Paragraph(COUNTED))),
             *([Section("Agreement", _agreement_blocks(report))] if report.agreements else []),
             Section("Best matches", matches),
-            *([Section("Skipped files", [_skipped_grid(report)])] if report.skipped else []),
+            *([Section("Skipped files", [Grid(("file", "reason", "detail"), lost)])] if report.skipped else []),
             repeat_section(artifacts, command=command),
         ),
     )
@@ -134,15 +142,6 @@ def evaluation_page(
 def _headline(report: EvaluationReport) -> str:
     shares = ", ".join(f"{one.name} for {one.found.recall[1]:.1%}" for one in report.candidates)
     return f"A right image comes first: {shares} of {report.num_queries} queries."
-
-
-def _recall_blocks(report: EvaluationReport) -> tuple[Block, ...]:
-    text = (
-        "recall@N is the share of all queries with a right image among the first N, as published figures have it: a "
-        "query without a right image is a miss. mAP is the mean average precision over the whole ranking, of the "
-        "queries with a right image. Images are ranked by the Euclidean distance of their descriptors, exactly."
-    )
-    return Grid(*recall_table(report)), Paragraph(text)
 
 
 def _agreement_blocks(report: EvaluationReport) -> list[Block]:
@@ -156,10 +155,6 @@ def _agreement_blocks(report: EvaluationReport) -> list[Block]:
             if one.differing
         ),
     ]
-
-
-def _skipped_grid(report: EvaluationReport) -> Grid:
-    return Grid(("file", "reason", "detail"), [(one.path, one.reason, one.detail) for one in report.skipped])
 
 
 def _facts(report: EvaluationReport) -> list[str]:

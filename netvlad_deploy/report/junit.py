@@ -17,22 +17,19 @@ def parity_junit(report: ParityReport) -> str:
     suite = ET.Element("testsuite", name=f"parity of {report.candidate} against {report.reference}")
     for case in report.cases:
         for output in case.outputs:
-            element = ET.SubElement(suite, "testcase", classname=f"parity.{output.output}", name=case.name)
+            name = f"parity.{output.output}"
             if output.verdict is Verdict.FAIL:
-                ET.SubElement(element, "failure", message=_failure(output))
-            elif output.verdict is Verdict.NOT_JUDGED:
-                ET.SubElement(element, "skipped", message=case.reason)
+                _case(suite, name, case.name, "failure", _failure(output))
+            else:
+                _case(suite, name, case.name, "skipped", case.reason if output.verdict is Verdict.NOT_JUDGED else None)
         if not case.outputs:
-            element = ET.SubElement(suite, "testcase", classname="parity", name=case.name)
-            ET.SubElement(element, "skipped", message=case.reason)
+            _case(suite, "parity", case.name, "skipped", case.reason)
     if report.departure is not None:
         ET.SubElement(suite, "system-out").text = departure_line(report.departure)
     if reason := report.reason or report.unseen:
-        element = ET.SubElement(suite, "testcase", classname="parity", name="all cases")
-        ET.SubElement(element, "skipped", message=reason)
+        _case(suite, "parity", "all cases", "skipped", reason)
     if report.miscounted:
-        element = ET.SubElement(suite, "testcase", classname="parity", name="number of cases")
-        ET.SubElement(element, "failure", message=report.miscounted)
+        _case(suite, "parity", "number of cases", "failure", report.miscounted)
     return _text(suite)
 
 
@@ -48,19 +45,23 @@ def latency_junit(report: LatencyReport) -> str:
     """Return JUnit XML: a test case for each candidate, failed by a budget or baseline, or skipped as NOT_RUN."""
     suite = ET.Element("testsuite", name="latency")
     for one in report.candidates:
-        element = ET.SubElement(suite, "testcase", classname="latency", name=one.name)
-        if one.verdict is not Verdict.PASS:
-            tag = "failure" if one.verdict is Verdict.FAIL else "skipped"
-            ET.SubElement(element, tag, message=one.reason)
+        tag = "failure" if one.verdict is Verdict.FAIL else "skipped"
+        _case(suite, "latency", one.name, tag, None if one.verdict is Verdict.PASS else one.reason)
     return _text(suite)
 
 
 def error_junit(subject: str, error: Exception) -> str:
     """Return JUnit XML with the error that ended a verb; `subject` says in words what was to be done."""
     suite = ET.Element("testsuite", name=subject)
-    element = ET.SubElement(suite, "testcase", classname="netvlad-deploy", name=subject)
-    ET.SubElement(element, "error", type=type(error).__name__, message=str(error))
+    _case(suite, "netvlad-deploy", subject, "error", str(error), type=type(error).__name__)
     return _text(suite)
+
+
+def _case(suite: ET.Element, group: str, name: str, tag: str, message: str | None, **more: str) -> None:
+    """Add a test case to a suite, and to it a failure, error or skip with its message; a pass has None."""
+    element = ET.SubElement(suite, "testcase", classname=group, name=name)
+    if message is not None:
+        ET.SubElement(element, tag, {"message": message, **more})
 
 
 def _text(suite: ET.Element) -> str:

@@ -8,6 +8,7 @@ from netvlad_deploy.report.artifacts import repeat_section
 from netvlad_deploy.report.page import Block, Figure, Grid, Page, Paragraph, Section
 from netvlad_deploy.report.plots import Boxes, Intervals
 from netvlad_deploy.report.text import (
+    candidate_notes,
     device_lines,
     estimate_text,
     latency_table,
@@ -70,11 +71,11 @@ def _milliseconds(one: CandidateLatency, percentile: str) -> str:
 
 def latency_section(report: LatencyReport) -> Section:
     """Return the section on latency: distributions, ratios, the table, what makes it doubtful, the machine."""
-    notes = [f"{one.name}: {advice}" for one in report.candidates for advice in one.advice]
     conditions = [f"{one.name}: {one.conditions}." for one in report.candidates if one.conditions]
     blocks: list[Block] = [Paragraph(sentence(latency_title(report))), *_figures(report), Grid(*latency_table(report))]
     blocks += [Paragraph(INTERVALS)]
-    blocks += [Paragraph(line) for line in (*map(sentence, (*regression_lines(report), *report.advice)), *notes)]
+    lines = (*map(sentence, (*regression_lines(report), *report.advice)), *candidate_notes(report))
+    blocks += [Paragraph(line) for line in lines]
     blocks += [Paragraph(f"{line}.") for line in device_lines(report)] or [Paragraph(line) for line in conditions]
     blocks.append(Grid(("machine", "value"), sorted(report.machine.items())))
     if state := list(dict.fromkeys((*report.before, *report.after))):

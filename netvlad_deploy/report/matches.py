@@ -14,9 +14,9 @@ import numpy as np
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.report.evaluate import CandidateRecall, EvaluationReport
-from netvlad_deploy.report.page import Block, Paragraph, Photo, Photos
+from netvlad_deploy.report.page import Paragraph, Photo, Photos
 from netvlad_deploy.retrieval.decoding import decode_image, without_warnings
-from netvlad_deploy.retrieval.recall import SHOWN, Match, QueryResult
+from netvlad_deploy.retrieval.recall import SHOWN, QueryResult
 from netvlad_deploy.sources.source import read_image_file
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.require import require
@@ -32,22 +32,20 @@ CAPTION, TITLE = 14, 22
 """Lengths in pixels: a photo, its frame, the gaps between photos, the page's margin, and the two sizes of letters."""
 
 JPEG_QUALITY: Final = 75
-"""Quality of a small photo on a page."""
-
-MOST_JPEG_BYTES: Final = 32_000
-"""Most bytes of a small photo; noise has as many, usual photos a quarter. A row has six of them, an artifact MOST_ROWS
-rows, so a page takes at most 2.1 MB for each artifact, and usually half a megabyte."""
+"""Quality of a small photo on a page: noise then has 32 kB, usual photos a quarter. A row has six of them, an artifact
+MOST_ROWS rows, so a page takes at most 2.1 MB for each artifact, and usually half a megabyte."""
 
 PAPER, INK, PALE, RIGHT, WRONG = "#ffffff", "#222222", "#767676", "#228833", "#cc3311"
 """Colours of the page, of text, of captions and queries, and of the frames of right and wrong matches."""
 
 
 class Cell(NamedTuple):
-    """A photo of a picture: its file, the colour of its frame, and the two lines below it."""
+    """A photo in a row: its file, the two lines below it, and whether it is right, None where nothing says so."""
 
     path: Path
-    colour: str
-    captions: tuple[str, str]
+    name: str
+    caption: str
+    right: bool | None = None
 
 
 class Album:
@@ -78,7 +76,12 @@ class Album:
                 self._small[path] = ops.pad(pillow.fromarray(pixels), (PHOTO_WIDTH, PHOTO_HEIGHT), color=PAPER)
         return self._small[path]
 
-    def jpeg(self, path: Path) -> bytes:
+    def photos(self, rows: Sequence[Sequence[Cell]], alt: str, picture: str) -> Photos:
+        """Return rows of photos for a page; `picture` is the name of the file beside it that shows the same."""
+        shown = [[Photo(self._jpeg(cell.path), cell.name, cell.caption, cell.right) for cell in row] for row in rows]
+        return Photos(shown, alt, picture)
+
+    def _jpeg(self, path: Path) -> bytes:
         """Return a small photo as JPEG, a grey area if it cannot be read any more."""
         stream = io.BytesIO()
         pillow = require("PIL.Image", extra="images")
@@ -87,42 +90,16 @@ class Album:
         return stream.getvalue()
 
 
-def match_blocks(report: EvaluationReport, album: Album, *, picture: str) -> list[Block]:
+def match_blocks(report: EvaluationReport, album: Album, *, picture: str) -> list[Paragraph | Photos]:
     """Return the chosen matches of each artifact for a page; `picture` is the name of the file beside it.
 
     Raises: MissingDependencyError without Pillow.
     """
-    blocks: list[Block] = []
-    for one in report.candidates:
-        rows = choose(one.found.queries)
-        alt = f"Queries with their best matches by {one.name}, misses first"
-        blocks.append(Paragraph(f"{one.name}: {section_caption(one, rows)}."))
-        blocks.append(
-            Photos([_photos(row, album) for row in rows], alt, picture if one is report.candidates[0] else "")
-        )
+    blocks: list[Paragraph | Photos] = []
+    for number, (name, caption, rows) in enumerate(_sections(report, album)):
+        alt = f"Queries with their best matches by {name}, misses first"
+        blocks += [Paragraph(f"{name}: {caption}."), album.photos(rows, alt, "" if number else picture)]
     return blocks
-
-
-def _photos(row: QueryResult, album: Album) -> list[Photo]:
-    query = Photo(album.jpeg(album.queries[row.query]), f"query {row.query}", _first_words(row))
-    return [query] + [
-        Photo(
-            album.jpeg(album.database[match.name]),
-            match.name,
-            f"{match.rank}, cosine {match.similarity:.3f}",
-            right=match.right,
-        )
-        for match in _shown(row)
-    ]
-
-
-def _first_words(row: QueryResult) -> str:
-    return "right image first" if row.first_right == 1 else f"right image at rank {row.first_right}"
-
-
-def _shown(row: QueryResult) -> list[Match]:
-    """Return the best matches of a query, the last replaced by the first right one if that ranks below them."""
-    return [*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:]]
 
 
 def draw_matches(report: EvaluationReport, album: Album) -> bytes:
@@ -130,10 +107,13 @@ def draw_matches(report: EvaluationReport, album: Album) -> bytes:
 
     Raises: MissingDependencyError without Pillow.
     """
+    return draw(_sections(report, album), album)
+
+
+def _sections(report: EvaluationReport, album: Album) -> list[tuple[str, str, list[list[Cell]]]]:
+    """Return for each artifact its name, the line under it, and a row for each of its chosen queries."""
     chosen = [(one, choose(one.found.queries)) for one in report.candidates]
-    return draw(
-        [(one.name, section_caption(one, rows), [_cells(row, album) for row in rows]) for one, rows in chosen], album
-    )
+    return [(one.name, section_caption(one, rows), [_cells(row, album) for row in rows]) for one, rows in chosen]
 
 
 def draw(sections: Sequence[tuple[str, str, Sequence[Sequence[Cell]]]], album: Album) -> bytes:
@@ -161,15 +141,12 @@ def draw(sections: Sequence[tuple[str, str, Sequence[Sequence[Cell]]]], album: A
 
 
 def _cells(row: QueryResult, album: Album) -> list[Cell]:
-    """Return a query and its best matches as a row of a picture."""
-    asked = Cell(album.queries[row.query], PALE, (f"query {row.query}", _first_words(row)))
-    return [asked] + [
-        Cell(
-            album.database[match.name],
-            RIGHT if match.right else WRONG,
-            (match.name, f"{match.rank}: {'right' if match.right else 'wrong'}, cosine {match.similarity:.3f}"),
-        )
-        for match in _shown(row)
+    """Return a query and its best matches, the last replaced by the first right one if that ranks below them."""
+    first = "right image first" if row.first_right == 1 else f"right image at rank {row.first_right}"
+    matches = [*row.matches[: SHOWN - 1], *row.matches[SHOWN - 1 :][-1:]]
+    return [Cell(album.queries[row.query], f"query {row.query}", first)] + [
+        Cell(album.database[match.name], match.name, f"{match.rank}, cosine {match.similarity:.4f}", match.right)
+        for match in matches
     ]
 
 
@@ -223,9 +200,10 @@ class _Sheet:
     def _photo(self, left: int, top: int, cell: Cell) -> None:
         """Draw a framed photo and its captions, or an area in the frame's colour if the file cannot be read."""
         ops, pillow = require("PIL.ImageOps", extra="images"), require("PIL.Image", extra="images")
-        photo = self._album.small(cell.path) or pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), cell.colour)
-        framed = ops.expand(photo, FRAME, fill=cell.colour)
+        word, colour = {None: ("", PALE), True: ("right ", RIGHT), False: ("wrong ", WRONG)}[cell.right]
+        photo = self._album.small(cell.path) or pillow.new("RGB", (PHOTO_WIDTH, PHOTO_HEIGHT), colour)
+        framed = ops.expand(photo, FRAME, fill=colour)
         self._sheet.paste(framed, (left, top))
-        for line, (text, ink) in enumerate(zip(cell.captions, (INK, PALE), strict=True)):
+        for line, (text, ink) in enumerate(((cell.name, INK), (word + cell.caption, PALE))):
             below = top + framed.height + 4 + line * (CAPTION + 3)
             self.text(left, below, text, CAPTION, ink, width=framed.width)

@@ -5,12 +5,13 @@ one drawing serves light and dark.
 """
 
 import io
+import itertools
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from netvlad_deploy.report.escape import printable
 from netvlad_deploy.support.require import require
@@ -112,6 +113,7 @@ class Drawn:
     svg: str
 
 
+Points = TypeVar("Points")
 Plot: TypeAlias = Dots | Heat | Intervals | Boxes | Curves | Drawn
 
 
@@ -184,6 +186,12 @@ def _label(text: str) -> str:
     return line if len(line) <= LONGEST_LABEL else "…" + line[1 - LONGEST_LABEL :]
 
 
+def _painted(series: Mapping[str, Points]) -> Iterator[tuple[tuple[str, Points], tuple[str, str]]]:
+    """Yield each series by its name with its colour and marker."""
+    looks = itertools.cycle((PALETTE[colour][0], marker) for colour, marker in SERIES)
+    return zip(series.items(), looks, strict=False)
+
+
 def _line_at(axes: Any, place: float) -> None:
     axes.axvline(place, color=PALETTE["fail"][0], lw=1.2, zorder=2)
 
@@ -195,15 +203,14 @@ def _draw_dots(axes: Any, plot: Dots) -> None:
     low, high = (math.floor(math.log10(min(finite, default=1))), math.ceil(math.log10(max(finite, default=1))))
     high = max(high, low + 1)
     edge = 10.0 ** (high + max(1, (high - low) / 10))
-    for (name, series), (colour, marker) in zip(plot.series.items(), SERIES * len(plot.series), strict=False):
+    for (name, series), (colour, marker) in _painted(plot.series):
         marks = [
             (max(value, plot.least) if math.isfinite(value) else edge, row)
             for row, value in enumerate(series)
             if value is not None
         ]
         x, y = [x for x, _ in marks], [y for _, y in marks]
-        paint = PALETTE[colour][0]
-        axes.scatter(x, y, s=30, zorder=3, lw=0, marker=marker, color=paint, label=_label(name), clip_on=False)
+        axes.scatter(x, y, s=30, zorder=3, lw=0, marker=marker, color=colour, label=_label(name), clip_on=False)
     _label_rows(axes, plot.rows, plot.label)
     step = max(1, math.ceil((high - low) / (1.4 * axes.figure.get_figwidth())))
     ticks = [10.0**power for power in range(high, low - 1, -step)]
@@ -285,9 +292,9 @@ def _draw_boxes(axes: Any, plot: Boxes) -> None:
 
 
 def _draw_curves(axes: Any, plot: Curves) -> None:
-    for (name, points), (colour, marker) in zip(plot.series.items(), SERIES * len(plot.series), strict=False):
+    for (name, points), (colour, marker) in _painted(plot.series):
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=PALETTE[colour][0], marker=marker, ms=5.5, mew=0, lw=1.5, label=_label(name))
+        axes.plot(x, y, color=colour, marker=marker, ms=5.5, mew=0, lw=1.5, label=_label(name))
     places = sorted({x for points in plot.series.values() for x, _ in points})
     times = [y for points in plot.series.values() for _, y in points]
     _log_scale(axes, min(times), max(times), "y")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netvlad_deploy.index.place_index import COSINE, Found, PlaceIndex
-from netvlad_deploy.report.matches import MOST_ROWS, PALE, Album, Cell, draw
-from netvlad_deploy.report.page import Block, Code, Grid, Page, Paragraph, Photo, Photos, Section
+from netvlad_deploy.report.matches import MOST_ROWS, Album, Cell, draw
+from netvlad_deploy.report.page import Block, Code, Grid, Page, Paragraph, Section
 from netvlad_deploy.report.text import Table, table
 from netvlad_deploy.retrieval.recall import SHOWN
 from netvlad_deploy.spec.items import Skipped, count_reasons
@@ -78,7 +78,10 @@ def index_lines(record: PlaceIndex) -> list[str]:
 
 def search_page(report: SearchReport, album: Album | None, *, picture: str, command: str) -> Page:
     """Return the page of a search; `picture` is the name of the file beside it that shows the photos of the album."""
-    blocks: list[Block] = [] if album is None else _photo_blocks(report, album, picture)
+    blocks: list[Block] = []
+    if album is not None:
+        photos = album.photos(_rows(report, album), "Queries with their nearest images", picture)
+        blocks = [Paragraph(_caption(report)), photos]
     return Page(
         title=f"Search in {report.index.name}",
         headline=f"{len(report.answers)} queries, the nearest of {report.count} descriptors of each.",
@@ -89,14 +92,6 @@ def search_page(report: SearchReport, album: Album | None, *, picture: str, comm
             Section("Repeat", [Code([command])]),
         ],
     )
-
-
-def _photo_blocks(report: SearchReport, album: Album, picture: str) -> list[Block]:
-    rows = [
-        [Photo(album.jpeg(cell.path), cell.captions[0], cell.captions[1]) for cell in row]
-        for row in _rows(report, album)
-    ]
-    return [Paragraph(_caption(report)), Photos(rows, "Queries with their nearest images", picture)]
 
 
 def draw_answers(report: SearchReport, album: Album) -> bytes:
@@ -117,9 +112,9 @@ def _rows(report: SearchReport, album: Album) -> list[Sequence[Cell]]:
     word = "cosine" if report.metric == COSINE else "distance"
     return [
         [
-            Cell(album.queries[answer.query], PALE, (f"query {answer.query}", "")),
+            Cell(album.queries[answer.query], f"query {answer.query}", ""),
             *(
-                Cell(album.database[match.name], PALE, (match.name, f"{match.rank}: {word} {match.score:.3f}"))
+                Cell(album.database[match.name], match.name, f"{match.rank}: {word} {match.score:.4f}")
                 for match in answer.matches[:SHOWN]
             ),
         ]

@@ -258,15 +258,14 @@ def latency_lines(report: LatencyReport) -> list[str]:
         latency_title(report),
         *table(*latency_table(report)),
         *device_lines(report),
-        *latency_advice(report),
+        *(f"advice: {advice}" for advice in (*report.advice, *candidate_notes(report))),
         *regression_lines(report),
     ]
 
 
-def latency_advice(report: LatencyReport) -> list[str]:
-    """Return the advice on the machine, then that on each candidate with its name, a line each."""
-    own = [f"{one.name}: {advice}" for one in report.candidates for advice in one.advice]
-    return [f"advice: {advice}" for advice in (*report.advice, *own)]
+def candidate_notes(report: LatencyReport) -> list[str]:
+    """Return the advice on each candidate with its name."""
+    return [f"{one.name}: {advice}" for one in report.candidates for advice in one.advice]
 
 
 def regression_lines(report: LatencyReport) -> list[str]:

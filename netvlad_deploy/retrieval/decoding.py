@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from netvlad_deploy.errors import InputError
+from netvlad_deploy.errors import InputError, UnfitError
 from netvlad_deploy.retrieval.pixels import TOO_LARGE, fitted, pixels_of
 from netvlad_deploy.spec.images import CHANNELS, MAX_PIXELS, ImageInput
-from netvlad_deploy.spec.items import Content, UnfitError
+from netvlad_deploy.spec.items import Content
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.require import require
 

@@ -13,9 +13,8 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.retrieval.loading import contents_of
 from netvlad_deploy.retrieval.stream import describe
 from netvlad_deploy.runner import Runner
-from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.items import Skipped, count_reasons
+from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.support.arrays import Float32
 from netvlad_deploy.support.progress import Progress
 
@@ -43,7 +42,7 @@ class Described:
 def embed_images(
     runner: Runner,
     images: ImageInput,
-    files: Sequence[ImageFile],
+    files: Sequence[Item],
     *,
     batch: int = BATCH,
     skipped: Sequence[Skipped] = (),

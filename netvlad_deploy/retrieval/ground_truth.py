@@ -63,13 +63,21 @@ def load_positives(path: Path, queries: Sequence[str], database: Sequence[str]) 
 def positives_within(places: int, queries: Sequence[str], database: Sequence[str]) -> Positives:
     """Return the images at most this many places from the query's own place, both folders in sorted order.
 
-    Raises: UsageError if the folders differ in length: their places do not correspond.
+    Raises: UsageError if the folders differ in length: their places do not correspond; or if their order by letters,
+        as it is here, and that by numbers, as they were taken, are not the same.
     """
     if len(queries) != len(database):
         raise UsageError(
             f"--within counts places in two folders of one walk, got {len(queries)} queries and {len(database)} "
             "database images: give --ground-truth"
         )
+    for names in (queries, database) if places or list(queries) != list(database) else ():
+        if unsure := _unsure_place(names):
+            at, by_letters, by_numbers = unsure
+            raise UsageError(
+                f"--within counts places, and place {at} may be {by_letters} (sorted by letters) or {by_numbers} (by "
+                "numbers): write all numbers with as many digits, or give --ground-truth"
+            )
     return {
         query: frozenset(database[max(0, place - places) : place + places + 1]) for place, query in enumerate(queries)
     }
@@ -112,15 +120,20 @@ def _sorted_rows(path: Path, key: str, names: Sequence[str]) -> list[int]:
 
     Raises: InputError if the order by letters and that by numbers, which Patch-NetVLAD's lists have, are not the same.
     """
-    by_number = sorted(names, key=_by_number)
-    if by_number != list(names):
-        at = next(place for place, name in enumerate(names) if name != by_number[place])
+    if unsure := _unsure_place(names):
+        at, by_letters, by_numbers = unsure
         raise InputError(
-            f"{path}: row {at} of {key} may be {names[at]} (sorted by letters) or {by_number[at]} (by numbers): add "
+            f"{path}: row {at} of {key} may be {by_letters} (sorted by letters) or {by_numbers} (by numbers): add "
             f"the names in the order of the rows as {NAMES[key]}"
         )
     LOG.info("%s names no images: the rows of %s are taken in the order of the sorted folder", path, key)
     return list(range(len(names)))
+
+
+def _unsure_place(names: Sequence[str]) -> tuple[int, str, str] | None:
+    """Return the first place where names sorted by letters and by numbers differ, with both names; None if nowhere."""
+    pairs = zip(sorted(names), sorted(names, key=_by_number), strict=True)
+    return next(((at, *pair) for at, pair in enumerate(pairs) if pair[0] != pair[1]), None)
 
 
 def _by_number(name: str) -> list[str | int]:

@@ -8,16 +8,15 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from netvlad_deploy.errors import ArtifactError, InputError
+from netvlad_deploy.errors import ArtifactError, InputError, UnfitError
 from netvlad_deploy.retrieval.batches import smallest_shape
 from netvlad_deploy.retrieval.decoding import NO_MEMORY, check_decoder, decode_image, without_warnings
 from netvlad_deploy.retrieval.in_order import InOrder
 from netvlad_deploy.runner import Runner, check_features, check_finite
-from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.sources.source import read_image_file
 from netvlad_deploy.spec.graph_options import COARSE_STEP
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.items import UNREADABLE, Content, Item, Load, Skipped, UnfitError
+from netvlad_deploy.spec.items import UNREADABLE, Content, Item, Load, Skipped
 from netvlad_deploy.spec.layer import MASK
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.machine import available_cores
@@ -65,16 +64,13 @@ def loading(
     return InOrder(load, contents, name="decode", width=decoders, most_bytes=WAITING_BYTES, size_of=_size)
 
 
-def contents_of(files: Iterable[ImageFile]) -> Iterator[tuple[Item, Load]]:
-    """Yield image files as items with the functions that read them."""
-    for file in files:
-        yield Item(name=file.name, path=file.path, size_bytes=0, modified_ns=0), partial(read_image_file, file.path)
+def contents_of(files: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
+    """Yield image files with the functions that read them."""
+    return ((file, partial(read_image_file, file.path)) for file in files)
 
 
 @contextlib.contextmanager
-def load_images(
-    files: Sequence[ImageFile], images: ImageInput
-) -> Iterator[Iterator[tuple[ImageFile, Array | Skipped]]]:
+def load_images(files: Sequence[Item], images: ImageInput) -> Iterator[Iterator[tuple[Item, Array | Skipped]]]:
     """Load images in other threads, in order: each becomes uint8 RGB (H,W,3), prepared by the rule, or is skipped.
 
     Raises: MissingDependencyError without Pillow.
@@ -82,12 +78,10 @@ def load_images(
     check_decoder()
     loaded = loading(contents_of(files), image_preparer(images), decoders=usual_decoders())
     with without_warnings(), loaded:
-        yield ((file, one.values) for file, one in zip(files, loaded, strict=True))
+        yield ((one.item, one.values) for one in loaded)
 
 
-def usable(
-    loaded: Iterable[tuple[ImageFile, Array | Skipped]], lost: list[Skipped]
-) -> Iterator[tuple[ImageFile, Array]]:
+def usable(loaded: Iterable[tuple[Item, Array | Skipped]], lost: list[Skipped]) -> Iterator[tuple[Item, Array]]:
     """Yield the images that could be loaded; the others are named in the log and join `lost`."""
     for file, image in loaded:
         if isinstance(image, Skipped):

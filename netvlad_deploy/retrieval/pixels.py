@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from netvlad_deploy.errors import UnfitError
 from netvlad_deploy.retrieval.resample import resample, to_bytes
 from netvlad_deploy.spec.images import MAX_PIXELS, PILLOW_FILTERS, ImageInput, Size
-from netvlad_deploy.spec.items import UnfitError
 from netvlad_deploy.support.arrays import Array
 
 LOG = logging.getLogger(__name__)

@@ -83,8 +83,7 @@ class WrappedModel:
 
         Raises: as `batched`.
         """
-        repeated = {name: np.repeat(array[None], batch, axis=0) for name, array in feeds.items()}
-        found: Array = self.batched(repeated)[0]
+        found: Array = self.batched(_repeated(feeds, batch))[0]
         return found
 
     def batched(self, feeds: Mapping[str, Array]) -> Array:
@@ -104,8 +103,11 @@ class WrappedModel:
 
         Raises: RunError if ONNX Runtime fails.
         """
-        repeated = {name: np.repeat(array[None], batch, axis=0) for name, array in feeds.items()}
-        return self._session.run(repeated, *names)
+        return self._session.run(_repeated(feeds, batch), *names)
+
+
+def _repeated(feeds: Mapping[str, Array], batch: int) -> Arrays:
+    return {name: np.repeat(array[None], batch, axis=0) for name, array in feeds.items()}
 
 
 class ForeignPart:
@@ -114,9 +116,11 @@ class ForeignPart:
     Raises: RunError if ONNX Runtime cannot load it.
     """
 
-    def __init__(self, part: Part, layout: FeatureLayout, *, name: str) -> None:
-        self.name, self.layout, self._part = name, layout, part
-        self._session = _Session(part.content, name)
+    name = "its head"
+
+    def __init__(self, part: Part, layout: FeatureLayout) -> None:
+        self.layout, self._part = layout, part
+        self._session = _Session(part.content, self.name)
 
     def __call__(self, features: Array) -> Array:
         """Return what the part gives for features (B,N,D), as (B,M).
@@ -166,18 +170,17 @@ class ForeignImageRunner(Runner):
         output: the name of its descriptor.
         spec: the layer that it is taken for.
         images: mean and deviation.
-        name: its name in reports.
     """
 
-    def __init__(self, model: ForeignModel, output: str, spec: AnySpec, images: ImageInput, *, name: str) -> None:
+    def __init__(self, model: ForeignModel, output: str, spec: AnySpec, images: ImageInput) -> None:
         fixed = fixed_lengths(model)
         profiles = (ANY_IMAGES.with_fixed(fixed),) if fixed else ()
         super().__init__(
-            name, spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.dtype(np.uint8), profiles=profiles
+            "the file", spec, inputs=(IMAGES,), outputs=(DESCRIPTOR,), dtype=np.dtype(np.uint8), profiles=profiles
         )
         self._source, self._channels_last = model.source, model.source_shape[1] != CHANNELS
         self._output, self._images = output, images
-        self._session = _Session(model.proto.SerializeToString(), name)
+        self._session = _Session(model.proto.SerializeToString(), self.name)
 
     def _run(self, feeds: Arrays) -> Arrays:
         mean, std = (np.array(values, np.float32) for values in (self._images.mean, self._images.std))

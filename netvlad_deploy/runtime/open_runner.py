@@ -19,8 +19,10 @@ from netvlad_deploy.errors import ArtifactError, DeviceUnavailableError, InputEr
 from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.runtime.execution_providers import CPU, PROFILED, PROVIDERS
+from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.runtime.openvino_runner import OPENVINO, OpenVinoRunner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
+from netvlad_deploy.runtime.strict_runner import StrictRunner
 from netvlad_deploy.runtime.unfolded import Unfolded, unfolded_module
 from netvlad_deploy.spec.backends import BACKENDS, NO_GRAPHS, PEERS, TORCH_COMPILE, UNFOLDED
 from netvlad_deploy.spec.images import AnyProfile
@@ -42,7 +44,7 @@ class Checkpoint:
 
 
 class Candidate:
-    """An artifact, loaded and proven once, or a checkpoint, with the backend to run it on, None for its own.
+    """An artifact or a checkpoint, and the backend to run it on; None for the usual backend of such a file.
 
     An artifact holds the bytes that were hashed until the candidate is opened: these bytes run, and `source` describes
     them, even if another file stands at the path by then.
@@ -265,15 +267,11 @@ def _open_onnx(
     if runtime_cache is not None:
         raise UsageError(f"{artifact.path} is no engine: leave the runtime cache out")
     if backend == "strict":
-        from netvlad_deploy.runtime.strict_runner import StrictRunner
-
         return StrictRunner(artifact, threads=threads)
     if backend == OPENVINO:
         return OpenVinoRunner(artifact, threads=threads)
     if backend not in PROVIDERS:
         raise UsageError(f"{artifact.path} cannot run on {backend}: leave --backend out for {CPU}")
-    from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
-
     return OnnxRuntimeRunner(artifact, backend=backend, profile=profile, threads=threads, spin=spin)
 
 

@@ -33,20 +33,12 @@ on a machine that also does something else, a run would wait for the core on whi
 """
 
 
-def import_openvino() -> Any:
-    """Import OpenVINO.
-
-    Raises: MissingDependencyError if it is missing.
-    """
-    return require("openvino", extra=OPENVINO)
-
-
 def probe() -> str:
     """Return OpenVINO's version and the processor that it computes on.
 
     Raises: MissingDependencyError if it is missing; RunError if it has no CPU device.
     """
-    openvino = import_openvino()
+    openvino = require("openvino", extra=OPENVINO)
     try:
         processor = openvino.Core().get_property(DEVICE, "FULL_DEVICE_NAME")
     except RuntimeError as error:
@@ -67,7 +59,7 @@ class OpenVinoRunner(OnnxRunner):
     def __init__(self, artifact: OnnxArtifact, *, threads: int | None = None, taps: bool = False) -> None:
         super().__init__(artifact, widened=True)
         self._threads = threads
-        openvino = import_openvino()
+        openvino = require("openvino", extra=OPENVINO)
         failures = (
             "GeneralFailure",
             "InitializationFailure",

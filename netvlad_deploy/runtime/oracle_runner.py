@@ -1,14 +1,7 @@
 """Run the float64 oracle as a runner."""
 
-from netvlad_deploy.oracle.equations import (
-    ReferenceParameters,
-    aggregate,
-    assignment_logits,
-    local_descriptors,
-    project,
-    residual_sum,
-    soft_assignment,
-)
+from netvlad_deploy.oracle import equations
+from netvlad_deploy.oracle.equations import ReferenceParameters
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, PROBES, RESIDUAL_SUM, SOFT_ASSIGNMENT
 from netvlad_deploy.support.arrays import Arrays
@@ -24,12 +17,13 @@ class OracleRunner(Runner):
         self.parameters = parameters
 
     def _run(self, feeds: Arrays) -> Arrays:
-        features, mask = feeds[FEATURES], feeds.get(MASK)
-        logits = assignment_logits(self.parameters, features)
-        assignment = soft_assignment(logits, self.parameters.spec.num_clusters, mask)
-        residuals = residual_sum(assignment, local_descriptors(self.parameters, features), self.parameters.centroids)
+        parameters, features, mask = self.parameters, feeds[FEATURES], feeds.get(MASK)
+        logits = equations.assignment_logits(parameters, features)
+        assignment = equations.soft_assignment(logits, parameters.spec.num_clusters, mask)
+        local = equations.local_descriptors(parameters, features)
+        residuals = equations.residual_sum(assignment, local, parameters.centroids)
         return {
-            DESCRIPTOR: project(self.parameters, aggregate(self.parameters, residuals)),
+            DESCRIPTOR: equations.project(parameters, equations.aggregate(parameters, residuals)),
             SOFT_ASSIGNMENT: assignment,
             RESIDUAL_SUM: residuals,
         }

@@ -9,13 +9,12 @@ from typing import Final
 
 from netvlad_deploy.artifact import AnyArtifact, EngineArtifact, OnnxArtifact
 from netvlad_deploy.errors import UsageError
+from netvlad_deploy.spec.backends import DEVICES, SERVER_BACKENDS
 from netvlad_deploy.spec.images import CHANNELS, AnyProfile
 from netvlad_deploy.spec.layer import DESCRIPTOR, HeadsSpec
 
-ONNXRUNTIME, TENSORRT, PYTHON = SERVER_BACKENDS = ("onnxruntime", "tensorrt", "python")
-"""Backends of the server: Triton's own two, which take what the graph takes, and this package's runtime."""
-
-CPU_DEVICE, GPU_DEVICE = DEVICES = ("cpu", "gpu")
+ONNXRUNTIME, TENSORRT, PYTHON = SERVER_BACKENDS
+CPU_DEVICE, GPU_DEVICE = DEVICES
 IMAGE, PIXELS = "image", "pixels"
 """The inputs of a served pipeline, of which a request has one: encoded files, or uint8 RGB (H,W,3)."""
 

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +28,10 @@ from netvlad_deploy.artifact import (
     sidecar_path,
     stage_artifact,
 )
-from netvlad_deploy.errors import ArtifactError, OutputError, UsageError
+from netvlad_deploy.errors import ArtifactError, UsageError
 from netvlad_deploy.serving.config import ANY_MODEL, MODEL_FILES, PYTHON, Serving, config_text
 from netvlad_deploy.support.files import HASH_BLOCK_BYTES, Staging, open_regular, read_bounded, stage_files, write_text
+from netvlad_deploy.support.formats import writing
 from netvlad_deploy.support.locks import hold, left_behind
 
 CONFIG_FILE: Final = "config.pbtxt"
@@ -78,7 +80,7 @@ def add_model(artifact: AnyArtifact, repository: Path, serving: Serving, *, forc
         raise UsageError(f"name {serving.name[:40]!r} is no model's: take letters, digits, '.', '-' and '_'")
     model, text = repository / serving.name, config_text(artifact, serving)
     config = model / CONFIG_FILE
-    with _refused(model):
+    with writing(model):
         if not force:
             _check_free(model, text, artifact)
         model.mkdir(parents=True, exist_ok=True)
@@ -94,15 +96,6 @@ def add_model(artifact: AnyArtifact, repository: Path, serving: Serving, *, forc
         descriptor_size=artifact.spec.descriptor_size,
         serving=serving,
     )
-
-
-@contextlib.contextmanager
-def _refused(model: Path) -> Iterator[None]:
-    """Turn an error of the disk into a line."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{error.filename or model} cannot be written: {error.strerror or error}") from error
 
 
 def versions(model: Path) -> list[int]:
@@ -185,5 +178,4 @@ def _stage(staging: Staging, artifact: ArtifactType, target: Path) -> None:
         beside.append(artifact.external_data)
     for file in beside:
         with open_regular(artifact.path.parent / file.name, missing="an artifact is served with it") as stream:
-            blocks = iter(lambda stream=stream: stream.read(HASH_BLOCK_BYTES), b"")  # type: ignore[misc]
-            staging.write(target.parent / Path(file.name).name, blocks)
+            staging.write(target.parent / Path(file.name).name, iter(partial(stream.read, HASH_BLOCK_BYTES), b""))

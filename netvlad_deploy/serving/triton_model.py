@@ -82,8 +82,8 @@ class ServedModel:
             values = tensor.as_numpy()
         except (ValueError, TypeError, self._triton.TritonModelException) as error:
             return InputError(f"{name} cannot be read: {error}")
-        if not len(values):
-            return InputError(f"{name} has shape {values.shape}, expected at least one")
+        if not values.ndim or not values.size:
+            return InputError(f"{name} has shape {values.shape}, expected at least one image")
         return [bytes(value) for value in values.ravel()] if name == IMAGE else list(values)
 
     def _response(self, answer: Array | NetVLADDeployError) -> Any:

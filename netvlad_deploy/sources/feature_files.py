@@ -1,7 +1,7 @@
 """Local descriptors in `.npy` and `.npz` files, read item by item."""
 
-import io
 import math
+import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -87,9 +87,7 @@ class NpyFile(FeatureFile):
 
     def _layout(self) -> _Layout:
         with reading(self.path), self.path.open("rb") as stream, naming(self.path):
-            size = stream.seek(0, io.SEEK_END)
-            stream.seek(0)
-            shape, fortran, dtype = read_npy_header(stream, size)
+            shape, fortran, dtype = read_npy_header(stream, os.fstat(stream.fileno()).st_size)
             alone = len(shape) == 2
             count, *rest = (1, *shape) if alone else shape
             check_shape(tuple(rest), dtype, self.feature_size)

@@ -9,27 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from netvlad_deploy.errors import ArtifactError, InputError, UsageError
+from netvlad_deploy.sources.source import size_and_change
 from netvlad_deploy.spec.items import UNREADABLE, Item, Skipped, printable
 from netvlad_deploy.support.files import open_regular
+from netvlad_deploy.support.progress import Progress
 
 LOG = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES: Final = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".mpo",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pnm",
-)
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm",
+)  # fmt: skip
 MOST_NAMED: Final = 5  # files that a line of the log names
 NO_SUFFIX = "without the suffix of a format that is read"
 ABOVE = "a link to a folder above the one that is searched"
@@ -43,14 +32,6 @@ Photoshop."""
 
 CONTAINERS: Final = {b"WEBP", b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypavif", b"ftypavis", b"ftypcrx "}
 """Bytes from 8 or 4 on of a container with an image in it: WebP, HEIC, AVIF, Canon's raw photos."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFile:
-    """An image to load; `name` is its path from the folder that was given, POSIX style, or a given file's own name."""
-
-    path: Path
-    name: str
 
 
 @dataclass(kw_only=True)
@@ -114,22 +95,22 @@ def item_of_file(path: Path, name: str) -> Item:
     Raises: InputError if the file vanished.
     """
     try:
-        status = path.stat()
+        size_bytes, modified_ns = size_and_change(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return Item(name=name, path=path, size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    return Item(name=name, path=path, size_bytes=size_bytes, modified_ns=modified_ns)
 
 
-def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
+def find_images(sources: Sequence[Path]) -> tuple[list[Item], list[Skipped]]:
     """Return the images of folders, searched to the bottom, and of files; and the files that could not be taken.
 
     Each folder's images are sorted by name. What `Finder` leaves out is counted in the log: nothing is lost by it.
 
     Raises: InputError if a source does not exist; UsageError if two images have the same name.
     """
-    found: dict[str, ImageFile] = {}
+    found: dict[str, Item] = {}
     skipped: list[Skipped] = []
-    finder = Finder()
+    finder, counted = Finder(), Progress("listing", 0, "images")
     for source in sources:
         for one in finder.find(source):
             if isinstance(one, Skipped):
@@ -138,7 +119,10 @@ def find_images(sources: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]
                 continue
             if one.name in found:
                 raise UsageError(f"{found[one.name].path} and {one.path} have the same name: embed them apart")
-            found[one.name] = ImageFile(path=one.path, name=one.name)
+            found[one.name] = one
+            counted.total = len(found) + 1  # how many there are is not known
+            counted.reach(len(found))
+    counted.finish()
     finder.log_others()
     return list(found.values()), skipped
 

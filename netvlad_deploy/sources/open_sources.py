@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.errors import UsageError
+from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.sources.feature_files import FEATURE_FILES, NPY, NPZ, NpyFile, NpzFile
 from netvlad_deploy.sources.globs import expand, fixed_folder, is_pattern
 from netvlad_deploy.sources.hdf5_features import HDF5_SUFFIXES, Hdf5Features
@@ -61,38 +62,33 @@ def open_sources(
     return _Given(texts, listing, column, topic, features, feature_size)
 
 
+@dataclass(frozen=True)
 class _Given(Source):
     """All that was given, in its order.
 
     An item with a part is of a file that holds many, which its path leads to; any other is a file itself.
     """
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        listing: str | None,
-        column: str | None,
-        topic: str | None,
-        features: bool,
-        feature_size: int | None,
-    ) -> None:
-        self.texts = texts
-        self.listing = listing
-        self.column = column
-        self.topic = topic
-        self.features = features
-        self.feature_size = feature_size
+    texts: Sequence[str]
+    listing: str | None
+    column: str | None
+    topic: str | None
+    features: bool
+    feature_size: int | None
 
     def items(self) -> Iterator[Item | Skipped]:
         """Yield the items of everything that was given, one after another; names are not compared.
 
-        Raises: InputError if something is missing or damaged; UsageError if it is not what is taken.
+        Raises: InputError if something is missing or damaged, or cannot be read; UsageError if it is not what is taken.
         """
-        for one in self._all():
-            if isinstance(one, Skipped) or is_name(one.name):
-                yield one
-            else:
-                yield Skipped(path=one.place[:MOST_NAME_CHARACTERS], reason=NO_NAME)
+        try:
+            for one in self._all():
+                if isinstance(one, Skipped) or is_name(one.name):
+                    yield one
+                else:
+                    yield Skipped(path=one.place[:MOST_NAME_CHARACTERS], reason=NO_NAME)
+        except OSError as error:
+            raise InputError(f"{error.filename or 'an input'} cannot be read: {error.strerror or error}") from error
 
     def open(self, items: Iterable[Item]) -> Iterator[tuple[Item, Load]]:
         """Yield the items with what loads each; a file that holds many is opened once for those side by side."""

@@ -140,8 +140,11 @@ class RosBag(Source):
 
 
 def is_bag_folder(path: Path) -> bool:
-    """Return True for the folder of a ROS 2 bag."""
-    return path.is_dir() and (path / METADATA_NAME).is_file()
+    """Return True for the folder of a ROS 2 bag, False for one that cannot be searched."""
+    try:
+        return path.is_dir() and (path / METADATA_NAME).is_file()
+    except OSError:
+        return False
 
 
 def _open_reader(path: Path, *, ros2: bool) -> Any:

@@ -42,7 +42,7 @@ class _Cursor:
     def __post_init__(self) -> None:
         if self.ros2:  # four bytes say the byte order, and alignment counts from behind them
             if len(self.data) < 4 or self.data[0] != 0 or self.data[1] > 1:
-                raise InputError("its encapsulation is not plain CDR")
+                raise InputError("its encapsulation is not plain CDR: name a compressed bag by its folder")
             self.order = "<" if self.data[1] else ">"
             self.data = self.data[4:]
 

@@ -33,5 +33,10 @@ BACKENDS: Final = (
     "oracle",
 )
 
+SERVER_BACKENDS: Final = ("onnxruntime", "tensorrt", "python")
+"""Backends of Triton: its own two, which take what the graph takes, and the one that runs this package's runtime."""
+
+DEVICES: Final = ("cpu", "gpu")
+
 TIMED: Final = (*(name for name in BACKENDS if name != STRICT), *PEERS)
 """Backends that `bench` takes."""

@@ -3,12 +3,11 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 
 UNREADABLE = "unreadable"
@@ -67,21 +66,18 @@ class Skipped:
         return f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
-class UnfitError(InputError):
-    """One item that gives no descriptor: `reason` is one of few, to count by, `detail` is about this item.
-
-    Where many are embedded it becomes a `Skipped` in the place of the descriptor.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason + (f": {detail}" if detail else ""))
-        self.reason, self.detail = reason, detail
-
-
 def count_reasons(skipped: Iterable[Skipped]) -> str:
     """Return the number of skipped files for each reason in words, empty if there is none."""
-    counts = Counter(one.reason for one in skipped)
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return reason_words(Counter(one.reason for one in skipped))
+
+
+def reason_words(reasons: Mapping[str, int]) -> str:
+    """Return how many files were skipped for each reason in words, the most frequent first.
+
+    >>> reason_words({"unreadable": 1, "an empty file": 2})
+    '2 an empty file, 1 unreadable'
+    """
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
 
 
 def is_name(name: str) -> bool:

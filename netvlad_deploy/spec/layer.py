@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from netvlad_deploy.errors import InputError
 
@@ -89,6 +89,10 @@ FLATTENINGS: Final = (CLUSTERS_LAST, CLUSTERS_FIRST)
 """Conventions for the index of value d of cluster k in a descriptor."""
 
 
+NOTHING: Final = MappingProxyType[str, int]({})
+"""What a layer has none of that another kind of layer has: lengths of axes that are fixed, settings."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetVLADSpec:
     """Shape and conventions of a NetVLAD layer.
@@ -119,6 +123,9 @@ class NetVLADSpec:
     epsilon: str = CLAMP
     projection: Projection | None = None
 
+    least_features: ClassVar[int] = 1
+    fixed_lengths: ClassVar[Mapping[str, int]] = NOTHING
+
     def __post_init__(self) -> None:
         for name, least in (("num_clusters", 1), ("feature_size", 1), ("num_ghost_clusters", 0)):
             if getattr(self, name) < least:
@@ -144,16 +151,6 @@ class NetVLADSpec:
     def unit_length(self) -> bool:
         """Return True if descriptors have Euclidean norm 1."""
         return self.projection is None or self.projection.unit_length
-
-    @property
-    def least_features(self) -> int:
-        """Return the smallest N for which the layer is defined."""
-        return 1
-
-    @property
-    def fixed_lengths(self) -> dict[str, int]:
-        """Return no length: every axis of its inputs is dynamic."""
-        return {}
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -201,6 +198,8 @@ class AggregatorSpec:
     takes_map: bool = False
     settings: Mapping[str, str | int | float] = field(default_factory=dict)
 
+    projection: ClassVar[None] = None  # what follows such a layer is a part of it
+
     def __post_init__(self) -> None:
         sizes = {"descriptor_size": 1, "feature_size": 0, "token_size": 0, "assignment_feature_size": 0}
         for name, least in (sizes | {"least_features": 1}).items():
@@ -217,11 +216,6 @@ class AggregatorSpec:
     def fixed_lengths(self) -> dict[str, int]:
         """Return the lengths of the axes of its inputs that are fixed, by their names in `settings`."""
         return {name: int(value) for name, value in self.settings.items() if name in AXES}
-
-    @property
-    def projection(self) -> None:
-        """Return None: what follows such a layer is a part of it."""
-        return None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -244,6 +238,11 @@ class HeadsSpec:
 
     heads: Mapping[str, NetVLADSpec]
 
+    feature_size: ClassVar[int] = 0  # every head has a width and conventions of its own
+    least_features: ClassVar[int] = 1
+    fixed_lengths: ClassVar[Mapping[str, int]] = NOTHING
+    settings: ClassVar[Mapping[str, int]] = NOTHING
+
     def __post_init__(self) -> None:
         if not self.heads:
             raise InputError("there is no head")
@@ -252,26 +251,6 @@ class HeadsSpec:
     def name(self) -> str:
         """Return the kind of layer in words."""
         return f"{len(self.heads)} heads"
-
-    @property
-    def feature_size(self) -> int:
-        """Return 0: every head has a width of its own."""
-        return 0
-
-    @property
-    def least_features(self) -> int:
-        """Return the smallest N for which every head is defined."""
-        return 1
-
-    @property
-    def fixed_lengths(self) -> dict[str, int]:
-        """Return no fixed lengths of axes."""
-        return {}
-
-    @property
-    def settings(self) -> Mapping[str, str | int | float]:
-        """Return nothing: every head has conventions of its own."""
-        return {}
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from netvlad_deploy.errors import InUseError, OutputError
+from netvlad_deploy.support.formats import shown
 from netvlad_deploy.support.locks import lock, stands
 
 MOST_CLAIM_BYTES = 4096
@@ -80,6 +81,6 @@ def _holder(handle: int) -> str:
     """Return in words who wrote the file."""
     try:
         record = json.loads(os.pread(handle, MOST_CLAIM_BYTES, 0))
-        return f"process {int(record['pid'])} on {record['host']} since {record['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        return f"process {int(record['pid'])} on {shown(str(record['host']))} since {shown(str(record['since']))}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "another process"

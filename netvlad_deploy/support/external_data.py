@@ -3,21 +3,20 @@
 A parser of ONNX opens every file that the graph names, at any path: so the names are checked before a graph is parsed.
 Only the few protobuf messages that lead to a tensor are followed; all others are skipped, weights too.
 
-Source: onnx/onnx.proto (field numbers), and protobuf's encoding (tags, varints, lengths).
+Source: onnx/onnx.proto (field numbers).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
+
+from netvlad_deploy.support.protobuf import fields
 
 EXTERNAL_DATA_PROPERTY: Final = "netvlad_deploy.external_data"
 """Metadata property in which an exported file has the name and hash of its external data: one hash then covers both."""
 
 MAX_MESSAGE_DEPTH: Final = 100
 """Depth of nested messages at which protobuf itself stops reading."""
-
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
-"""Wire types of protobuf."""
 
 _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "model": {7: "graph", 14: "property", 20: "training", 25: "function"},
@@ -54,7 +53,9 @@ def read_names(content: bytes) -> tuple[set[str], dict[str, str]]:
                 files.update(values)
             continue
         within = _MESSAGES[kind]
-        pending += [(within[number], part, depth + 1) for number, part in _fields(message) if number in within]
+        for number, part in fields(message):
+            if number in within and isinstance(part, memoryview):
+                pending.append((within[number], part, depth + 1))
     return files, properties
 
 
@@ -70,45 +71,7 @@ def check_names(content: bytes, listed: Mapping[str, str] | None) -> None:
 def _entry(message: memoryview) -> tuple[list[str], list[str]]:
     """Return all keys and all values of an entry of text; protobuf takes the last of each."""
     found: dict[int, list[str]] = {1: [], 2: []}
-    for number, part in _fields(message):
-        if number in found:
+    for number, part in fields(message):
+        if number in found and isinstance(part, memoryview):
             found[number].append(bytes(part).decode(errors="replace"))
     return found[1], found[2] or [""]
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the number and the content of every length-delimited field of a message."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        if tag > 0xFFFF_FFFF:  # protobuf would cut it to 32 bits, and see another field
-            raise ValueError(f"a tag is {tag}")
-        number, wire = tag >> 3, tag & 7
-        if wire == VARINT:
-            _, position = _varint(message, position)
-            continue
-        if wire == LENGTH_DELIMITED:
-            length, position = _varint(message, position)
-        elif wire in (FIXED32, FIXED64):
-            length = 4 if wire == FIXED32 else 8
-        else:
-            raise ValueError(f"field {number} has the wire type {wire}")
-        end = position + length
-        if end > len(message):
-            raise ValueError(f"field {number} ends beyond its message")
-        if wire == LENGTH_DELIMITED:
-            yield number, message[position:end]
-        position = end
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return the number whose groups of seven bits start at a position, lowest first, and the position after it."""
-    value = shift = 0
-    while True:
-        if position >= len(message) or shift > 63:
-            raise ValueError("a number is cut off")
-        byte = message[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, position

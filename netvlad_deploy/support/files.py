@@ -30,7 +30,7 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
     Raises: ArtifactError if it cannot be read, is no regular file, or is missing: `missing` is added to that message.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as stream:
+        with _opened(path) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ArtifactError(f"{path} is no regular file: name a file")
             yield stream
@@ -40,9 +40,12 @@ def open_regular(path: Path, *, missing: str = "") -> Iterator[IO[bytes]]:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, and a pipe without waiting for a process that writes into it."""
-    return os.open(path, flags | os.O_NONBLOCK)
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file; a pipe, without waiting for a process that writes into it."""
+    try:
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    except ValueError as error:  # a NUL in its name, or half a surrogate pair
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
 
 
 def sha256_file(path: Path, *, missing: str = "") -> str:
@@ -292,9 +295,9 @@ def make_folder(folder: Path, targets: Iterable[Path], *, force: bool) -> None:
     check_targets(*targets, force=force)
 
 
-def write_text(path: Path, text: str, *, force: bool = True) -> None:
-    """Write a text file under a temporary name, and rename it when it is complete."""
-    with stage_files(force=force) as staging:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, or write it anew, under a temporary name, and rename it when it is complete."""
+    with stage_files(force=True) as staging:
         staging.write(path, text.encode())
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from netvlad_deploy.errors import InputError
+from netvlad_deploy.errors import InputError, OutputError
 
 INDEX_SUFFIX: Final = ".index"
 """Suffix of the index of a TensorFlow checkpoint, which names all that is beside it."""
@@ -39,23 +39,9 @@ CHECKPOINT_SUFFIXES: Final = (
 """Suffixes of files of weights, in lower case; `.tar` is for `.pth.tar`."""
 
 READER_ERRORS: Final = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    lzma.LZMAError,
-    pickle.PickleError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
+    *(SyntaxError, TypeError, ValueError, lzma.LZMAError, pickle.PickleError, struct.error, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error),
 )
 """Errors that NumPy, torch and the standard library raise for damaged files."""
 
@@ -184,6 +170,15 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path} is damaged or cut short ({said(error)}): fetch it again, or write it again"
         ) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into an OutputError that names its file, or else this one."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or path} cannot be written: {error.strerror or error}") from error
 
 
 def index_of(path: Path) -> str:

@@ -9,6 +9,8 @@ from netvlad_deploy.support.formats import shown
 
 MAX_LINK_LENGTH: Final = 4_095
 MAX_DEPTH: Final = 64
+LEAST_LINK_BYTES: Final = 8
+"""Fewest bytes that a link takes in a file. Source: HDF5 File Format Specification 3.0, IV.A.2.g, link message."""
 
 
 def member(h5py: Any, group: Any, name: str) -> Any:
@@ -24,17 +26,25 @@ def member(h5py: Any, group: Any, name: str) -> Any:
     return found
 
 
-def walk(h5py: Any, group: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any, Any]]:
-    """Yield path, group and dataset of every dataset below a group, sorted by name in each group.
+def walk(h5py: Any, file: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield path, group and dataset of every dataset of a file, sorted by name in each group.
 
-    Raises: InputError for a link out of the file, or a deeper tree than MAX_DEPTH, such as one that holds itself.
+    Raises: InputError for a link out of the file, a deeper tree than MAX_DEPTH, such as one that holds itself, or more
+        members than a file of its size has links: groups that hold the same groups twice, over and over, have no end.
     """
-    if depth > MAX_DEPTH:
+    links = iter(range(file.id.get_filesize() // LEAST_LINK_BYTES))
+    return _below(h5py, file, "", links)
+
+
+def _below(h5py: Any, group: Any, path: str, links: Iterator[int]) -> Iterator[tuple[str, Any, Any]]:
+    if path.count("/") > MAX_DEPTH:
         raise InputError(f"has groups within groups over {MAX_DEPTH} deep: save it again")
     for name in group:
+        if next(links, None) is None:
+            raise InputError("has groups that hold the same groups again and again: save it again without such links")
         found = member(h5py, group, name)
         if isinstance(found, h5py.Group):
-            yield from walk(h5py, found, f"{path}{name}/", depth + 1)
+            yield from _below(h5py, found, f"{path}{name}/", links)
         elif isinstance(found, h5py.Dataset):
             yield f"{path}{name}", group, found
 

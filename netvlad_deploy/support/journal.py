@@ -64,11 +64,17 @@ def commit(folder: Path, moves: Mapping[str, str], *, force: bool) -> None:
 def finish(folder: Path) -> None:
     """Finish the renames that a killed process began in a folder, or wait until a living process is done with its own.
 
+    A folder that this user cannot search is left as it is: whoever opens a file in it says so.
+
     Raises: OSError if that is not possible; PermissionError for the journal of another user, which is left alone.
     """
     try:
         journal = _open(folder, os.O_RDWR)
     except FileNotFoundError:
+        return
+    except PermissionError:
+        if os.access(folder, os.X_OK):
+            raise
         return
     try:
         if stands(folder / JOURNAL_NAME, journal):  # its owner removed it while this process waited, if not

@@ -11,15 +11,8 @@ from typing import Final
 from netvlad_deploy.support.require import installed_version
 
 PACKAGES: Final = (
-    "netvlad-deploy",
-    "numpy",
-    "torch",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
+    *("netvlad-deploy", "numpy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino"),
+    *("tensorrt", "tensorrt-rtx"),
 )
 POWER_TIMEOUT_S: Final = 10
 

@@ -13,6 +13,13 @@ NAME_COLUMNS: Final = (
 )  # fmt: skip
 """Columns that hold the names of rows, the first that is there."""
 
+READ_AHEAD_BYTES: Final = 1 << 20
+LARGEST_UNBUFFERED_BYTES: Final = 1 << 26
+"""Larger files are read a block at a time; of others pyarrow reads a column of a row group at once.
+
+Reading by blocks, pyarrow takes and fills as many bytes as a page claims, up to 2 GiB: too many for a small file.
+"""
+
 
 @contextlib.contextmanager
 def reading_parquet(path: Path) -> Iterator[Any]:
@@ -21,8 +28,10 @@ def reading_parquet(path: Path) -> Iterator[Any]:
     Raises: InputError if it is missing or damaged; MissingDependencyError without pyarrow.
     """
     parquet = require("pyarrow.parquet", extra="parquet")
-    with reading(path), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        yield file
+    with reading(path):
+        ahead = READ_AHEAD_BYTES if path.stat().st_size > LARGEST_UNBUFFERED_BYTES else 0
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=ahead) as file:
+            yield file
 
 
 def name_column(pa: Any, schema: Any, others: Collection[str]) -> str | None:

@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from netvlad_deploy.errors import NetVLADDeployError
 
@@ -76,6 +76,8 @@ def _value(hint: Any, value: object, where: str) -> Any:
         return value
     if hint is Path and type(value) is str:
         return Path(value)
+    if hint is Any or (origin is Literal and value in arguments):
+        return value
     raise ValueError(f"{where} is {_shown(value)}, expected {getattr(hint, '__name__', hint)}")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from netvlad_deploy.errors import ArtifactError
+from netvlad_deploy.support.records import RecordType, from_record
 
 SCHEMA: Final = "netvlad-deploy/artifact/4"
 
@@ -56,6 +57,17 @@ def unseal(content: bytes, name: str, form: Form = SIDECAR) -> dict[str, Any]:
     if schema != form.schema:
         raise ArtifactError(f"{name} has schema {str(schema)[:80]}, expected {form.schema}: {form.remedy}")
     return dict(record)
+
+
+def read_sealed(kind: type[RecordType], content: bytes, name: str, form: Form, **given: Any) -> RecordType:
+    """Return the dataclass in the text of a sealed file, with the fields `given` beside those in the text.
+
+    Raises: ArtifactError as `unseal`, or if the fields are those of another version of this package.
+    """
+    try:
+        return from_record(kind, unseal(content, name, form), **given)
+    except ValueError as error:
+        raise ArtifactError(f"{name} has fields of another version ({error}): {form.remedy}") from error
 
 
 def record_hash(record: Mapping[str, Any]) -> str:

@@ -114,7 +114,9 @@ def _build(tensorrt: TensorRT, request: BuildRequest, content: bytes) -> Built:
     engine = builder.build_serialized_network(network, config)
     build_ms = (time.perf_counter() - started) * 1e3
     if engine is None:
-        raise BuildError(f"{tensorrt.name} built no engine: {tensorrt.last_error() or 'no reason given'}")
+        reason = tensorrt.last_error() or "no reason given"
+        cure = ": build for smaller shapes (--profile), or with more memory" if "OutOfMemory" in reason else ""
+        raise BuildError(f"{tensorrt.name} built no engine: {reason}{cure}")
     if cache_path is not None:
         save_timing_cache(tensorrt, config, cache_path, cache)
     try:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,7 +222,7 @@ def _against(artifact: OnnxArtifact, model: "ForeignModel", found: "ForeignHead"
         else:
             goldens = load_goldens(artifact.reference_path)
             output = found.site.paths.output
-            with ForeignImageRunner(model, output, artifact.spec, artifact.images, name="the file") as old:
+            with ForeignImageRunner(model, output, artifact.spec, artifact.images) as old:
                 report = compare_goldens(runner, goldens, found.layer.parameters(), against=old)
     check_passed(report)
     return report
@@ -245,11 +246,5 @@ def _kept_if_proven(target: Path, *, force: bool) -> Iterator[Path]:
         with stage_files(force=force) as staging:
             for path in (trial, sidecar_path(trial), reference_path(trial), external_path(trial)):
                 if path.exists():
-                    staging.write(target.with_name(path.name), _blocks(path))
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Yield the content of a file in blocks."""
-    with path.open("rb") as stream:
-        while block := stream.read(COPY_BLOCK_BYTES):
-            yield block
+                    with path.open("rb") as stream:
+                        staging.write(target.with_name(path.name), iter(partial(stream.read, COPY_BLOCK_BYTES), b""))

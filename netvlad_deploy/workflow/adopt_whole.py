@@ -93,7 +93,7 @@ def _proof(artifact: OnnxArtifact, model: ForeignModel, output: str, parent: Fil
         runner = stack.enter_context(Candidate.of(artifact, backend=parity_backend(artifact)).open())
         old = None
         if artifact.images is not None:
-            old = stack.enter_context(ForeignImageRunner(model, output, spec, artifact.images, name="the file"))
+            old = stack.enter_context(ForeignImageRunner(model, output, spec, artifact.images))
         report = compare_goldens(runner, goldens, None, against=old)
         check_passed(report)
     return report

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,11 @@ from netvlad_deploy.bulk.manifest import Given, Manifest
 from netvlad_deploy.bulk.merge import (
     Finished,
     check_finished,
-    finished_path,
     lost_shard,
     merge,
     read_finished,
     remove_parts,
-    skipped_path,
+    result_files,
     summed,
 )
 from netvlad_deploy.bulk.open_plan import header_for, open_plan_runner
@@ -35,7 +35,7 @@ from netvlad_deploy.bulk.plan import (
 )
 from netvlad_deploy.bulk.shards import find_shard, record_path
 from netvlad_deploy.descriptors.header import StoredDtype
-from netvlad_deploy.descriptors.open_files import DESCRIPTOR_WRITERS, files_of
+from netvlad_deploy.descriptors.open_files import DESCRIPTOR_WRITERS, check_target
 from netvlad_deploy.errors import UsageError
 from netvlad_deploy.fleet.embed_on_ray import embed_on_ray
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -142,16 +142,15 @@ def embed(
     >>> from netvlad_deploy.workflow.source import Source
     >>> artifact = export(Source(num_clusters=2, feature_size=4), Path("m.onnx"), GraphOptions())
     >>> np.save("x.npy", np.ones((3, 5, 4), np.float32))
-    >>> result = embed(Candidate(path=artifact.path), ["x.npy"], Path("y.npy"))
-    >>> result.descriptors, np.load("y.npy").shape  # (B, D*K)
+    >>> embed(Candidate(path=artifact.path), ["x.npy"], Path("y.npy")).descriptors, np.load("y.npy").shape  # (B, D*K)
     (3, (3, 8))
 
     Raises: UsageError if artifact, inputs, target and plan do not fit; InputError if nothing could be embedded.
     """
     started = time.perf_counter()
-    read = [str(each) for each in inputs] + ([options.listing] if options.listing else [])
-    _check_target(target, read, runtime_cache)
-    wanted = _wanted(candidate, [str(each) for each in inputs], target, options)
+    texts = [str(each) for each in inputs]
+    _check_target(target, [*texts, *([options.listing] if options.listing else [])], runtime_cache)
+    wanted = _wanted(candidate, texts, target, options)
     folder = plan_folder(target)
     if (result := _ready(target, wanted, started, force=force)) is not None and not (target.suffix and folder.exists()):
         return result
@@ -160,8 +159,9 @@ def embed(
             remove_parts(target)
             return result
         if merging:
-            return _merged(wanted, target, started)
-        plan = _planned(wanted, target, trusted=part is not None, force=force)
+            check_same(plan := load_plan(folder), wanted)
+            return _result(merge(plan), target, started, kept=plan.shards)
+        plan = find_or_make_plan(folder, wanted, trusted=part is not None, force=force)
         numbers = range(plan.shards) if part is None else range(part.index, plan.shards, part.count)
         with _what_stays(plan, part):
             kept = _embed_shards(plan, candidate, numbers, decoders, runtime_cache, ray)
@@ -169,45 +169,19 @@ def embed(
         return _result(done, plan.folder if part else target, started, kept=kept, shards=len(numbers), part=part)
 
 
-def _merged(wanted: Manifest, target: Path, started_s: float) -> EmbedResult:
-    """Join the shards that are there."""
-    plan = load_plan(plan_folder(target))
-    check_same(plan, wanted)
-    return _result(merge(plan), target, started_s, kept=plan.shards)
-
-
-def _planned(wanted: Manifest, target: Path, *, trusted: bool, force: bool) -> Plan:
-    """Return the plan of a run; `force` gives up a folder of shards that is complete."""
-    folder = plan_folder(target)
-    if force and not target.suffix and finished_path(target).exists():
-        remove_plan(folder)
-    return find_or_make_plan(folder, wanted, trusted=trusted, force=force)
-
-
 def _check_target(target: Path, texts: Sequence[str], runtime_cache: Path | None) -> None:
     """Refuse a target of another format, or one that the same command reads."""
-    if target.suffix and target.suffix not in DESCRIPTOR_WRITERS:
-        known = ", ".join(DESCRIPTOR_WRITERS)
-        raise UsageError(f"{target} does not end in {known}: name one of these, or a folder of shards without a suffix")
-    inputs = [Path(text) for text in texts]
-    written = [each for each in (target, *_files(target)) if _is_there(each)]
-    if same := next((each for each in inputs if _is_there(each) and any(map(each.samefile, written))), None):
-        raise UsageError(f"{same} holds what is embedded, it cannot be the target too: name another file")
+    if target.name in ("-", *DESCRIPTOR_WRITERS):  # which would be folders of shards of these names
+        raise UsageError(f"{target} is not the name of a file: name one such as places.npz")
+    if target.suffix:
+        check_target(target)
+    there = os.path.exists  # Path.exists raises for a name that is too long: whoever opens that file says so
+    written = [each for each in (target, *result_files(target)) if there(each)]
+    for text in texts:
+        if there(text) and any(map(Path(text).samefile, written)):
+            raise UsageError(f"{text} holds what is embedded, it cannot be the target too: name another file")
     if runtime_cache is not None:
-        check_apart(runtime_cache, (*inputs, target), "runtime cache")
-
-
-def _is_there(path: Path) -> bool:
-    """Return False, too, for what no file can be called, such as a name that is too long: whoever opens it says so."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
-def _files(target: Path) -> tuple[Path, ...]:
-    """Return the files that a target consists of; a folder of shards is looked at when it is held."""
-    return (*files_of(target), finished_path(target), skipped_path(target)) if target.suffix else ()
+        check_apart(runtime_cache, (*map(Path, texts), target), "runtime cache")
 
 
 def _wanted(candidate: Candidate, texts: Sequence[str], target: Path, options: EmbedOptions) -> Manifest:
@@ -236,7 +210,7 @@ def _ready(target: Path, wanted: Manifest, started_s: float, *, force: bool) -> 
     finish_writing(target.parent)
     finished = None if force else read_finished(target)
     if finished is None:
-        check_targets(*_files(target), force=force)
+        check_targets(*result_files(target), force=force)
         return None
     check_finished(finished, target, wanted, source_of(wanted).items())
     if not target.suffix and (lost := lost_shard(finished, target)):

@@ -18,9 +18,9 @@ from netvlad_deploy.retrieval.embed_images import BATCH, Described, embed_images
 from netvlad_deploy.retrieval.ground_truth import Positives, load_positives, positives_within
 from netvlad_deploy.retrieval.recall import agree, check_answerable, measure_recall
 from netvlad_deploy.runtime.open_runner import Candidate, parity_backend
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import ImageInput
-from netvlad_deploy.spec.items import Skipped
+from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.support.files import make_folder
 from netvlad_deploy.support.streams import stdout_to_stderr
 
@@ -54,10 +54,11 @@ def evaluate(
     command: str = "",
     force: bool = False,
 ) -> EvaluationReport:
-    """Measure how well artifacts find the right place again, into a folder with a report, which shows `command`.
+    """Measure recall@1, 5 and 10 and mAP of artifacts on images; write a report into `folder`, and return it.
 
-    An FP16 ONNX file is emulated strictly, unless its backend was chosen. Queries that are the database are looked for
-    among the others. Right is what `ground_truth` says or at most `within` away. Recall@1 below `min_recall` is a FAIL.
+    Where `queries` and `database` are one folder, each image is looked for among the others. Right is what the file
+    `ground_truth` says, or what is at most `within` places away by name. Recall@1 below `min_recall` is a FAIL. An FP16
+    ONNX file is emulated strictly, unless its backend was chosen. `command` is shown in the report.
 
     >>> from PIL import Image
     >>> from netvlad_deploy import GraphOptions
@@ -158,7 +159,7 @@ def _require_images(candidate: Candidate) -> ImageInput:
     return images
 
 
-def _embed_all(candidates: Sequence[Candidate], folders: Sequence[Sequence[ImageFile]], batch: int) -> list[_Side]:
+def _embed_all(candidates: Sequence[Candidate], folders: Sequence[Sequence[Item]], batch: int) -> list[_Side]:
     """Return the descriptors of each candidate, one after the other."""
     artifacts = {id(candidate.artifact): candidate.artifact for candidate in candidates}
     counts = Counter(id(candidate.artifact) for candidate in candidates)
@@ -179,7 +180,7 @@ def _names(candidates: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def _embed_folders(candidate: Candidate, name: str, folders: Sequence[Sequence[ImageFile]], batch: int) -> _Side:
+def _embed_folders(candidate: Candidate, name: str, folders: Sequence[Sequence[Item]], batch: int) -> _Side:
     """Embed the database and, if they are others, the queries."""
     images = _require_images(candidate)
     backend = candidate.backend or parity_backend(candidate.artifact)
@@ -206,5 +207,5 @@ def _common(sides: Sequence[_Side]) -> list[_Side]:
     return [replace(side, queries=side.queries.only(queries), database=side.database.only(database)) for side in sides]
 
 
-def _paths(files: Sequence[ImageFile]) -> dict[str, Path]:
+def _paths(files: Sequence[Item]) -> dict[str, Path]:
     return {file.name: file.path for file in files}

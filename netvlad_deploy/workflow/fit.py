@@ -15,9 +15,9 @@ import numpy as np
 from netvlad_deploy.errors import InputError, UsageError
 from netvlad_deploy.retrieval.batches import batches
 from netvlad_deploy.retrieval.loading import load_images, usable
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import NO_CHANGES, ImageChanges
-from netvlad_deploy.spec.items import Skipped, count_reasons
+from netvlad_deploy.spec.items import Item, Skipped, count_reasons
 from netvlad_deploy.spec.layer import NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays, Float32
 from netvlad_deploy.support.files import check_suffix, check_targets, stage_files
@@ -153,7 +153,7 @@ def _content(tensors: Arrays, record: "VocabularyRecord") -> bytes:
     return content
 
 
-def _find(folders: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
+def _find(folders: Sequence[Path]) -> tuple[list[Item], list[Skipped]]:
     """Return the images of folders, of which two may have the same name, and the files that cannot be taken."""
     found = [find_images([folder]) for folder in folders]
     skipped = [one for _, others in found for one in others]
@@ -164,14 +164,14 @@ def _find(folders: Sequence[Path]) -> tuple[list[ImageFile], list[Skipped]]:
 
 
 def _sample(
-    pipeline: "Pipeline", files: Sequence[ImageFile], options: FitOptions, skipped: list[Skipped]
-) -> tuple[Float32, list[ImageFile]]:
+    pipeline: "Pipeline", files: Sequence[Item], options: FitOptions, skipped: list[Skipped]
+) -> tuple[Float32, list[Item]]:
     """Return some L2-normalised local descriptors (M,D) of every image, and the images that have been used."""
     from netvlad_deploy.models.vocabulary import local_descriptors
 
     most = max(1, min(options.samples, MOST_DESCRIPTORS // len(files)))
     points: list[Float32] = []
-    used: list[ImageFile] = []
+    used: list[Item] = []
     for names, rows in _by_batches(pipeline, files, local_descriptors, "local descriptors", skipped):
         for name, own in zip(names, rows, strict=True):
             random = np.random.default_rng((options.seed, len(used)))
@@ -182,7 +182,7 @@ def _sample(
     return np.concatenate(points), used
 
 
-def _whitening(pipeline: "Pipeline", files: Sequence[ImageFile], size: int, seed: int) -> Arrays:
+def _whitening(pipeline: "Pipeline", files: Sequence[Item], size: int, seed: int) -> Arrays:
     """Return the projection fitted on the descriptors of the images."""
     from netvlad_deploy.models.vocabulary import descriptors, fit_whitening
 
@@ -197,8 +197,8 @@ def _whitening(pipeline: "Pipeline", files: Sequence[ImageFile], size: int, seed
 
 
 def _by_batches(
-    pipeline: "Pipeline", files: Sequence[ImageFile], compute: Compute, rows_name: str, skipped: list[Skipped]
-) -> Iterator[tuple[list[ImageFile], Float32]]:
+    pipeline: "Pipeline", files: Sequence[Item], compute: Compute, rows_name: str, skipped: list[Skipped]
+) -> Iterator[tuple[list[Item], Float32]]:
     """Yield the files of neighbouring images of one shape and the rows computed from them.
 
     The rows are called `rows_name` where the progress is said.

@@ -49,7 +49,8 @@ def precision(
     for package, extra in (("matplotlib", "report"), ("onnxruntime", "cpu")):
         require(package, extra=extra)
     module, origin = load_head(source)
-    from netvlad_deploy.export.audit import LARGEST_FEATURE, operator_types
+    from netvlad_deploy.export.audit import LARGEST_FEATURE
+    from netvlad_deploy.export.graph import operator_types
     from netvlad_deploy.export.onnx_model import export_onnx
     from netvlad_deploy.export.straight import export_straight
 
@@ -59,8 +60,7 @@ def precision(
         for name, wide in (("fp32", False), ("fp16", False), ("fp16", True)):
             options = GraphOptions(precision=name, wide_logits=wide, feature_norm=feature_norm)
             LOG.info("export %s", options.precision_name)
-            target = scratch / f"{options.precision_name}.onnx"
-            artifacts[options.precision_name] = export_onnx(module, target, options)
+            artifacts[options.precision_name] = export_onnx(module, scratch / f"{options.precision_name}.onnx", options)
         LOG.info("export plain fp16")
         artifacts["plain fp16"] = export_straight(module, artifacts["fp16"], scratch / "plain.onnx", half=True)
         runners = {

@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -73,9 +72,9 @@ def search(
     """
     _check_folders(images, folder, force=force)
     record = load_record(path)
-    ask = _ask(record, queries, artifact, backend)
+    source = _source(record, queries, artifact, backend)
     opened = OpenIndex(path)
-    asked = ask()
+    asked = _embedded(queries, source) if isinstance(source, Candidate) else _described(source)
     answers, duration_ms = _answers(opened, asked, top)
     report = SearchReport(
         index=path,
@@ -101,15 +100,15 @@ def _check_folders(images: Path | None, folder: Path | None, *, force: bool) -> 
         make_folder(folder, (folder / name for name in (*REPORT_FILES, PICTURE)), force=force)
 
 
-def _ask(
+def _source(
     record: PlaceIndex, queries: Sequence[Path], artifact: Path | None, backend: str | None
-) -> Callable[[], _Asked]:
-    """Compare what the queries are of with what made the index; return what describes them, which may take long."""
+) -> DescriptorReader | Candidate:
+    """Return what has the descriptors of the queries, or makes them, once it is found to be of what made the index."""
     if len(queries) == 1 and queries[0].suffix.lower() in READERS:
         if artifact is not None or backend is not None:
             raise UsageError(f"{queries[0]} holds descriptors: leave --artifact and --backend out")
-        return partial(_described, _reader(record, queries[0]))
-    return partial(_embedded, queries, _candidate(record, artifact, backend))
+        return _reader(record, queries[0])
+    return _candidate(record, artifact, backend)
 
 
 def _answers(opened: OpenIndex, asked: _Asked, top: int) -> tuple[tuple[SearchAnswer, ...], float]:
@@ -175,12 +174,12 @@ def _compare(record: PlaceIndex, path: Path, asks: Maker | None, hashes: Set[str
         )
 
 
-def _embedded(sources: Sequence[Path], candidate: Candidate) -> _Asked:
+def _embedded(queries: Sequence[Path], candidate: Candidate) -> _Asked:
     """Describe photos."""
     assert candidate.artifact is not None
     assert candidate.artifact.images is not None
-    files, skipped = find_images(sources)
-    with stdout_to_stderr(), candidate.open() as runner:
+    files, skipped = find_images(queries)
+    with stdout_to_stderr(), candidate.open(spin=False) as runner:  # the photos are decoded meanwhile
         described = embed_images(runner, candidate.artifact.images, files, batch=BATCH, skipped=skipped)
     photos = {file.name: file.path for file in files}
     content = [(described.names, described.descriptors)]

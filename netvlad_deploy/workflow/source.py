@@ -78,7 +78,7 @@ class Source:
 
 
 def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline | Heads", str, FileReference | None, str]:
-    """Return the torch module, its origin in words, the file it came from, and the preparation of its input.
+    """Return the torch module, its origin in words, the file it came from, and what local descriptors a head takes.
 
     It is a pipeline if the source takes images, which it does by default where there is a backbone; with `all_heads` it
     has every head of the checkpoint.
@@ -112,7 +112,7 @@ def load_module(source: Source) -> tuple["NetVLAD | Aggregator | Pipeline | Head
     parent = _unchanged(source.checkpoint, sha256)
     if source.takes == IMAGES or source.backbone or (source.takes is None and head.backbone is not None):
         pipeline = pipeline_of(head, source.checkpoint, backbone=source.backbone, changes=source.changes)
-        return pipeline, source.checkpoint.name, parent, _preparation(pipeline)
+        return pipeline, source.checkpoint.name, parent, head.preprocessing
     if source.changes:
         raise UsageError(
             f"{source.checkpoint} has no image backbone: leave --resize and the other options for images out, or pass "
@@ -145,7 +145,7 @@ def _all_heads(source: Source, checkpoint: Path) -> tuple["Heads", str]:
 
 
 def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
-    """Return a module initialised from the seed, and the preparation of its input in words."""
+    """Return a module initialised from the seed, and what local descriptors a head takes."""
     from netvlad_deploy.models.assembly import read_backbone
     from netvlad_deploy.models.head import PREPROCESSING
     from netvlad_deploy.models.netvlad import initialize
@@ -158,11 +158,7 @@ def _untrained(source: Source) -> tuple["NetVLAD | Pipeline", str]:
     ready = read_backbone(source.backbone, changes=source.changes, seed=source.seed)
     sizes = {"feature_size": ready.width, **source.sizes}
     pipeline = ready.under(initialize(replace(DEFAULT_SPEC, normalize_input=True, **sizes), source.seed))
-    return pipeline, _preparation(pipeline)
-
-
-def _preparation(pipeline: "Pipeline") -> str:
-    return f"images (batch, height, width, 3), uint8, RGB: {pipeline.images.preparation}; the graph does the rest"
+    return pipeline, PREPROCESSING
 
 
 def load_head(source: Source) -> tuple["NetVLAD", str]:

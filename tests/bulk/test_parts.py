@@ -1,6 +1,7 @@
 """Parts of one run in several processes, joined; targets of every kind."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from netvlad_deploy.descriptors.open_files import files_of, read_descriptors
 from netvlad_deploy.support.claims import claimed
 from tests.bulk.conftest import PHOTOS, RUN, SHARDS
 from tests.command import Command, error_of
+from tests.sources.test_ros_bags import camera, write_bag
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
@@ -97,6 +99,18 @@ def test_a_folder_of_shards_stays_as_it_is(command: Command, whole: bytes) -> No
     assert command(*RUN, "-o", "shards", "--force").out == f"shards  {PHOTOS} x 12\n"
     outcome = command(*RUN, "-o", "photos")
     assert (outcome.code, "photos" in error_of(outcome.err)) == (2, True)
+
+
+@pytest.mark.bulk
+def test_a_bag_whose_file_is_written_over_is_other_inputs(command: Command, pipeline: OnnxArtifact) -> None:
+    """The folder of the bag does not change by that."""
+    bag = write_bag(Path(), "folder", camera)
+    os.utime(bag / "run.db3", ns=(2 * 10**18, 2 * 10**18))  # later than the folder
+    assert command("embed", "m.onnx", bag, "-o", "y.npz", "--shard-size", 2).out == "y.npz  3 x 12\n"
+    assert "complete already" in command("embed", "m.onnx", bag, "-o", "y.npz", "--shard-size", 2).out
+    os.utime(bag / "run.db3", ns=(3 * 10**18, 3 * 10**18))
+    outcome = command("embed", "m.onnx", bag, "-o", "y.npz", "--shard-size", 2)
+    assert (outcome.code, "of other inputs (names, sizes or times of change differ)" in outcome.err) == (2, True)
 
 
 def test_a_folder_that_has_lost_shards_is_made_whole_again(command: Command, pipeline: OnnxArtifact) -> None:

@@ -291,6 +291,18 @@ class TestFinished:
         assert (Path("in/x.npy").read_bytes(), Path("list.npz").read_text()) == (before, "in/x.npy\n")
         assert not list(tmp_path.rglob("*.parts"))
 
+    def test_a_target_among_its_inputs_is_none_of_them(self, command: Command, exported: OnnxArtifact) -> None:
+        """Also where a pattern fits all that a run writes; with --force it is an input, which nothing writes over."""
+        Path("in").mkdir()
+        np.save("in/x.npy", np.ones((5, exported.spec.feature_size), np.float32))
+        for given, target in (("in", "in/y.npy"), ("in/[xz]*", "in/z.npz")):
+            assert command("embed", exported.path, given, "-o", target).out.startswith(f"{target}  1 x "), target
+            again = command("embed", exported.path, given, "-o", target)
+            assert (again.code, again.out.endswith(", complete already\n")) == (0, True), again.err
+            assert f"{target} is left out of the inputs" in again.err
+            assert "cannot be the target too" in command("embed", exported.path, given, "-o", target, "--force").err
+            Path(target).unlink()
+
     def test_a_file_of_others_stays(self, command: Command, pipeline: OnnxArtifact) -> None:
         for name in ("y.npz", "y.npz.json"):
             Path(name).write_text("{}")

@@ -1,5 +1,6 @@
 """The verbs that need no GPU, by the command line: output, files and exit codes."""
 
+import errno
 import json
 import os
 import signal
@@ -234,6 +235,21 @@ def test_an_unforeseen_error_keeps_its_trace_and_is_exit_70(
     assert outcome.err.strip().endswith("internal error (ZeroDivisionError): please report the lines above")
 
 
+def test_a_file_in_a_closed_folder_is_an_input_that_cannot_be_looked_at(
+    command: Command, exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played, since root looks into every folder. The journal in it is nothing to remove."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(exported.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", closed)
+        outcome = command("validate", exported.path)
+    assert (outcome.code, outcome.out) == (65, "")
+    assert error_of(outcome.err) == f"error: {exported.path} cannot be looked at: Permission denied"
+
+
 def test_an_unknown_option_is_exit_2(command: Command) -> None:
     outcome = command("export", "--cluster", 64)
     assert outcome.code == 2
@@ -293,7 +309,7 @@ def test_ctrl_c_inside_the_exporter_is_exit_130(
 
 def test_the_help_describes_each_verb_in_a_whole_sentence(command: Command) -> None:
     outcome = command("-h")
-    lines = outcome.out.partition("Commands:")[2].strip().splitlines()
+    lines = outcome.out.partition("Commands:")[2].strip().partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == [verb.__name__ for verb in VERBS]
     assert not any(line.endswith("...") for line in lines)
     assert "[OPTIONS] [CHECKPOINT]" in command("export", "-h").out

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.descriptors.header import header_of
+from netvlad_deploy.bulk.open_plan import header_for
 from netvlad_deploy.descriptors.open_files import open_writer
 from netvlad_deploy.retrieval.embed_images import embed_images
-from netvlad_deploy.runtime.open_runner import open_runner
+from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import Resize
 from netvlad_deploy.workflow.search import _hashes
@@ -43,7 +43,7 @@ def describe(artifact: OnnxArtifact, folder: Path, target: Path) -> None:
     assert artifact.images is not None
     with open_runner(artifact) as runner:
         done = embed_images(runner, artifact.images, find_images([folder])[0])
-        header = header_of(artifact, runner.spec)
+    header = header_for(Candidate.of(artifact), head=None, dtype="float32")
     with open_writer(target, header, len(done.names)) as writer:
         writer.write(done.names, done.descriptors)
 

@@ -113,6 +113,9 @@ def test_embed_refuses_inputs_that_do_not_fit(
         assert (outcome.code, said in error_of(outcome.err)) == (code, True), outcome.err
         assert not Path("y.npz").exists()
     assert "y.txt does not end in .npz" in command("embed", pipeline.path, walk / "asked", "-o", "y.txt").err
+    for name in (".npz", "-"):  # an empty variable before the suffix, and standard output
+        outcome = command("embed", pipeline.path, walk / "asked", "-o", name)
+        assert (outcome.code, f"{name} is not the name of a file" in error_of(outcome.err)) == (2, True)
     assert "name folders or files" in command("embed", pipeline.path, "-o", "y.npz").err
     Path("y.npz").touch()
     assert command("embed", pipeline.path, walk / "asked", "-o", "y.npz").code == 2

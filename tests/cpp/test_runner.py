@@ -80,7 +80,8 @@ def test_the_program_prints_a_line_for_each_image(native: Native, robot: Path) -
     assert np.array_equal(got, np.array(wanted))
     assert run()[0] == 2
     assert run("cut.ppm") == (65, "", "netvlad-describe: cut.ppm ends before its last pixel\n")
-    assert "is no binary PPM or PGM image of 8 bits" in run("none.ppm")[2]
+    assert run("none.ppm") == (65, "", "netvlad-describe: none.ppm is missing, or cannot be read\n")
+    assert "is no binary PPM or PGM image of 8 bits" in run(robot.name)[2]
 
 
 def test_a_changed_byte_is_refused(native: Native, robot: Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.descriptors.header import DescriptorHeader, header_from_json, header_of
+from netvlad_deploy.bulk.open_plan import header_for
+from netvlad_deploy.descriptors.header import DescriptorHeader, header_from_json
 from netvlad_deploy.descriptors.open_files import files_of, open_writer, read_descriptors
 from netvlad_deploy.errors import InputError, UsageError
+from netvlad_deploy.runtime.open_runner import Candidate
 from netvlad_deploy.support.arrays import Array
 
 P = 6
@@ -108,7 +110,7 @@ def test_rows_that_no_format_can_hold_are_refused(tmp_path: Path, names: list[st
 
 
 def test_the_suffix_says_the_format(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no file of descriptors: name it x\.npz or \.npy"):
+    with pytest.raises(UsageError, match=r"x\.csv does not end in \.npz, \.npy, \.h5, \.parquet"):
         with open_writer(tmp_path / "x.csv", header(), 1):
             pass
     with pytest.raises(InputError, match=r"x\.csv is no file of descriptors"):
@@ -131,7 +133,7 @@ def test_numpy_reads_what_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.export
 def test_the_header_of_an_artifact(tiny: OnnxArtifact) -> None:
-    got = header_of(tiny, tiny.spec)
+    got = header_for(Candidate.of(tiny), head=None, dtype="float32")
     assert (got.artifact, got.sha256, got.precision) == (tiny.path.name, tiny.sha256, "fp32")
     assert got.descriptor_size == tiny.spec.descriptor_size
     assert got.images is not None
@@ -181,6 +183,9 @@ def test_names_that_hdf5_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"stands in the way of another name in HDF5: write \.parquet"):
             with open_writer(tmp_path / "x.h5", header(), 2) as writer:
                 writer.write(names, ROWS[:2])
+    with open_writer(tmp_path / "y.h5", header(), 2) as writer:
+        writer.write(["a/b", "a"], ROWS[:2])  # the group of the second is there already
+    assert sorted(rows(tmp_path / "y.h5")) == ["a", "a/b"]
 
 
 # files of others

@@ -33,6 +33,12 @@ def test_shards_that_are_missing_or_of_another_run_are_noticed(tmp_path: Path) -
     (folder / "manifest.json").write_text('{"shards": 5}')
     with pytest.raises(InputError, match="lacks 2 of 5 shards, first 3: finish the run"):
         read_descriptors(folder)
+    (folder / "manifest.json").write_text('{"shards": 1000000000000}')
+    with pytest.raises(InputError, match="lacks 999999999997 of 1000000000000 shards, first 3"):
+        read_descriptors(folder)
+    for other in ('{"shards": 1e999}', '{"shards": null}', "[" * 100_000, "[]"):
+        (folder / "manifest.json").write_text(other)
+        assert read_descriptors(folder).count == 6
     (folder / "manifest.json").unlink()
     (folder / "shard-000001.npz").unlink()
     with pytest.raises(InputError, match="lacks 1 of 3 shards, first 1"):

@@ -120,7 +120,7 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text(TIMM)
     queries, photos, _ = write_photos(tmp_path, packaged()[:6])
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
-    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 68
+    assert sum(map(len, sections().values())) == len(IN_FOLDER) == 67
     printed: dict[str, str] = {}
     with forked_commands() as forked:
         for section, commands in sections().items():
@@ -187,14 +187,14 @@ def write_foreign(folder: Path) -> None:
 
 def test_the_commands_in_a_checkout() -> None:
     assert [shlex.split(command, comments=True) for command in IN_CHECKOUT] == [
-        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images]"],
+        ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images,report]"],
         ["make", "demo"],
         ["python3", "-m", "netvlad_deploy.serving", "--model-repository=repository"],  # run in tests/serving
         ["make", "wheel"],
         ["python3", "-m", "pip", "install", "dist/netvlad_deploy-0.1.0-py3-none-any.whl[export,cpu,images]"],
         ["python3", "-m", "venv", "--system-site-packages", ".venv"],
-        [".venv/bin/python", "-m", "pip", "install", "-e", ".", "cuda-bindings>=12,<13"],
-        ["python3", "-m", "pip", "install", "-e", ".[export,gpu,tensorrt]"],
+        [".venv/bin/python", "-m", "pip", "install", "-e", ".[images]", "cuda-bindings>=12,<13"],
+        ["python3", "-m", "pip", "install", "-e", ".[export,gpu,images,index,report,tensorrt]"],
         ["python3", "-m", "pip", "install", "-e", ".[cpu,openvino]"],
     ]
     assert "netvlad_deploy-" + re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[
@@ -248,7 +248,7 @@ def test_an_environment_that_sees_the_systems_packages(tmp_path: Path) -> None:
 
 def test_links_lead_somewhere() -> None:
     """A link is to a file, or to one of the headings of a page, as GitHub names them."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
             target = page.parent / link if link else page
             assert target.exists(), f"{page.name}: {link}"

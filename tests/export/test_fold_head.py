@@ -119,15 +119,11 @@ def test_a_fold_that_overflows_fp32_is_refused() -> None:
         fold(module)
 
 
-def test_batch_norm_without_running_statistics_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("lacking", "message"), [("track_running_stats", "no running statistics"), ("affine", "no weight and bias")]
+)
+def test_batch_norm_without_its_vectors_is_refused(lacking: str, message: str) -> None:
     module = make_module(6, 16)
-    module.batch_norm = torch.nn.BatchNorm1d(6, track_running_stats=False).eval()
-    with pytest.raises(FoldError, match="no running statistics"):
-        fold(module)
-
-
-def test_batch_norm_without_weight_is_refused() -> None:
-    module = make_module(6, 16)
-    module.batch_norm = torch.nn.BatchNorm1d(6, affine=False).eval()
-    with pytest.raises(FoldError, match="no weight and bias"):
+    module.batch_norm = torch.nn.BatchNorm1d(6, **{lacking: False}).eval()
+    with pytest.raises(FoldError, match=message):
         fold(module)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -126,3 +127,14 @@ def test_the_three_files_are_written_together_or_not_at_all(places: Path, tmp_pa
     write(tmp_path / "places.npz", ROWS[:20])
     assert index(tmp_path / "places.npz", places, force=True).count == 20
     assert len(OpenIndex(places).search(ROWS[:1], 50)[0]) == 20
+
+
+def test_a_name_that_is_no_utf8_is_refused_when_it_is_found(places: Path) -> None:
+    names = places.with_name("places.faiss.names")
+    content = names.read_bytes().replace(b"walk/00003.jpg", b"walk/\xff0003.jpg")
+    names.write_bytes(content)
+    forged(places, names_sha256=hashlib.sha256(content).hexdigest())
+    opened = OpenIndex(places)
+    assert opened.search(ROWS[:1], 1)[0][0].name == "walk/00000.jpg"
+    with pytest.raises(ArtifactError, match=r"places\.faiss\.names, line 4 is no UTF-8: index the descriptors again"):
+        opened.search(ROWS[3:4], 1)

@@ -12,8 +12,8 @@ from netvlad_deploy.latency import gpu_state
 from netvlad_deploy.latency.advice import candidate_advice, machine_advice
 from netvlad_deploy.latency.gpu_state import read_gpus
 from netvlad_deploy.latency.machine_state import MachineState, read_state
-from netvlad_deploy.latency.placement import place_threads
 from netvlad_deploy.latency.results import DeviceTimes, Estimate
+from netvlad_deploy.latency.worker import place_threads
 
 pynvml = pytest.importorskip("pynvml")
 
@@ -209,6 +209,6 @@ def test_threads_are_moved_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", allowed.__getitem__)
     monkeypatch.setattr(os, "sched_setaffinity", lambda task, cores: calls.append((task, cores)))
     tasks = SimpleNamespace(is_dir=lambda: True, iterdir=lambda: [Path("13"), Path("11"), Path("12")])
-    monkeypatch.setattr("netvlad_deploy.latency.placement.TASKS", tasks)
+    monkeypatch.setattr("netvlad_deploy.latency.worker.TASKS", tasks)
     place_threads(1)
     assert calls == [(11, {1}), (11, {0, 1}), (13, {1}), (13, {0, 1})]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from netvlad_deploy.latency.scaling import fit_exponents, student_quantile
+from netvlad_deploy.latency.scaling import fit_exponents
+from netvlad_deploy.latency.statistics import student_quantile
 
 GRID = {"batch": (1, 1, 1, 2, 2, 2, 8, 8, 8), "num-features": (10, 100, 1000) * 3}
 TRUTH = {"batch": 0.9, "num-features": 0.4}

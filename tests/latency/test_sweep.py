@@ -60,14 +60,8 @@ def test_half_a_line_is_dropped_and_said(path: Path, caplog: pytest.LogCaptureFi
         (b'{"schema": "netvlad-deploy/bench/2"}\n', "its schema is netvlad-deploy/bench/2"),
         (b'{"schema": "netvlad-deploy/sweep-point/1"}\n', "has or lacks"),
         (b'{"schema": "netvlad-deploy/sweep', ""),
-        (
-            json.dumps({"schema": sweep.POINT_SCHEMA, **asdict(POINT)}).replace("1.0", "NaN").encode() + b"\n",
-            "no finite",
-        ),
-        (
-            json.dumps({"schema": sweep.POINT_SCHEMA, **asdict(POINT)}).replace("1.0", "-1.0").encode() + b"\n",
-            "no finite",
-        ),
+        (LINE.replace(b"1.0", b"NaN"), "no finite"),
+        (LINE.replace(b"1.0", b"-1.0"), "no finite"),
         (b"[" * 100_000 + b"\n", "line 1 of"),
         (b"\n", "line 1 of"),
     ],

@@ -1,5 +1,6 @@
 """Files of torch give the tensors that `torch.load(weights_only=True)` gives, bit by bit, whoever wrote them."""
 
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,11 @@ def test_a_list_of_states_and_one_tensor_are_said_to_be_that(tmp_path: Path) -> 
         torch.save(saved, tmp_path / "m.pt")
         with pytest.raises(InputError, match=message):
             read_tensors(tmp_path / "m.pt")
+
+
+def test_the_name_of_a_member_is_told_in_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("two\nlines", b"")
+    with pytest.raises(InputError, match=r"expected one data\.pkl, found two lines") as refused:
+        read_tensors(tmp_path / "m.pt")
+    assert "\n" not in str(refused.value)

@@ -208,4 +208,7 @@ def test_code_beside_good_weights_is_left_out(tmp_path: Path, row: bool, protoco
     torch.save(content, tmp_path / "m.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=not row)
     with pytest.raises(InputError, match=r"a.bias, an object of posix.mkdir"):
         read_tensors(tmp_path / "m.pt")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"clusters": Evil(tmp_path / "ran")}, protocol))
+    with pytest.raises(InputError, match="is a pickle that torch did not write"):
+        read_tensors(tmp_path / "plain.pth")
     assert not (tmp_path / "ran").exists()

@@ -102,18 +102,6 @@ def test_objects_beside_the_weights_are_left_out_and_do_not_run(
         assert torch.equal(found[name], tensor), name
 
 
-def test_numpy_1_and_2_have_other_names_for_the_same(tmp_path: Path, module: NetVLAD) -> None:
-    torch.save({"recalls": np.float64(1.5), "state_dict": module.state_dict()}, tmp_path / "m.pth")
-    content = (tmp_path / "m.pth").read_bytes()
-    old, new = b"numpy.core.multiarray", b"numpy._core.multiarray"
-    assert (old in content) != (new in content)
-    rows = tmp_path / "row.pth"
-    torch.save({"recalls": np.ones(3), "net": {"w": torch.ones(2, 2)}}, rows, _use_new_zipfile_serialization=False)
-    for name in (old, new):
-        rows.write_bytes(rows.read_bytes().replace(new, name).replace(old, name))
-        assert set(read_tensors(rows)) == {"w"}
-
-
 def test_objects_that_are_left_out_are_named(tmp_path: Path, module: NetVLAD, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(
         {"args": argparse.Namespace(a=1), "best": np.float64(1), "model": module.state_dict()}, tmp_path / "m.pt"

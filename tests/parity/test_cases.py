@@ -47,10 +47,9 @@ def test_both_ends_of_the_profile_are_tried(head: ReferenceParameters) -> None:
     assert {5, 9} <= {shape[1] for shape in shapes}
 
 
-def test_the_same_seed_gives_the_same_cases(head: ReferenceParameters) -> None:
+def test_the_cases_are_the_same_each_time(head: ReferenceParameters) -> None:
     for first, again in zip(default_cases(head), default_cases(head), strict=True):
         assert np.array_equal(first.features, again.features)
-    assert not np.array_equal(next(default_cases(head, seed=1)).features, next(default_cases(head)).features)
 
 
 @pytest.mark.parametrize("margin", [30.0, 60.0, 100.0])

@@ -8,8 +8,7 @@ import pytest
 
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
-from netvlad_deploy.oracle.equations import ReferenceParameters
-from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import Case, won_by
 from netvlad_deploy.parity.error_model import tolerances
 from netvlad_deploy.parity.heads import ParityReport, compare
@@ -21,7 +20,7 @@ from netvlad_deploy.spec.layer import DESCRIPTOR
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Arrays, Float32, unit_rows
 from tests.heads import outputs_of, sharp_head
-from tests.modules import features, make_module
+from tests.modules import features, make_module, parameters_of
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
@@ -99,15 +98,9 @@ def test_a_centroid_that_is_one_per_cent_off_fails(tmp_path: Path, cluster: int)
     assert (report.departure.tensor, report.departure.clusters) == ("mean_residual", (cluster,))
 
 
-def load_parameters(module: NetVLAD) -> ReferenceParameters:
-    assert module.batch_norm is not None
-    arrays = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    return parameters_from_arrays({**arrays, "batch_norm.eps": np.array(module.batch_norm.eps)})
-
-
 def test_fp32_is_held_to_less_than_fp16() -> None:
     module = sharp_head(8, 32, 0, 30, 0)
-    parameters = load_parameters(module)
+    parameters = parameters_of(module)
     feeds = Case(name="", features=unit_rows(features(1, 50, 32))).feeds(OracleRunner(parameters), masked=False)
     expected = OracleRunner(parameters).run(feeds)
     fp32, wide, fp16 = (
@@ -138,7 +131,7 @@ def test_ghosts_of_large_bias_are_centred_in_the_model_too(tmp_path: Path, wide_
 
 def test_ghosts_that_win_by_64_leave_a_short_descriptor_that_passes(tmp_path: Path) -> None:
     module = sharp_head(64, 512, 8, 30, 0)
-    found = won_by(load_parameters(module), slice(64, None), 64, 2, 300, np.random.default_rng(0))
+    found = won_by(parameters_of(module), slice(64, None), 64, 2, 300, np.random.default_rng(0))
     assert parity(module, tmp_path, cases=[Case(name="64", features=found)]).verdict is Verdict.PASS
 
 

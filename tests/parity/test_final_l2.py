@@ -10,13 +10,12 @@ import torch
 
 from netvlad_deploy.artifact import load_artifact
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold_head import fold
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.affine import in_float64
 from netvlad_deploy.models.checkpoints import load_checkpoint
 from netvlad_deploy.oracle.equations import ReferenceParameters
-from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays, reference_arrays
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.heads import compare
 from netvlad_deploy.runtime.open_runner import open_runner
@@ -25,7 +24,7 @@ from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, NetVLADSpec, Projection
 from netvlad_deploy.spec.verdict import Verdict
 from tests.heads import outputs_of
-from tests.modules import features, make_projected
+from tests.modules import features, make_projected, parameters_of
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
@@ -35,8 +34,7 @@ KINDS = [OVERLAPTRANSFORMER, NORMALIZED]
 
 
 def parameters(projection: Projection) -> ReferenceParameters:
-    module = make_projected(projection)
-    return parameters_from_arrays(reference_arrays(onnx_model._reference_arrays(module), module.spec))
+    return parameters_of(make_projected(projection))
 
 
 def test_it_belongs_to_a_gated_projection() -> None:

@@ -10,12 +10,11 @@ import pytest
 from torch import Tensor
 
 from netvlad_deploy.artifact import OnnxArtifact
-from netvlad_deploy.export import onnx_model
 from netvlad_deploy.export.fold_head import FoldedNetVLAD
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.oracle.equations import ReferenceParameters
-from netvlad_deploy.oracle.reference_file import load_reference, parameters_from_arrays, reference_arrays
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.heads import ParityReport, compare
 from netvlad_deploy.parity.localise import NORMS, OR_PROJECTED, PROJECTED
@@ -28,7 +27,7 @@ from netvlad_deploy.spec.layer import ADD, CLAMP, CLUSTERS_FIRST, DESCRIPTOR, RS
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, unit_rows
 from tests.heads import outputs_of
-from tests.modules import features, make_module, make_projected
+from tests.modules import features, make_module, make_projected, parameters_of
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
@@ -76,8 +75,7 @@ def test_every_epsilon_mode_is_within_the_tolerance(
 
 
 def parameters(kind: str, **conventions: Any) -> ReferenceParameters:
-    module = make_projected(KINDS[kind], **conventions)
-    return parameters_from_arrays(reference_arrays(onnx_model._reference_arrays(module), module.spec))
+    return parameters_of(make_projected(KINDS[kind], **conventions))
 
 
 def judged_as(wrong: ReferenceParameters, right: ReferenceParameters, precision: str, **more: Any) -> ParityReport:

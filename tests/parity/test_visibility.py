@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from netvlad_deploy.export.onnx_model import export_onnx
+from netvlad_deploy.models.netvlad import initialize
 from netvlad_deploy.oracle.equations import BatchNorm, LinearMap, ReferenceParameters
+from netvlad_deploy.oracle.reference_file import load_reference
 from netvlad_deploy.parity.cases import Case, default_cases
 from netvlad_deploy.parity.error_model import tolerances
+from netvlad_deploy.parity.heads import compare
 from netvlad_deploy.parity.localise import cluster_errors
 from netvlad_deploy.parity.visibility import (
     ASSIGNMENTS,
@@ -20,13 +25,14 @@ from netvlad_deploy.parity.visibility import (
     unseen,
     visibility,
 )
+from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.runtime.oracle_runner import OracleRunner
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import ADD, CLAMP, DESCRIPTOR, RSQRT
 from netvlad_deploy.spec.profiles import AxisRange, Profile
 from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.support.arrays import Array, Float64, unit_rows
-from tests.modules import features
+from tests.modules import features, make_module
 from tests.parity.test_error_model import parameters
 from tools.head_faults import permuted
 
@@ -191,12 +197,6 @@ def test_near_zero_the_fault_is_a_descriptor_that_is_not() -> None:
 @pytest.mark.ort
 def test_a_head_whose_logits_fp32_cannot_tell_apart_does_not_fail_where_ghosts_win(tmp_path: Path) -> None:
     """The oracle sees ghosts win by millions, of logits of 1e15 whose steps are larger than that."""
-    from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.oracle.reference_file import load_reference
-    from netvlad_deploy.parity.heads import compare
-    from netvlad_deploy.runtime.open_runner import open_runner
-    from tests.modules import make_module
-
     module = make_module(3, 600, 4)
     assert module.batch_norm is not None
     module.batch_norm.weight.data[:] = 1e15
@@ -233,15 +233,6 @@ def test_the_same_faults_are_hidden_by_a_wide_tolerance_and_named() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_clusters_of_a_million_judge_nothing_in_fp16(tmp_path: Path, precision: str) -> None:
     """Negated centroids once passed here, every tolerance being over 0.1."""
-    import torch
-
-    from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.models.netvlad import initialize
-    from netvlad_deploy.oracle.reference_file import load_reference
-    from netvlad_deploy.parity.heads import compare
-    from netvlad_deploy.runtime.open_runner import open_runner
-    from tests.modules import make_module
-
     module = initialize(make_module(K, D, 0, batch_norm=False).spec, 0).eval()
     module.clusters.data *= torch.tensor(1e6)
     artifact = export_onnx(module, tmp_path / "m.onnx", GraphOptions(precision=precision, probe=True))
@@ -263,12 +254,6 @@ def test_clusters_of_a_million_judge_nothing_in_fp16(tmp_path: Path, precision: 
 @pytest.mark.export
 @pytest.mark.ort
 def test_one_cluster_of_huge_weights_is_judged_by_the_sign_of_its_centroid(tmp_path: Path) -> None:
-    from netvlad_deploy.export.onnx_model import export_onnx
-    from netvlad_deploy.oracle.reference_file import load_reference
-    from netvlad_deploy.parity.heads import compare
-    from netvlad_deploy.runtime.open_runner import open_runner
-    from tests.modules import make_module
-
     module = make_module(1, D, 0)
     assert module.batch_norm is not None
     module.batch_norm.weight.data *= 1e20

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from netvlad_deploy.errors import InputError
+from netvlad_deploy.errors import InputError, UnfitError
 from netvlad_deploy.retrieval.decoding import EMPTY, NO_IMAGE, NO_PIXELS, decode_image
 from netvlad_deploy.spec.images import ImageInput, Resize
-from netvlad_deploy.spec.items import UnfitError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

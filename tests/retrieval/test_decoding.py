@@ -16,15 +16,15 @@ from netvlad_deploy.retrieval import loading
 from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.retrieval.pixels import TOO_LARGE
 from netvlad_deploy.sources import image_folders
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec import items
 from netvlad_deploy.spec.images import ImageInput, Resize
 from netvlad_deploy.spec.items import Skipped, count_reasons
 from netvlad_deploy.support.arrays import Array
+from tests.retrieval.photos import PIXELS, refused, taken
 
 pillow: Any = importlib.import_module("PIL.Image")
 RANDOM = np.random.default_rng(0)
-PIXELS = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
 def save(path: Path, image: Any = None, **options: Any) -> Path:
@@ -33,25 +33,6 @@ def save(path: Path, image: Any = None, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, **options)
     return path
-
-
-def load(path: Path, resize: Resize | None = None) -> Array | Skipped:
-    with load_images([ImageFile(path=path, name=path.name)], ImageInput(resize=resize or Resize())) as loaded:
-        ((_, image),) = loaded
-    return image
-
-
-def pixels(path: Path, resize: Resize | None = None) -> Array:
-    image = load(path, resize)
-    assert isinstance(image, np.ndarray), image
-    assert image.dtype == np.uint8
-    return image
-
-
-def skipped(path: Path) -> Skipped:
-    image = load(path)
-    assert isinstance(image, Skipped)
-    return image
 
 
 # finding
@@ -163,35 +144,35 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tif", "webp"])
 def test_pixels_are_those_of_the_file(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"x.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-    assert np.array_equal(pixels(path), PIXELS)
+    assert np.array_equal(taken(path), PIXELS)
 
 
 def test_damaged_exif_counts_as_none(tmp_path: Path) -> None:
     path = save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12")
-    assert pixels(path).shape == PIXELS.shape
+    assert taken(path).shape == PIXELS.shape
 
 
 def test_grey_one_bit_palette_and_alpha_become_rgb(tmp_path: Path) -> None:
     grey = PIXELS[..., 0]
-    assert np.array_equal(pixels(save(tmp_path / "l.png", pillow.fromarray(grey))), np.stack([grey] * 3, axis=2))
+    assert np.array_equal(taken(save(tmp_path / "l.png", pillow.fromarray(grey))), np.stack([grey] * 3, axis=2))
     bits = pillow.fromarray(grey > 99)
-    assert np.array_equal(pixels(save(tmp_path / "1.png", bits)), np.stack([(grey > 99) * np.uint8(255)] * 3, axis=2))
+    assert np.array_equal(taken(save(tmp_path / "1.png", bits)), np.stack([(grey > 99) * np.uint8(255)] * 3, axis=2))
     alpha = np.concatenate([PIXELS, RANDOM.integers(0, 256, (6, 9, 1), dtype=np.uint8)], axis=2)
-    assert np.array_equal(pixels(save(tmp_path / "a.png", pillow.fromarray(alpha))), PIXELS)
+    assert np.array_equal(taken(save(tmp_path / "a.png", pillow.fromarray(alpha))), PIXELS)
     palette = pillow.fromarray(RANDOM.integers(0, 4, (6, 9), dtype=np.uint8), mode=None).convert("P")
     palette.putpalette(list(range(12)))
     for name, transparency in (("none", None), ("one", 2), ("bytes", b"\0\x40\xff\x01")):
         path = save(
             tmp_path / f"{name}.png", palette, **({} if transparency is None else {"transparency": transparency})
         )
-        assert np.array_equal(pixels(path), np.arange(12).reshape(4, 3)[np.asarray(palette)])
+        assert np.array_equal(taken(path), np.arange(12).reshape(4, 3)[np.asarray(palette)])
 
 
 def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
     others = [pillow.new("RGB", (9, 6), "red")]
     for suffix, options in (("webp", {"lossless": True}), ("png", {}), ("tif", {})):
         path = save(tmp_path / f"x.{suffix}", save_all=True, append_images=others, **options)
-        assert np.array_equal(pixels(path), PIXELS)
+        assert np.array_equal(taken(path), PIXELS)
 
 
 def test_a_jpeg_is_decoded_whole_before_it_is_resized(tmp_path: Path) -> None:
@@ -204,7 +185,7 @@ def test_a_jpeg_is_decoded_whole_before_it_is_resized(tmp_path: Path) -> None:
     with pillow.open(path) as image:
         image.draft("RGB", (80, 60))
         drafted = np.asarray(image.convert("RGB").resize((80, 60), pillow.Resampling.BILINEAR))
-    assert np.array_equal(pixels(path, Resize(size=(60, 80))), whole)
+    assert np.array_equal(taken(path, ImageInput(resize=Resize(size=(60, 80)))), whole)
     assert not np.array_equal(drafted, whole)
 
 
@@ -212,9 +193,9 @@ def test_a_box_averages(tmp_path: Path) -> None:
     path = save(tmp_path / "x.png")
     exact = PIXELS.reshape(2, 3, 3, 3, 3).mean(axis=(1, 3))
     assert (
-        np.abs(pixels(path, Resize(size=(2, 3), filter="box")) - exact).max() <= 1
+        np.abs(taken(path, ImageInput(resize=Resize(size=(2, 3), filter="box"))) - exact).max() <= 1
     )  # rounded twice, by rows and by columns
-    assert np.abs(pixels(path, Resize(size=(2, 3), filter="bilinear")) - exact).max() > 5
+    assert np.abs(taken(path, ImageInput(resize=Resize(size=(2, 3), filter="bilinear"))) - exact).max() > 5
 
 
 @pytest.mark.parametrize("name", ["bicubic", "lanczos", "nearest-centre"])
@@ -223,9 +204,13 @@ def test_filters_of_pillow_are_pillow_s_bytes(tmp_path: Path, name: str) -> None
     pillow.fromarray(noise).save(tmp_path / "x.png")
     kernel = pillow.Resampling[name.removesuffix("-centre").upper()]
     expected = np.asarray(pillow.fromarray(noise).resize((20, 13), kernel))
-    assert np.array_equal(pixels(tmp_path / "x.png", Resize(size=(13, 20), filter=name)), expected)
+
+    def by(name: str) -> Array:
+        return taken(tmp_path / "x.png", ImageInput(resize=Resize(size=(13, 20), filter=name)))
+
+    assert np.array_equal(by(name), expected)
     for other in {"bicubic", "lanczos", "nearest-centre", "nearest"} - {name}:
-        assert not np.array_equal(pixels(tmp_path / "x.png", Resize(size=(13, 20), filter=other)), expected)
+        assert not np.array_equal(by(other), expected)
 
 
 # files that cannot be loaded
@@ -245,7 +230,7 @@ def png(path: Path) -> bytes:
 )
 def test_a_file_that_is_no_image_is_skipped(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
-    assert skipped(tmp_path / name) == Skipped(path=str(tmp_path / name), reason=reason)
+    assert refused(tmp_path / name) == Skipped(path=str(tmp_path / name), reason=reason)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "ppm", "tif", "webp"])
@@ -254,14 +239,14 @@ def test_a_truncated_image_is_skipped(tmp_path: Path, suffix: str, share: float)
     path = save(tmp_path / f"x.{suffix}", pillow.fromarray(RANDOM.integers(0, 256, (60, 90, 3), dtype=np.uint8)))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert skipped(path).reason in (images.DAMAGED, images.NO_IMAGE)
+    assert refused(path).reason in (images.DAMAGED, images.NO_IMAGE)
 
 
 def test_a_flipped_byte_of_a_png_is_damage(tmp_path: Path) -> None:
     content = bytearray(png(tmp_path / "x.png"))
     content[content.index(b"IDAT") + 20] ^= 0xFF
     (tmp_path / "x.png").write_bytes(content)
-    assert skipped(tmp_path / "x.png").reason == images.DAMAGED
+    assert refused(tmp_path / "x.png").reason == images.DAMAGED
 
 
 def test_a_huge_image_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +255,7 @@ def test_a_huge_image_is_refused_by_its_header(tmp_path: Path, monkeypatch: pyte
     for side in (9460, 20000):
         header = b"P5\n%d %d\n255\n" % (side, side)
         (tmp_path / "x.pgm").write_bytes(header + b"few")
-        assert skipped(tmp_path / "x.pgm").reason == TOO_LARGE
+        assert refused(tmp_path / "x.pgm").reason == TOO_LARGE
 
 
 def test_a_small_file_that_claims_a_huge_image_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,25 +264,25 @@ def test_a_small_file_that_claims_a_huge_image_takes_no_memory(tmp_path: Path, m
     content[6:10] = (8000).to_bytes(2, "little") * 2
     path.write_bytes(content)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
-    lost = skipped(path)
+    lost = refused(path)
     assert (lost.reason, lost.detail.startswith("height 8000, width 8000, at most")) == (TOO_LARGE, True)
     blank = np.zeros((2048, 2048), np.uint8)
     monkeypatch.undo()
-    assert pixels(save(tmp_path / "blank.png", pillow.fromarray(blank))).max() == 0
+    assert taken(save(tmp_path / "blank.png", pillow.fromarray(blank))).max() == 0
 
 
 def test_pillows_warnings_do_not_leak_and_come_back(tmp_path: Path) -> None:
     (tmp_path / "x.pgm").write_bytes(b"P5\n9460 9460\n255\n")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        skipped(tmp_path / "x.pgm")
+        refused(tmp_path / "x.pgm")
         assert not caught
         with pillow.open(tmp_path / "x.pgm"):
             assert len(caught) == 1
 
 
 def test_a_file_that_vanished_is_skipped(tmp_path: Path) -> None:
-    assert skipped(tmp_path / "x.png") == Skipped(
+    assert refused(tmp_path / "x.png") == Skipped(
         path=str(tmp_path / "x.png"), reason=items.UNREADABLE, detail="No such file or directory"
     )
 
@@ -326,7 +311,7 @@ def test_many_images_come_in_order_and_alone_they_are_the_same(tmp_path: Path, m
         if isinstance(image, Skipped):
             assert file.name == "07.jpg"
         else:
-            assert image.tobytes() == pixels(file.path, resize).tobytes()
+            assert image.tobytes() == taken(file.path, ImageInput(resize=resize)).tobytes()
 
 
 def test_pillow_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

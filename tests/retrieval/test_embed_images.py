@@ -13,9 +13,9 @@ from netvlad_deploy.retrieval import loading
 from netvlad_deploy.retrieval.embed_images import embed_images
 from netvlad_deploy.runner import Feeds, Runner
 from netvlad_deploy.sources import image_folders
-from netvlad_deploy.sources.image_folders import ImageFile, find_images
+from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import IMAGES, ImageInput, ImageProfile, Resize
-from netvlad_deploy.spec.items import Skipped
+from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays
 from tests.colour_graphs import band_pipeline, bands
@@ -38,7 +38,7 @@ class Averages(Runner):
         return {DESCRIPTOR: feeds[IMAGES].mean(axis=(1, 2))}
 
 
-def write(folder: Path, *sizes: tuple[int, int]) -> list[ImageFile]:
+def write(folder: Path, *sizes: tuple[int, int]) -> list[Item]:
     """Write an image of one colour for each size (height, width): the first channel is its number."""
     for index, (height, width) in enumerate(sizes):
         Image.new("RGB", (width, height), (index, 50, 7)).save(folder / f"{index:02}.png")
@@ -145,7 +145,7 @@ def test_decoding_overlaps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loading, "decode_image", decode)
     monkeypatch.setattr(loading, "read_image_file", lambda _: b"")
     monkeypatch.setattr(Averages, "_run", run)
-    files = [ImageFile(path=tmp_path / f"{index}", name=f"{index}") for index in range(4)]
+    files = [Item(path=tmp_path / f"{index}", name=f"{index}", size_bytes=0, modified_ns=0) for index in range(4)]
     assert len(embed_images(Averages(), ImageInput(), files, batch=2).names) == 4
 
 

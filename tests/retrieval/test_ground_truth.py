@@ -80,6 +80,14 @@ def test_places_in_order() -> None:
         positives_within(1, QUERIES, DATABASE)
 
 
+def test_places_of_names_whose_order_is_not_sure_are_refused() -> None:
+    """f10 stands beside f1 by letters, and beside f9 on the walk."""
+    names = sorted(f"f{number}.jpg" for number in range(11))
+    with pytest.raises(UsageError, match=r"place 2 may be f10\.jpg \(sorted by letters\) or f2\.jpg \(by numbers\)"):
+        positives_within(1, names, names)
+    assert positives_within(0, names, names) == {name: {name} for name in names}
+
+
 class TestPlaces:
     """The arrays of a published ground truth, `utmQ`, `utmDb` and `posDistThr`."""
 

@@ -10,34 +10,13 @@ import numpy as np
 import pytest
 
 from netvlad_deploy.retrieval import pixels
-from netvlad_deploy.retrieval.loading import load_images
-from netvlad_deploy.sources.image_folders import ImageFile
 from netvlad_deploy.spec.images import FILTERS, ImageInput, Resize
 from netvlad_deploy.spec.items import Skipped
 from netvlad_deploy.support.arrays import Array
+from tests.retrieval.photos import PIXELS, load, refused, taken
 
 pillow: Any = importlib.import_module("PIL.Image")
 RANDOM = np.random.default_rng(0)
-PIXELS = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
-
-
-def load(path: Path, prepared: ImageInput | None = None) -> Array | Skipped:
-    with load_images([ImageFile(path=path, name=path.name)], prepared or ImageInput()) as loaded:
-        ((_, image),) = loaded
-    return image
-
-
-def taken(path: Path, prepared: ImageInput | None = None) -> Array:
-    image = load(path, prepared)
-    assert isinstance(image, np.ndarray), image
-    assert image.dtype == np.uint8
-    return image
-
-
-def refused(path: Path, prepared: ImageInput | None = None) -> Skipped:
-    image = load(path, prepared)
-    assert isinstance(image, Skipped)
-    return image
 
 
 def save(path: Path, values: Array, **options: Any) -> Path:

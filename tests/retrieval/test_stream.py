@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netvlad_deploy.errors import InputError, RunError, UsageError
+from netvlad_deploy.errors import InputError, RunError, UnfitError, UsageError
 from netvlad_deploy.retrieval import decoding, loading, stream
 from netvlad_deploy.retrieval.stream import Result, describe
 from netvlad_deploy.runner import Runner
 from netvlad_deploy.spec.images import IMAGES, ImageInput
-from netvlad_deploy.spec.items import UNREADABLE, Content, Item, Load, Skipped, UnfitError
+from netvlad_deploy.spec.items import UNREADABLE, Content, Item, Load, Skipped
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES, MASK, NetVLADSpec
 from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays

@@ -2,8 +2,6 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +9,11 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact, sidecar_path
 from netvlad_deploy.errors import (
     ArtifactError,
-    DeviceUnavailableError,
     InputError,
     MissingDependencyError,
     RunError,
     UsageError,
 )
-from netvlad_deploy.runtime.execution_providers import PROVIDERS
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.runtime.open_runner import Candidate, open_runner
 from netvlad_deploy.spec.backends import BACKENDS
@@ -64,9 +60,11 @@ def test_results_are_owned_and_inputs_are_left_alone(exported: OnnxArtifact, bac
     assert np.array_equal(x, before)
 
 
-def test_non_contiguous_features(exported: OnnxArtifact) -> None:
+@pytest.mark.parametrize("backend", HERE[:2])
+def test_read_only_features_that_are_not_contiguous(exported: OnnxArtifact, backend: str) -> None:
     x = features(16, 5, 2).transpose(2, 1, 0)
-    with open_runner(exported) as runner:
+    x.flags.writeable = False
+    with open_runner(exported, backend=backend) as runner:
         strided, contiguous = (runner.run({FEATURES: array})[DESCRIPTOR] for array in (x, np.ascontiguousarray(x)))
     assert np.array_equal(strided, contiguous)
 
@@ -161,28 +159,9 @@ def test_a_reference_file_is_a_checkpoint(exported: OnnxArtifact) -> None:
         assert runner.name == "torch"
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-def test_onnx_runtime_of_the_cpu_has_no_gpu_provider(exported: OnnxArtifact, backend: str) -> None:
-    message = rf"^onnxruntime [\d.]+ has no {PROVIDERS[backend]}, .*"
-    message += "pip uninstall -y onnxruntime, then .* install 'onnxruntime-gpu>="
-    with pytest.raises(DeviceUnavailableError, match=message):
-        open_runner(exported, backend=backend)
-
-
 def test_the_rtx_provider_needs_its_plugin(exported: OnnxArtifact) -> None:
     with pytest.raises(MissingDependencyError, match=r"-m pip install onnxruntime-ep-nv-tensorrt-rtx$"):
         open_runner(exported, backend="onnxruntime-rtx")
-
-
-def test_another_provider_than_asked_for_is_refused(exported: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
-    def session(*_: Any, **__: Any) -> Any:
-        return SimpleNamespace(get_providers=lambda: ["AzureExecutionProvider"])
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    with pytest.raises(DeviceUnavailableError, match="asked for CPUExecutionProvider, ONNX Runtime took Azure"):
-        open_runner(exported)
 
 
 def test_a_file_without_its_sidecar_is_not_opened(exported: OnnxArtifact, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ then differs: what an order of summation allows is known for each node alone.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from netvlad_deploy.artifact import EngineArtifact, FileReference, OnnxArtifact
+from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.errors import RunError, UsageError
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.netvlad import NetVLAD
 from netvlad_deploy.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from netvlad_deploy.runtime.open_runner import open_runner, parity_backend
 from netvlad_deploy.runtime.strict_runner import StrictRunner, strict_model
-from netvlad_deploy.spec.build_options import BuildFigures, BuildOptions
 from netvlad_deploy.spec.graph_options import GraphOptions
 from netvlad_deploy.spec.layer import (
     ASSIGNMENT_LOGITS,
@@ -33,9 +33,9 @@ from netvlad_deploy.spec.layer import (
     RESIDUAL_SUM,
     SOFT_ASSIGNMENT,
 )
-from netvlad_deploy.spec.profiles import Profile
 from netvlad_deploy.support.arrays import Array, Arrays
-from tests.modules import RANGE, features
+from tests.modules import features
+from tests.test_artifact import engine_artifact
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
@@ -267,45 +267,16 @@ def test_strict_runs_no_checkpoint(exported: OnnxArtifact, checkpoint: Path) -> 
             open_runner(path, backend="strict")
 
 
-def engine_like(artifact: OnnxArtifact) -> EngineArtifact:
-    return EngineArtifact(
-        path=artifact.path.with_suffix(".engine"),
-        spec=artifact.spec,
-        precision=artifact.precision,
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
-        dtypes=artifact.dtypes,
-        range=RANGE,
-        origin="test",
-        parent=FileReference(name=artifact.path.name, sha256=artifact.sha256),
-        reference=artifact.reference,
-        preprocessing="none",
-        versions={"tensorrt": "10.3"},
-        options=BuildOptions(flavor="tensorrt", profiles=(Profile(),)),
-        flags=(),
-        gpu=None,
-        machine={"cores": "2"},
-        targets=("SM90",),
-        figures=BuildFigures(build_ms=1, host_bytes=2**20, activation_bytes=None, weight_bytes=None, kernels=()),
-    )
-
-
-def test_strict_runs_no_engine(artifacts: dict[str, OnnxArtifact]) -> None:
+def test_strict_runs_no_engine() -> None:
     with pytest.raises(UsageError, match="cannot run on strict: leave --backend out for tensorrt"):
-        open_runner(engine_like(artifacts["plain"]), backend="strict")
+        open_runner(engine_artifact(Path("m.engine")), backend="strict")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(name for name in GRAPHS if name != "float32 input"),
-        "float32 input",
-    ],
-)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_parity_of_an_fp16_graph_is_strict(artifacts: dict[str, OnnxArtifact], name: str) -> None:
     assert parity_backend(artifacts[name]) == "strict"
 
 
-def test_parity_of_anything_else_is_its_own(artifacts: dict[str, OnnxArtifact], exported: OnnxArtifact) -> None:
+def test_parity_of_anything_else_is_its_own(exported: OnnxArtifact) -> None:
     assert parity_backend(exported) is None
-    assert parity_backend(engine_like(artifacts["plain"])) is None
+    assert parity_backend(replace(engine_artifact(Path("m.engine")), precision="fp16")) is None

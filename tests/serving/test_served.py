@@ -17,7 +17,7 @@ from netvlad_deploy.runner import Feeds
 from netvlad_deploy.runtime.open_runner import open_runner
 from netvlad_deploy.serving import pytriton, served
 from netvlad_deploy.serving.served import Served
-from netvlad_deploy.serving.triton_model import KNOWN, check_binding
+from netvlad_deploy.serving.triton_model import KNOWN, ServedModel, check_binding
 from netvlad_deploy.spec.images import IMAGES
 from netvlad_deploy.spec.items import Content
 from netvlad_deploy.support.arrays import Array, Arrays
@@ -107,6 +107,37 @@ def test_what_is_too_large_is_not_decoded(folder: Path, monkeypatch: pytest.Monk
     assert str(long) == "image has 11 bytes, expected at most 10: send a smaller one"
     assert str(wide) == "image has shape (32, 40, 3), expected at most 100 pixels"
     opened.close()
+
+
+def test_a_tensor_without_images_is_its_own_requests_loss(folder: Path) -> None:
+    model = ServedModel()
+    model._served = open_served(folder)
+    binding: Any = SimpleNamespace(
+        get_input_tensor_by_name=lambda request, name: request.get(name),
+        TritonModelException=RuntimeError,
+        TritonError=SimpleError,
+        InferenceResponse=lambda tensors=None, error=None: error or tensors,
+        Tensor=lambda _, values: values,
+    )
+    model._triton = binding
+    empty = [np.empty(shape, object) for shape in ((0,), (1, 0), (0, 1), ())]
+    given = [{"image": SimpleNamespace(as_numpy=lambda values=values: values)} for values in empty]
+    good = {"pixels": SimpleNamespace(as_numpy=lambda: SMALL[None])}
+    *refused, answered = model.execute([*given, good])
+    assert [str(each) for each in refused] == [
+        f"image has shape {each.shape}, expected at least one image" for each in empty
+    ]
+    assert answered[0].shape[0] == 1
+    model.finalize()
+
+
+class SimpleError(Exception):
+    """An error that Triton answers with."""
+
+    INVALID_ARG, INTERNAL = 1, 2
+
+    def __init__(self, text: str, _: int) -> None:
+        super().__init__(text)
 
 
 def test_a_sidecar_of_another_hash_is_not_opened(folder: Path) -> None:

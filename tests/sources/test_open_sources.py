@@ -1,5 +1,6 @@
 """Folders, files, patterns and lists come as one stream of items, which a part of can be opened again."""
 
+import errno
 import io
 import os
 import sys
@@ -92,6 +93,23 @@ def test_a_list_comes_from_standard_input(photos: Path, monkeypatch: pytest.Monk
     next(iter(source.items()))  # as a comparison with a plan does, which stops where they differ
     for _ in range(2):
         assert [one.name for one in source.items() if isinstance(one, Item)] == ["walk/b.jpg", f"{photos}/walk/a.png"]
+
+
+def test_what_may_not_be_looked_at_is_said_to_be_unreadable(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that it cannot be written; played, since root reads everything."""
+
+    def closed(path: Path) -> bool:
+        if path.parent.name == "walk" and path.name in ("metadata.yaml", "b.jpg"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path.exists()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", closed)
+        with pytest.raises(InputError, match=r"walk/b\.jpg cannot be read: Permission denied"):
+            names("walk/b.jpg")
+        assert names("walk/a", "other") == ["1.jpg", "2.jpg", "a.png"]
+        with pytest.raises(InputError, match=r"walk/b\.jpg cannot be read"):  # after all that stands before it
+            names("walk")
 
 
 def test_the_mark_of_utf_8_is_no_part_of_a_path(photos: Path) -> None:

@@ -114,6 +114,32 @@ def test_only_row_groups_with_wanted_rows_are_read(tmp_path: Path) -> None:
         read(path, items[:1])
 
 
+def test_a_path_that_no_file_can_have_is_its_own_rows_loss(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    images: list[dict[str, Any]] = [{"bytes": None, "path": each} for each in ("a\0.jpg", str(tmp_path / "a.jpg"))]
+    images.append({"bytes": b"two", "path": None})
+    path = write(tmp_path / "x.parquet", {"image": images})
+    items, _ = listed(path)
+    with pytest.raises(InputError, match="cannot be read: embedded null byte"):
+        read(path, items[:1])
+    assert read(path, items[1:]) == [b"one", b"two"]
+
+
+def test_a_page_that_claims_more_than_the_file_has_takes_no_memory_for_it(tmp_path: Path) -> None:
+    """The page header of Thrift has both sizes of the page, of which the second one is made 1.5 GiB."""
+    import pyarrow as pa
+
+    path = write(tmp_path / "x.parquet", {"path": ["a.jpg"]}, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    size = content[7:8]  # of one byte, behind the magic, the kind of the page, and its size before compression
+    assert content[4:10] == b"\x15\x00\x15" + size + b"\x15" + size
+    path.write_bytes(content[:9] + b"\x80\x80\x80\x80\x0c" + content[10:])
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(InputError, match=r"Page was smaller \(\d+\) than expected \(1610612736\)"):
+        listed(path)
+    assert pa.default_memory_pool().max_memory() - before < 1 << 24
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(99) + b"PAR1"])
 def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.parquet").write_bytes(content)

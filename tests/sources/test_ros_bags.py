@@ -1,6 +1,7 @@
 """Images in bags that rosbags wrote, of ROS 1 and of ROS 2 in SQLite and MCAP."""
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,18 @@ def test_a_bag_that_is_another_one_now_is_noticed(tmp_path: Path) -> None:
     write_bag(tmp_path, "bag", lambda ros2: camera(ros2)[:1])
     with pytest.raises(InputError, match=f"has no image {items[1].name}: it is another bag now"):
         read(path, items)
+
+
+def test_a_file_of_a_bag_that_is_written_over_is_noticed(tmp_path: Path) -> None:
+    """The folder's own time stays as it was, and raw images have one size whatever they show."""
+    path = write_bag(tmp_path, "folder", camera)
+    before, folder = listed(path)[0], path.stat().st_mtime_ns
+    os.utime(path / "run.db3", ns=(10**18, 2 * 10**18))
+    assert path.stat().st_mtime_ns == folder
+    assert [item.modified_ns for item in listed(path)[0]] == [2 * 10**18] * len(before)
+    os.utime(path / "metadata.yaml", ns=(10**18, 10**18))
+    (path / "run.db3-shm").touch()  # SQLite's own, of a reader
+    assert [item.modified_ns for item in listed(path)[0]] == [2 * 10**18] * len(before)
 
 
 def test_files_of_something_else_are_refused(tmp_path: Path) -> None:

@@ -196,6 +196,22 @@ def test_a_journal_moves_nothing_but_temporary_files_of_its_folder(tmp_path: Pat
     assert not (tmp_path / "n.onnx").exists()
 
 
+def test_a_folder_that_cannot_be_searched_has_nothing_to_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a missing right would be taken for a journal of another user, which is then to be removed; played."""
+
+    def closed(*_: object) -> int:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", closed)
+        with pytest.raises(PermissionError):
+            journal.finish(tmp_path)
+        patch.setattr(os, "access", lambda *_: False)
+        journal.finish(tmp_path)
+
+
 def test_a_journal_of_another_user_or_a_link_is_not_obeyed(tmp_path: Path) -> None:
     write(onnx_artifact(tmp_path / "m.onnx"))
     (tmp_path / ".m.onnx.0123456789abcdef.tmp").write_bytes(b"planted")

@@ -163,6 +163,16 @@ def test_every_refusal_is_an_error_in_its_own_words(
     assert files(tmp_path) == set()
 
 
+def test_shapes_that_take_more_memory_than_there_is_say_what_helps(
+    world: BuilderWorld, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "Error Code 2: OutOfMemory (Requested size was 68719477264 bytes.)"
+    monkeypatch.setattr("netvlad_deploy.tensorrt.api.TensorRT.last_error", lambda *_: said)
+    world.failing.add("Builder.build_serialized_network")
+    with pytest.raises(BuildError, match=r"OutOfMemory .*: build for smaller shapes \(--profile\)"):
+        build(world)
+
+
 def test_tf32_is_turned_on_where_it_is_off(world: BuilderWorld, build: Build) -> None:
     world.tf32 = False
     assert build(world, tf32=True).flags == ("TF32",)

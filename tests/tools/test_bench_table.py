@@ -4,7 +4,7 @@ from pathlib import Path
 
 from netvlad_deploy.latency.results import CandidateLatency, Estimate, LatencyReport
 from netvlad_deploy.spec.verdict import Verdict
-from tools.bench_table import BEGIN, END, HEADING, Row, faster, page_of, put, words
+from tools.bench_table import BEGIN, END, HEADING, Row, faster, milliseconds, page_of, put
 
 
 def estimate(value: float) -> Estimate:
@@ -51,8 +51,8 @@ def test_it_is_put_between_the_marks_once(tmp_path: Path) -> None:
     assert text.endswith("after\n")
 
 
-def test_words_and_the_faster_engine() -> None:
-    assert words(estimate(2331.7), digits=3) == "2332 [2099, 2448]"
-    assert words(estimate(14.41), digits=3) == "14.4 [13.0, 15.1]"
-    assert (words(None), faster(None)) == ("-", "-")
+def test_milliseconds_and_the_faster_engine() -> None:
+    assert milliseconds(estimate(2331.7)) == "2332 [2099, 2448]"
+    assert milliseconds(estimate(14.41)) == "14.4 [13.0, 15.1]"
+    assert (milliseconds(None), faster(None)) == ("-", "-")
     assert [faster(estimate(value)) for value in (0.8, 1.0, 1.3)] == ["OpenVINO", "not told apart", "ONNX Runtime"]

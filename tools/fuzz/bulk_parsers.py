@@ -27,9 +27,10 @@ from netvlad_deploy.sources.ros_messages import header_time, image_of
 from netvlad_deploy.spec.images import Resize, parse_profile, parse_size
 from netvlad_deploy.spec.items import Item, Skipped
 from netvlad_deploy.spec.profiles import AxisRange
-from netvlad_deploy.support.sidecar import Form, seal
+from netvlad_deploy.spec.tensors import parse_names
+from netvlad_deploy.support.sidecar import seal
 from netvlad_deploy.workflow.sweep import parse_axes
-from tools.fuzz.parser import Parser, written
+from tools.fuzz.parser import Parser, sealed, written
 
 HEADER = DescriptorHeader(
     artifact="m.onnx", sha256="0" * 64, precision="fp32", descriptor_size=3, dtype="float32", spec={}, images=None
@@ -197,15 +198,6 @@ def _planned(folder: Path) -> Any:
     return make_plan(folder, WANTED, ENTRIES)
 
 
-def _sealed(content: bytes, form: Form) -> bytes:
-    """Return JSON with its own hash made anew, where it is JSON still."""
-    with contextlib.suppress(ValueError, RecursionError):
-        record = json.loads(content)
-        if isinstance(record, dict):
-            return seal({name: record[name] for name in record if name != form.hash_name}, form)
-    return content
-
-
 def _manifests() -> list[bytes]:
     return [WANTED.content()]
 
@@ -213,7 +205,7 @@ def _manifests() -> list[bytes]:
 def _manifest(path: Path) -> object:
     with tempfile.TemporaryDirectory() as name:
         plan = _planned(Path(name))
-        (plan.folder / "manifest.json").write_bytes(_sealed(path.read_bytes(), MANIFEST))
+        (plan.folder / "manifest.json").write_bytes(sealed(path.read_bytes(), MANIFEST))
         return load_plan(plan.folder)
 
 
@@ -241,12 +233,12 @@ def _records() -> list[bytes]:
 def _record(path: Path) -> object:
     with tempfile.TemporaryDirectory() as name:
         plan = _planned(Path(name))
-        record_path(plan.folder, 0).write_bytes(_sealed(path.read_bytes(), RECORD))
+        record_path(plan.folder, 0).write_bytes(sealed(path.read_bytes(), RECORD))
         return read_shard(plan, 0, proven=False)
 
 
 WORDS: tuple[Callable[[str], object], ...] = (
-    AxisRange.parse, parse_profile, Resize.parse, parse_size, parse_part, lambda text: parse_axes([text]),
+    AxisRange.parse, parse_profile, Resize.parse, parse_size, parse_part, parse_names, lambda text: parse_axes([text]),
 )  # fmt: skip
 
 
@@ -284,7 +276,18 @@ BULK: dict[str, Parser] = {
     "plan shard": Parser(suffix=".json", seeds=_records, read=_record),
     "words": Parser(
         suffix=".txt",
-        seeds=lambda: [b"1:8:64", b"1x1,8x300,64x4096", b"1x480x640", b"longest640", b"240x320", b"0/4", b"batch=1,2"],
+        seeds=lambda: [
+            b"1:8:64",
+            b"1x1,8x300,64x4096",
+            b"1x480x640",
+            b"640,lanczos",
+            b"240x320",
+            b"0/4",
+            b"batch=1,2",
+            b"cover:224x224,box",
+            b"shorter:480",
+            b"image:0,descriptor:0",
+        ],
         read=_words,
     ),
 }

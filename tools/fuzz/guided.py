@@ -61,9 +61,10 @@ def guide(atheris: Any, campaign: Campaign, seconds: float, report: Callable[[st
             return bytes(atheris.Mutate(content, most))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return mutated(rng, [content])[:most]
+            return mutated(rng, content, campaign.seeds)[:most]
 
     longest = LARGEST_GROWTH * max(map(len, campaign.seeds))
-    options = ("-timeout=0", "-rss_limit_mb=0", "-detect_leaks=0", "-verbosity=0", f"-max_len={longest}", "-seed=1")
+    own = ("-timeout=0", "-rss_limit_mb=0", "-detect_leaks=0", "-use_value_profile=1", "-seed=1")
+    options = (*own, f"-max_len={longest}", f"-artifact_prefix={campaign.folder}/")
     atheris.Setup(["fuzz", *options, str(corpus)], give, custom_mutator=damage)
     atheris.Fuzz()

@@ -43,11 +43,11 @@ class Campaign:
         self.parser, self.folder = parser, folder
         self.seeds, self.outcome = parser.seeds(), Outcome()
         self.path = folder / f"case{parser.suffix}"
-        for content in self.seeds:
-            self.path.write_bytes(content)
-            with contextlib.suppress(NetVLADDeployError):
-                parser.read(self.path)
+        refused = [error for error in map(self._refusal, self.seeds) if error is not None]
+        if len(refused) == len(self.seeds):  # then nothing behind the first check would ever be reached
+            raise ValueError(f"no sound file is read: {refused[0]}")
         self._start_kib = _peak_kib()
+        self._places: set[str] = set()
 
     def give(self, content: bytes) -> None:
         """Read one file, and note what went wrong."""
@@ -56,16 +56,29 @@ class Campaign:
         fault = self._fault()
         outcome = self.outcome
         outcome.slowest_s = max(outcome.slowest_s, time.monotonic() - began)
-        outcome.grown_kib = _peak_kib() - self._start_kib
-        if fault is None and outcome.grown_kib > self.parser.largest_mib << 10:
-            fault, self._start_kib = "takes too much memory", _peak_kib()
-        if fault is not None and fault not in outcome.faults:
+        outcome.grown_kib = max(outcome.grown_kib, _peak_kib() - self._start_kib)
+        if fault is None and _peak_kib() - self._start_kib > self.parser.largest_mib << 10:
+            fault = "takes too much memory", ""
+        if fault is None:
+            return
+        self._start_kib = _peak_kib()  # so that the next file is not blamed for it
+        place, words = fault
+        if place not in self._places:
+            self._places.add(place)
             kept = self.folder / f"fault-{len(outcome.faults)}{self.parser.suffix}"
             kept.write_bytes(content)
-            outcome.faults[fault] = str(kept)
+            outcome.faults[place + words] = str(kept)
 
-    def _fault(self) -> str | None:
-        """Read the file; return what went wrong."""
+    def _refusal(self, content: bytes) -> NetVLADDeployError | None:
+        self.path.write_bytes(content)
+        try:
+            self.parser.read(self.path)
+        except NetVLADDeployError as error:
+            return error
+        return None
+
+    def _fault(self) -> tuple[str, str] | None:
+        """Read the file; return what went wrong and where, and the words of the error."""
         outcome = self.outcome
         outcome.refused += 1
         try:
@@ -74,14 +87,14 @@ class Campaign:
                 self.parser.read(self.path)
         except NetVLADDeployError as error:
             if "\n" in str(error):
-                return f"several lines: {error!r}"
+                return "several lines", f": {error!r}"
             asks = isinstance(error.__cause__, MemoryError) and not self.parser.may_ask
-            return "asks for too much memory" if asks else None
+            return ("asks for too much memory", "") if asks else None
         except HangError:
-            return f"takes longer than {LONGEST_S} s"
+            return f"takes longer than {LONGEST_S} s", ""
         except Exception as error:  # noqa: BLE001 - finding these is the point
             where = traceback.extract_tb(error.__traceback__)[-1]
-            return f"{type(error).__name__} at {where.filename}:{where.lineno}: {str(error)[:100]}"
+            return f"{type(error).__name__} at {where.filename}:{where.lineno}", f": {str(error)[:100]}"
         outcome.refused, outcome.read = outcome.refused - 1, outcome.read + 1
         return None
 
@@ -93,7 +106,7 @@ def fuzz(parser: Parser, folder: Path, *, seed: int = 0, cases: int | None = Non
     while time.monotonic() < end and (cases is None or outcome.read + outcome.refused < cases):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = mutated(rng, campaign.seeds)
+            content = mutated(rng, rng.choice(campaign.seeds), campaign.seeds)
         campaign.give(content)
     return outcome
 

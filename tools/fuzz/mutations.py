@@ -1,17 +1,41 @@
-"""Damage to files: of their bytes, of the members of a zip archive, and of the opcodes of a pickle."""
+"""Damage to files: of their bytes and numbers in text, of zip members, of opcodes of a pickle, of values of JSON."""
 
 import contextlib
 import io
+import json
 import pickletools
 import random
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from netvlad_deploy.support.formats import READER_ERRORS
 
 NUMBERS = (0, 1, 127, 255, 1 << 15, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 1)
+LONGEST_TEXT = 1 << 16
 LAYOUTS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
+WORDS = (*(b"%d" % value for value in NUMBERS), b"-1", b"1.5", b"1e999", b"NaN", b"9" * 400)
+VALUES: tuple[object, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    2,
+    1 << 64,
+    10**400,
+    0.5,
+    1e300,
+    float("inf"),
+    float("nan"),
+    "",
+    "a",
+    "\ud800",
+    [],
+    {},
+    [[]],
+)
 OPCODES = tuple(opcode.code.encode("latin1") for opcode in pickletools.opcodes)
 
 
@@ -56,6 +80,63 @@ def insert(rng: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
     return content[:at] + rng.randbytes(rng.choice((1, 2, 4, 8, 100))) + content[at:]
 
 
+def word(rng: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
+    """Write another number over one that is written in digits."""
+    found = list(re.finditer(rb"\d+", content[:LONGEST_TEXT]))
+    if not found:
+        return content
+    start, end = rng.choice(found).span()
+    return content[:start] + rng.choice(WORDS) + content[end:]
+
+
+def value(rng: random.Random, content: bytes, seeds: Sequence[bytes]) -> bytes:
+    """Give a member of JSON another value, or that of another member, or none; of several lines in one of them.
+
+    JSON is also looked for behind a length of eight bytes, which is then made right, as safetensors has it.
+    """
+    if len(content) > 8 and content[8:9] == b"{" and (size := int.from_bytes(content[:8], "little")) < len(content):
+        changed = value(rng, content[8 : 8 + size], seeds)
+        return len(changed).to_bytes(8, "little") + changed + content[8 + size :]
+    if content[:1] not in (b"{", b"[") or len(content) > LONGEST_TEXT:
+        return content
+    with contextlib.suppress(ValueError, RecursionError):
+        return _changed(rng, content, indent=2) + b"\n"
+    lines = content.split(b"\n")
+    at = rng.randrange(len(lines))
+    with contextlib.suppress(ValueError, RecursionError):
+        lines[at] = _changed(rng, lines[at], indent=None)
+    return b"\n".join(lines)
+
+
+def _changed(rng: random.Random, content: bytes, *, indent: int | None) -> bytes:
+    record = json.loads(content)
+    _change(rng, record)
+    return json.dumps(record, indent=indent, sort_keys=indent is not None).encode()
+
+
+def _change(rng: random.Random, record: object) -> None:
+    """Change one value in a list or an object, at any depth."""
+    places: list[tuple[Any, Any]] = []
+    left = [record]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict | list):
+            keys = list(each) if isinstance(each, dict) else range(len(each))
+            places.extend((each, key) for key in keys)
+            left.extend(each[key] for key in keys)
+    if not places:
+        return
+    holder, key = rng.choice(places)
+    what = rng.random()
+    if what < 0.1:
+        del holder[key]
+    elif what < 0.2 and isinstance(holder, dict):
+        holder[rng.choice(("", "x", "schema"))] = holder[key]
+    else:
+        donor, other = rng.choice(places)
+        holder[key] = json.loads(json.dumps(donor[other])) if what < 0.5 else rng.choice(VALUES)
+
+
 def opcodes(rng: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
     """Take an opcode of a pickle out, write it twice, or write others over it or before it."""
     places = _places(content)
@@ -77,13 +158,12 @@ def _places(content: bytes) -> list[int]:
 
 
 MUTATIONS: tuple[Callable[[random.Random, bytes, Sequence[bytes]], bytes], ...] = (
-    *(flip, number, truncate, splice, repeat, insert, opcodes),
+    *(flip, number, truncate, splice, repeat, insert, opcodes, word, value),
 )
 
 
-def mutated(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
+def mutated(rng: random.Random, content: bytes, seeds: Sequence[bytes]) -> bytes:
     """Return a damaged file: of a zip archive every other time a member, which is packed again with its checksum."""
-    content = rng.choice(seeds)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         if content.startswith(b"PK") and rng.random() < 0.6:
             content = _with_damaged_member(rng, content, seeds)

@@ -4,9 +4,7 @@ Another parser is another entry of PARSERS.
 """
 
 import argparse
-import contextlib
 import io
-import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -24,9 +22,10 @@ from netvlad_deploy.retrieval.loading import load_images
 from netvlad_deploy.sources.image_folders import find_images
 from netvlad_deploy.spec.images import ImageInput
 from netvlad_deploy.support.arrays import Array, npz_content, read_arrays
-from netvlad_deploy.support.sidecar import seal
+from netvlad_deploy.support.sidecar import SIDECAR
 from tools.fuzz.bulk_parsers import BULK
-from tools.fuzz.parser import Parser, written
+from tools.fuzz.other_parsers import OTHERS
+from tools.fuzz.parser import Parser, sealed, written
 
 
 def _contents() -> list[dict[str, Any]]:
@@ -61,14 +60,18 @@ def _safetensors() -> list[bytes]:
 
 
 def _mat() -> list[bytes]:
+    """Return networks as MatConvNet saves them, in uncompressed and in compressed variables."""
     import scipy.io
 
-    cells = np.empty((1, 2), dtype=object)
-    cells[0, :] = [{"name": "conv1", "type": "conv", "weights": np.ones((3, 3), np.float32)}, {"name": "vlad:core"}]
-    net = {"net": {"layers": cells, "meta": {"normalization": {"averageImage": np.ones((1, 1, 3))}}}, "x": np.ones(3)}
-    return [
-        written(".mat", partial(scipy.io.savemat, mdict=net, do_compression=compress)) for compress in (False, True)
-    ]
+    from tests.models.dialects.samples import SAMPLES
+    from tests.models.dialects.test_relja import cells, layers_of
+
+    files = []
+    for sample, compress in (("relja", False), ("relja, vladv2", True)):
+        meta = {"normalization": {"averageImage": np.ones((1, 1, 3))}}
+        net = {"net": {"layers": cells(*layers_of(SAMPLES[sample].state)), "meta": meta}, "x": np.ones(3)}
+        files.append(written(".mat", partial(scipy.io.savemat, mdict=net, do_compression=compress)))
+    return files
 
 
 BUNDLE_DATA = np.ones(1024, np.float32).tobytes()
@@ -87,7 +90,7 @@ def _bundle_block() -> list[bytes]:
     from tests.models.bundles import block, entry, header, masked
 
     value = entry(1, (3, 4), size=48, checksum=masked(BUNDLE_DATA[:48]))
-    return [block([(b"", header(1)), *((f"a/{number}".encode(), value) for number in range(20))])]
+    return [block([(b"", header(1)), *((f"a/{number:02}".encode(), value) for number in range(20))])]
 
 
 def _index(path: Path) -> object:
@@ -157,11 +160,7 @@ def _baselines() -> list[bytes]:
 
 
 def _baseline(path: Path) -> object:
-    """Read a baseline, to which its own hash is given anew where it is JSON still."""
-    with contextlib.suppress(ValueError, RecursionError):
-        record = json.loads(path.read_bytes())
-        if isinstance(record, dict):
-            path.write_bytes(seal({name: record[name] for name in record if name != FORM.hash_name}, FORM))
+    path.write_bytes(sealed(path.read_bytes(), FORM))
     return load_baseline(path)
 
 
@@ -182,24 +181,29 @@ def _points(path: Path) -> object:
 
 
 def _artifact(sidecar: Path) -> object:
-    """Read an artifact by its sidecar, to which its own hash is given anew where it is JSON still."""
     path = sidecar.with_suffix("")
     path.write_bytes(b"content")
-    with contextlib.suppress(ValueError, RecursionError):
-        record = json.loads(sidecar.read_bytes())
-        if isinstance(record, dict):
-            sidecar.write_bytes(seal({name: record[name] for name in record if name != "sidecar_sha256"}))
+    sidecar.write_bytes(sealed(sidecar.read_bytes(), SIDECAR))
     return load_artifact(path)
 
 
 def _pictures() -> list[bytes]:
+    """Return images of each format, and a photo on its side, a palette, grey of 16 bits and a compressed TIFF."""
     from PIL import Image
 
     pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
-    return [
-        written(".png", partial(Image.fromarray(pixels).save, format=kind))
-        for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")
+    photo, deep = Image.fromarray(pixels), Image.fromarray(np.arange(48, dtype=np.uint16).reshape(8, 6) * 1300)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the orientation
+    exif[0x010F] = "Maker"
+    kinds: list[tuple[Any, str, dict[str, Any]]] = [
+        *((photo, kind, {}) for kind in ("PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")),
+        (photo, "JPEG", {"exif": exif}),
+        (photo.convert("P"), "PNG", {"transparency": 0}),
+        (deep, "PNG", {}),
+        (deep, "TIFF", {"compression": "tiff_lzw"}),
     ]
+    return [written(".png", partial(image.save, format=kind, **options)) for image, kind, options in kinds]
 
 
 def _image(path: Path) -> object:
@@ -250,4 +254,5 @@ PARSERS: dict[str, Parser] = {
     ),
     "onnx": Parser(suffix=".onnx", seeds=_graphs, read=_foreign),
     **BULK,
+    **OTHERS,
 }

@@ -27,6 +27,7 @@ std::size_t number(std::istream& stream) {
 
 Image read_netpbm(const std::filesystem::path& path) {
   std::ifstream stream(path, std::ios::binary);
+  if (!stream) throw Error(path.string() + " is missing, or cannot be read");
   std::string magic(2, '\0');
   stream.read(magic.data(), 2);
   const std::size_t width = number(stream), height = number(stream), most = number(stream);

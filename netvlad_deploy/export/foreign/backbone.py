@@ -5,6 +5,7 @@ their sums stay, and golden images have its descriptors in float64. That it comp
 running both. Means over positions are computed in FP32 also where the module is FP16.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -164,17 +165,13 @@ def _max_pool(settings: Settings, _: Mapping[int, Array]) -> tuple[Function, Set
     size = _pair(settings, "kernel_shape", ())
     before = _padding(settings, size)
     strides, dilations = _pair(settings, "strides"), _pair(settings, "dilations")
+    even = before[0] == before[1] <= size[1] // 2 and before[2] == before[3] <= size[0] // 2  # as torch pads by itself
 
     def pool(x: Tensor) -> Tensor:
-        padded = functional.pad(x, before, value=float("-inf")) if any(before) else x
-        return functional.max_pool2d(padded, size, strides, 0, dilations, bool(settings.get("ceil_mode", 0)))
+        padded, side = (x, (before[2], before[0])) if even else (functional.pad(x, before, value=-math.inf), 0)
+        return functional.max_pool2d(padded, size, strides, side, dilations, bool(settings.get("ceil_mode", 0)))
 
-    def even(x: Tensor) -> Tensor:
-        side = (before[2], before[0])
-        return functional.max_pool2d(x, size, strides, side, dilations, bool(settings.get("ceil_mode", 0)))
-
-    small = before[0] == before[1] <= size[1] // 2 and before[2] == before[3] <= size[0] // 2
-    return even if small else pool, {}
+    return pool, {}
 
 
 def _average_pool(settings: Settings, _: Mapping[int, Array]) -> tuple[Function, Settings]:
@@ -200,10 +197,6 @@ def _mean(settings: Settings, constants: Mapping[int, Array]) -> tuple[Function,
         return wide.mean(axes, keepdim=bool(settings.get("keepdims", 1))).to(x.dtype)
 
     return mean, {}
-
-
-def _global_mean(*_: object) -> tuple[Function, Settings]:
-    return _mean({"axes": (2, 3)}, {})
 
 
 def _clip(settings: Settings, constants: Mapping[int, Array]) -> tuple[Function, Settings]:
@@ -248,10 +241,6 @@ def _hard_sigmoid(settings: Settings, _: Mapping[int, Array]) -> tuple[Function,
     return lambda x: (alpha * x + beta).clamp(0, 1), {}
 
 
-def _transpose(settings: Settings, _: Mapping[int, Array]) -> tuple[Function, Settings]:
-    return torch.permute, {"dims": tuple(settings["perm"])}
-
-
 FUNCTIONS: Final[dict[str, Callable[..., tuple[Function, Settings | None]]]] = {
     "Add": _of_constants(lambda a, b: a + b),
     "Sub": _of_constants(lambda a, b: a - b),
@@ -271,11 +260,11 @@ FUNCTIONS: Final[dict[str, Callable[..., tuple[Function, Settings | None]]]] = {
     "Clip": _clip,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": _global_mean,
+    "GlobalAveragePool": lambda *_: _mean({"axes": (2, 3)}, {}),
     "ReduceMean": _mean,
     "Concat": _concatenation,
     "Pad": _pad,
-    "Transpose": _transpose,
+    "Transpose": lambda settings, _: (torch.permute, {"dims": tuple(settings["perm"])}),
 }
 """Operators that become functions: the maker of each gets its attributes and constants, and returns the function with
 its settings, or None for settings where its constants are tensors beside the data.

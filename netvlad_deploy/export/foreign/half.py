@@ -5,7 +5,7 @@ that it reads is FP16. Every other operator, such as a normalisation, a softmax,
 FP32, with casts before and after it. So there is no operator that cannot be converted.
 """
 
-from collections.abc import Iterator
+import copy
 from typing import Any, Final
 
 import numpy as np
@@ -22,21 +22,8 @@ HALF_PRODUCTS: Final = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
 
 CARRIERS: Final = frozenset(
     (
-        "Add",
-        "Concat",
-        "Dropout",
-        "Flatten",
-        "GlobalMaxPool",
-        "Identity",
-        "LeakyRelu",
-        "MaxPool",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "Slice",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
+        *("Add", "Concat", "Dropout", "Flatten", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "Pad", "Relu"),
+        *("Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"),
     )
 )
 """Operators that stay in FP16 between products."""
@@ -57,8 +44,7 @@ class _Halved:
 
     def _take(self, node: Any) -> None:
         """Add a node, with what it reads and gives in the type that is its own."""
-        copied = type(node)()
-        copied.CopyFrom(node)
+        copied = copy.deepcopy(node)
         read = [name for name in node.input if name in self.floats and name not in self.constants]
         carried = node.op_type in CARRIERS and bool(read) and self.half.issuperset(read)
         half = node.op_type in HALF_PRODUCTS or carried
@@ -90,21 +76,13 @@ class _Halved:
             value = self._onnx.numpy_helper.to_array(self.constants[name])
             if value.size and not np.abs(value).max() <= HALF_MAX:
                 raise ExportError(f"{name} is beyond {HALF_MAX:g}, where FP16 ends: adopt it in fp32")
-            self.added[wanted] = self._onnx.numpy_helper.from_array(
-                _kernels(value) if kernels else _near(value), wanted
-            )
+            half = _kernels(value) if kernels and value.ndim > 2 else value.astype(np.float16)
+            self.added[wanted] = self._onnx.numpy_helper.from_array(half, wanted)
         return wanted
-
-
-def _near(value: Array) -> Array:
-    half: Array = value.astype(np.float16)
-    return half
 
 
 def _kernels(value: Array) -> Array:
     """Return kernels (O,I,...) in FP16, each with the sum that it had."""
-    if value.ndim < 3:
-        return _near(value)
     kept: Array = round_kernels(torch.from_numpy(value.reshape(*value.shape[:2], -1, 1).copy())).numpy()
     return kept.reshape(value.shape)
 
@@ -118,8 +96,7 @@ def halved(model: Any) -> tuple[Any, tuple[str, ...]]:
     found = _Halved(model)
     if not found.half:
         raise ExportError("it has no product to compute in FP16: adopt it in fp32")
-    changed = type(model)()
-    changed.CopyFrom(model)
+    changed = copy.deepcopy(model)
     graph = changed.graph
     del graph.node[:], graph.initializer[:]
     graph.node.extend(found.nodes)
@@ -137,16 +114,10 @@ def halved(model: Any) -> tuple[Any, tuple[str, ...]]:
 def with_peaks(model: Any, names: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
     """Return a model that also gives the largest absolute value of each named tensor, and those outputs by name."""
     onnx = require("onnx", extra="export")
-    changed = type(model)()
-    changed.CopyFrom(model)
-    outputs = {}
-    for name in names:
-        outputs[name] = f"{OWN}{name}/peak"
-        changed.graph.node.extend(_peak(onnx.helper, name, outputs[name]))
-        changed.graph.output.append(onnx.helper.make_tensor_value_info(outputs[name], onnx.TensorProto.FLOAT, None))
+    changed = copy.deepcopy(model)
+    outputs = {name: f"{OWN}{name}/peak" for name in names}
+    for name, peak in outputs.items():
+        changed.graph.node.append(onnx.helper.make_node("Abs", [name], [f"{peak}/abs"]))
+        changed.graph.node.append(onnx.helper.make_node("ReduceMax", [f"{peak}/abs"], [peak], keepdims=0))
+        changed.graph.output.append(onnx.helper.make_tensor_value_info(peak, onnx.TensorProto.FLOAT, None))
     return changed, outputs
-
-
-def _peak(helper: Any, name: str, output: str) -> Iterator[Any]:
-    yield helper.make_node("Abs", [name], [f"{output}/abs"])
-    yield helper.make_node("ReduceMax", [f"{output}/abs"], [output], keepdims=0)

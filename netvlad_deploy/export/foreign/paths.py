@@ -17,30 +17,13 @@ from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.formats import READER_ERRORS
 from netvlad_deploy.support.require import require
 
-LAYOUT: Final = frozenset(
-    (
-        "Reshape",
-        "Transpose",
-        "Unsqueeze",
-        "Squeeze",
-        "Flatten",
-        "Expand",
-        "Slice",
-        "Gather",
-        "Concat",
-        "Identity",
-        "Cast",
-        "Split",
-        "Tile",
-        "Dropout",
-    )
-)
-"""Operators that move values and change none."""
-
 REARRANGED: Final = frozenset(
     ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Cast", "Dropout")
 )
 """Operators that give all the values that they are given, each once."""
+
+LAYOUT: Final = REARRANGED | {"Expand", "Slice", "Gather", "Concat", "Split", "Tile"}
+"""Operators that move values and change none."""
 
 ARITHMETIC: Final = frozenset(("Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Exp", "Abs"))
 SHAPES: Final = frozenset(("Shape", "Size"))
@@ -115,9 +98,15 @@ class Paths:
 
     def between(self, first: str, last: str) -> list[Any]:
         """Return the nodes after one gate and up to another, in the order of the graph."""
-        position = {name: index for index, node in enumerate(self.nodes) for name in node.output}
-        begin, end = position.get(first, -1), position.get(last, -1)
-        return list(self.nodes[begin + 1 : end + 1])
+        return list(self.nodes[self.position(first) + 1 : self.position(last) + 1])
+
+    def position(self, name: str) -> int:
+        """Return the place in `nodes` of the one that makes a tensor, -1 for the input."""
+        return self._positions.get(name, -1)
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: index for index, node in enumerate(self.nodes) for name in node.output}
 
     @cached_property
     def constants(self) -> dict[str, Array]:

@@ -5,7 +5,7 @@ are the last tensor before it that all data passes through; the descriptor is th
 if one follows. What lies between is not read: `recover` measures it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,32 +16,14 @@ from netvlad_deploy.export.foreign.paths import LAYOUT, REARRANGED, Paths
 from netvlad_deploy.export.foreign.products import Affine, followed, product_of, vector
 from netvlad_deploy.export.foreign.read import CURE, ForeignModel
 
-NORM_OPS: Final = frozenset(
-    (
-        "ReduceL2",
-        "ReduceSumSquare",
-        "ReduceSum",
-        "LpNormalization",
-        "Clip",
-        "Max",
-        "Mul",
-        "Div",
-        "Add",
-        "Pow",
-        "Sqrt",
-        "Reciprocal",
-        "Abs",
-        "Constant",
-    )
-)
-"""Operators of which an L2 normalisation may be written."""
-
 NORM_MARKS: Final = frozenset(("ReduceL2", "ReduceSumSquare", "LpNormalization", "Sqrt", "Pow"))
-"""Operators without which it is none."""
+"""Operators of which an L2 normalisation has at least one."""
+
+NORM_OPS: Final = NORM_MARKS | {"ReduceSum", "Clip", "Max", "Mul", "Div", "Add", "Reciprocal", "Abs", "Constant"}
+"""Operators of which an L2 normalisation may be written."""
 
 BURST: Final = "Sigmoid"
 """Operator that weighs local descriptors by how often they occur. Source: Ahmedest61/VLAD-BuFF, vlad_buff.py."""
-
 
 BRANCHES: Final = frozenset(
     (
@@ -161,18 +143,14 @@ def _logits(paths: Paths, node: Any) -> Affine | None:
 
 def _bypassed(paths: Paths, node: Any, logits: Affine) -> bool:
     """Return True if data goes past a softmax: then no tensor between its product and itself is a gate."""
-    first, last = _position(paths, logits.node.output[0]), _position(paths, node.output[0])
-    return not any(first <= _position(paths, gate) <= last for gate in paths.gates)
-
-
-def _position(paths: Paths, name: str) -> int:
-    return -1 if name == paths.source else next(i for i, node in enumerate(paths.nodes) if name in node.output)
+    first, last = paths.position(logits.node.output[0]), paths.position(node.output[0])
+    return not any(first <= paths.position(gate) <= last for gate in paths.gates)
 
 
 def _site(name: str, paths: Paths, node: Any, logits: Affine) -> Site:
-    softmax = _position(paths, node.output[0])
-    before = [gate for gate in paths.gates if _position(paths, gate) < softmax]
-    after = [gate for gate in paths.gates if _position(paths, gate) > softmax]
+    softmax = paths.position(node.output[0])
+    before = [gate for gate in paths.gates if paths.position(gate) < softmax]
+    after = [gate for gate in paths.gates if paths.position(gate) > softmax]
     aggregate, tail = _end(paths, after, softmax, logits)
     nodes = paths.between(before[-1], aggregate)
     if strange := sorted(set(_branches(paths, nodes))):
@@ -192,42 +170,34 @@ def _site(name: str, paths: Paths, node: Any, logits: Affine) -> Site:
     )
 
 
-def _branches(paths: Paths, nodes: Iterable[Any]) -> Iterator[str]:
+def _branches(paths: Paths, nodes: Sequence[Any]) -> Iterator[str]:
     """Yield the operators of BRANCHES among nodes, and among those that make the factors and terms of these nodes.
 
     A shape is no factor: operators that compute one are passed over.
     """
-    pending = []
-    for node in nodes:
-        if node.op_type in BRANCHES:
-            yield node.op_type
-        if node.op_type in ("Add", "Sub", "Mul", "Div"):
-            pending += [name for name in node.input if name not in paths.data]
-    done: set[str] = set()
-    while pending:
-        name = pending.pop()
-        if name in done or name not in paths.makers:
-            continue
-        done.add(name)
-        maker = paths.makers[name]
-        if maker.op_type in BRANCHES or maker.op_type == "Range":
-            yield maker.op_type
-        pending += list(maker.input[:1] if maker.op_type in SHAPED else maker.input)
+    yield from (node.op_type for node in nodes if node.op_type in BRANCHES)
+    factors = [node for node in nodes if node.op_type in ("Add", "Sub", "Mul", "Div")]
+    for name in _beside_data(paths, factors, lambda maker: maker.input[:1] if maker.op_type in SHAPED else maker.input):
+        kind = paths.makers[name].op_type if name in paths.makers else ""
+        if kind in BRANCHES or kind == "Range":
+            yield kind
 
 
 def _constants(paths: Paths, nodes: Iterable[Any]) -> Iterator[str]:
-    """Yield the names of the constants that nodes use, and of those from which they are computed."""
+    """Return the names of the constants that nodes use, and of those from which they are computed."""
+    return (name for name in _beside_data(paths, nodes, lambda maker: maker.input) if name in paths.constants)
+
+
+def _beside_data(paths: Paths, nodes: Iterable[Any], inputs: Callable[[Any], Iterable[str]]) -> Iterator[str]:
+    """Yield the inputs of nodes that are no data, and all that they are made of; `inputs` gives those of a maker."""
     pending = [name for node in nodes for name in node.input if name not in paths.data]
     done: set[str] = set()
     while pending:
         name = pending.pop()
-        if name in done:
-            continue
-        done.add(name)
-        if name in paths.constants:
+        if name not in done:
+            done.add(name)
             yield name
-        if name in paths.makers:
-            pending.extend(paths.makers[name].input)
+            pending += inputs(paths.makers[name]) if name in paths.makers else ()
 
 
 def _is_norm(operators: Iterable[str]) -> bool:
@@ -259,7 +229,7 @@ def _end(paths: Paths, after: list[str], softmax: int, logits: Affine) -> tuple[
         product = product_of(paths, node)
         if product is None or product.weight.shape[0] % width:
             continue
-        aggregate = [gate for gate in after if _position(paths, gate) < index][-1:]
+        aggregate = [gate for gate in after if paths.position(gate) < index][-1:]
         if aggregate:
             return aggregate[0], _tail(paths, aggregate[0], product)
     return paths.output, None

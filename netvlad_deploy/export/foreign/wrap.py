@@ -1,5 +1,6 @@
 """A foreign graph as it is, with the inputs and the output of an artifact: uint8 images or features, `descriptor`."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ import numpy as np
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.export.foreign.cut import needed, shape_of
 from netvlad_deploy.export.foreign.read import ForeignModel
+from netvlad_deploy.export.make_goldens import VELTKAMP_FACTOR
 from netvlad_deploy.spec.images import CHANNELS, IMAGES, ImageInput
 from netvlad_deploy.spec.layer import DESCRIPTOR, FEATURES
 from netvlad_deploy.support.arrays import Array
@@ -18,9 +20,6 @@ OWN: Final = "adopted/"
 
 THEIRS: Final = "file/"
 """Start of the names of tensors of the file, so that none has the name of one that is added."""
-
-SPLITTER: Final = 2.0**13 + 1
-"""Factor that keeps 11 of the 24 bits of FP32. Source: Veltkamp's splitting, as in Dekker 1971."""
 
 ROUNDED: Final = frozenset(("Conv", "MatMul", "Gemm", "ConvTranspose", "Einsum"))
 """Operators whose operands are rounded."""
@@ -119,8 +118,7 @@ def _normalisation(helper: Any, source: str, *, channels_last: bool) -> Iterator
 
 def _renamed(graph: Any) -> Any:
     """Return a copy of a graph in which every tensor has a name of its own, that no artifact uses."""
-    copied = type(graph)()
-    copied.CopyFrom(graph)
+    copied = copy.deepcopy(graph)
     for tensor in copied.initializer:
         tensor.name = f"{THEIRS}{tensor.name}"
     for node in copied.node:
@@ -138,15 +136,13 @@ def rounded(model: Any, seed: int, *, bits: int, sums: bool = False) -> Any:
     """
     onnx = require("onnx", extra="export")
     random = np.random.default_rng(seed)
-    changed = type(model)()
-    changed.CopyFrom(model)
+    changed = copy.deepcopy(model)
     nodes: list[Any] = []
-    constants: dict[str, Array] = {f"{OWN}splitter": np.array(SPLITTER, np.float32)}
+    constants: dict[str, Array] = {f"{OWN}splitter": np.array(VELTKAMP_FACTOR, np.float32)}
     chosen = ROUNDED | {"Add"} if sums else ROUNDED
     floats = float_tensors(model)
     for index, node in enumerate(model.graph.node):
-        copied = type(node)()
-        copied.CopyFrom(node)
+        copied = copy.deepcopy(node)
         for place, name in enumerate(copied.input[:2] if node.op_type in chosen else ()):
             if name not in floats:
                 continue

@@ -21,9 +21,6 @@ from netvlad_deploy.spec.layer import AggregatorSpec
 
 SALAD: Final = "salad"
 SINKHORN_STEPS: Final = 3
-TOKEN_NETWORK, CLUSTER_NETWORK, SCORE_NETWORK = ("token_features", "cluster_features", "score")
-"""Names of the three networks: for the class token, for the values and for the scores."""
-
 Layers: TypeAlias = tuple[int, int, int]
 """Number of values that a network of two layers takes, has between them, and gives."""
 

@@ -52,7 +52,7 @@ def folder_backbone(folder: str) -> Backbone:
     config = _json(path / CONFIG)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"{path / CONFIG}: model_type is {kind!r}, expected {', '.join(KINDS)}")
+        raise InputError(f"{path / CONFIG}: model_type is {kind!r:.80}, expected {', '.join(KINDS)}")
     if "quantization_config" in config:
         raise InputError(f"{path / CONFIG}: the weights are quantized: save the model in float32 or float16")
     if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
@@ -119,8 +119,9 @@ def _resize(record: Mapping[str, Any]) -> tuple[Resize, Size | None]:
     if not record.get("do_resize", True):
         return Resize(), None
     number, size = record.get("resample", 2), record.get("size")
-    if number not in FILTERS_BY_NUMBER or isinstance(number, bool):
-        raise InputError(f"resample is {number!r}, expected {', '.join(map(str, FILTERS_BY_NUMBER))}")
+    if not isinstance(number, int) or isinstance(number, bool) or number not in FILTERS_BY_NUMBER:
+        expected = ", ".join(map(str, FILTERS_BY_NUMBER))
+        raise InputError(f"resample is {json.dumps(number)[:80]}, expected {expected}")
     kernel = FILTERS_BY_NUMBER[number]
     kind = str(record.get("image_processor_type") or record.get("feature_extractor_type") or "")
     edge = size if isinstance(size, int) else size.get("shortest_edge") if isinstance(size, dict) else None
@@ -148,20 +149,25 @@ def _square_or_size(value: Any, name: str) -> Size:
 
 def _length(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 16_384:
-        raise InputError(f"{name} holds {value!r}, expected pixels from 1 to 16384")
+        raise InputError(f"{name} holds {value!r:.80}, expected pixels from 1 to 16384")
     return value
 
 
 def _number(record: Mapping[str, Any], name: str, default: float) -> float:
     value = record.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-6 < value < 1e6:
-        raise InputError(f"{name} is {value!r}, expected a number above 0")
+    if not _is_number(value) or value <= 1e-6:
+        raise InputError(f"{name} is {value!r:.80}, expected a number above 0")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for a number of JSON that is no Infinity or NaN, and not as large as no mean or deviation is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e6 < value < 1e6
 
 
 def _three(record: Mapping[str, Any], name: str) -> tuple[float, ...]:
     values = record.get(name)
-    if not isinstance(values, list) or len(values) != 3 or not all(isinstance(each, int | float) for each in values):
+    if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
         raise InputError(f"{name} is {json.dumps(values)[:80]}, expected three numbers for R, G and B")
     if name == "image_std" and min(values) <= 0:
         raise InputError(f"{name} is {values}, expected numbers above 0")

@@ -39,26 +39,23 @@ MOST_LAYERS: Final = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A model type of the library: the names of its two classes, and how it is cut.
+    """A model type of the library: how the names of its two classes begin, and how it is cut.
 
     `registers` resizes position embeddings with antialiasing, as the networks with registers do.
     """
 
-    config: str
-    model: str
+    name: str
     tokens: bool = False
     registers: bool = False
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "dinov2": Kind(config="Dinov2Config", model="Dinov2Model", tokens=True),
-    "dinov2_with_registers": Kind(
-        config="Dinov2WithRegistersConfig", model="Dinov2WithRegistersModel", tokens=True, registers=True
-    ),
-    "vit": Kind(config="ViTConfig", model="ViTModel", tokens=True),
-    "resnet": Kind(config="ResNetConfig", model="ResNetModel"),
-    "mobilenet_v2": Kind(config="MobileNetV2Config", model="MobileNetV2Model"),
-    "efficientnet": Kind(config="EfficientNetConfig", model="EfficientNetModel"),
+    "dinov2": Kind(name="Dinov2", tokens=True),
+    "dinov2_with_registers": Kind(name="Dinov2WithRegisters", tokens=True, registers=True),
+    "vit": Kind(name="ViT", tokens=True),
+    "resnet": Kind(name="ResNet"),
+    "mobilenet_v2": Kind(name="MobileNetV2"),
+    "efficientnet": Kind(name="EfficientNet"),
 }
 """By `model_type` of a config.json."""
 
@@ -194,11 +191,11 @@ def build(kind: str, settings: Mapping[str, Any], offset: float = 0.0) -> nn.Mod
     if not all(isinstance(each, int) for each in depths) or sum(depths) > MOST_LAYERS:
         raise InputError(f"the config asks for {depths} layers, expected {MOST_LAYERS} at most")
     try:
-        config = getattr(library, record.config).from_dict(dict(settings))
+        config = getattr(library, f"{record.name}Config").from_dict(dict(settings))
         if record.tokens:
             library.AttentionInterface.register(ATTENTION, attention)
             config._attn_implementation = ATTENTION
-        network = getattr(library, record.model)(config)
+        network = getattr(library, f"{record.name}Model")(config)
     except _refusals() as error:
         raise InputError(f"transformers refuses the config ({' '.join(str(error).split())[:200]})") from error
     if record.tokens:

@@ -23,7 +23,7 @@ from netvlad_deploy.models.dialects import (
     speaker,
     supervlad,
 )
-from netvlad_deploy.models.dialects.base import Dialect, Place, conventions
+from netvlad_deploy.models.dialects.base import Dialect, Place, conventions, in_words
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.tensor_names import names
 
@@ -175,8 +175,7 @@ def _assumed(state: Mapping[str, Tensor], fits: Sequence[Place], place: Place, h
         return f"{head.dialect}, not {others[0].dialect}, which saves the same keys ({said})"
     if not any(place.dialect.roots):
         return ""
-    words = ", ".join(f"{subject} {said}" for subject, said in conventions(head.spec).items())
-    return f"{head.dialect}, by {place.layer} alone ({words})"
+    return f"{head.dialect}, by {place.layer} alone ({in_words(head.spec)})"
 
 
 def _difference(head: Head, other: Head) -> str:

@@ -7,7 +7,7 @@ Source: AnyLoc/AnyLoc, utilities.py, class VLAD, and demo/anyloc_vlad_generate.p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn import functional
@@ -62,11 +62,12 @@ class Vocabulary(Dialect):
         )
 
 
-TOKENS = (
-    f"local descriptors (batch, num_features, D): a facet of a layer of DINO or DINOv2, such as value; {NORMALIZES}"
+ANYLOC = Vocabulary(
+    name="anyloc",
+    needs=(C_CENTERS,),
+    lone=C_CENTERS,
+    explicit=True,
+    preprocessing="local descriptors (batch, num_features, D): a facet of a layer of DINO or DINOv2, such as value; "
+    f"{NORMALIZES}",
 )
-
-ANYLOC = Vocabulary(name="anyloc", needs=(C_CENTERS,), lone=C_CENTERS, explicit=True, preprocessing=TOKENS)
-ANYLOC_SOFT = Vocabulary(
-    name="anyloc-soft", needs=(C_CENTERS,), lone=C_CENTERS, explicit=True, preprocessing=TOKENS, soft=True
-)
+ANYLOC_SOFT = replace(ANYLOC, name="anyloc-soft", soft=True)

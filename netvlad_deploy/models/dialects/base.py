@@ -230,6 +230,11 @@ class Place:
         return None
 
 
+def in_words(spec: NetVLADSpec | AggregatorSpec) -> str:
+    """Return the conventions of a layer in one line."""
+    return ", ".join(f"{subject} {said}" for subject, said in conventions(spec).items())
+
+
 def conventions(spec: NetVLADSpec | AggregatorSpec) -> dict[str, str]:
     """Return the conventions of a layer, by subject, in words: they need not show in names and shapes."""
     if not isinstance(spec, NetVLADSpec):

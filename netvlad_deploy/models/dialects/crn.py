@@ -30,33 +30,25 @@ class ContextFile(Dialect):
             raise InputError(f"{shapes} are not (K, D, 1, 1) and (K, D)")
         tensors = {"clusters": state[weight].reshape(num_clusters, feature_size).T, "centres": state[centroids]}
         used, channels = [weight, centroids], {}
+
+        def take(name: str, own: str, *shape: int) -> int:
+            """Take kernel (C,*shape) and bias (C,) of a convolution under its `own` name in the module; return C."""
+            kernel, bias = f"{root}{name}.weight", f"{root}{name}.bias"
+            if kernel not in state:
+                raise InputError(f"lacks {kernel} of {self.name}")
+            if state[kernel].shape[1:] != shape:
+                wanted = ", ".join(map(str, shape))
+                raise InputError(f"{kernel} has shape {tuple(state[kernel].shape)}, expected (C, {wanted})")
+            count = len(state[kernel])
+            tensors[f"{own}.weight"], tensors[f"{own}.bias"] = state[kernel], self.vector(state, bias, count, kernel)
+            used.extend((kernel, bias))
+            return count
+
         for name, side in CONTEXT_FILTERS.items():
-            kernel = self._kernel(state, f"{root}crn.{name}.weight", (feature_size, side, side))
-            channels[name] = len(kernel)
-            tensors |= self._layer(state, f"{root}crn.{name}", f"filters.{name}", kernel)
-            used += [f"{root}crn.{name}.weight", f"{root}crn.{name}.bias"]
-        kernel = self._kernel(state, f"{root}{ACCUMULATION}.weight", (sum(channels.values()), 1, 1))
-        tensors |= self._layer(state, f"{root}{ACCUMULATION}", "accumulation", kernel)
-        used += [f"{root}{ACCUMULATION}.weight", f"{root}{ACCUMULATION}.bias"]
+            channels[name] = take(f"crn.{name}", f"filters.{name}", feature_size, side, side)
+        take(ACCUMULATION, "accumulation", sum(channels.values()), 1, 1)
         spec = crn_spec(num_clusters, feature_size, channels)
         return Head(spec=spec, tensors=tensors, ignored=self.others(state, root, used))
-
-    def _kernel(self, state: Mapping[str, Tensor], name: str, shape: tuple[int, int, int]) -> Tensor:
-        """Return the kernel (C,I,h,w) of this name, of which all axes but the first have this `shape`.
-
-        Raises: InputError if it is missing or has another shape.
-        """
-        if name not in state:
-            raise InputError(f"lacks {name} of {self.name}")
-        if state[name].shape[1:] != shape:
-            wanted = ", ".join(map(str, shape))
-            raise InputError(f"{name} has shape {tuple(state[name].shape)}, expected (C, {wanted})")
-        return state[name]
-
-    def _layer(self, state: Mapping[str, Tensor], name: str, own: str, kernel: Tensor) -> dict[str, Tensor]:
-        """Return a convolution's kernel and bias under the module's name for it."""
-        bias = self.vector(state, f"{name}.bias", len(kernel), f"{name}.weight")
-        return {f"{own}.weight": kernel, f"{own}.bias": bias}
 
 
 CRN_FILE = ContextFile(

@@ -7,7 +7,6 @@ Source: ethz-asl/hfnet, hfnet/models/utils/layers.py, hf_net.py and mobilenetvla
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -38,22 +37,17 @@ class HfNetFile(Dialect):
         for own, name in STATISTICS_BY_STATE.items():
             tensors[own] = self.vector(state, root + NORM + name, num_clusters, weights)
             used.append(root + NORM + name)
-        reduction = [root + REDUCTION + name for name in ("weights", "biases")]
-        head = Head(
-            spec=hfnet_spec(num_clusters, feature_size, SLIM_EPSILON),
+        biases, matrix = (root + REDUCTION + name for name in ("biases", "weights"))
+        size, projected = None, tuple(name for name in (biases, matrix) if name in state)
+        if projected:
+            tensors["projection.weight"] = self.matrix(state, matrix, num_clusters * feature_size, by_column=True)
+            size = len(tensors["projection.weight"])
+            tensors["projection.bias"] = self.vector(state, biases, size, matrix)
+        return Head(
+            spec=hfnet_spec(num_clusters, feature_size, SLIM_EPSILON, size),
             tensors=tensors,
-            ignored=self.others(state, f"{root}vlad.", used),
-        )
-        if not any(name in state for name in reduction):
-            return head
-        weight = self.matrix(state, reduction[0], num_clusters * feature_size, by_column=True)
-        bias = self.vector(state, reduction[1], len(weight), reduction[0])
-        return replace(
-            head,
-            spec=hfnet_spec(num_clusters, feature_size, SLIM_EPSILON, len(weight)),
-            tensors={**tensors, "projection.weight": weight, "projection.bias": bias},
-            ignored=tuple(name for name in head.ignored if name not in reduction),
-            projected=tuple(sorted(reduction)),
+            ignored=self.others(state, f"{root}vlad.", (*used, *projected)),
+            projected=projected,
         )
 
 

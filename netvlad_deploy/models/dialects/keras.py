@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.dialects.base import BackboneKeys, Dialect, Place, conventions
+from netvlad_deploy.models.dialects.base import BackboneKeys, Dialect, Place, in_words
 from netvlad_deploy.models.dialects.convolution import LAST_CONVOLUTION_OF
 from netvlad_deploy.models.dialects.netvlad_tf_open import (
     AS_OPENCV_READS,
@@ -57,8 +57,8 @@ class KerasLayer(Dialect):
 
     def said(self, head: Head, layer: str) -> Head:
         """Return the head with its conventions as assumed."""
-        words = ", ".join(f"{subject} {said}" for subject, said in conventions(head.spec).items())
-        return replace(head, assumed=f"{self.name}, by the names and shapes of {layer}* alone ({words})")
+        words = f"{self.name}, by the names and shapes of {layer}* alone ({in_words(head.spec)})"
+        return replace(head, assumed=words)
 
 
 class KerasVgg16(BackboneKeys):

@@ -12,7 +12,6 @@ Source: uzh-rpg/netvlad_tf_open, python/netvlad_tf/nets.py, layers.py, net_from_
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -70,8 +69,6 @@ class AddedCentres(Dialect):
         epsilon: how a division by a norm is kept finite, see `NetVLADSpec`.
     """
 
-    LAYOUTS: ClassVar[str] = "(1, 1, 1, D, K) and (1, 1, D, K)"
-
     normalize_input: bool = True
     flatten: str = CLUSTERS_LAST
     epsilon: str = ADD
@@ -83,7 +80,7 @@ class AddedCentres(Dialect):
         """
         first, second = tuple(state[centres].shape), tuple(state[kernel].shape)
         if len(first) != 5 or first[:3] != (1, 1, 1) or second != first[1:]:
-            raise InputError(f"{centres} {first} and {kernel} {second} are not {self.LAYOUTS}")
+            raise InputError(f"{centres} {first} and {kernel} {second} are not (1, 1, 1, D, K) and (1, 1, D, K)")
         feature_size, num_clusters = first[3:]
         tensors = {"clusters": state[kernel][0, 0], "clusters2": -state[centres][0, 0]}
         if bias is not None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.models.aggregators.salad import CLUSTER_NETWORK, SALAD, SCORE_NETWORK, TOKEN_NETWORK, salad_spec
+from netvlad_deploy.models.aggregators.salad import SALAD, salad_spec
 from netvlad_deploy.models.dialects.base import BackboneKeys, Dialect
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.spec.images import ImageInput, Resize
 
-SAVED_LAYERS = {TOKEN_NETWORK: ("0", "2"), CLUSTER_NETWORK: ("0", "3"), SCORE_NETWORK: ("0", "3")}
+SAVED_LAYERS = {"token_features": ("0", "2"), "cluster_features": ("0", "3"), "score": ("0", "3")}
 """By the name of each network, the names of its two layers: those of convolutions have a Dropout between them."""
 
 DUST_BIN = "dust_bin"

@@ -16,13 +16,6 @@ from netvlad_deploy.models.aggregators.ghost_vlad import ghost_vlad_spec
 from netvlad_deploy.models.dialects.base import Dialect
 from netvlad_deploy.models.head import Head
 
-GVLAD_CENTRES, GVLAD_KERNEL, GVLAD_BIAS = (
-    "gvlad_pool.centers",
-    "gvlad_center_assignment.kernel",
-    "gvlad_center_assignment.bias",
-)
-FC6_KERNEL, FC6_BIAS = "fc6.kernel", "fc6.bias"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Speaker(Dialect):
@@ -30,7 +23,7 @@ class Speaker(Dialect):
 
     def convert(self, state: Mapping[str, Tensor], root: str) -> Head:
         """Return the head; its assignment features have h*C values, value c of row i at i*C + c."""
-        names = tuple(root + name for name in (GVLAD_CENTRES, GVLAD_KERNEL, GVLAD_BIAS, FC6_KERNEL, FC6_BIAS))
+        names = tuple(root + name for name in self.needs)
         centres, kernel = state[names[0]], state[names[1]]
         if centres.ndim != 2 or kernel.ndim != 4 or kernel.shape[1] != 1 or kernel.shape[3] != len(centres):
             shapes = f"{names[0]} {tuple(centres.shape)} and {names[1]} {tuple(kernel.shape)}"
@@ -59,7 +52,10 @@ class Speaker(Dialect):
 
 SPEAKER = Speaker(
     name="vgg-speaker-recognition",
-    needs=(GVLAD_CENTRES, GVLAD_KERNEL, GVLAD_BIAS, FC6_KERNEL, FC6_BIAS),
+    needs=(
+        *("gvlad_pool.centers", "gvlad_center_assignment.kernel", "gvlad_center_assignment.bias"),
+        *("fc6.kernel", "fc6.bias"),
+    ),
     unused=("prediction.",),
     preprocessing="features (batch, num_features, D): x_fc after its ReLU; and assignment_features (batch, "
     "num_features, h*C): the feature map that x_fc takes, for each time the h frequencies of its kernel, value c of "

@@ -1,0 +1,36 @@
+"""A walk through an HDF5 file of others ends, however its groups hold each other."""
+
+from pathlib import Path
+
+import pytest
+
+from netvlad_deploy.errors import InputError
+from netvlad_deploy.support.hdf5 import MAX_DEPTH, walk
+
+h5py = pytest.importorskip("h5py")
+pytestmark = pytest.mark.bulk
+
+
+def test_every_dataset_comes_with_its_group_though_two_groups_hold_it(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["b/x"] = [1.0]
+        file["a/y"] = file["b"]
+        assert [(path, group.name) for path, group, _ in walk(h5py, file)] == [("a/y/x", "/a/y"), ("b/x", "/b")]
+
+
+def test_groups_that_hold_the_same_groups_twice_over_and_over_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        group = file
+        for _ in range(40):  # 2**40 ways to the last one
+            below = group.create_group("a")
+            group["b"] = below
+            group = below
+        with pytest.raises(InputError, match="hold the same groups again and again"):
+            list(walk(h5py, file))
+
+
+def test_a_group_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["a/a"] = file.create_group("a")
+        with pytest.raises(InputError, match=f"groups within groups over {MAX_DEPTH} deep"):
+            list(walk(h5py, file))
