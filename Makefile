@@ -7,6 +7,8 @@ FIGURE ?= docs/precision.svg
 DIST ?= dist
 SBOM ?= sbom.json
 SECONDS ?= 600
+# one process of tests more than there are cores: who starts a cluster or a server mostly waits
+WORKERS ?= $(shell expr $$(nproc) + 1)
 LOWEST = export cpu gpu strict openvino nvml report images transformers timm keras hdf5 parquet bags index ray fit
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
@@ -20,7 +22,7 @@ demo: $(INSTALLED)  ## photos to vocabulary, engine, parity, latency and matches
 	$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(INSTALLED)  ## all tests that this machine can run
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 check: lint test mutation bars  ## what CI runs
 
@@ -94,7 +96,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[export,cpu,openvino,rtx,report,images,fit,demo,transformers,keras,nvml,hdf5,parquet,bags,index,ray,dev]'
 	touch $@
 
-$(TRITON_VENV)/.installed: pyproject.toml $(TRITON_CONSTRAINTS)  # a Triton server, which wants a NumPy of its own
+$(TRITON_VENV)/.installed: pyproject.toml $(TRITON_CONSTRAINTS) | $(INSTALLED)  # a Triton server, which wants a NumPy of its own
 	$(PYTHON) -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/python -m pip install --quiet -c $(TRITON_CONSTRAINTS) -e '.[cpu,images,triton]'
 	touch $@

@@ -41,6 +41,11 @@ def slowness() -> float:
     return max(1.0, (time.perf_counter() - started) / YARDSTICK_S)
 
 
+def allowed(limit_s: float, seconds: float) -> float:
+    """Return a limit, times how slow the machine is now if the seconds are over it: what is in time needs no excuse."""
+    return limit_s if seconds <= limit_s else limit_s * slowness()
+
+
 def timed(work: Callable[[], object]) -> float:
     """Return the seconds of one call."""
     started = time.perf_counter()

@@ -27,7 +27,7 @@ from netvlad_deploy.support.arrays import Array, Arrays
 from tests.bulk.conftest import plan_of, write_photos
 from tools.bar import MIB, Bar, steady
 
-BATCH, COUNT = 8, 480
+BATCH, COUNT, ALONE = 8, 480, 10
 LARGE, MANY = (480, 640, 3), 600
 RUN_S, COPY_S = 0.040, 0.010
 LEAST_SHARE = 0.95
@@ -81,10 +81,10 @@ def rate(runner: Runner, decode_s: float, *, decoders: int | None, lanes: int) -
 
 def alone(runner: Device, batch: int = BATCH) -> float:
     """Return the items a second of the runner's work alone: its copies are done beside it."""
-    batches, started = COUNT // BATCH // 2, time.perf_counter()
-    for _ in range(batches):
+    started = time.perf_counter()
+    for _ in range(ALONE):
         time.sleep(runner.run_s)
-    return batches * batch / (time.perf_counter() - started)
+    return ALONE * batch / (time.perf_counter() - started)
 
 
 def share(needed: int, *, decoders: int | None, lanes: int, copy_s: float = 0.0) -> Bar:
@@ -148,4 +148,5 @@ def memory(folder: Path) -> Iterator[Bar]:
         yield Bar(name, f"{peak / MIB:.0f} of {MANY * math.prod(LARGE) // MIB} MiB", peak <= limit)
 
 
-TIMES = (throughput, shards, memory)
+FIGURES = (memory,)
+TIMES = (throughput, shards)

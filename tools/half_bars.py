@@ -1,5 +1,6 @@
 """The promises about FP16, measured for `make bars`."""
 
+import functools
 import itertools
 import os
 import sys
@@ -32,7 +33,7 @@ from netvlad_deploy.support.arrays import Array, Float32, Float64, cosines
 from netvlad_deploy.tensorrt.engine import build_engine
 from tests.heads import adapt_soccernet, sharp_head, trying_features
 from tests.modules import features, make_module
-from tools.bar import MIB, Bar, fastest
+from tools.bar import MIB, Bar, fastest, steady
 from tools.reweighted import reweighted
 
 DATA = Path(os.environ.get("NETVLAD_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
@@ -218,11 +219,17 @@ def kernels(name: str, figures: BuildFigures) -> Bar:
 
 def export_time(folder: Path) -> Iterator[Bar]:
     """A whole `export --clusters 64`, and the same in FP16."""
+    yield steady(functools.partial(both_exports, folder))
+
+
+def both_exports(folder: Path) -> Bar:
     command = [sys.executable, "-m", "netvlad_deploy", "export", "--clusters", "64", "--force", "--precision"]
-    half_s, single_s = (fastest([*command, precision], folder, 3) for precision in ("fp16", "fp32"))
-    yield Bar("export --clusters 64: at most 8 s", f"{single_s:.1f} s", single_s <= 8)
-    text = f"{half_s:.1f} s over {single_s:.1f} s: {half_s / single_s:.2f}"
-    yield Bar("FP16 export: at most 1.25 times the time of FP32", text, half_s <= 1.25 * single_s)
+    half_s, single_s = (fastest([*command, precision], folder, 1) for precision in ("fp16", "fp32"))
+    return Bar(
+        "export --clusters 64: at most 8 s, and in FP16 at most 1.25 times that",
+        f"{single_s:.1f} s, {half_s:.1f} s: {half_s / single_s:.2f}",
+        single_s <= 8 and half_s <= 1.25 * single_s,
+    )
 
 
 FIGURES = (strict_accuracy, trained_head, largest_inputs, half_engine, normalising_engines)

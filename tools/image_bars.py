@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 
 from examples import demo
-from netvlad_deploy.artifact import Artifact, load_artifact
+from netvlad_deploy.artifact import Artifact
 from netvlad_deploy.export.onnx_model import export_onnx
 from netvlad_deploy.models.assembly import read_backbone
 from netvlad_deploy.models.backbones import find_backbone
@@ -32,7 +32,7 @@ from netvlad_deploy.support.arrays import Array, unit_rows
 from netvlad_deploy.workflow.export import export
 from netvlad_deploy.workflow.source import Source, load_module
 from netvlad_deploy.workflow.validate import validate
-from tools.bar import MIB, Bar, printed, slowness, steady
+from tools.bar import MIB, Bar, allowed, printed, steady
 
 LEAST_RECALL, LEAST_GAIN, MOST_DISTANCE, MOST_SECONDS = 0.86, 0.10, 1e-4, 60.0
 EXPORT_S, BUILD_S, HOST_BYTES = 20.0, 5.0, 2.5e9
@@ -42,7 +42,7 @@ WHITENED, CLUSTERS, WIDTH = 4096, 64, 512
 Sides = list[Any]
 """Something of the queries, and of the database."""
 
-LEAST_SHARE, ROUNDS, BATCH = 0.9, 5, 8
+LEAST_SHARE, ROUNDS, IN_A_ROUND, BATCH = 0.9, 5, 16, 8
 
 
 def untrained(backbone: str, size: str, clusters: int = CLUSTERS) -> Pipeline:
@@ -82,8 +82,9 @@ def corridor(folder: Path) -> Iterator[Bar]:
     assert distance is not None
     text = f"{distance:.1e} ({agreement.image})"
     yield Bar(f"corridor: 1-cos of FP16 and FP32 at most {MOST_DISTANCE:g}", text, distance <= MOST_DISTANCE)
-    text = f"{seconds:.0f} s"
-    yield Bar(f"corridor: folders to recall, both precisions, under {MOST_SECONDS:g} s", text, seconds < MOST_SECONDS)
+    limit_s = allowed(MOST_SECONDS, seconds)
+    text = f"{seconds:.0f} s of {limit_s:.0f} s on this machine"
+    yield Bar(f"corridor: folders to recall, both precisions, in {MOST_SECONDS:g} s", text, seconds <= limit_s)
     yield from ranks(checkpoint, features, folder)
 
 
@@ -168,12 +169,11 @@ print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN
 
 
 def command_bar(name: str, words: list[str], limit_s: float, folder: Path, peaks: list[float]) -> Bar:
-    """Return the bar of a command's seconds, by how slow the machine is around it; its memory joins the peaks."""
-    before = slowness()
+    """Return the bar of a command's seconds, more on a machine that is slow now; its memory joins the peaks."""
     seconds, peak = printed(COMMAND, *words, folder=folder)
-    slow = (before + slowness()) / 2
     peaks.append(peak)
-    return Bar(name, f"{seconds:.1f} s, the machine {slow:.2f} times as slow", seconds <= limit_s * slow)
+    most = allowed(limit_s, seconds)
+    return Bar(name, f"{seconds:.1f} s of {most:.1f} s on this machine", seconds <= most)
 
 
 GROWTH_SCRIPT = """
@@ -199,14 +199,10 @@ def memory(folder: Path) -> Iterator[Bar]:
 def throughput(folder: Path) -> Iterator[Bar]:
     """Files against the bare session on the same images in memory, by the benchmark's usual network and size."""
     usual = export_onnx(untrained("resnet18-conv4", "480x640"), folder / "usual.onnx")
-    shares, light = (rounds_of(artifact, count) for artifact, count in (
-        (usual, 16), (load_artifact(folder / "corridor-fp32.onnx"), 200),
-    ))  # fmt: skip
+    shares = rounds_of(usual, IN_A_ROUND)
     share = sorted(shares)[ROUNDS // 2]
     name = f"embed, ResNet-18 at 480x640, 2 cores: at least {LEAST_SHARE:.0%} of the bare session's images/s"
-    text = ", ".join(f"{each:.0%}" for each in shares)
-    text += "; EfficientNet-Lite0 at 240x320: " + ", ".join(f"{each:.0%}" for each in light)
-    yield Bar(name, text, share >= LEAST_SHARE)
+    yield Bar(name, ", ".join(f"{each:.0%}" for each in shares), share >= LEAST_SHARE)
 
 
 def rounds_of(artifact: Artifact, count: int) -> list[float]:
@@ -239,5 +235,5 @@ def backbones(folder: Path) -> Iterator[Bar]:
         yield Bar(f"{name}: ONNX Runtime equals torch to {EQUAL:g} at three sizes", f"{worst:.1e}", worst < EQUAL)
 
 
-FIGURES = (backbones, memory)
-TIMES = (corridor, throughput, large_pipeline)
+FIGURES = (corridor, backbones, memory)
+TIMES = (throughput, large_pipeline)

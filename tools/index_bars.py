@@ -117,4 +117,4 @@ def of_kind(kind: str, folder: Path, exact: ExactNearest, artifact: OnnxArtifact
     )
 
 
-TIMES = (large_index,)
+FIGURES = (large_index,)

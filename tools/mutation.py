@@ -6,7 +6,7 @@ one at a time, and a test must fail.
 A call that no test misses is one that nobody would miss: on a GPU it could be wrong, or gone, and all tests here would
 still pass. A call that stands alone is removed; one whose value is used becomes None, or True where False means a
 failure. Each mutant runs in a process of its own, forked after the imports that it shares with the others. The tests
-that run its line go first: one of them is the likeliest to fail, and the first failure ends the process.
+that run its line are collected and run first, since one of them fails; only if none does, all tests of its module run.
 """
 
 import ast
@@ -28,6 +28,8 @@ import numpy as np  # noqa: F401 - imported before the fork, once for all mutant
 import pytest
 from cuda.bindings import runtime  # noqa: F401 - the same
 
+from netvlad_deploy import artifact  # noqa: F401 - the same
+from tests import schemas  # noqa: F401 - the same
 from tests.double.sources import BUILD_TESTS, GPU_MODULES, RUN_TESTS, is_gpu_call, is_gpu_statement
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +37,8 @@ PROCESSES = os.cpu_count() or 1
 TIMEOUT_S = 120.0
 DESELECTED = "not every_failure_code and not every_changed_byte"
 """Slow and thorough tests, of which others are the short form."""
+
+OPTIONS = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", DESELECTED)
 
 
 def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
@@ -81,19 +85,8 @@ class Planted(MetaPathFinder):
         exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
 
 
-class First:
-    """A plugin of pytest that lets the tests with these names go first."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Sort the tests; all others keep their order."""
-        items.sort(key=lambda item: getattr(item, "originalname", item.name) not in self.names)
-
-
 def start(name: str, path: Path, tree: ast.Module, tests: Sequence[str], first: Sequence[str]) -> int:
-    """Run the tests on a mutant in a forked process, those named first before the others; return its number."""
+    """Run tests on a mutant in a forked process, all of them only if none of the first fails; return its number."""
     process = os.fork()
     if process:
         return process
@@ -103,7 +96,9 @@ def start(name: str, path: Path, tree: ast.Module, tests: Sequence[str], first: 
     sys.meta_path.insert(0, Planted(name, path, tree))
     code = 70
     try:
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", DESELECTED, *tests], [First(first)])
+        for chosen in (first, tests):
+            if chosen and code != pytest.ExitCode.TESTS_FAILED:
+                code = pytest.main([*OPTIONS, *chosen])
     finally:
         os._exit(int(code))
 
@@ -124,13 +119,23 @@ def finish(running: dict[int, tuple[str, float]]) -> tuple[str, bool]:
 
 
 Reached = dict[str, dict[int, list[str]]]
-"""By file and line, the names of the tests that run it."""
+"""By file and line, the tests that run it, as pytest takes them."""
 
 COVERAGE = f"""
 [run]
 source = {",".join(GPU_MODULES)}
 dynamic_context = test_function
 """
+
+
+def node(context: str) -> str:
+    """Return a test as pytest takes it, of the name that coverage gives it.
+
+    >>> node("tests.tensorrt.test_cuda.test_every_call_is_in_the_installed_binding")
+    'tests/tensorrt/test_cuda.py::test_every_call_is_in_the_installed_binding'
+    """
+    module, _, test = context.rpartition(".")
+    return f"{module.replace('.', '/')}.py::{test}"
 
 
 def cover() -> Reached | None:
@@ -148,7 +153,7 @@ def cover() -> Reached | None:
         found.read()
         return {
             file: {
-                line: [context.rpartition(".")[2] for context in contexts]
+                line: sorted({node(context) for context in contexts if context})
                 for line, contexts in found.contexts_by_lineno(file).items()
             }
             for file in found.measured_files()
@@ -172,6 +177,7 @@ def run_all(reached: Reached) -> Iterator[tuple[str, bool]]:
 
 def main() -> None:
     """Print the coverage, every mutant that survives, and how many did not."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # no test here uses a plugin, and each takes time to import
     reached = cover()
     outcomes = list(run_all(reached or {}))
     alive = [text for text, killed in outcomes if not killed]

@@ -2,9 +2,8 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 import netvlad_deploy
 
@@ -53,9 +52,14 @@ def floor(name: str) -> int:
     return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
     """Yield every module a file imports, at any depth."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -75,20 +79,20 @@ def test_every_room_has_a_floor() -> None:
     assert {room(path) for path in SOURCES} == {name for rooms in FLOORS for name in rooms}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down_and_never_sideways(path: Path) -> None:
-    own = room(path)
-    for other in inner(path):
-        if other != own and own != "__init__":
-            assert floor(other) < floor(own), f"{path.name} imports {other}"
+def test_imports_go_down_and_never_sideways() -> None:
+    for path in SOURCES:
+        own = room(path)
+        for other in inner(path):
+            if other != own and own != "__init__":
+                assert floor(other) < floor(own), f"{path.relative_to(ROOT)} imports {other}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
-    where = {room(path), str(path.relative_to(ROOT))}
-    for name in imports(path):
-        top = name.split(".")[0]
-        assert top not in ALLOWED or where & ALLOWED[top], f"{path.name} imports {name}"
+def test_heavy_packages_stay_in_their_rooms() -> None:
+    for path in SOURCES:
+        where = {room(path), str(path.relative_to(ROOT))}
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top not in ALLOWED or where & ALLOWED[top], f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_tensorrt_has_one_door() -> None:
@@ -96,19 +100,17 @@ def test_tensorrt_has_one_door() -> None:
     assert named == ["api.py"]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.parent.glob("tests/**/*.py")) + SOURCES, ids=lambda path: path.name)
-def test_files_and_functions_stay_small(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") < 350
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 50, f"{path.name}:{node.name}"
+def test_files_and_functions_stay_small() -> None:
+    for path in (*ROOT.parent.glob("tests/**/*.py"), *SOURCES):
+        assert path.read_text().count("\n") < 350, path
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 50, f"{path}:{node.name}"
 
 
 def test_few_catch_everything_and_only_the_command_line_prints() -> None:
     for path in SOURCES:
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ExceptHandler) and path.name not in ("cli.py", "in_order.py", "cluster.py"):
                 caught = ast.unparse(node.type) if node.type else "everything"
                 assert caught not in ("Exception", "BaseException", "everything"), path.name

@@ -95,19 +95,29 @@ class TestEngine:
         assert outcome.code == 69
         assert [entry["verdict"] for entry in json.loads(outcome.out)["candidates"]] == ["PASS", "NOT_RUN"]
 
-    def test_deploy_writes_one_folder(self, command: Command, checkpoint: Path, tmp_path: Path) -> None:
-        arguments = ("deploy", checkpoint, "--flavor", "tensorrt-rtx", "--duration", 0.3, "-o", "out")
-        outcome = command(*arguments, "--allow-not-run", "--json")
+    def test_deploy_writes_one_folder_and_without_tensorrt_keeps_no_engine_in_it(
+        self, command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, arguments = tmp_path / "out", ("deploy", checkpoint, "--duration", 0.3, "-o", "out")
+        outcome = command(*arguments, "--flavor", "tensorrt-rtx", "--allow-not-run", "--json")
         assert outcome.code == 0
         record = json.loads(outcome.out)
-        assert record == json.loads((tmp_path / "out" / "report.json").read_text())
+        assert record == json.loads((folder / "report.json").read_text())
         verdicts = {step["name"]: step["verdict"] for step in record["steps"]}
         assert (
             verdicts["export"] == verdicts["parity of the ONNX file"] == verdicts["build with tensorrt-rtx"] == "PASS"
         )
         assert record["engine"]["figures"]["kernels"]
-        assert (tmp_path / "out" / "report.md").read_text().startswith(f"# {record['verdict']}: best.onnx")
-        assert command(*arguments).code == 2
+        assert (folder / "best.engine").exists()
+        assert (folder / "report.md").read_text().startswith(f"# {record['verdict']}: best.onnx")
+        assert command(*arguments, "--flavor", "tensorrt-rtx").code == 2
+        (folder / "report.md").unlink()
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        outcome = command(*arguments, "--flavor", "tensorrt", "--force")
+        assert outcome.code == 69
+        assert outcome.out.strip().splitlines()[-1].startswith("NOT_RUN  build with tensorrt")
+        assert (folder / "report.md").exists()
+        assert not list(folder.glob("best.engine*"))
 
 
 @pytest.mark.parametrize(
@@ -144,16 +154,6 @@ def test_build_without_tensorrt_names_the_missing_package(
     assert "-m pip install 'tensorrt>=10.3'" in error_of(outcome.err)
 
 
-def test_deploy_without_tensorrt_goes_on(
-    command: Command, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    outcome = command("deploy", checkpoint, "--duration", 0.3, "-o", "out")
-    assert outcome.code == 69
-    assert outcome.out.strip().splitlines()[-1].startswith("NOT_RUN  build with tensorrt")
-    assert (tmp_path / "out" / "report.md").exists()
-
-
 def test_deploy_refuses_before_any_work(
     command: Command, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,18 +176,6 @@ def test_an_engine_behind_a_link_finds_its_parent(command: Command, checkpoint: 
     assert command("export", checkpoint).code == 0
     assert command("build", "best.onnx", "--flavor", "tensorrt-rtx", "-o", "link/best.engine").code == 0
     assert command("validate", "link/best.engine", "--allow-not-run").code == 0
-
-
-@rtx
-def test_a_deployment_without_an_engine_keeps_none_of_an_earlier_one(
-    command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ("deploy", checkpoint, "--duration", 0.3, "-o", "out", "--allow-not-run")
-    assert command(*arguments, "--flavor", "tensorrt-rtx").code == 0
-    assert (tmp_path / "out" / "best.engine").exists()
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert command(*arguments, "--flavor", "tensorrt", "--force").code == 0
-    assert not list((tmp_path / "out").glob("best.engine*"))
 
 
 def test_an_unknown_flavor_is_refused_before_any_work(command: Command, checkpoint: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Where the keys of two dialects coincide, a file is told apart, refused with both names, or its reading is said."""
 
-import itertools
 import re
 from pathlib import Path
 
@@ -61,21 +60,23 @@ def said_of(state: State) -> tuple[Head | None, set[str]]:
     return head, set(re.findall(r"[a-z-]+", f"{head.dialect} {head.assumed}"))
 
 
-@pytest.mark.parametrize(("own", "other"), list(itertools.permutations(NAMES, 2)))
-def test_no_pair_of_dialects_is_confused(own: str, other: str) -> None:
+@pytest.mark.parametrize("own", NAMES)
+def test_no_pair_of_dialects_is_confused(own: str) -> None:
     """Another dialect's reading of a sample, whole or as a layer alone, is never taken without a word."""
-    coincide = False
+    coincide = set()
     for sample in (each for each in SAMPLES.values() if each.dialect == own):
         if not sample.chosen:
             assert find_head_in(unwrapped(sample.state), prefix=sample.prefix)[1].dialect == own
         alone = layer_alone(sample)
-        mine, theirs = reading(alone, own), reading(alone, other)
-        if mine is None or theirs is None or not differ(mine, theirs):
-            continue
-        coincide = True
-        found, words = said_of(alone)
-        assert {own, other} <= words or (found is not None and not differ(found, mine))
-    assert coincide == bool({(own, other), (other, own)} & COINCIDING)
+        mine = reading(alone, own)
+        for other in NAMES:
+            theirs = reading(alone, other)
+            if mine is None or theirs is None or not differ(mine, theirs):
+                continue
+            coincide.add(other)
+            found, words = said_of(alone)
+            assert {own, other} <= words or (found is not None and not differ(found, mine))
+    assert coincide == {other for pair in COINCIDING if own in pair for other in pair} - {own}
 
 
 def test_the_refusal_names_the_differing_conventions() -> None:
