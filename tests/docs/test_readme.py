@@ -16,7 +16,6 @@ from torch import nn
 from examples.photos import packaged, write_photos
 from netvlad_deploy.models.backbones import find_backbone
 from tests.export.foreign.graphs import Looped, export_by_torch
-from tests.forked import forked_commands
 from tests.modules import features, make_module
 
 pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.rtx, pytest.mark.slow]
@@ -62,17 +61,11 @@ def create_model(name, pretrained):
 """In place of timm, which is no dependency: a network with the one method that the example calls."""
 
 
-BINARIES = Path(sys.executable).parent
-
-
-def run(command: str, folder: Path, *first: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of a page in this test's environment; its comment may name further exit codes.
-
-    Programs are looked for in the folders `first` before all others.
-    """
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of a page in this test's environment; its comment may name further exit codes."""
+    binaries = Path(sys.executable).parent
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS")}
-    path = os.pathsep.join(map(str, (*first, BINARIES, os.environ["PATH"])))
-    environment = {**outside, "PATH": path}  # a make in a make says more
+    environment = {**outside, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}  # a make in a make says more
     arguments = ["bash", "-c", command]
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -122,16 +115,15 @@ def test_the_commands_of_a_user_in_order(tmp_path: Path) -> None:
     assert (queries, photos) == (tmp_path / "queries", tmp_path / "photos")
     assert sum(map(len, sections().values())) == len(IN_FOLDER) == 67
     printed: dict[str, str] = {}
-    with forked_commands() as forked:
-        for section, commands in sections().items():
-            for command in commands:
-                outcome = run(command, tmp_path, forked)
-                printed[command] = outcome.stdout
-                codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
-                assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
-            for name, takes in KINDS.get(section, {}).items():
-                sidecar = json.loads((tmp_path / f"{name}.json").read_text())
-                assert sidecar["inputs"][0] == takes, f"{section}: {name}"
+    for section, commands in sections().items():
+        for command in commands:
+            outcome = run(command, tmp_path)
+            printed[command] = outcome.stdout
+            codes = allowed_codes(command) - ({1} if "exit 0 if it is right" in command else set())
+            assert outcome.returncode in codes, f"{command}\n{outcome.stdout}{outcome.stderr}"
+        for name, takes in KINDS.get(section, {}).items():
+            sidecar = json.loads((tmp_path / f"{name}.json").read_text())
+            assert sidecar["inputs"][0] == takes, f"{section}: {name}"
     first = sections()["From your checkpoint to a proven graph"]
     assert normalised("".join(printed[command] for command in first)) == normalised(outputs()[0])
     assert np.load(tmp_path / "y.npy").shape == (2, 16 * 64)
