@@ -157,7 +157,7 @@ def test_images_are_those_of_the_network_that_runs(verb: str, tmp_path: Path, mo
 
     from netvlad_deploy.workflow import embed, evaluate
 
-    looks = {"embed": "bulk.shards.describe", "evaluate": "workflow.evaluate.embed_images"}
+    looks = {"embed": "bulk.flow.describe", "evaluate": "workflow.evaluate.embed_images"}
     for number in range(2):
         Image.effect_noise((80, 60), 90).convert("RGB").save(tmp_path / f"{number}.png")
     small, large = (exported_pipeline(tmp_path / size, size) for size in ("24x32", "48x64"))

@@ -54,7 +54,7 @@ def test_a_wheel_installs_alone(wheel: Path, tmp_path: Path) -> None:
     binaries = tmp_path / "fresh" / "bin"
     run(tmp_path, binaries / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel)
     assert run(tmp_path, binaries / "netvlad-deploy", "--version").startswith("netvlad-deploy 0.")
-    assert "Export a trained NetVLAD" in run(tmp_path, binaries / "netvlad-deploy", "--help")
+    assert "From a trained NetVLAD" in run(tmp_path, binaries / "netvlad-deploy", "--help")
     diagnosis = run(tmp_path, binaries / "netvlad-deploy", "doctor")
     assert "torch missing, onnx missing" in diagnosis
     assert f"{binaries / 'python'} -m pip install 'torch>=2.6' 'onnx>=1.17'" in diagnosis, "a line that works here"

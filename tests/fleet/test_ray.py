@@ -228,7 +228,7 @@ def test_a_shard_that_fails_twice_is_named_and_the_others_are_done(nodes: Nodes)
             path.rename(nodes.folder / path.name)
     code, said = ended(run)
     assert code == 65, said
-    assert "error: shard 10 has failed: node 127.0.0.1: none of the 4 inputs of shard 10 is there" in said
+    assert "error: shard 10 has failed: node 127.0.0.1: none of the 4 inputs of shard 10, such as images/" in said
     assert records(folder) == set(range(SHARDS)) - {10}
     for path in lost:
         (nodes.folder / path.name).rename(path)

@@ -24,7 +24,7 @@ from netvlad_deploy.models.dialects.convolution import LAST_CONVOLUTION_OF, MATC
 from netvlad_deploy.models.head import Head
 from netvlad_deploy.models.matlab_file import read_variable
 from netvlad_deploy.spec.layer import ADD, NetVLADSpec, Projection
-from netvlad_deploy.support.formats import naming
+from netvlad_deploy.support.formats import naming, shown
 
 VLAD_ASSIGNMENT, VLAD_ASSIGNMENT_BIAS = "vlad.assignment", "vlad.assignment_bias"
 VLAD_NEGATED_CENTRES = "vlad.negated_centres"
@@ -51,7 +51,7 @@ def read_matlab(path: Path) -> dict[str, Tensor]:
     found = [_name(layer) for layer in layers]
     if "vlad:core" not in found:
         if all(found) or not any(found):
-            held = ", ".join(sorted(name for name in variables if name)) or "nothing"
+            held = ", ".join(sorted(shown(name) for name in variables if name)) or "nothing"
             raise InputError(f"{path} is no NetVLAD of MatConvNet: expected net.layers with vlad:core, found {held}")
         raise InputError(f"{path} has layers that are MATLAB objects: {HOW_TO_CONVERT}")
     core = found.index("vlad:core")

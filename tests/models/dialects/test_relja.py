@@ -118,7 +118,9 @@ def test_layers_that_are_matlab_objects_are_refused_with_the_cure(tmp_path: Path
         read_matlab(save(tmp_path, layers))
 
 
-@pytest.mark.parametrize("content", [{"x": np.ones(3)}, {"net": np.ones(3)}, {"net": {"layers": np.ones(2)}}, {}])
+@pytest.mark.parametrize(
+    "content", [{"x": np.ones(3)}, {"x\n": np.ones(3)}, {"net": np.ones(3)}, {"net": {"layers": np.ones(2)}}, {}]
+)
 def test_a_mat_file_of_something_else_is_refused_in_one_line(tmp_path: Path, content: dict[str, Any]) -> None:
     scipy.io.savemat(tmp_path / "other.mat", content)
     with pytest.raises(InputError, match=r"other.mat is no NetVLAD of MatConvNet: .*vlad:core, found (x|net|nothing)$"):
