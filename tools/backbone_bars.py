@@ -141,4 +141,5 @@ def export_bar(folder: Path, name: str) -> Bar:
     return Bar(words, text, holds)
 
 
-FIGURES = (largest, accuracy, corridor, engines)
+FIGURES = (accuracy, corridor, engines)
+TIMES = (largest,)

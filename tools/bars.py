@@ -240,6 +240,7 @@ TIMES: tuple[Group, ...] = (
     *half_bars.TIMES,
     *image_bars.TIMES,
     *adopt_bars.TIMES,
+    *backbone_bars.TIMES,
     *flow_bars.TIMES,
     *report_bars.TIMES,
     *ray_bars.TIMES,
