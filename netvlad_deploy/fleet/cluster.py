@@ -17,6 +17,11 @@ STORE_BYTES: Final = 80 * 2**20
 
 CONNECT_S: Final = 3.0
 
+NO_ANSWER: Final = "the Ray cluster does not answer any more: run the same command again when it is back"
+
+RAY_ENDS: Final = "The program will terminate."
+"""The last words of a driver that was asking the cluster when it went. Source: Ray 2.60, gcs_rpc_client.h."""
+
 GONE_S: Final = 20.0
 """Seconds without an answer after which the cluster, or the last of its nodes, counts as gone. Ray itself ends its
 driver after 60. Source: Ray 2.60, gcs_rpc_server_reconnect_timeout_s.
@@ -81,7 +86,10 @@ class Cluster:
             what = "GPU" if self._on_gpu else "CPU"
             raise DeviceUnavailableError(f"no node of the Ray cluster has a {what}: add one with `ray start`")
         self.gone = now - self._answered_s > GONE_S
-        if self.gone or now - self._manned_s > GONE_S:
-            what = "does not answer any more" if self.gone else "has lost its last node that could work"
-            raise RunError(f"the Ray cluster {what}: run the same command again when it is back")
+        if self.gone:
+            raise RunError(NO_ANSWER)
+        if now - self._manned_s > GONE_S:
+            raise RunError(
+                "the Ray cluster has lost its last node that could work: run the same command again when it is back"
+            )
         return self._places

@@ -11,7 +11,7 @@ from netvlad_deploy import errors
 from netvlad_deploy.artifact import EngineArtifact
 from netvlad_deploy.bulk.plan import Plan
 from netvlad_deploy.errors import NetVLADDeployError, RunError, UsageError
-from netvlad_deploy.fleet.cluster import OWN_CLUSTER
+from netvlad_deploy.fleet.cluster import NO_ANSWER, OWN_CLUSTER, RAY_ENDS
 from netvlad_deploy.fleet.worker import request_for
 from netvlad_deploy.runtime.execution_providers import CPU, PROVIDERS
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -68,7 +68,8 @@ def embed_on_ray(
                 while "failed" not in (answer := child.receive()[0]):
                     done(answer["shard"])
             except RunError as error:
-                raise RunError(f"{error}{_last_line(log)}") from error
+                last = _last_line(log)
+                raise RunError(NO_ANSWER if last.endswith(RAY_ENDS) else f"{error}{last}") from error
     if answer["failed"]:
         raise _failure(answer["failed"])
 

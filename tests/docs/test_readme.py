@@ -181,6 +181,7 @@ def test_the_commands_in_a_checkout() -> None:
     assert [shlex.split(command, comments=True) for command in IN_CHECKOUT] == [
         ["python3", "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[export,cpu,rtx,images,report]"],
         ["make", "demo"],
+        ["make", "test"],
         ["python3", "-m", "netvlad_deploy.serving", "--model-repository=repository"],  # run in tests/serving
         ["make", "wheel"],
         ["python3", "-m", "pip", "install", "dist/netvlad_deploy-0.1.0-py3-none-any.whl[export,cpu,images]"],

@@ -1,5 +1,6 @@
 """A worker by itself, without Ray: what it checks before it begins, and what it answers."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from netvlad_deploy.artifact import OnnxArtifact
 from netvlad_deploy.bulk.plan import Plan, load_plan
 from netvlad_deploy.bulk.shards import find_shard
-from netvlad_deploy.errors import UsageError
+from netvlad_deploy.errors import RunError, UsageError
 from netvlad_deploy.fleet.embed_on_ray import embed_on_ray, needs_gpu
 from netvlad_deploy.fleet.worker import Worker, request_for
 from netvlad_deploy.runtime.open_runner import Candidate
@@ -96,3 +97,28 @@ def test_ray_is_refused_with_what_it_does_not_go_with(command: Command, tiny: On
     assert not Path("x.npz.parts").exists()
     with pytest.raises(UsageError, match=r"ray://10\.0\.0\.1 is for Ray's client: run this on a node of the cluster"):
         embed_on_ray("ray://10.0.0.1", plan, Candidate(path=tiny.path), [0], done=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        ("Failed to connect to GCS. The program will terminate.\n", "the Ray cluster does not answer any more: run"),
+        ("first\nlast\n", "the driver ended: last"),
+    ],
+)
+def test_a_driver_that_dies_is_explained(
+    tiny: OnnxArtifact, plan: Plan, monkeypatch: pytest.MonkeyPatch, printed: str, words: str
+) -> None:
+    class Dying(contextlib.nullcontext[None]):
+        def __enter__(self) -> Any:
+            return self
+
+        def send(self, request: Mapping[str, Any]) -> None:
+            Path(request["log"]).write_text(printed)
+
+        def receive(self) -> None:
+            raise RunError("the driver ended")
+
+    monkeypatch.setattr("netvlad_deploy.fleet.embed_on_ray.Child", lambda *_, **__: Dying())
+    with pytest.raises(RunError, match=words):
+        embed_on_ray("auto", plan, Candidate(path=tiny.path), [0], done=lambda _: None)
