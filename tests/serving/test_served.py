@@ -23,6 +23,7 @@ from netvlad_deploy.spec.items import Content
 from netvlad_deploy.support.arrays import Array, Arrays
 from netvlad_deploy.support.files import sha256_file
 from netvlad_deploy.workflow.package import package_triton
+from tests.double.triton import binding
 
 pytestmark = [pytest.mark.export, pytest.mark.ort]
 
@@ -112,14 +113,7 @@ def test_what_is_too_large_is_not_decoded(folder: Path, monkeypatch: pytest.Monk
 def test_a_tensor_without_images_is_its_own_requests_loss(folder: Path) -> None:
     model = ServedModel()
     model._served = open_served(folder)
-    binding: Any = SimpleNamespace(
-        get_input_tensor_by_name=lambda request, name: request.get(name),
-        TritonModelException=RuntimeError,
-        TritonError=SimpleError,
-        InferenceResponse=lambda tensors=None, error=None: error or tensors,
-        Tensor=lambda _, values: values,
-    )
-    model._triton = binding
+    model._triton = binding()
     empty = [np.empty(shape, object) for shape in ((0,), (1, 0), (0, 1), ())]
     given = [{"image": SimpleNamespace(as_numpy=lambda values=values: values)} for values in empty]
     good = {"pixels": SimpleNamespace(as_numpy=lambda: SMALL[None])}
@@ -129,15 +123,6 @@ def test_a_tensor_without_images_is_its_own_requests_loss(folder: Path) -> None:
     ]
     assert answered[0].shape[0] == 1
     model.finalize()
-
-
-class SimpleError(Exception):
-    """An error that Triton answers with."""
-
-    INVALID_ARG, INTERNAL = 1, 2
-
-    def __init__(self, text: str, _: int) -> None:
-        super().__init__(text)
 
 
 def test_a_sidecar_of_another_hash_is_not_opened(folder: Path) -> None:
@@ -173,11 +158,11 @@ class Tensor:
 def test_a_binding_that_changes_a_known_array_is_refused(
     change: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    binding: Any = SimpleNamespace(Tensor=Tensor, TritonModelException=RuntimeError)
-    check_binding(binding)
+    module: Any = SimpleNamespace(Tensor=Tensor, TritonModelException=RuntimeError)
+    check_binding(module)
     monkeypatch.setattr(Tensor, "change", staticmethod(change))
     with pytest.raises(DeviceUnavailableError, match=words):
-        check_binding(binding)
+        check_binding(module)
     assert len(set(KNOWN.ravel().tolist())) == KNOWN.size
 
 

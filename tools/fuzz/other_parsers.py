@@ -26,6 +26,7 @@ from netvlad_deploy.spec.images import IMAGES, ImageInput, Resize
 from netvlad_deploy.spec.layer import DESCRIPTOR, NetVLADSpec
 from netvlad_deploy.support.arrays import Array, Arrays
 from netvlad_deploy.support.sidecar import seal
+from tests.double.triton import TritonError, binding
 from tools.fuzz.parser import Parser, sealed, written
 
 MOST_REQUEST_BYTES = 1 << 20
@@ -33,12 +34,6 @@ MOST_IMAGES = 16
 HELD: dict[str, "tempfile.TemporaryDirectory[str]"] = {}
 """Folders that are kept while this process lives."""
 NAMES, ROWS = ["a.jpg", "b/\u00e9.jpg", "c.jpg"], np.eye(3, dtype=np.float32)
-
-
-class TritonError(Exception):
-    """What Triton's binding answers a request with, and raises where a tensor cannot be read."""
-
-    INVALID_ARG, INTERNAL = 1, 2
 
 
 def _held(name: str) -> Path:
@@ -110,14 +105,7 @@ def _model() -> ServedModel:
     served._pool = ThreadPoolExecutor(max_workers=2)
     model = ServedModel()
     model._served = served
-    binding: Any = SimpleNamespace(
-        get_input_tensor_by_name=lambda request, name: request.get(name),
-        TritonModelException=TritonError,
-        TritonError=TritonError,
-        InferenceResponse=lambda tensors=None, error=None: error or tensors,
-        Tensor=lambda name, values: values,
-    )
-    model._triton = binding
+    model._triton = binding()
     return model
 
 
