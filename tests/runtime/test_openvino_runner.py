@@ -1,6 +1,8 @@
 """The backend openvino: FP32 whatever the processor prefers, the same verdicts as elsewhere, errors in our words."""
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from netvlad_deploy.spec.verdict import Verdict
 from netvlad_deploy.workflow.embed import embed
 from netvlad_deploy.workflow.validate import validate
 from tests.modules import features, make_module
+from tests.processes import HANG_S
 
 pytestmark = [pytest.mark.export, pytest.mark.ort, pytest.mark.openvino]
 
@@ -140,6 +143,33 @@ def test_probe_says_version_and_processor() -> None:
     version, _, processor = probe().partition(": ")
     assert version[0].isdigit()
     assert processor
+
+
+CLOSED = {
+    "in the order of opening": "one, two = runner(), runner(); one.close(); two.close(); del one, two",
+    "in another thread": "opened = [runner()]; thread = Thread(target=opened.clear); thread.start(); thread.join()",
+}
+"""Ways to release runners after which OpenVINO, left to itself, leaves this thread a signal stack without memory."""
+
+
+@pytest.mark.parametrize("way", CLOSED)
+def test_ctrl_c_is_handled_after_runners_are_closed(exported: OnnxArtifact, way: str) -> None:
+    """A signal for which there is no stack kills the process, and nothing is said."""
+    lines = [
+        "import signal, sys",
+        "from threading import Thread",
+        "from netvlad_deploy.artifact import load_artifact",
+        "from netvlad_deploy.runtime.openvino_runner import OpenVinoRunner",
+        "runner = lambda: OpenVinoRunner(load_artifact(sys.argv[1]))",
+        CLOSED[way],
+        "try:",
+        "    signal.raise_signal(signal.SIGINT)",
+        "except KeyboardInterrupt:",
+        "    print('handled')",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines), str(exported.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "handled\n", "")
 
 
 def test_embed_takes_it(exported: OnnxArtifact, tmp_path: Path) -> None:
