@@ -79,7 +79,8 @@ class _Given(Source):
     def items(self) -> Iterator[Item | Skipped]:
         """Yield the items of everything that was given, one after another; names are not compared.
 
-        Raises: InputError if something is missing or damaged, or cannot be read; UsageError if it is not what is taken.
+        Raises: InputError if something is missing or damaged, or cannot be read; UsageError if it is not what is taken,
+            or there is no file that the column or the topic could be of.
         """
         try:
             for one in self._all():
@@ -101,30 +102,39 @@ class _Given(Source):
 
     def _all(self) -> Iterator[Item | Skipped]:
         finder = Finder(suffixes=(NPY,) if self.features else IMAGE_SUFFIXES)
+        opened: set[type[Source]] = set()
         for text in self.texts:
             if is_pattern(text):
                 root = fixed_folder(text)
                 for path in expand(text):
-                    yield from self._found(finder, path, root)
+                    yield from self._found(finder, opened, path, root)
             else:
-                yield from self._found(finder, Path(text), None)
+                yield from self._found(finder, opened, Path(text), None)
         if self.listing is not None:
             for entry in read_list(self.listing):
                 if isinstance(entry, Skipped):
                     yield entry
                 else:
-                    yield from self._found(finder, entry, Path())
+                    yield from self._found(finder, opened, entry, Path())
+        if self.column is not None and ParquetImages not in opened:
+            raise UsageError(f"no input is a Parquet file that could have the column {self.column}: leave it out")
+        if self.topic is not None and RosBag not in opened:
+            raise UsageError(f"no input is a ROS bag that could have the topic {self.topic}: leave it out")
         finder.log_others()
 
-    def _found(self, finder: Finder, path: Path, root: Path | None) -> Iterator[Item | Skipped]:
-        """Yield the items of a folder, of a file that is one, or of a file that holds many."""
+    def _found(
+        self, finder: Finder, opened: set[type[Source]], path: Path, root: Path | None
+    ) -> Iterator[Item | Skipped]:
+        """Yield the items of a folder, of a file that is one, or of a file that holds many, whose kind is noted."""
         suffix = path.suffix.lower()
         if not self.features and suffix in HOLDERS[True] and path.is_file():
             raise UsageError(f"{path} holds local descriptors, not images: export the head with --input features")
         if self.features and suffix in (*IMAGE_SUFFIXES, *HOLDERS[False]) and path.is_file():
             raise UsageError(f"{path} holds images, not local descriptors: export with --input images")
         if (path.is_file() and suffix in HOLDERS[self.features]) or (not self.features and is_bag_folder(path)):
-            yield from self._container(path).items()
+            container = self._container(path)
+            opened.add(type(container))
+            yield from container.items()
         else:
             yield from finder.find(path, root)
 

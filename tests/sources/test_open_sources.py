@@ -157,6 +157,17 @@ def test_images_are_no_features(photos: Path) -> None:
     assert list(open_sources(["walk"], features=True).items()) == []
 
 
+def test_a_column_or_a_topic_of_no_input_is_refused(photos: Path) -> None:
+    """The option was typed for a file that is not among the inputs."""
+    for source, words in (
+        (open_sources(["walk"], column="jpeg"), "no input is a Parquet file that could have the column jpeg: leave it"),
+        (open_sources(["walk"], topic="/camera"), "no input is a ROS bag that could have the topic /camera: leave it"),
+        (open_sources(["walk"], topic="/camera", features=True), "no input is a ROS bag"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            list(source.items())
+
+
 def test_a_file_without_end_is_not_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(photos / "walk" / "pipe.jpg")
     pipe = [one for one in open_sources(["walk"]).items() if isinstance(one, Skipped)]
