@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,11 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "gpu": _has_gpu,
 }
 ABSENT_IN_CI = frozenset({"gpu"})
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as a terminal gives it: of tests that run in the background, the shell has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,14 @@ ENDS = [
 
 SESSION = ".ses"
 """Name of the file that ONNX Runtime itself keeps in the temporary folder, for all processes and for good."""
+
+
+@pytest.fixture(autouse=True)
+def hang_up_ends() -> Iterator[None]:
+    """Take SIGHUP as a terminal gives it: `nohup` has it ignored, by the processes that a test starts, too."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
 
 
 def become(monkeypatch: pytest.MonkeyPatch, verb: str, work: Callable[[], None]) -> None:
