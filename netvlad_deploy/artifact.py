@@ -342,7 +342,7 @@ def _parse_sidecar(sidecar: Path, content: bytes, path: Path) -> AnyArtifact:
     record = unseal(content, str(sidecar))
     kind = str(record.pop("kind", None))
     if kind not in kinds:
-        raise ArtifactError(f"{sidecar} has fields of another version (kind {kind[:40]}): {REMEDY}")
+        raise ArtifactError(f"{sidecar} has fields of another version (kind {kind[:40]!r}): {REMEDY}")
     try:
         return from_record(kinds[kind], record, path=path)
     except ValueError as error:

@@ -134,15 +134,18 @@ def test_a_missing_or_foreign_sidecar_is_refused(tmp_path: Path) -> None:
         load_artifact(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("change", [{"schema": "other/2"}, {"kind": "plan"}, {"extra": 1}, {"spec": {}}])
+@pytest.mark.parametrize(
+    "change", [{"schema": "other/2"}, {"kind": "plan"}, {"kind": "e\ngine"}, {"extra": 1}, {"spec": {}}]
+)
 def test_a_sidecar_of_another_version_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     write(onnx_artifact(tmp_path / "m.onnx"))
     record = json.loads(sidecar_path(tmp_path / "m.onnx").read_text()) | change
     del record["sidecar_sha256"]
     record["sidecar_sha256"] = sidecar.record_hash(record)
     sidecar_path(tmp_path / "m.onnx").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    with pytest.raises(ArtifactError, match=r"another version|has schema"):
+    with pytest.raises(ArtifactError, match=r"another version|has schema") as caught:
         load_artifact(tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_stale_reference_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from netvlad_deploy.errors import InputError
+from netvlad_deploy.support.formats import shown
 from netvlad_deploy.support.limits import LIMITS
 from netvlad_deploy.support.records import from_record
 
@@ -56,7 +57,7 @@ def header_from_json(text: str | bytes) -> DescriptorHeader | None:
     if not isinstance(schema, str) or not schema.startswith(DESCRIPTORS_SCHEMA.rpartition("/")[0]):
         return None
     if schema != DESCRIPTORS_SCHEMA:
-        raise InputError(f"has a header of {schema[:80]}, expected {DESCRIPTORS_SCHEMA}: embed again")
+        raise InputError(f"has a header of {shown(schema)}, expected {DESCRIPTORS_SCHEMA}: embed again")
     try:
         return from_record(DescriptorHeader, record)
     except ValueError as error:

@@ -32,6 +32,7 @@ from netvlad_deploy.support.formats import (
     is_checkpoint,
     naming,
     reading,
+    shown,
 )
 from netvlad_deploy.support.require import require
 
@@ -190,7 +191,9 @@ class _Walk:
             if not may_hold or not isinstance(key, str | int):
                 continue
             if (length := sum(map(len, (*containers, start, name := str(key))))) > MAX_NAME_LENGTH:
-                raise InputError(f"{self._path} is no checkpoint: a name of {length} characters begins {name[:40]}")
+                raise InputError(
+                    f"{self._path} is no checkpoint: a name of {length} characters begins {shown(name, 40)}"
+                )
             if _attributes(value) is not None and attributes is not None:
                 yield from self.below(value, containers, f"{start}{name}.", depth + 1)
             elif _attributes(value) is not None or (isinstance(value, Mapping) and isinstance(key, str)):

@@ -43,11 +43,11 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
     (2, 1, 4)
     """
     clusters, clusters2 = (_read(arrays, name) for name in ("clusters", "clusters2"))
-    layout = (clusters.ndim, clusters2.ndim) == (2, 3) and clusters.shape[0] == clusters2.shape[1]
+    layout = (clusters.ndim, clusters2.ndim) == (2, 3) and clusters2.shape[:2] == (1, len(clusters))
     if not layout or clusters.shape[1] < clusters2.shape[2]:
         raise InputError(f"clusters {clusters.shape} and clusters2 {clusters2.shape} are not (D,K+G) and (1,D,K)")
     columns = clusters.shape[1]
-    marks = {name: bool(_read(arrays, name)) for name in MARKS if name in arrays}
+    marks = {name: bool(_number(arrays, name)) for name in MARKS if name in arrays}
     projection = _linear_map(arrays, PROJECTION, clusters2.size)
     return ReferenceParameters(
         clusters=clusters,
@@ -67,21 +67,30 @@ def parameters_from_arrays(arrays: Mapping[str, Array]) -> ReferenceParameters:
 def _finite(arrays: Mapping[str, Array], name: str) -> Array:
     """Return the array of this name, in its own dtype.
 
-    Raises: InputError if it is missing, or its values are not real numbers, or not all finite.
+    Raises: InputError if it is missing or empty, or its values are not real numbers, or not all finite.
     """
     if name not in arrays:
         raise InputError(f"reference parameters lack {name}")
     values = arrays[name]
     if values.dtype.kind not in "biuf":
         raise InputError(f"reference parameter {name} is {values.dtype}, expected real numbers")
+    if not values.size:
+        raise InputError(f"reference parameter {name} is empty, of shape {values.shape}")
     # NaN is the minimum and maximum of any array that holds one: no mask as large as a projection is needed.
-    if values.size and not np.isfinite([values.min(), values.max()]).all():
+    if not np.isfinite([values.min(), values.max()]).all():
         raise InputError(f"reference parameter {name} is not finite")
     return values
 
 
 def _read(arrays: Mapping[str, Array], name: str) -> Float64:
     return np.asarray(_finite(arrays, name), dtype=np.float64)
+
+
+def _number(arrays: Mapping[str, Array], name: str) -> float:
+    values = _read(arrays, name)
+    if values.size != 1:
+        raise InputError(f"{name} has shape {values.shape}, expected one number")
+    return float(values.item())
 
 
 def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
@@ -94,10 +103,9 @@ def _vector(arrays: Mapping[str, Array], name: str, length: int) -> Float64:
 def _batch_norm(arrays: Mapping[str, Array], layer: str, columns: int) -> BatchNorm | None:
     if not any(name.startswith(f"{layer}.") for name in arrays):
         return None
-    (eps,) = _vector({"eps": np.reshape(_read(arrays, f"{layer}.eps"), -1)}, "eps", 1)
     names = ("weight", "bias", "running_mean", "running_var")
     vectors = {name: _vector(arrays, f"{layer}.{name}", columns) for name in names}
-    return BatchNorm(**vectors, eps=float(eps))
+    return BatchNorm(**vectors, eps=_number(arrays, f"{layer}.eps"))
 
 
 def _linear_map(arrays: Mapping[str, Array], layer: str, inputs: int) -> LinearMap | None:

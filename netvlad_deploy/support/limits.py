@@ -78,7 +78,11 @@ def check_limit(name: str, value: float) -> None:
     if limit.holds(value):
         return
     reason = "" if value < limit.least else f" ({limit.reason})"
-    raise UsageError(f"{name.replace('_', '-')} is {value:.12g}, expected {range_words(name)}{reason}")
+    try:
+        found = f"{value:.12g}"
+    except OverflowError:  # a whole number that no float can hold
+        found = "a number of over 308 digits"
+    raise UsageError(f"{name.replace('_', '-')} is {found}, expected {range_words(name)}{reason}")
 
 
 def range_words(name: str) -> str:

@@ -10,11 +10,14 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from netvlad_deploy.errors import NetVLADDeployError
 
 RecordType = TypeVar("RecordType")
+
+LARGEST_WHOLE: Final = 2**64
+"""No count, size or time is larger. JSON may hold numbers that no float can, and whoever divides one would fail."""
 
 
 def from_record(kind: type[RecordType], record: object, **given: Any) -> RecordType:
@@ -62,6 +65,8 @@ def field_names(kind: Any) -> set[str]:
 def _value(hint: Any, value: object, where: str) -> Any:
     """Return a JSON value as the type that a field has; `where` names the field in errors."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if type(value) is int and abs(value) > LARGEST_WHOLE:
+        raise ValueError(f"{where} is {_shown(value)}, expected at most 2^64")
     if origin in (Union, types.UnionType):
         return _one_of(arguments, value, where)
     if is_dataclass(hint):
@@ -69,7 +74,7 @@ def _value(hint: Any, value: object, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return _tuple(arguments, value, where)
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
-        return {key: _value(arguments[1], item, f"{where}.{key[:40]}") for key, item in value.items()}
+        return {key: _value(arguments[1], item, f"{where}.{ascii(key[:40])[1:-1]}") for key, item in value.items()}
     if hint is float and type(value) is int and abs(value) <= 2**53:
         return float(value)
     if hint in (str, int, float, bool, type(None)) and type(value) is hint:

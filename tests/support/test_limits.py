@@ -24,7 +24,7 @@ def test_each_limit_holds_its_ends_and_has_a_reason(name: str) -> None:
     limit = LIMITS[name]
     check_limit(name, limit.least)
     check_limit(name, limit.most)
-    for value in (limit.least - 1, math.nan, -math.inf):
+    for value in (limit.least - 1, math.nan, -math.inf, 10**400, -(10**400)):
         with pytest.raises(UsageError, match="expected"):
             check_limit(name, value)
     with pytest.raises(UsageError) as caught:
