@@ -22,7 +22,7 @@ from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.files import Staging
 from netvlad_deploy.support.formats import naming, reading, shown
-from netvlad_deploy.support.hdf5 import read_bounded_dataset, walk
+from netvlad_deploy.support.hdf5 import open_hdf5, read_bounded_dataset, walk
 from netvlad_deploy.support.require import require
 
 GLOBAL: Final = "global_descriptor"
@@ -126,5 +126,5 @@ def _found(h5py: Any, file: Any) -> Iterator[tuple[str, Any, Any]]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     h5py = require("h5py", extra="hdf5")
-    with reading(path), naming(path), h5py.File(path, "r") as file:
+    with reading(path), naming(path), open_hdf5(h5py, path) as file:
         yield h5py, file

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from netvlad_deploy.errors import InputError
 from netvlad_deploy.support.formats import KERAS_WITHOUT_NAMES
-from netvlad_deploy.support.hdf5 import member
+from netvlad_deploy.support.hdf5 import member, open_hdf5
 from netvlad_deploy.support.require import require
 
 WEIGHTS_GROUP: Final = "model_weights"
@@ -40,7 +40,7 @@ def read_keras(path: Path) -> dict[str, Tensor]:
     h5py = require("h5py", extra="keras")
     left = MAX_RATIO * path.stat().st_size
     tensors: dict[str, Tensor] = {}
-    with h5py.File(path, "r") as file:
+    with open_hdf5(h5py, path) as file:
         root = member(h5py, file, WEIGHTS_GROUP) if WEIGHTS_GROUP in file else file
         if not any(mark in root.attrs for mark in LISTED):
             if "layers" in root or "_layer_checkpoint_dependencies" in root:

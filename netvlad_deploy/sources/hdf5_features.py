@@ -18,7 +18,7 @@ from netvlad_deploy.sources.image_folders import item_of_file
 from netvlad_deploy.spec.items import Item, Load
 from netvlad_deploy.support.arrays import Array
 from netvlad_deploy.support.formats import naming, reading, shown
-from netvlad_deploy.support.hdf5 import member, read_bounded_dataset, walk
+from netvlad_deploy.support.hdf5 import member, open_hdf5, read_bounded_dataset, walk
 from netvlad_deploy.support.require import require
 
 LOG = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Hdf5Features(FeatureFile):
         """
         whole = item_of_file(self.path, self.path.name)
         h5py = require("h5py", extra="hdf5")
-        with reading(self.path), naming(self.path), h5py.File(self.path, "r") as file:
+        with reading(self.path), naming(self.path), open_hdf5(h5py, self.path) as file:
             for path, group, dataset in walk(h5py, file):
                 name, _, last = path.rpartition("/")
                 of_image = bool(name) and LOCAL_FEATURES in group
@@ -57,8 +57,8 @@ class Hdf5Features(FeatureFile):
         Raises: InputError as `items`.
         """
         h5py = require("h5py", extra="hdf5")
-        with reading(self.path):
-            file = h5py.File(self.path, "r")
+        with reading(self.path), naming(self.path):
+            file = open_hdf5(h5py, self.path)
         for item in items:
             yield item, partial(self._read, h5py, file, item.part)
 

@@ -2,15 +2,52 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.support.formats import shown
+from netvlad_deploy.support.formats import HDF5_MAGIC, shown
 
 MAX_LINK_LENGTH: Final = 4_095
 MAX_DEPTH: Final = 64
 LEAST_LINK_BYTES: Final = 8
 """Fewest bytes that a link takes in a file. Source: HDF5 File Format Specification 3.0, IV.A.2.g, link message."""
+
+
+SUPERBLOCK_BYTES: Final = 96
+"""Bytes of a superblock of version 0 or 1 that are looked at."""
+
+FIRST_USER_BLOCK: Final = 512
+"""A superblock stands at the start of a file, at this place, or at twice or four times that, and so on."""
+
+
+def open_hdf5(h5py: Any, path: Path) -> Any:
+    """Return an HDF5 file, open for reading.
+
+    Raises: InputError if it is one of several files that are read as one: an old superblock may then claim a block of
+        4 GiB, for which the HDF5 library takes memory; errors of `formats.READER_ERRORS` if it is damaged.
+    """
+    if _has_driver_block(path):
+        raise InputError("is one of several files of HDF5's multi or family driver: h5repack them into one file")
+    return h5py.File(path, "r")
+
+
+def _has_driver_block(path: Path) -> bool:
+    """Return True if a superblock of version 0 or 1 has the address of a block for a driver.
+
+    Source: HDF5 File Format Specification 3.0, II.A and II.B, superblock and file driver info.
+    """
+    with path.open("rb") as stream:
+        size, place = stream.seek(0, 2), 0
+        while place < size:
+            stream.seek(place)
+            block = stream.read(SUPERBLOCK_BYTES)
+            if block.startswith(HDF5_MAGIC) and len(block) == SUPERBLOCK_BYTES:
+                version, width = block[8], block[13]
+                start = (24 if version == 0 else 28) + 3 * width
+                return version <= 1 and block[start : start + width] != b"\xff" * width
+            place = max(FIRST_USER_BLOCK, 2 * place)
+    return False
 
 
 def member(h5py: Any, group: Any, name: str) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from netvlad_deploy.errors import InputError
-from netvlad_deploy.support.hdf5 import MAX_DEPTH, walk
+from netvlad_deploy.support.hdf5 import MAX_DEPTH, open_hdf5, walk
 
 h5py = pytest.importorskip("h5py")
 pytestmark = pytest.mark.bulk
@@ -34,3 +34,26 @@ def test_a_group_that_holds_itself_is_refused(tmp_path: Path) -> None:
         file["a/a"] = file.create_group("a")
         with pytest.raises(InputError, match=f"groups within groups over {MAX_DEPTH} deep"):
             list(walk(h5py, file))
+
+
+@pytest.mark.parametrize("user_block", [0, 512, 2048])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_a_file_is_opened_wherever_its_superblock_stands(tmp_path: Path, user_block: int, libver: str) -> None:
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w", userblock_size=user_block, libver=libver) as file:
+        file["x"] = [1.0]
+    with open_hdf5(h5py, path) as file:
+        assert list(file["x"]) == [1.0]
+
+
+@pytest.mark.parametrize("user_block", [0, 512])
+def test_a_file_with_a_block_for_a_driver_is_refused_before_it_is_opened(tmp_path: Path, user_block: int) -> None:
+    """The block would begin where the file has other bytes, and these say that it has over 1 GiB."""
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w", userblock_size=user_block, libver="earliest") as file:
+        file["x"] = [1.0]
+    content = bytearray(path.read_bytes())
+    content[user_block + 48 : user_block + 56] = (96).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="one of several files of HDF5's multi or family driver"):
+        open_hdf5(h5py, path)
