@@ -24,11 +24,14 @@ FIRST_USER_BLOCK: Final = 512
 def open_hdf5(h5py: Any, path: Path) -> Any:
     """Return an HDF5 file, open for reading.
 
-    Raises: InputError if it is one of several files that are read as one: an old superblock may then claim a block of
-        4 GiB, for which the HDF5 library takes memory; errors of `formats.READER_ERRORS` if it is damaged.
+    Raises: InputError if its superblock has a block for a driver, as one of several files that are read as one has: it
+        may claim 4 GiB, and the HDF5 library takes that memory; errors of `formats.READER_ERRORS` if it is damaged.
     """
     if _has_driver_block(path):
-        raise InputError("is one of several files of HDF5's multi or family driver: h5repack them into one file")
+        raise InputError(
+            "is damaged, or one of several files of HDF5's multi or family driver: "
+            "fetch it again, or h5repack them into one"
+        )
     return h5py.File(path, "r")
 
 

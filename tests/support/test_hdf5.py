@@ -47,13 +47,21 @@ def test_a_file_is_opened_wherever_its_superblock_stands(tmp_path: Path, user_bl
 
 
 @pytest.mark.parametrize("user_block", [0, 512])
-def test_a_file_with_a_block_for_a_driver_is_refused_before_it_is_opened(tmp_path: Path, user_block: int) -> None:
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_file_with_a_block_for_a_driver_is_refused_before_it_is_opened(
+    tmp_path: Path, user_block: int, version: int
+) -> None:
     """The block would begin where the file has other bytes, and these say that it has over 1 GiB."""
     path = tmp_path / "m.h5"
     with h5py.File(path, "w", userblock_size=user_block, libver="earliest") as file:
         file["x"] = [1.0]
     content = bytearray(path.read_bytes())
-    content[user_block + 48 : user_block + 56] = (96).to_bytes(8, "little")
+    if version == 1:  # which has four bytes more before the addresses; h5py writes none
+        content[user_block + 8] = 1
+        content[user_block + 24 : user_block + 24] = bytes(4)
+    place = user_block + 48 + 4 * version
+    assert content[place : place + 8] == b"\xff" * 8
+    content[place : place + 8] = (96).to_bytes(8, "little")
     path.write_bytes(content)
     with pytest.raises(InputError, match="one of several files of HDF5's multi or family driver"):
         open_hdf5(h5py, path)
